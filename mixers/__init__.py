@@ -1,0 +1,6 @@
+"""Token mixers behind one interface. Knows torch and kernels; knows nothing of data, training or suites."""
+
+from mixers.interface import Cost, Mixer, MixerConfig, State
+from mixers.registry import build_mixer, register_mixer
+
+__all__ = ["Cost", "Mixer", "MixerConfig", "State", "build_mixer", "register_mixer"]

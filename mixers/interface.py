@@ -1,0 +1,130 @@
+"""The one interface of everything that is compared.
+
+A token mixer maps [B, T, D] to [B, T, D] causally and can stop and continue: a sequence fed whole, in pieces
+through `state`, or token by token gives the same output, and packed sequences never see each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+State = dict[str, Tensor]
+"""Everything a mixer carries from one token to the next. Every tensor is batch-first."""
+
+
+class MixerConfig(BaseModel):
+    """Base of every mixer's options. Closed: a key that the mixer does not know is an error, never ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a mixer costs, from its shapes alone.
+
+    parameters: learnable numbers.
+    state_floats: numbers that the recurrence carries per sequence, convolution tails not counted;
+        for attention the keys and values of the whole context (or window).
+    flops_per_token: floating-point operations of the forward pass per token, two per multiply-add,
+        averaged over a sequence of the length asked for.
+    """
+
+    parameters: int
+    state_floats: int
+    flops_per_token: float
+
+
+class Mixer(nn.Module):
+    """Base class of all token mixers.
+
+    Subclasses set `config_class`, take `(d_model, config)` and implement `mix` and `cost`.
+    """
+
+    config_class: type[MixerConfig]
+
+    def __init__(self, d_model: int, config: MixerConfig):
+        super().__init__()
+        self.d_model = d_model
+        self.config = config
+
+    def forward(
+        self,
+        x: Tensor,
+        state: State | None = None,
+        cu_seqlens: Tensor | None = None,
+        return_state: bool = False,
+    ) -> tuple[Tensor, State | None]:
+        """x: [B, T, D] → (y [B, T, D], state or None).
+
+        cu_seqlens: [N+1] integer offsets of N sequences packed along T, with B = 1; then `state` is batched over
+        N. `state` is never modified in place. Raises ValueError for shapes outside this contract.
+        """
+        if x.dim() != 3 or x.shape[-1] != self.d_model:
+            raise ValueError(f"x: expected [B, T, {self.d_model}], got {list(x.shape)}")
+        if cu_seqlens is None:
+            return self.mix(x, state, return_state)
+        return packed(self.mix, x, state, cu_seqlens, return_state)
+
+    def mix(self, x: Tensor, state: State | None, return_state: bool) -> tuple[Tensor, State | None]:
+        """The mixer itself on sequences of one length: what `forward` promises, without packing."""
+        raise NotImplementedError
+
+    def cost(self, seq_len: int) -> Cost:
+        """Parameters, state and forward FLOPs a token at sequences of `seq_len` tokens."""
+        raise NotImplementedError
+
+    @staticmethod
+    def cat_states(states: list[State]) -> State:
+        """Join states along the batch. Attention overrides it, since its caches differ in length."""
+        return {key: torch.cat([s[key] for s in states]) for key in states[0]}
+
+    def parameter_count(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+
+def index_state(state: State, index: Tensor | slice | list[int]) -> State:
+    """Pick, repeat or reorder the sequences of a state."""
+    return {key: value[index] for key, value in state.items()}
+
+
+def check_cu_seqlens(x: Tensor, cu_seqlens: Tensor) -> list[int]:
+    """Offsets as a list, or ValueError naming what is wrong with them."""
+    offsets = cu_seqlens.tolist()
+    if x.shape[0] != 1:
+        raise ValueError(f"cu_seqlens: packed sequences need a batch of 1, got {x.shape[0]}")
+    if offsets[0] != 0 or offsets[-1] != x.shape[1] or any(b <= a for a, b in zip(offsets, offsets[1:], strict=False)):
+        raise ValueError(f"cu_seqlens: expected offsets rising from 0 to {x.shape[1]}, got {offsets}")
+    return offsets
+
+
+def packed(
+    mix: Callable[[Tensor, State | None, bool], tuple[Tensor, State | None]],
+    x: Tensor,
+    state: State | None,
+    cu_seqlens: Tensor,
+    return_state: bool,
+) -> tuple[Tensor, State | None]:
+    """Run `mix` over packed sequences, those of equal length together: no padding, no masks."""
+    offsets = check_cu_seqlens(x, cu_seqlens)
+    by_length: dict[int, list[int]] = {}
+    for i, (a, b) in enumerate(zip(offsets, offsets[1:], strict=False)):
+        by_length.setdefault(b - a, []).append(i)
+    outputs: dict[int, Tensor] = {}
+    states: dict[int, State] = {}
+    for length, members in by_length.items():
+        rows = torch.cat([x[:, offsets[i] : offsets[i] + length] for i in members])
+        y, s = mix(rows, None if state is None else index_state(state, members), return_state)
+        for row, i in enumerate(members):
+            outputs[i] = y[row : row + 1]
+            if s is not None:
+                states[i] = index_state(s, slice(row, row + 1))
+    y = torch.cat([outputs[i] for i in range(len(outputs))], dim=1)
+    if not return_state:
+        return y, None
+    owner = getattr(mix, "__self__", Mixer)
+    return y, owner.cat_states([states[i] for i in range(len(outputs))])
