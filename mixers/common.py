@@ -1,0 +1,73 @@
+"""Small modules that several mixers share."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def accumulator_dtype(*tensors: Tensor) -> torch.dtype:
+    """fp32, or fp64 when an input is: what states and sums are kept in."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+class ShortConvolution(nn.Module):
+    """Causal depthwise convolution over time, then SiLU.
+
+    `weight` is [C, 1, W] and `bias` [C], as in `torch.nn.Conv1d`, so that the weights of fla's ShortConvolution
+    and of mamba-ssm's conv1d load by name.
+    """
+
+    def __init__(self, channels: int, width: int = 4, bias: bool = False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, 1, width))
+        self.bias = nn.Parameter(torch.empty(channels)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As torch.nn.Conv1d initialises a depthwise kernel: uniform in ±1/√W."""
+        bound = 1 / math.sqrt(self.weight.shape[-1])
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: Tensor, tail: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x: [B, T, C]; tail: the last W-1 inputs before it, [B, W-1, C], zeros if None → (y, new tail)."""
+        channels, _, width = self.weight.shape
+        if tail is None:
+            tail = x.new_zeros(x.shape[0], width - 1, channels)
+        padded = torch.cat([tail.to(x.dtype), x], 1)
+        y = F.conv1d(padded.transpose(1, 2), self.weight.to(x.dtype), self.bias, groups=channels).transpose(1, 2)
+        return F.silu(y), padded[:, padded.shape[1] - (width - 1) :]
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · weight over the last axis, computed in at least fp32."""
+
+    def __init__(self, size: int, eps: float = 1e-5):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.to(accumulator_dtype(x))
+        h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + self.eps)
+        return (h * self.weight).to(x.dtype)
+
+
+def inverse_softplus_dt(size: int, dt_min: float = 0.001, dt_max: float = 0.1, floor: float = 1e-4) -> Tensor:
+    """Time steps log-uniform in [dt_min, dt_max], floored, as the inverse softplus that `dt_bias` stores."""
+    dt = torch.exp(torch.rand(size) * (math.log(dt_max) - math.log(dt_min)) + math.log(dt_min)).clamp(min=floor)
+    return dt + torch.log(-torch.expm1(-dt))
+
+
+def require(condition: bool, message: str) -> None:
+    """ValueError with `message` (field, value, remedy) unless the condition holds."""
+    if not condition:
+        raise ValueError(message)

@@ -1,0 +1,55 @@
+"""Sums of log-decays between tokens, without ever subtracting two cumulative sums.
+
+A difference of cumulative sums loses all digits behind one step that forgets everything, and the factored form
+exp(G_r) · exp(-G_s) overflows. Here blocks are doubled: within a pair of neighbouring blocks the decay from a
+token s on the left to a token r on the right is (what lies behind s on the left) + (the right up to r). Both are
+sums of numbers of one sign, so both factors of the product of exponentials lie in [0, 1].
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def double_sums(prefix: Tensor, suffix: Tensor) -> tuple[Tensor, Tensor]:
+    """Prefix and suffix sums of blocks of m tokens → of blocks of 2m tokens.
+
+    prefix, suffix: [..., n, m, K] with an even n; prefix includes the token itself, suffix is what follows it.
+    Returns both as [..., n/2, 2m, K].
+    """
+    left_p, right_p = prefix.unflatten(-3, (-1, 2)).unbind(-3)
+    left_s, right_s = suffix.unflatten(-3, (-1, 2)).unbind(-3)
+    return (
+        torch.cat([left_p, right_p + left_p[..., -1:, :]], -2),
+        torch.cat([left_s + right_p[..., -1:, :], right_s], -2),
+    )
+
+
+def segment_sums(g: Tensor) -> Tensor:
+    """Log-decays of a chunk → the decay between every two of its tokens.
+
+    g: [..., C] with C a power of two, g ≤ 0. Returns D: [..., C, C], D[r, s] = Σ_{s<i≤r} g_i for s ≤ r and
+    -inf above the diagonal, so that exp(D) is the causal decay matrix.
+    """
+    size = g.shape[-1]
+    prefix = g.unsqueeze(-1).unsqueeze(-1)  # [..., C, 1, 1]: blocks of one token
+    suffix = torch.zeros_like(prefix)
+    sums = torch.zeros_like(prefix)  # [..., n, m, m]
+    m = 1
+    while m < size:
+        left, right = sums.unflatten(-3, (-1, 2)).unbind(-3)
+        right_p = prefix.unflatten(-3, (-1, 2)).select(-3, 1)
+        left_s = suffix.unflatten(-3, (-1, 2)).select(-3, 0)
+        cross = right_p + left_s.transpose(-1, -2)
+        above = torch.full_like(cross, -torch.inf)
+        sums = torch.cat([torch.cat([left, above], -1), torch.cat([cross, right], -1)], -2)
+        prefix, suffix = double_sums(prefix, suffix)
+        m *= 2
+    return sums.squeeze(-3)
+
+
+def prefix_suffix(g: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Inclusive prefix sums of g along `dim`, and the sums of all that follows each entry."""
+    following = torch.cat([g.narrow(dim, 1, g.shape[dim] - 1), torch.zeros_like(g.narrow(dim, 0, 1))], dim)
+    return g.cumsum(dim), following.flip(dim).cumsum(dim).flip(dim)
