@@ -71,3 +71,9 @@ def require(condition: bool, message: str) -> None:
     """ValueError with `message` (field, value, remedy) unless the condition holds."""
     if not condition:
         raise ValueError(message)
+
+
+def l2_normalise(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """x / √(Σ x² + eps) over the last axis, computed in at least fp32."""
+    h = x.to(accumulator_dtype(x))
+    return (h * torch.rsqrt(h.square().sum(-1, keepdim=True) + eps)).to(x.dtype)

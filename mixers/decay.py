@@ -27,26 +27,15 @@ def double_sums(prefix: Tensor, suffix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def segment_sums(g: Tensor) -> Tensor:
-    """Log-decays of a chunk → the decay between every two of its tokens.
+    """Log-decays of a chunk → the decay between every two of its tokens, each summed on its own.
 
-    g: [..., C] with C a power of two, g ≤ 0. Returns D: [..., C, C], D[r, s] = Σ_{s<i≤r} g_i for s ≤ r and
-    -inf above the diagonal, so that exp(D) is the causal decay matrix.
+    g: [..., C], g ≤ 0. Returns D: [..., C, C], D[r, s] = Σ_{s<i≤r} g_i for s ≤ r and -inf above the diagonal, so
+    that exp(D) is the causal decay matrix.
     """
     size = g.shape[-1]
-    prefix = g.unsqueeze(-1).unsqueeze(-1)  # [..., C, 1, 1]: blocks of one token
-    suffix = torch.zeros_like(prefix)
-    sums = torch.zeros_like(prefix)  # [..., n, m, m]
-    m = 1
-    while m < size:
-        left, right = sums.unflatten(-3, (-1, 2)).unbind(-3)
-        right_p = prefix.unflatten(-3, (-1, 2)).select(-3, 1)
-        left_s = suffix.unflatten(-3, (-1, 2)).select(-3, 0)
-        cross = right_p + left_s.transpose(-1, -2)
-        above = torch.full_like(cross, -torch.inf)
-        sums = torch.cat([torch.cat([left, above], -1), torch.cat([cross, right], -1)], -2)
-        prefix, suffix = double_sums(prefix, suffix)
-        m *= 2
-    return sums.squeeze(-3)
+    causal = torch.ones(size, size, dtype=torch.bool, device=g.device).tril()
+    own = g.unsqueeze(-1).expand(*g.shape, size).masked_fill(~causal.tril(-1), 0)
+    return own.cumsum(-2).masked_fill(~causal, -torch.inf)
 
 
 def prefix_suffix(g: Tensor, dim: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,213 @@
+"""The schema of an experiment, and how one file becomes runs.
+
+Everything is closed: an unknown key is an error that names it. A run is identified by the hash of its resolved
+configuration, so the same run asked for twice, from whatever file, is one run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import ValidationError, model_validator
+
+from harness.matching import matched_config
+from harness.model import Layout, ModelConfig
+from harness.presets import preset
+from mixers.registry import get, mixer_config
+
+EXPERIMENTS = Path(__file__).parent / "experiments"
+
+
+class Closed(BaseModel):
+    """Base of all configuration: unknown keys are errors, values cannot change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Closed):
+    """What is trained on.
+
+    source: `embedded`, or a folder made by `run.py data prepare`. tokenizer: `embedded`, a tokenizer.json, or a Hub
+    name; must be the one the shards were made with. seq_len: tokens a row. mixture: shares of the rows that come
+    from text and from the synthetic tasks of harness.synthetic; they sum to 1.
+    """
+
+    source: str = "embedded"
+    tokenizer: str = "embedded"
+    seq_len: PositiveInt
+    mixture: dict[str, PositiveFloat] = {"text": 1.0}
+
+    @model_validator(mode="after")
+    def _shares(self) -> DataConfig:
+        if abs(sum(self.mixture.values()) - 1) > 1e-9:
+            raise ValueError(f"mixture: shares sum to {sum(self.mixture.values()):g}, expected 1; change one of them")
+        return self
+
+
+class TrainConfig(Closed):
+    """The recipe; defaults are the paper's (arXiv 2605.22791) where it states one.
+
+    tokens: how many are seen in all. batch_rows × accumulation rows of seq_len tokens make one optimiser step.
+    lr: peak; cosine down to final_lr_ratio · lr after warmup_ratio of the tokens. weight_decay reaches matrices only,
+    embedding included; not norms, biases, other vectors, A_log, dt_bias. dtype: of activations;
+    `auto` is bf16 on a GPU that has it and fp32 elsewhere. checkpoint_every: optimiser steps between checkpoints.
+    threads: CPU threads of the run.
+    """
+
+    tokens: PositiveInt
+    batch_rows: PositiveInt
+    accumulation: PositiveInt = 1
+    lr: PositiveFloat = 4e-4
+    final_lr_ratio: NonNegativeFloat = 0.1
+    warmup_ratio: NonNegativeFloat = 0.01
+    weight_decay: NonNegativeFloat = 0.1
+    betas: tuple[NonNegativeFloat, NonNegativeFloat] = (0.9, 0.95)
+    clip: PositiveFloat = 1.0
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    checkpoint_every: PositiveInt = 1000
+    threads: PositiveInt | None = None
+
+
+class MixerSpec(Closed):
+    """One model of an experiment. label: its row in tables, by default the mixer's display name and layout."""
+
+    mixer: str
+    layout: Layout | None = None
+    options: dict[str, Any] = {}
+    label: str | None = None
+
+
+class Experiment(Closed):
+    """An experiment file: mixers × layouts × seeds at one scale, trained one way and measured by the suites.
+
+    layouts: where a mixer names none itself; attention is always its own layout. suites: options per suite.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
+    description: str = ""
+    preset: str
+    mixers: list[MixerSpec] = Field(min_length=1)
+    layouts: list[Literal["recurrent", "hybrid"]] = ["recurrent"]
+    seeds: list[NonNegativeInt] = Field(default=[0], min_length=1)
+    data: DataConfig
+    train: TrainConfig
+    suites: dict[str, dict[str, Any]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_names(cls, values: Any) -> Any:
+        """Let a mixer be written as its name alone."""
+        if isinstance(values, dict) and isinstance(values.get("mixers"), list):
+            mixers = [{"mixer": m} if isinstance(m, str) else m for m in values["mixers"]]
+            return values | {"mixers": mixers}
+        return values
+
+
+class RunConfig(Closed):
+    """One run, resolved: nothing about it is decided later. `label` is how tables call it and not part of its id."""
+
+    label: str
+    mixer: str
+    layout: Layout
+    preset: str
+    seed: NonNegativeInt
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+
+    @property
+    def hash(self) -> str:
+        """Of everything that changes what is trained."""
+        content = self.model_dump(mode="json", exclude={"label"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def run_id(self) -> str:
+        return f"{self.mixer}-{self.layout}-s{self.seed}-{self.hash[:8]}"
+
+
+def describe(error: ValidationError, subject: str) -> str:
+    """The first fault of a pydantic error as one line: field, what is wrong, the value."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = "unknown field; remove it or correct its name"
+    value = "" if first["type"] in ("missing", "value_error") else f" (got {first['input']!r})"
+    return f"{subject}: {field}: {message}{value}" if field else f"{subject}: {message}"
+
+
+def load_experiment(path_or_name: str | Path, overrides: list[str] | None = None) -> Experiment:
+    """Read an experiment from a file, or by the name of one in harness/experiments.
+
+    overrides: `a.b=value` with a YAML value, applied before validation. Raises ValueError with one line.
+    """
+    path = Path(path_or_name)
+    if not path.suffix and not path.exists():
+        path = EXPERIMENTS / f"{path_or_name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in EXPERIMENTS.glob("*.yaml")))
+        raise ValueError(f"experiment: no file {path_or_name!s}; give a path, or one of: {known}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a mapping of fields, got {type(values).__name__}")
+    for override in overrides or []:
+        _override(values, override)
+    try:
+        return Experiment(**values)
+    except ValidationError as error:
+        raise ValueError(describe(error, str(path))) from None
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise ValueError(f"--set: expected a.b=value, got {override!r}")
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"--set: {key!r} goes through {parent!r}, which is no mapping")
+    values[last] = yaml.safe_load(text)
+
+
+def expand(experiment: Experiment, vocab_size: int) -> list[RunConfig]:
+    """All runs of an experiment, their models matched. Raises ValueError for the first that cannot be built.
+
+    vocab_size: that of the tokenizer in use; it replaces the preset's.
+    """
+    scale = preset(experiment.preset)
+    runs: dict[str, RunConfig] = {}
+    for spec in experiment.mixers:
+        attention = spec.mixer == "attention"
+        layouts = ["attention"] if attention else [spec.layout] if spec.layout else experiment.layouts
+        entry = get(spec.mixer)
+        mixer_config(spec.mixer, scale.mixers.get(spec.mixer, {}) | spec.options)
+        for layout in layouts:
+            model = matched_config(experiment.preset, layout, spec.mixer, spec.options, vocab_size)
+            for seed in experiment.seeds:
+                run = RunConfig(
+                    label=spec.label or entry.display,
+                    mixer=spec.mixer,
+                    layout=layout,
+                    preset=experiment.preset,
+                    seed=seed,
+                    model=model,
+                    data=experiment.data,
+                    train=experiment.train,
+                )
+                if run.run_id in runs:
+                    raise ValueError(
+                        f"{experiment.name}: mixers: {spec.mixer} ({layout}) is listed twice with the same options; "
+                        "remove one"
+                    )
+                runs[run.run_id] = run
+    return list(runs.values())

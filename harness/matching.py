@@ -1,0 +1,92 @@
+"""Equal terms: MLP widths such that every mixer's model has the same number of non-embedding parameters.
+
+The target is Gated DeltaNet-2 in the recurrent layout at the preset's reference MLP width. Widths are multiples of
+32; where the quotient is not whole, some blocks get 32 more than others, spread evenly over the depth.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from harness.model import LanguageModel, Layout, ModelConfig
+from harness.presets import Preset, preset
+
+WIDTH_STEP = 32
+TOLERANCE = 0.005
+
+
+def _config(
+    scale: Preset, layout: Layout, mixer: str, options: dict[str, Any], widths: list[int], vocab_size: int
+) -> ModelConfig:
+    base = scale.mixers.get(mixer, {})
+    return ModelConfig(
+        layout=layout,
+        mixer=mixer,
+        mixer_options=base | options,
+        attention_options=scale.hybrid_attention if layout == "hybrid" else {},
+        d_model=scale.d_model,
+        mlp_widths=widths,
+        vocab_size=vocab_size,
+        tie_embeddings=scale.tie_embeddings,
+    )
+
+
+def meta_model(config: ModelConfig) -> LanguageModel:
+    """The model without its weights: shapes, counts and costs at any scale, at once."""
+    with torch.device("meta"):
+        return LanguageModel(config)
+
+
+@lru_cache
+def target_parameters(preset_name: str) -> int:
+    """Non-embedding parameters that every model of the preset matches."""
+    scale = preset(preset_name)
+    widths = [scale.reference_mlp_width["recurrent"]] * scale.layers
+    config = _config(scale, "recurrent", "gdn2", {}, widths, scale.vocab_size)
+    return meta_model(config).cost(scale.context).non_embedding_params
+
+
+def spread(units: int, layers: int) -> list[int]:
+    """`units` steps of WIDTH_STEP over the layers, as evenly as whole steps allow."""
+    return [WIDTH_STEP * ((i + 1) * units // layers - i * units // layers) for i in range(layers)]
+
+
+def matched_config(
+    preset_name: str,
+    layout: Layout,
+    mixer: str,
+    options: dict[str, Any] | None = None,
+    vocab_size: int | None = None,
+) -> ModelConfig:
+    """The model of `mixer` in `layout` whose non-embedding parameters match the preset's target within 0.5%.
+
+    options override the preset's geometry of the mixer. Raises ValueError with the reason when no MLP width, in
+    multiples of 32, comes that close, and for whatever the mixer or the layout does not accept.
+    """
+    scale, options = preset(preset_name), options or {}
+    vocab_size = vocab_size or scale.vocab_size
+    if mixer not in scale.mixers and not options:
+        raise ValueError(f"mixer: preset {preset_name!r} has no geometry for {mixer!r}; give its options")
+    target = target_parameters(preset_name)
+    narrowest = [WIDTH_STEP] * scale.layers
+    config = _config(scale, layout, mixer, options, narrowest, vocab_size)
+    step = 3 * scale.d_model * WIDTH_STEP
+    fixed = meta_model(config).cost(scale.context).non_embedding_params - step * scale.layers
+    reference = scale.reference_mlp_width.get(layout) if mixer == "gdn2" and not options else None
+    units = round((target - fixed) / step) if reference is None else reference * scale.layers // WIDTH_STEP
+    reached = fixed + units * step
+    subject = f"matching {mixer} ({layout}) to {preset_name}"
+    if units < scale.layers:
+        raise ValueError(
+            f"{subject}: outside its MLPs the model has {fixed:,} of {target:,} parameters, which leaves none for "
+            f"MLPs of at least {WIDTH_STEP}; choose a narrower mixer or a larger preset"
+        )
+    if abs(reached / target - 1) > TOLERANCE:
+        raise ValueError(
+            f"{subject}: the nearest MLP widths give {reached:,} parameters, {100 * (reached / target - 1):+.2f}% of "
+            f"{target:,}; one step of {WIDTH_STEP} is {step:,}; choose a larger preset or other mixer options"
+        )
+    return config.model_copy(update={"mlp_widths": spread(units, scale.layers)})

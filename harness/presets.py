@@ -1,0 +1,113 @@
+"""Model scales by name, and the geometry each mixer has there.
+
+A preset fixes width, depth, vocabulary and, per mixer, the heads, so that every recurrent mixer carries the same
+number of state floats a layer. What is left free, the MLP widths, harness.matching solves for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One scale.
+
+    layers: blocks. context: training length in tokens, at which FLOPs are stated. reference_mlp_width: the MLP
+    width of Gated DeltaNet-2; its parameter count in the recurrent layout is the target that all models match, and
+    a width given for another layout is taken as it is.
+    mixers: options per mixer. hybrid_attention: the attention blocks of the hybrid layout.
+    """
+
+    d_model: int
+    layers: int
+    vocab_size: int
+    context: int
+    tie_embeddings: bool
+    reference_mlp_width: dict[str, int]
+    mixers: dict[str, dict[str, Any]] = field(repr=False)
+    hybrid_attention: dict[str, Any] = field(repr=False)
+
+
+def _geometry(
+    heads: int, head_dim: int, d_inner: int, ssm_head_dim: int, d_state: int, attention_heads: int
+) -> dict[str, dict[str, Any]]:
+    """Equal state for all: heads · head_dim² = d_inner · d_state."""
+    if heads * head_dim**2 != d_inner * d_state:
+        raise ValueError(f"preset: states differ, {heads * head_dim**2} and {d_inner * d_state} floats a layer")
+    delta = {"heads": heads, "head_dim": head_dim}
+    ssm = {"d_inner": d_inner, "head_dim": ssm_head_dim, "d_state": d_state}
+    return {
+        "gdn2": delta,
+        "gated_deltanet": delta,
+        "kda": delta,
+        "mamba2": ssm,
+        "mamba3_siso": ssm,
+        "mamba3_mimo": ssm | {"rank": 4},
+        "attention": {"heads": attention_heads},
+    }
+
+
+PRESETS: dict[str, Preset] = {
+    # The paper's release configuration (arXiv 2605.22791, training recipe): 16 heads of 128, 262,144 floats a layer.
+    # At width 2304 an expansion of 2 would give Mamba 294,912; an inner width of 4096 restores the paper's figure.
+    "release-1.3b": Preset(
+        d_model=2304,
+        layers=18,
+        vocab_size=32000,
+        context=4096,
+        tie_embeddings=False,
+        reference_mlp_width={"recurrent": 6208, "hybrid": 6784},
+        mixers=_geometry(16, 128, d_inner=4096, ssm_head_dim=64, d_state=64, attention_heads=18),
+        hybrid_attention={"heads": 18, "window": 2048},
+    ),
+    "360m": Preset(
+        d_model=1024,
+        layers=24,
+        vocab_size=32000,
+        context=4096,
+        tie_embeddings=True,
+        reference_mlp_width={"recurrent": 2304},
+        mixers=_geometry(8, 128, d_inner=2048, ssm_head_dim=64, d_state=64, attention_heads=8),
+        hybrid_attention={"heads": 8, "window": 2048},
+    ),
+    "125m": Preset(
+        d_model=768,
+        layers=12,
+        vocab_size=32000,
+        context=4096,
+        tie_embeddings=True,
+        reference_mlp_width={"recurrent": 2048},
+        mixers=_geometry(6, 128, d_inner=1536, ssm_head_dim=64, d_state=64, attention_heads=12),
+        hybrid_attention={"heads": 12, "window": 2048},
+    ),
+    # CPU scales. Their states are as small as their widths, so that recall still separates the mixers.
+    "cpu-1m": Preset(
+        d_model=128,
+        layers=4,
+        vocab_size=4096,
+        context=256,
+        tie_embeddings=True,
+        reference_mlp_width={"recurrent": 544},
+        mixers=_geometry(4, 32, d_inner=256, ssm_head_dim=32, d_state=16, attention_heads=4),
+        hybrid_attention={"heads": 4, "window": 128},
+    ),
+    "cpu-600k": Preset(
+        d_model=64,
+        layers=4,
+        vocab_size=4096,
+        context=256,
+        tie_embeddings=True,
+        reference_mlp_width={"recurrent": 672},
+        mixers=_geometry(2, 32, d_inner=128, ssm_head_dim=32, d_state=16, attention_heads=2),
+        hybrid_attention={"heads": 2, "window": 128},
+    ),
+}
+
+
+def preset(name: str) -> Preset:
+    """The preset called `name`; ValueError listing the known ones otherwise."""
+    if name not in PRESETS:
+        raise ValueError(f"preset: unknown name {name!r}; known: {', '.join(PRESETS)}")
+    return PRESETS[name]

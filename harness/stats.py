@@ -1,0 +1,167 @@
+"""Errors of numbers, and whether two numbers differ by more than them.
+
+An estimate is a mean over seeds of a mean over samples. Its variance has two parts, and they add:
+
+    seeds     sd² / k over k ≥ 2 seeds: what training another seed would change;
+    samples   the sampling variance of one run, averaged over the runs, and not divided by k, since every seed is
+              scored on the same items: more seeds do not make the items more.
+
+The seeds' part already holds a little of the samples' part, so the sum errs on the wide side. With one seed the
+first part is unknown and left out: such an error says nothing about another seed of the same mixer. Degrees of
+freedom are Satterthwaite's, so two seeds are not trusted as twenty are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import stdtr
+
+ALPHA = 0.05
+"""Two-sided level at which two numbers count as different; about two standard errors."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A component of a variance: its value and the degrees of freedom it was estimated with."""
+
+    variance: float
+    df: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its error.
+
+    sd: standard deviation over seeds, None with one seed. seeds_part, samples_part: the parts of the squared
+    standard error, None where unknown.
+    """
+
+    value: float
+    seeds: int
+    sd: float | None
+    seeds_part: Part | None
+    samples_part: Part | None
+
+    @property
+    def parts(self) -> list[Part]:
+        return [part for part in (self.seeds_part, self.samples_part) if part is not None]
+
+    @property
+    def stderr(self) -> float | None:
+        """Standard error, None where neither seeds nor samples give one."""
+        return math.sqrt(sum(part.variance for part in self.parts)) if self.parts else None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """a - b: its standard error, degrees of freedom and two-sided p. paired: compared item by item."""
+
+    value: float
+    stderr: float
+    df: float
+    p: float
+    paired: bool
+
+
+def mean_stderr(samples: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and its standard error, sd / √n; no error with one sample. ValueError without samples."""
+    x = np.asarray(samples, dtype=np.float64)
+    if x.size == 0:
+        raise ValueError("samples: none; a mean needs at least one")
+    return float(x.mean()), float(x.std(ddof=1) / math.sqrt(x.size)) if x.size > 1 else None
+
+
+def perplexity(nll: Sequence[float], units: Sequence[float]) -> tuple[float, float | None, tuple[float, ...]]:
+    """exp(Σ nll / Σ units) over documents: (value, standard error, per-document scores).
+
+    nll: negative log-likelihood of each document in nats. units: what it is divided by: its words, or 1 each.
+    The logarithm r = Σ nll / Σ units is a ratio, linearised about itself (the delta method): document i scores
+    r + N (nll_i - r · units_i) / Σ units. The scores' mean is r, their standard error that of r, and the
+    perplexity's is that times the perplexity. Two models' scores on the same documents may be paired.
+    """
+    losses, weights = np.asarray(nll, dtype=np.float64), np.asarray(units, dtype=np.float64)
+    if losses.shape != weights.shape or losses.size == 0 or not weights.sum() > 0:
+        raise ValueError(f"nll, units: {losses.size} losses over {weights.size} units; give one of each a document")
+    r = losses.sum() / weights.sum()
+    scores = r + losses.size * (losses - r * weights) / weights.sum()
+    _, stderr = mean_stderr(scores)
+    with np.errstate(over="ignore"):
+        value = float(np.exp(r))
+    return value, None if stderr is None else value * stderr, tuple(scores.tolist())
+
+
+def proportion_floor(n: int) -> float:
+    """The standard error to report for a proportion of which all n samples agree, where the usual one is 0.
+
+    That of n + 1 samples of which one differs: all right out of 3 says less than all right out of 500.
+    """
+    p = 1 / (n + 1)
+    return math.sqrt(p * (1 - p) / n)
+
+
+def estimate(values: Sequence[float], stderrs: Sequence[float | None], counts: Sequence[int]) -> Estimate:
+    """Combine the runs of one row, a value a seed, with their sampling errors and sample counts."""
+    if not len(values) == len(stderrs) == len(counts) > 0:
+        raise ValueError(f"values: {len(values)} with {len(stderrs)} errors and {len(counts)} counts; give one a seed")
+    x = np.asarray(values, dtype=np.float64)
+    k = len(x)
+    sd = float(x.std(ddof=1)) if k > 1 else None
+    known = [e for e in stderrs if e is not None]
+    complete = len(known) == k and min(counts) > 1
+    return Estimate(
+        value=float(x.mean()),
+        seeds=k,
+        sd=sd,
+        seeds_part=None if sd is None else Part(sd**2 / k, k - 1),
+        samples_part=Part(float(np.mean(np.square(known))), min(counts) - 1) if complete else None,
+    )
+
+
+def difference(
+    a: Estimate, b: Estimate, scores: tuple[Sequence[Sequence[float]], Sequence[Sequence[float]]] | None = None
+) -> Difference | None:
+    """Test a - b, or None where an error is missing and nothing can be said.
+
+    scores: the per-sample scores of a's and b's seeds, [seeds][items], on the same items in the same order. Then the
+    samples' part is that of the per-item differences, each averaged over seeds, and what the items have in common
+    cancels; otherwise the two samples' parts add (Welch). The seeds' parts add in both cases.
+    """
+    delta = a.value - b.value
+    if scores is None:
+        if a.stderr is None or b.stderr is None:
+            return None
+        parts = a.parts + b.parts
+    else:
+        per_item = np.mean(np.asarray(scores[0]), axis=0) - np.mean(np.asarray(scores[1]), axis=0)
+        delta, stderr = mean_stderr(per_item)
+        if stderr is None:
+            return None
+        parts = [Part(stderr**2, per_item.size - 1)]
+        if stderr == 0 and delta != 0:  # every item differs alike, as in all right against all wrong
+            parts = a.parts + b.parts
+        parts += [part for part in (a.seeds_part, b.seeds_part) if part is not None and part not in parts]
+    if not math.isfinite(delta):
+        return None
+    variance = sum(part.variance for part in parts)
+    stderr = math.sqrt(variance)
+    if variance == 0:
+        return Difference(delta, 0.0, math.inf, 1.0 if delta == 0 else 0.0, scores is not None)
+    df = variance**2 / sum(part.variance**2 / part.df for part in parts)
+    p = 2 * float(stdtr(df, -abs(delta) / stderr))
+    return Difference(delta, stderr, df, p, scores is not None)
+
+
+def significantly_better(
+    a: Estimate,
+    b: Estimate,
+    higher_is_better: bool,
+    scores: tuple[Sequence[Sequence[float]], Sequence[Sequence[float]]] | None = None,
+    alpha: float = ALPHA,
+) -> bool:
+    """Whether a is better than b by more than the error of their difference, at two-sided level alpha."""
+    diff = difference(a, b, scores)
+    return diff is not None and diff.p < alpha and (diff.value > 0) == higher_is_better and diff.value != 0

@@ -1,0 +1,114 @@
+"""What Gated DeltaNet, KDA and Gated DeltaNet-2 have in common around their operators.
+
+q, k, v projections, each through a short convolution and SiLU; q and k L2-normalised per head; the operator; RMSNorm
+per head, gated; output projection. Parameter names are those of flash-linear-attention's layers.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from mixers.common import ShortConvolution, accumulator_dtype, l2_normalise, require
+from mixers.interface import Cost, Mixer, MixerConfig, State
+
+
+class DeltaConfig(MixerConfig):
+    """heads key heads of head_dim; value_heads (default heads) of value_dim (default head_dim).
+
+    conv_width: taps of the short convolutions. chunk_size: tokens a chunk of the torch form, a power of two.
+    """
+
+    heads: PositiveInt
+    head_dim: PositiveInt
+    value_heads: PositiveInt | None = None
+    value_dim: PositiveInt | None = None
+    conv_width: PositiveInt = 4
+    chunk_size: PositiveInt = 64
+    norm_eps: float = 1e-5
+
+
+class GatedNorm(nn.Module):
+    """RMSNorm of each head's output times an activation of the gate."""
+
+    def __init__(self, size: int, eps: float, activation: Literal["silu", "sigmoid"]):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+        self.activation = {"silu": F.silu, "sigmoid": torch.sigmoid}[activation]
+
+    def forward(self, o: Tensor, gate: Tensor) -> Tensor:
+        h = o.to(accumulator_dtype(o))
+        h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + self.eps) * self.weight
+        return (h * self.activation(gate.to(h.dtype))).to(o.dtype)
+
+
+class DeltaMixer(Mixer):
+    """Base of the delta-rule mixers. Subclasses add their gates' parameters and implement `operate` and `gate`.
+
+    State: `conv` [B, conv_width - 1, 2·H·K + HV·V], the last inputs of the convolutions over q, k, v; `recurrent`
+    [B, HV, K, V], fp32.
+    """
+
+    config: DeltaConfig
+
+    def __init__(self, d_model: int, config: DeltaConfig, output_gate: Literal["silu", "sigmoid"]):
+        super().__init__(d_model, config)
+        self.heads, self.head_dim = config.heads, config.head_dim
+        self.value_heads = config.value_heads or config.heads
+        self.value_dim = config.value_dim or config.head_dim
+        require(
+            self.value_heads % self.heads == 0,
+            f"value_heads: {self.value_heads} is no multiple of heads={self.heads}; choose one",
+        )
+        require(
+            config.chunk_size & (config.chunk_size - 1) == 0,
+            f"chunk_size: {config.chunk_size} is no power of two; choose 16, 32, 64 or 128",
+        )
+        key_width, value_width = self.heads * self.head_dim, self.value_heads * self.value_dim
+        self.q_proj = nn.Linear(d_model, key_width, bias=False)
+        self.k_proj = nn.Linear(d_model, key_width, bias=False)
+        self.v_proj = nn.Linear(d_model, value_width, bias=False)
+        self.q_conv1d = ShortConvolution(key_width, config.conv_width)
+        self.k_conv1d = ShortConvolution(key_width, config.conv_width)
+        self.v_conv1d = ShortConvolution(value_width, config.conv_width)
+        self.o_norm = GatedNorm(self.value_dim, config.norm_eps, output_gate)
+        self.o_proj = nn.Linear(value_width, d_model, bias=False)
+
+    def operate(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, recurrent: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Gates from x [B, T, D], then the operator: q, k [B, T, H, K], v [B, T, HV, V] → o like v, final state."""
+        raise NotImplementedError
+
+    def gate(self, x: Tensor) -> Tensor:
+        """The output gate before its activation, [B, T, HV·V]."""
+        raise NotImplementedError
+
+    def mix(self, x: Tensor, state: State | None, return_state: bool) -> tuple[Tensor, State | None]:
+        widths = [self.heads * self.head_dim] * 2 + [self.value_heads * self.value_dim]
+        tails = (None, None, None) if state is None else state["conv"].split(widths, -1)
+        q, q_tail = self.q_conv1d(self.q_proj(x), tails[0])
+        k, k_tail = self.k_conv1d(self.k_proj(x), tails[1])
+        v, v_tail = self.v_conv1d(self.v_proj(x), tails[2])
+        q = l2_normalise(q.unflatten(-1, (self.heads, -1)))
+        k = l2_normalise(k.unflatten(-1, (self.heads, -1)))
+        v = v.unflatten(-1, (self.value_heads, -1))
+        o, recurrent = self.operate(q, k, v, x, None if state is None else state["recurrent"])
+        o = self.o_norm(o, self.gate(x).unflatten(-1, (self.value_heads, -1)))
+        y = self.o_proj(o.flatten(-2))
+        if not return_state:
+            return y, None
+        return y, {"conv": torch.cat([q_tail, k_tail, v_tail], -1), "recurrent": recurrent}
+
+    def backend_for(self, steps: int) -> Literal["recurrent", "chunked"]:
+        """One token needs no chunk."""
+        return "recurrent" if steps == 1 else "chunked"
+
+    def cost(self, seq_len: int) -> Cost:
+        state = self.value_heads * self.head_dim * self.value_dim
+        parameters = self.parameter_count()
+        # The recurrence: decay 1, erase read 2, rank-one write 2, output read 2, for every number of the state.
+        return Cost(parameters, state, 2 * parameters + 7 * state)

@@ -1,0 +1,90 @@
+"""Gated DeltaNet (arXiv 2412.06464): one decay and one write strength per head.
+
+    S_t = α_t (I - β_t k_t k_tᵀ) S_{t-1} + β_t k_t v_tᵀ,    o_t = scale · S_tᵀ q_t,    α_t = exp(g_t)
+
+Initialisation and names follow flash-linear-attention 0.6.0's GatedDeltaNet.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixers.common import accumulator_dtype, inverse_softplus_dt
+from mixers.delta_layer import DeltaConfig, DeltaMixer
+from mixers.delta_rule import delta_rule_chunked
+from mixers.registry import register_mixer
+
+
+def gated_delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    *,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    chunk_size: int = 64,
+    backend: Literal["recurrent", "chunked"] = "chunked",
+) -> tuple[Tensor, Tensor]:
+    """q, k: [B, T, H, K]; v: [B, T, HV, V]; g ≤ 0, beta: [B, T, HV]; initial_state: [B, HV, K, V].
+
+    Returns (o [B, T, HV, V], final state). scale defaults to K^-1/2.
+    """
+    dtype, groups = accumulator_dtype(q, k, v, g, beta), v.shape[2] // k.shape[2]
+    q, k = (x.to(dtype).repeat_interleave(groups, 2) for x in (q, k))
+    q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
+    g, beta, v_in = g.to(dtype), beta.to(dtype), v.to(dtype)
+    state = (
+        q.new_zeros(q.shape[0], v.shape[2], q.shape[-1], v.shape[-1])
+        if initial_state is None
+        else initial_state.to(dtype)
+    )
+    if backend == "chunked":
+        q, k, v_in, g, beta = (x.transpose(1, 2) for x in (q, k, v_in, g.unsqueeze(-1), beta.unsqueeze(-1)))
+        o, state = delta_rule_chunked(q, k, beta * k, beta * v_in, g, state, chunk_size)
+        return o.transpose(1, 2).to(v.dtype), state
+    outputs = []
+    for t in range(q.shape[1]):
+        state = g[:, t].exp()[..., None, None] * state
+        old = torch.einsum("bhkv,bhk->bhv", state, k[:, t])
+        state = state + torch.einsum("bhk,bhv->bhkv", k[:, t], beta[:, t][..., None] * (v_in[:, t] - old))
+        outputs.append(torch.einsum("bhkv,bhk->bhv", state, q[:, t]))
+    return torch.stack(outputs, 1).to(v.dtype), state
+
+
+@register_mixer("gated_deltanet", display="Gated DeltaNet")
+class GatedDeltaNet(DeltaMixer):
+    """The layer: decay exp(-exp(A_log) · softplus(a(x) + dt_bias)), write strength σ(b(x)), SiLU output gate."""
+
+    config_class = DeltaConfig
+
+    def __init__(self, d_model: int, config: DeltaConfig):
+        super().__init__(d_model, config, output_gate="silu")
+        self.a_proj = nn.Linear(d_model, self.value_heads, bias=False)
+        self.b_proj = nn.Linear(d_model, self.value_heads, bias=False)
+        # U(0, 16) can draw 0, whose logarithm is -inf: a head that would never forget, and no gradient for it.
+        self.A_log = nn.Parameter(torch.empty(self.value_heads).uniform_(0, 16).clamp(min=1e-4).log())
+        self.dt_bias = nn.Parameter(inverse_softplus_dt(self.value_heads))
+        self.g_proj = nn.Linear(d_model, self.value_heads * self.value_dim, bias=False)
+
+    def operate(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, recurrent: Tensor | None) -> tuple[Tensor, Tensor]:
+        dtype = accumulator_dtype(x)
+        g = -self.A_log.to(dtype).exp() * F.softplus(self.a_proj(x).to(dtype) + self.dt_bias)
+        return gated_delta_rule(
+            q,
+            k,
+            v,
+            g,
+            self.b_proj(x).sigmoid(),
+            initial_state=recurrent,
+            chunk_size=self.config.chunk_size,
+            backend=self.backend_for(x.shape[1]),
+        )
+
+    def gate(self, x: Tensor) -> Tensor:
+        return self.g_proj(x)

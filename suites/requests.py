@@ -1,0 +1,77 @@
+"""What a suite asks of an lm-eval model, whichever it is, and what it makes of the answers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+
+from harness.records import Measurement
+from harness.stats import mean_stderr
+
+
+def generate(lm: LM, task: str, prompts: Sequence[str], until: Sequence[str], max_new_tokens: int) -> list[str]:
+    """Greedy continuations, one a prompt, cut before the first string of `until`."""
+    options = {"until": list(until), "max_gen_toks": max_new_tokens, "do_sample": False}
+    instances = [
+        # Each request has its own options: some models take them apart in place.
+        Instance("generate_until", {}, (prompt, dict(options)), index, (task, index, 1))
+        for index, prompt in enumerate(prompts)
+    ]
+    return lm.generate_until(instances)
+
+
+def log_likelihoods(lm: LM, task: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
+    """log p(continuation | context) of each (context, continuation), in nats."""
+    instances = [Instance("loglikelihood", {}, pair, index, (task, index, 1)) for index, pair in enumerate(pairs)]
+    return [float(value) for value, _ in lm.loglikelihood(instances)]
+
+
+def tokenizer_of(lm: LM, suite: str) -> Any:
+    """The tokenizer that sizes prompts for `lm`; ValueError when the model does not show it."""
+    tokenizer = getattr(lm, "tokenizer", None)
+    if not callable(getattr(tokenizer, "encode", None)) or not callable(getattr(tokenizer, "decode", None)):
+        raise ValueError(
+            f"{suite}: {type(lm).__name__} shows no tokenizer that encodes and decodes, and prompts are sized in "
+            "tokens; use a model class with a `tokenizer` attribute"
+        )
+    return tokenizer
+
+
+def token_count(tokenizer: Any, text: str) -> int:
+    """Tokens that a model reads for `text`, the BOS that is put before it included where there is one."""
+    return len(encode(tokenizer, text)) + (getattr(tokenizer, "bos_token", None) is not None)
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def check_room(lm: LM, field: str, tokens: int) -> None:
+    """ValueError when `lm` cannot read `tokens` tokens: lm-eval's models would cut the head off without a word."""
+    longest = getattr(lm, "max_length", None)
+    if longest is not None and longest < tokens:
+        raise ValueError(f"{field}: {tokens} tokens do not fit the model's max_length of {longest}; raise max_length")
+
+
+def contains(text: str, answers: Iterable[str]) -> float:
+    """1.0 if any answer is in the text, ignoring case, else 0.0."""
+    return float(any(answer.lower() in text.lower() for answer in answers))
+
+
+def fingerprint(items: Iterable[Any]) -> str:
+    """sha256 of items, in their order: two scores on equal fingerprints were measured on the same questions."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(json.dumps(item, ensure_ascii=False).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def measure(metric: str, scores: Sequence[float], **rest: Any) -> Measurement:
+    """The mean of per-sample scores as a Measurement; `rest` are the other fields of Measurement."""
+    value, error = mean_stderr(scores)
+    return Measurement(metric=metric, value=value, stderr=error, n=len(scores), samples=tuple(scores), **rest)
