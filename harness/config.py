@@ -12,8 +12,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from pydantic import ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from harness.matching import matched_config
 from harness.model import Layout, ModelConfig
@@ -33,26 +42,25 @@ class DataConfig(Closed):
     """What is trained on.
 
     source: `embedded`, or a folder made by `run.py data prepare`. tokenizer: `embedded`, a tokenizer.json, or a Hub
-    name; must be the one the shards were made with. seq_len: tokens a row. mixture: shares of the rows that come
-    from text and from the synthetic tasks of harness.synthetic; they sum to 1.
+    name; must be the one the shards were made with. seq_len: tokens a row. rows: how many rows of every optimiser
+    step come from `text` and from each synthetic task of harness.synthetic.
     """
 
     source: str = "embedded"
     tokenizer: str = "embedded"
     seq_len: PositiveInt
-    mixture: dict[str, PositiveFloat] = {"text": 1.0}
+    rows: dict[Literal["text", "mqar", "needle"], PositiveInt] = Field(min_length=1)
 
-    @model_validator(mode="after")
-    def _shares(self) -> DataConfig:
-        if abs(sum(self.mixture.values()) - 1) > 1e-9:
-            raise ValueError(f"mixture: shares sum to {sum(self.mixture.values()):g}, expected 1; change one of them")
-        return self
+    @property
+    def tokens_per_step(self) -> int:
+        return self.seq_len * sum(self.rows.values())
 
 
 class TrainConfig(Closed):
     """The recipe; defaults are the paper's (arXiv 2605.22791) where it states one.
 
-    tokens: how many are seen in all. batch_rows × accumulation rows of seq_len tokens make one optimiser step.
+    tokens: how many are seen in all, rounded up to whole optimiser steps. accumulation: pieces into which the rows
+    of a step are cut for memory's sake; a divisor of their number.
     lr: peak; cosine down to final_lr_ratio · lr after warmup_ratio of the tokens. weight_decay reaches matrices only,
     embedding included; not norms, biases, other vectors, A_log, dt_bias. dtype: of activations;
     `auto` is bf16 on a GPU that has it and fp32 elsewhere. checkpoint_every: optimiser steps between checkpoints.
@@ -60,7 +68,6 @@ class TrainConfig(Closed):
     """
 
     tokens: PositiveInt
-    batch_rows: PositiveInt
     accumulation: PositiveInt = 1
     lr: PositiveFloat = 4e-4
     final_lr_ratio: NonNegativeFloat = 0.1
@@ -97,6 +104,16 @@ class Experiment(Closed):
     data: DataConfig
     train: TrainConfig
     suites: dict[str, dict[str, Any]] = {}
+
+    @model_validator(mode="after")
+    def _pieces(self) -> Experiment:
+        rows = sum(self.data.rows.values())
+        if rows % self.train.accumulation:
+            raise ValueError(
+                f"train.accumulation: {self.train.accumulation} does not divide the {rows} rows of a step; choose a "
+                "divisor or change data.rows"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

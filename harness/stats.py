@@ -24,6 +24,10 @@ ALPHA = 0.05
 """Two-sided level at which two numbers count as different; about two standard errors."""
 
 
+Scores = Sequence[Sequence[float]]
+"""Per-sample scores of the runs of one row, [seeds][items]."""
+
+
 @dataclass(frozen=True)
 class Part:
     """A component of a variance: its value and the degrees of freedom it was estimated with."""
@@ -103,6 +107,12 @@ def proportion_floor(n: int) -> float:
     return math.sqrt(p * (1 - p) / n)
 
 
+def seeds_part(values: np.ndarray) -> Part | None:
+    """The seeds' part of the squared standard error of the mean of values, one a seed; None with one seed."""
+    k = len(values)
+    return Part(float(values.var(ddof=1)) / k, k - 1) if k > 1 else None
+
+
 def estimate(values: Sequence[float], stderrs: Sequence[float | None], counts: Sequence[int]) -> Estimate:
     """Combine the runs of one row, a value a seed, with their sampling errors and sample counts."""
     if not len(values) == len(stderrs) == len(counts) > 0:
@@ -116,52 +126,47 @@ def estimate(values: Sequence[float], stderrs: Sequence[float | None], counts: S
         value=float(x.mean()),
         seeds=k,
         sd=sd,
-        seeds_part=None if sd is None else Part(sd**2 / k, k - 1),
+        seeds_part=seeds_part(x),
         samples_part=Part(float(np.mean(np.square(known))), min(counts) - 1) if complete else None,
     )
 
 
-def difference(
-    a: Estimate, b: Estimate, scores: tuple[Sequence[Sequence[float]], Sequence[Sequence[float]]] | None = None
-) -> Difference | None:
+def difference(a: Estimate, b: Estimate, scores: tuple[Scores, Scores] | None = None) -> Difference | None:
     """Test a - b, or None where an error is missing and nothing can be said.
 
-    scores: the per-sample scores of a's and b's seeds, [seeds][items], on the same items in the same order. Then the
-    samples' part is that of the per-item differences, each averaged over seeds, and what the items have in common
-    cancels; otherwise the two samples' parts add (Welch). The seeds' parts add in both cases.
+    scores: the per-sample scores of a's and of b's seeds, on the same items in the same order. Then the samples'
+    part is that of the items' differences, each averaged over seeds: what the items have in common cancels. The
+    difference is then in the scores' unit. Without scores, or where every item differs by the same amount and their
+    spread says nothing, the samples' parts of a and b add. The seeds' parts add in every case.
     """
-    delta = a.value - b.value
-    if scores is None:
-        if a.stderr is None or b.stderr is None:
-            return None
-        parts = a.parts + b.parts
-    else:
-        per_item = np.mean(np.asarray(scores[0]), axis=0) - np.mean(np.asarray(scores[1]), axis=0)
+    if scores is not None:
+        per_seed = [np.asarray(s, dtype=np.float64) for s in scores]
+        per_item = per_seed[0].mean(axis=0) - per_seed[1].mean(axis=0)
         delta, stderr = mean_stderr(per_item)
-        if stderr is None:
-            return None
-        parts = [Part(stderr**2, per_item.size - 1)]
-        if stderr == 0 and delta != 0:  # every item differs alike, as in all right against all wrong
-            parts = a.parts + b.parts
-        parts += [part for part in (a.seeds_part, b.seeds_part) if part is not None and part not in parts]
-    if not math.isfinite(delta):
+        if stderr:
+            seeds = [seeds_part(s.mean(axis=1)) for s in per_seed]
+            return tested(delta, [Part(stderr**2, per_item.size - 1), *filter(None, seeds)], paired=True)
+    if a.stderr is None or b.stderr is None:
         return None
+    return tested(a.value - b.value, a.parts + b.parts, paired=False)
+
+
+def tested(delta: float, parts: list[Part], paired: bool) -> Difference | None:
     variance = sum(part.variance for part in parts)
-    stderr = math.sqrt(variance)
-    if variance == 0:
-        return Difference(delta, 0.0, math.inf, 1.0 if delta == 0 else 0.0, scores is not None)
+    if not (math.isfinite(delta) and math.isfinite(variance)) or variance == 0:
+        return None
     df = variance**2 / sum(part.variance**2 / part.df for part in parts)
-    p = 2 * float(stdtr(df, -abs(delta) / stderr))
-    return Difference(delta, stderr, df, p, scores is not None)
+    stderr = math.sqrt(variance)
+    return Difference(delta, stderr, df, 2 * float(stdtr(df, -abs(delta) / stderr)), paired)
 
 
 def significantly_better(
     a: Estimate,
     b: Estimate,
     higher_is_better: bool,
-    scores: tuple[Sequence[Sequence[float]], Sequence[Sequence[float]]] | None = None,
+    scores: tuple[Scores, Scores] | None = None,
     alpha: float = ALPHA,
 ) -> bool:
     """Whether a is better than b by more than the error of their difference, at two-sided level alpha."""
     diff = difference(a, b, scores)
-    return diff is not None and diff.p < alpha and (diff.value > 0) == higher_is_better and diff.value != 0
+    return diff is not None and diff.p < alpha and (diff.value > 0) == higher_is_better

@@ -7,14 +7,13 @@ random seeds that `simple_evaluate` sets. Everything is zero-shot.
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import FunctionType
 from typing import Any
 from unittest import mock
 
@@ -28,9 +27,19 @@ from lm_eval.api.task import Task
 
 from harness import stats
 from harness.records import Measurement
+from suites.requests import fingerprint, measure
 
 TASKS_ROOT = Path(lm_eval.tasks.__file__).parent
 """Where lm-eval's own YAML files lie."""
+
+
+class Dumper(yaml.SafeDumper):
+    """Writes functions as lm-eval reads them: `!function module.name`."""
+
+
+Dumper.add_representer(
+    FunctionType, lambda dumper, f: dumper.represent_scalar("!function", f"{f.__module__}.{f.__qualname__}")
+)
 
 
 @dataclass(frozen=True)
@@ -49,19 +58,18 @@ class TaskSamples:
     @property
     def items_sha256(self) -> str:
         """Hash of every request as the model got it, so that equal hashes mean equal questions."""
-        arguments = [sample["arguments"] for sample in self.samples]
-        return hashlib.sha256(json.dumps(arguments, ensure_ascii=False).encode()).hexdigest()
+        return fingerprint(sample["arguments"] for sample in self.samples)
 
 
 def load_task(yaml_path: Path, metadata: dict[str, Any] | None = None, **overrides: Any) -> Task:
-    """A zero-shot task from one of lm-eval's YAML files, with some of its fields replaced.
+    """A zero-shot task from one of lm-eval's YAML files, with some of its fields replaced; functions may be values.
 
     metadata: handed to the task's data set function, as TaskManager does. Raises what loading the data set raises.
     """
     with TemporaryDirectory() as folder, quiet():
         # `include` wants a path of this machine, so the file is written when it is needed.
         generated = Path(folder) / "task.yaml"
-        generated.write_text(yaml.safe_dump({"include": str(yaml_path), **overrides}), encoding="utf-8")
+        generated.write_text(yaml.dump({"include": str(yaml_path), **overrides}, Dumper=Dumper), encoding="utf-8")
         manager = lm_eval.tasks.TaskManager(include_defaults=False, metadata=metadata)
         (task,) = manager.load([str(generated)])["tasks"].values()
     task.set_config(key="num_fewshot", value=0)
@@ -87,34 +95,24 @@ def run_tasks(lm: LM, tasks: Sequence[Task], limit: int | None = None) -> dict[s
     return collected
 
 
-def measure(
-    suite: str,
-    run: TaskSamples,
-    metric: str,
-    settings: dict[str, Any],
-    stand_in: str | None = None,
-) -> Measurement:
-    """The mean of a metric over the samples, or the perplexity where lm-eval logs log-likelihoods for one."""
+def measurement(run: TaskSamples, metric: str, settings: dict[str, Any], **rest: Any) -> Measurement:
+    """The mean of a metric over a task's samples, or the perplexity where lm-eval logs log-likelihoods for one.
+
+    settings: beside the hash of the items, which is added. rest: other fields of Measurement, `suite` among them.
+    """
+    rest = {"task": run.task, "limit": run.limit, "settings": {"items_sha256": run.items_sha256, **settings}, **rest}
     logged = [sample[metric] for sample in run.samples]
-    if metric in ("perplexity", "word_perplexity"):
-        # lm-eval logs (log-likelihood, words), or the log-likelihood alone where each document weighs the same.
-        pairs = [entry if isinstance(entry, tuple) else (entry, 1) for entry in logged]
-        value, stderr, samples = stats.perplexity([-pair[0] for pair in pairs], [pair[1] for pair in pairs])
-    else:
-        samples = tuple(float(entry) for entry in logged)
-        value, stderr = stats.mean_stderr(samples)
-    return Measurement(
-        suite=suite,
-        task=run.task,
-        metric=metric,
-        value=value,
-        stderr=stderr,
-        n=len(samples),
-        stand_in=stand_in,
-        limit=run.limit,
-        settings={"items_sha256": run.items_sha256, **settings},
-        samples=samples,
-    )
+    if metric not in ("perplexity", "word_perplexity"):
+        return measure(metric, [float(entry) for entry in logged], **rest)
+    # lm-eval logs (log-likelihood, words), or the log-likelihood alone where every document weighs the same.
+    pairs = [entry if isinstance(entry, tuple) else (entry, 1) for entry in logged]
+    return perplexity_measurement(metric, [-pair[0] for pair in pairs], [pair[1] for pair in pairs], **rest)
+
+
+def perplexity_measurement(metric: str, nll: Sequence[float], units: Sequence[float], **rest: Any) -> Measurement:
+    """A perplexity over documents, from their negative log-likelihoods in nats and their lengths in words (or 1)."""
+    value, stderr, samples = stats.perplexity(nll, units)
+    return Measurement(metric=metric, value=value, stderr=stderr, n=len(samples), samples=samples, **rest)
 
 
 def lm_settings(lm: LM) -> dict[str, Any]:

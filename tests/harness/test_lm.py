@@ -1,0 +1,232 @@
+"""The lm-eval model: the same numbers as lm-eval's own HFLM, as a plain forward pass, and as re-reading the prefix."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from harness.corpus import TOKENIZER
+from harness.export import to_llama
+from harness.generate import generate, generate_text
+from harness.lm import MixerLM
+from harness.model import LanguageModel, ModelConfig, build_model
+from mixers.registry import build_mixer  # noqa: F401  (registers the mixers)
+
+# fp32 rounding of two orders of summation over sequences of up to 200 tokens: sums of log-likelihoods differ by
+# about 1e-5; 1e-4 is the agreement asked for.
+TOLERANCE = 1e-4
+
+CONTEXTS = ["The king", "It is a truth universally acknowledged, that a single man", "Climate: tropical\nArea:"]
+ENDINGS = [" went up", " must be in want of a wife.", " 21", " the the the", " went up to the hill of the LORD"]
+PAIRS = [(c, e) for c in CONTEXTS for e in ENDINGS] + [("One lonely context with", " an ending"), ("", "No context.")]
+DOCUMENTS = ["A short one.", "", " ".join(f"verse {i} of the psalm," for i in range(40)), "The same length again?"]
+
+
+def tokenizer(add_bos: bool = False) -> PreTrainedTokenizerFast:
+    """The corpus' tokenizer; with add_bos it puts the BOS itself, as LLaMA's does."""
+    loaded = PreTrainedTokenizerFast(tokenizer_file=str(TOKENIZER))
+    bos = next(t for t in loaded.get_added_vocab() if loaded.get_added_vocab()[t] == 0)
+    loaded.bos_token = loaded.eos_token = loaded.pad_token = bos
+    if add_bos:
+        loaded.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, loaded.bos_token_id)]
+        )
+    return loaded
+
+
+def model(mixer: str, layout: str, options: dict, attention: dict | None = None, seed: int = 0) -> LanguageModel:
+    """A small model with weights large enough that what it says depends on what it has read."""
+    config = ModelConfig(
+        layout=layout,
+        mixer=mixer,
+        mixer_options=options,
+        attention_options=attention or {},
+        d_model=32,
+        mlp_widths=[64, 64],
+        vocab_size=len(tokenizer()),
+    )
+    built = build_model(config, seed)
+    with torch.no_grad():
+        for name, weight in built.named_parameters():
+            if name.endswith("_proj.weight") or name == "embedding.weight":
+                weight.mul_(8.0)
+    return built
+
+
+MODELS = {
+    "attention": lambda: model("attention", "attention", {"heads": 2, "kv_heads": 1}),
+    "gated_deltanet": lambda: model("gated_deltanet", "recurrent", {"heads": 2, "head_dim": 16}),
+    "hybrid": lambda: model("gated_deltanet", "hybrid", {"heads": 2, "head_dim": 16}, {"heads": 2, "window": 6}),
+}
+
+
+@pytest.fixture(params=MODELS)
+def lm(request: pytest.FixtureRequest) -> MixerLM:
+    return MixerLM(MODELS[request.param](), tokenizer())
+
+
+def ask(kind: str, arguments: list[tuple]) -> list[Instance]:
+    return [Instance(kind, {}, a, i, ("test", i, 1)) for i, a in enumerate(arguments)]
+
+
+def plain_score(lm: MixerLM, context: list[int], ending: list[int]) -> tuple[float, bool]:
+    """One forward pass over everything, no state."""
+    tokens = torch.tensor([context + ending])
+    with torch.no_grad():
+        logits = lm.model(tokens[:, :-1])[0][0, len(context) - 1 :]
+    chosen = logits.log_softmax(-1).gather(1, tokens[0, len(context) :, None])
+    return chosen.sum().item(), bool((logits.argmax(-1) == tokens[0, len(context) :]).all())
+
+
+def greedy_by_rereading(lm: MixerLM, prompt: list[int], steps: int) -> list[int]:
+    """Greedy decoding that reads the whole prefix again for every token."""
+    tokens = list(prompt)
+    for _ in range(steps):
+        with torch.no_grad():
+            tokens.append(int(lm.model(torch.tensor([tokens]))[0][0, -1].argmax()))
+    return tokens[len(prompt) :]
+
+
+class TestAgainstHFLM:
+    @pytest.fixture(scope="class")
+    def ours(self) -> MixerLM:
+        return MixerLM(MODELS["attention"](), tokenizer())
+
+    @pytest.fixture(scope="class")
+    def theirs(self, ours: MixerLM) -> HFLM:
+        return self.hflm(ours, 512)
+
+    @staticmethod
+    def hflm(ours: MixerLM, max_length: int, add_bos: bool = True) -> HFLM:
+        llama = to_llama(ours.model, ours.prefix_token_id, 512)
+        # float64 softmax aside, HFLM in fp32 with the BOS before every text.
+        return HFLM(
+            pretrained=llama, tokenizer=tokenizer(add_bos), add_bos_token=add_bos, batch_size=4, max_length=max_length,
+            device="cpu", dtype="float32",
+        )
+
+    def test_log_likelihoods_and_greediness_agree(self, ours: MixerLM, theirs: HFLM) -> None:
+        greedy = greedy_by_rereading(ours, ours.tok_encode(CONTEXTS[0]), 3)
+        pairs = [*PAIRS, (CONTEXTS[0], ours.tokenizer.decode(greedy))]
+        mine = ours.loglikelihood(ask("loglikelihood", pairs))
+        other = theirs.loglikelihood(ask("loglikelihood", pairs), disable_tqdm=True)
+        assert [v for v, _ in mine] == pytest.approx([v for v, _ in other], abs=TOLERANCE)
+        assert [g for _, g in mine] == [g for _, g in other]
+        assert len({round(v, 3) for v, _ in mine}) > len(PAIRS) // 2
+
+    def test_contexts_that_do_not_fit_lose_the_same_beginning(self, ours: MixerLM) -> None:
+        short = MixerLM(ours.model, ours.tokenizer, max_length=12)
+        mine = short.loglikelihood(ask("loglikelihood", PAIRS))
+        other = self.hflm(ours, 12).loglikelihood(ask("loglikelihood", PAIRS), disable_tqdm=True)
+        assert [v for v, _ in mine] == pytest.approx([v for v, _ in other], abs=TOLERANCE)
+        whole = ours.loglikelihood(ask("loglikelihood", PAIRS))
+        assert max(abs(a - b) for (a, _), (b, _) in zip(mine, whole, strict=True)) > 0.01
+
+    @pytest.mark.parametrize("max_length", [16, 512])
+    def test_rolling_log_likelihoods_agree(self, ours: MixerLM, max_length: int) -> None:
+        # HFLM puts its own prefix token before a document, so a tokenizer that adds BOS would give it two.
+        theirs = self.hflm(ours, max_length, add_bos=False)
+        arguments = [(d,) for d in DOCUMENTS]
+        mine = MixerLM(ours.model, ours.tokenizer, max_length=max_length).loglikelihood_rolling(
+            ask("loglikelihood_rolling", arguments)
+        )
+        other = theirs.loglikelihood_rolling(ask("loglikelihood_rolling", arguments), disable_tqdm=True)
+        # Sums over up to 300 tokens of about 10 nats each: relative, at fp32's accumulated rounding.
+        assert mine == pytest.approx(other, rel=1e-5, abs=TOLERANCE)
+
+    def test_greedy_text_agrees(self, ours: MixerLM, theirs: HFLM) -> None:
+        free = [(c, {"until": [], "max_gen_toks": 24, "do_sample": False}) for c in CONTEXTS]
+        texts = ours.generate_until(ask("generate_until", free))
+        assert texts == theirs.generate_until(ask("generate_until", free), disable_tqdm=True)
+        assert all(texts)
+        stop = texts[0][len(texts[0]) // 2 :][:3]
+        stopped = [(c, {"until": [stop], "max_gen_toks": 24, "do_sample": False}) for c in CONTEXTS]
+        cut = ours.generate_until(ask("generate_until", stopped))
+        assert cut == theirs.generate_until(ask("generate_until", stopped), disable_tqdm=True)
+        assert len(cut[0]) < len(texts[0]) and texts[0].startswith(cut[0])
+
+    def test_only_what_llama_can_hold_is_exported(self) -> None:
+        with pytest.raises(ValueError, match="layout: 'recurrent'"):
+            to_llama(MODELS["gated_deltanet"](), 0, 64)
+
+
+def test_endings_that_share_a_context_score_as_in_one_forward_pass(lm: MixerLM) -> None:
+    requests = [(pair, *lm._encode_pair(*pair)) for pair in PAIRS if pair[0]]
+    scores = lm._loglikelihood_tokens(requests)
+    for (_, context, ending), (value, greedy) in zip(requests, scores, strict=True):
+        expected = plain_score(lm, context, ending)
+        assert value == pytest.approx(expected[0], abs=TOLERANCE)
+        assert greedy == expected[1]
+
+
+@pytest.mark.parametrize("batch_tokens, batch_rows", [(1, 1), (40, 3), (4096, 64)])
+def test_scores_and_text_do_not_depend_on_the_batch(lm: MixerLM, batch_tokens: int, batch_rows: int) -> None:
+    other = MixerLM(lm.model, lm.tokenizer, batch_tokens=batch_tokens, batch_rows=batch_rows)
+    pairs = ask("loglikelihood", PAIRS)
+    documents = ask("loglikelihood_rolling", [(d,) for d in DOCUMENTS])
+    prompts = ask("generate_until", [(c, {"max_gen_toks": 12, "until": ["\n"]}) for c in CONTEXTS])
+    values = [v for v, _ in lm.loglikelihood(pairs)]
+    assert [v for v, _ in other.loglikelihood(pairs)] == pytest.approx(values, abs=TOLERANCE)
+    # Rolling sums are larger, see above.
+    assert other.loglikelihood_rolling(documents) == pytest.approx(lm.loglikelihood_rolling(documents), rel=1e-5)
+    assert other.generate_until(prompts) == lm.generate_until(prompts)
+
+
+def test_a_document_read_in_pieces_scores_as_read_whole(lm: MixerLM) -> None:
+    lm.batch_tokens, lm.batch_rows = 7, 2
+    scores = lm.loglikelihood_rolling(ask("loglikelihood_rolling", [(d,) for d in DOCUMENTS]))
+    for document, score in zip(DOCUMENTS, scores, strict=True):
+        ids = lm.tok_encode(document, add_special_tokens=False)
+        expected = plain_score(lm, [lm.prefix_token_id], ids)[0] if ids else 0.0
+        assert score == pytest.approx(expected, rel=1e-5, abs=TOLERANCE)
+
+
+def test_decoding_from_state_gives_the_tokens_of_rereading_the_prefix(lm: MixerLM) -> None:
+    prompts = [lm.tok_encode(c) for c in [*CONTEXTS, "One"]]
+    expected = [greedy_by_rereading(lm, p, 16) for p in prompts]
+    assert generate(lm.model, prompts, 16, batch_tokens=8, batch_rows=3) == expected
+    # Rows that end early leave the batch and change nothing for the others.
+    stop = expected[1][4]
+    ends = [e[: e.index(stop)] if stop in e else e for e in expected]
+    assert generate(lm.model, prompts, 16, stop_tokens={stop}) == ends
+
+
+def test_sampling_repeats_with_its_seed_and_ignores_its_neighbours(lm: MixerLM) -> None:
+    prompts = [lm.tok_encode(c) for c in CONTEXTS]
+    drawn = generate(lm.model, prompts, 12, temperature=1.0, seed=3)
+    assert generate(lm.model, prompts[:1], 12, temperature=1.0, seed=3) == drawn[:1]
+    assert generate(lm.model, prompts, 12, temperature=1.0, seed=4) != drawn
+    assert generate(lm.model, prompts, 12) != drawn
+    text = generate_text(lm.model, lm.tokenizer, CONTEXTS[0], 12, temperature=1.0, seed=3)
+    assert text == lm.tokenizer.decode(drawn[0], skip_special_tokens=True)
+
+
+def test_bos_is_read_once_and_never_scored(lm: MixerLM) -> None:
+    bos = lm.tokenizer.bos_token
+    assert lm.tok_encode("The king")[0] == lm.prefix_token_id
+    assert lm.tok_encode(f"{bos}The king") == lm.tok_encode("The king")
+    assert lm.loglikelihood_rolling(ask("loglikelihood_rolling", [("",)])) == [0.0]
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [({"temperature": 0.7}, "temperature"), ({"do_sample": True}, "do_sample"), ({"top_p": 0.9}, "top_p")],
+)
+def test_sampling_is_refused_by_name(lm: MixerLM, options: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=f"generation_kwargs.*{named}"):
+        lm.generate_until(ask("generate_until", [("The king", {"max_gen_toks": 4, **options})]))
+
+
+def test_what_cannot_be_scored_is_named() -> None:
+    built = MODELS["attention"]()
+    with pytest.raises(ValueError, match="max_length: 2 tokens cannot hold a continuation of"):
+        MixerLM(built, tokenizer(), max_length=2).loglikelihood(ask("loglikelihood", [PAIRS[1]]))
+    with pytest.raises(ValueError, match="max_length: 8 leaves no context beside 8 new tokens"):
+        MixerLM(built, tokenizer(), max_length=8).generate_until(ask("generate_until", [("a", {"max_gen_toks": 8})]))
+    small = build_model(built.config.model_copy(update={"vocab_size": 16}), 0)
+    with pytest.raises(ValueError, match="vocab_size: 16 is less than the tokenizer's"):
+        MixerLM(small, tokenizer())

@@ -1,0 +1,65 @@
+"""An lm-eval model that answers by searching its prompt, or never: what a suite's score must tell apart."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from lm_eval.api.model import TemplateLM
+from transformers import PreTrainedTokenizerFast
+
+from harness.corpus import TOKENIZER
+
+# Nats per token of an answer that the prompt holds, and of one that it does not.
+KNOWN, UNKNOWN = -0.25, -4.0
+NEEDLE_ASKED = " mentioned in the provided text is"
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_file=str(TOKENIZER), bos_token="<|bos|>")
+
+
+def read_out(prompt: str) -> str | None:
+    """The value that a prompt gives for what it asks at its end, if it does."""
+    if prompt.endswith(NEEDLE_ASKED):
+        key = prompt.removesuffix(NEEDLE_ASKED).rsplit(" for ", 1)[1]
+        found = re.search(rf"for {re.escape(key)} is: (\S+)\.", prompt)
+        return found[1] if found else None
+    last = prompt.rsplit("\n", 1)[1].removesuffix(":")
+    # The question follows a full stop, but so may parts of the line before it.
+    for key in [last[m.end() :] for m in re.finditer(r"\. ", last)]:
+        # The question's first letter is upper case, its line's may not be.
+        if found := re.search(rf"^{re.escape(key)}: (.*)$", prompt, re.MULTILINE | re.IGNORECASE):
+            return found[1].removesuffix(f". {key}:")
+    return None
+
+
+class SearchingLM(TemplateLM):
+    """Perfect with `sees`, blind without: greedy text and log-likelihoods both follow from read_out."""
+
+    def __init__(self, sees: bool, max_length: int | None = None):
+        super().__init__()
+        self.sees = sees
+        self.tokenizer = tokenizer()
+        self.max_length = max_length
+        self.generation_options: list[dict[str, Any]] = []
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.tokenizer.bos_token_id
+
+    def tok_encode(self, string: str, **kwargs: Any) -> list[int]:
+        return [self.tokenizer.bos_token_id, *self.tokenizer.encode(string, add_special_tokens=False)]
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
+        self.generation_options += [request.args[1] for request in requests]
+        return [f" {read_out(request.args[0]) or '?'}" if self.sees else " ?" for request in requests]
+
+    def _loglikelihood_tokens(self, requests: list[Any], **kwargs: Any) -> list[tuple[float, bool]]:
+        known = [self.sees and read_out(context) == continuation.strip() for (context, continuation), _, _ in requests]
+        return [
+            ((KNOWN if k else UNKNOWN) * len(tokens), k) for k, (_, _, tokens) in zip(known, requests, strict=True)
+        ]
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
+        raise NotImplementedError("no retrieval suite asks for it")

@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from suites import ruler
+from suites.haystack import NOISE, STAND_IN, essay_words, sentences
+from suites.requests import contains, token_count
+from tests.suites.retriever import KNOWN, UNKNOWN, SearchingLM, tokenizer
+
+SHORT = {"max_new_tokens": 48, "haystack": "corpus", "steps": "unit"}
+TASKS = list(ruler.SPECS)
+
+
+@pytest.fixture(scope="module")
+def tok():
+    return tokenizer()
+
+
+def drawn(tok, task, length=512, n=40, seed=0, **options):
+    return ruler.prompts(task, length, n, seed, tok, **{**SHORT, **options})
+
+
+def digest(samples):
+    return hashlib.sha256(repr(samples).encode()).hexdigest()
+
+
+def lm_eval_constants(name):
+    """String constants of lm-eval's own RULER module, read without running it (it downloads on import)."""
+    folder = Path(importlib.util.find_spec("lm_eval").submodule_search_locations[0]) / "tasks" / "ruler"
+    tree = ast.parse((folder / f"{name}.py").read_text())
+    return [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+
+
+def test_wording_is_that_of_lm_evals_ruler():
+    template = next(text for text in lm_eval_constants("niah_utils") if text.startswith("Some special magic"))
+    # What lm-eval does to it for one question with one answer.
+    for old, new in (("Some", "A"), ("are all", "is"), ("are", "is"), ("answers", "answer")):
+        template = template.replace(old, new)
+    expected = template.format(type_needle_v="number", context="HAY", query="KEY")
+    assert ruler.TEMPLATE.format(kind="number", context="HAY", key="KEY") == expected
+    constants = lm_eval_constants("prepare_niah")
+    assert NOISE in constants
+    assert ruler.NEEDLE.format(kind="{t}", key="{k}", value="{v}").replace("{t}s", "{type_needle_v}").replace(
+        "{k}", "{key}"
+    ).replace("{v}", "{value}") in constants
+    assert "The special magic " in constants and " mentioned in the provided text is" in constants
+    assert ruler.PREFIX.startswith(" The special magic ") and ruler.PREFIX.endswith(" mentioned in the provided text is")
+
+
+def test_prompt_of_a_noise_sample_is_exact(tok):
+    sample = drawn(tok, "s_niah_1", length=256, n=1)[0]
+    head, *lines, tail = sample.prompt.split("\n")
+    needle = f"One of the special magic numbers for {sample.key} is: {sample.answer}."
+    assert head == (
+        "A special magic number is hidden within the following text. Make sure to memorize it. "
+        "I will quiz you about the number afterwards."
+    )
+    assert sorted(set(lines)) == sorted({NOISE, needle}) and lines.count(needle) == 1
+    assert tail == (
+        f"What is the special magic number for {sample.key} mentioned in the provided text? "
+        f"The special magic number for {sample.key} mentioned in the provided text is"
+    )
+    assert sample.without == sample.prompt.replace(needle + "\n", "")
+    assert len(sample.answer) == 7 and sample.answer.isdigit()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_needle_is_asked_for_present_once_and_gone_without(tok, task):
+    for sample in drawn(tok, task):
+        kind = ruler.SPECS[task].kind
+        needle = f"One of the special magic {kind}s for {sample.key} is: {sample.answer}."
+        assert sample.prompt.count(needle) == 1 and sample.prompt.count(sample.answer) == 1
+        assert sample.answer not in sample.without
+        others = ruler.SPECS[task].needles - 1
+        assert sample.without.count("One of the special magic") == others
+        # Nothing but the needle and the white space it brought is gone.
+        assert sample.without.split() == [w for part in sample.prompt.split(needle) for w in part.split()]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_needles_lie_at_spread_depths(tok, task):
+    depths = sorted(sample.depth for sample in drawn(tok, task, length=1024, n=100))
+    # 100 draws over the whole context: an empty quarter would have probability below 1e-9 (0.75^100).
+    assert all(any(low <= depth <= low + 0.25 for depth in depths) for low in (0, 0.25, 0.5, 0.75))
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("length", [512, 1024, 2048])
+def test_length_is_recorded_within_the_budget_and_close_to_it(tok, task, length):
+    for sample in drawn(tok, task, length=length, n=20):
+        assert sample.tokens == 1 + len(tok.encode(sample.prompt, add_special_tokens=False))
+        # A line of noise is 24 tokens; the size comes from one draw, others differ by the length of their keys.
+        assert length - 48 - 64 <= sample.tokens <= length - 48
+
+
+def test_lm_eval_steps_grow_essays_by_500_words(tok):
+    counts = set()
+    for sample in ruler.prompts("s_niah_2", 2048, 10, 0, tok, haystack="corpus"):
+        assert sample.tokens <= 2048 - 128
+        counts.add(len(sample.without.split("\n")[1].split()))
+    assert counts == {1000}
+
+
+def test_samples_depend_on_neither_order_nor_number_nor_process(tok):
+    wanted = {task: digest(drawn(tok, task, n=8)) for task in TASKS}
+    assert {task: digest(drawn(tok, task, n=8)) for task in reversed(TASKS)} == wanted
+    assert digest(drawn(tok, "mk_niah_1", n=12)[:8]) == wanted["mk_niah_1"]
+    script = (
+        "import json; from suites import ruler; from tests.suites.test_ruler import *; t = tokenizer();"
+        "print(json.dumps({task: digest(drawn(t, task, n=8)) for task in TASKS}))"
+    )
+    root = Path(__file__).parents[2]
+    other = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
+    assert json.loads(other.stdout) == wanted
+
+
+def test_seed_task_and_length_give_other_samples(tok):
+    first = drawn(tok, "s_niah_2", n=4)
+    assert {s.answer for s in first}.isdisjoint(s.answer for s in drawn(tok, "s_niah_2", n=4, seed=1))
+    assert {s.answer for s in first}.isdisjoint(s.answer for s in drawn(tok, "s_niah_2", n=4, length=768))
+    assert {s.answer for s in first}.isdisjoint(s.answer for s in drawn(tok, "s_niah_1", n=4))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_length_that_cannot_be_met_is_an_error_whose_remedy_works(tok, task):
+    with pytest.raises(ValueError, match=f"ruler.lengths: {task} does not fit 64 tokens: .* of at least (\\d+)") as error:
+        drawn(tok, task, length=64)
+    enough = int(str(error.value).split("at least ")[1].split(",")[0])
+    assert all(sample.tokens <= enough - 48 for sample in drawn(tok, task, length=enough))
+
+
+def test_too_little_room_for_the_answer_is_an_error(tok):
+    with pytest.raises(ValueError, match="ruler.max_new_tokens: 16 cannot hold an answer of s_niah_3"):
+        drawn(tok, "s_niah_3", max_new_tokens=16)
+
+
+def test_haystack_is_held_out_prose_and_wraps_around(tok):
+    words = essay_words("corpus")
+    assert len(words) > 100_000
+    text = " ".join(words[:2000])
+    assert " ".join(sentences(text)) == text
+    parts = sentences('Mr. J. Knightley came. "Did he?" she asked. It was 3.5 miles! Yes.')
+    assert parts == ("Mr. J. Knightley came.", '"Did he?" she asked.', "It was 3.5 miles!", "Yes.")
+
+
+def test_scoring_is_substring_ignoring_case():
+    assert contains(" It is 8FED1D72-915f, I think", ["8fed1d72-915F"]) == 1.0
+    assert contains(" 1234568", ["1234567"]) == 0.0
+    assert contains("", ["1234567"]) == 0.0
+
+
+def by_metric(measurements):
+    return {(m.task, m.length, m.metric): m for m in measurements}
+
+
+CONFIG = ruler.Config(lengths=[320, 512], samples=12, max_new_tokens=48, haystack="corpus", steps="unit")
+
+
+def test_a_perfect_reader_scores_everything_and_a_blind_one_nothing():
+    seeing, blind = SearchingLM(sees=True), SearchingLM(sees=False)
+    found, lost = by_metric(ruler.run(seeing, CONFIG)), by_metric(ruler.run(blind, CONFIG))
+    assert len(found) == 4 * 2 * 3 and found.keys() == lost.keys()
+    for (task, length, metric), measurement in found.items():
+        other = lost[task, length, metric]
+        expected = {"acc": (1.0, 0.0), "needle_logprob": (KNOWN, UNKNOWN), "needle_gain": (KNOWN - UNKNOWN, 0.0)}
+        # Sums of a few dozen multiples of a quarter, divided by their number: exact but for the division.
+        assert (measurement.value, other.value) == pytest.approx(expected[metric], abs=1e-12)
+        assert measurement.n == measurement.limit == 12 and measurement.suite == "ruler"
+        assert measurement.stand_in == (None if task == "s_niah_1" else STAND_IN)
+        assert measurement.settings == other.settings
+        assert measurement.settings["prompt_tokens"]["most"] <= length - 48
+    assert seeing.generation_options[0] == {"until": [], "max_gen_toks": 48, "do_sample": False}
+
+
+def test_standard_error_is_that_of_the_samples():
+    class EveryThird(SearchingLM):
+        def generate_until(self, requests, disable_tqdm=True):
+            texts = super().generate_until(requests)
+            return [text if i % 3 == 0 else " no" for i, text in enumerate(texts)]
+
+    config = CONFIG.model_copy(update={"tasks": ["s_niah_1"], "lengths": [256]})
+    acc = ruler.run(EveryThird(sees=True), config)[0]
+    assert acc.metric == "acc" and acc.value == pytest.approx(1 / 3) and acc.samples == (1.0, 0.0, 0.0) * 4
+    assert acc.stderr == pytest.approx((1 / 3 * 2 / 3 / 11) ** 0.5)
+
+
+def test_without_generation_only_the_needle_is_scored():
+    lm = SearchingLM(sees=True)
+    config = CONFIG.model_copy(update={"tasks": ["s_niah_1"], "generate": False})
+    assert {m.metric for m in ruler.run(lm, config)} == {"needle_logprob", "needle_gain"}
+    assert lm.generation_options == []
+
+
+def test_a_model_that_would_cut_the_prompt_is_refused():
+    with pytest.raises(ValueError, match="ruler.lengths: 512 tokens do not fit the model's max_length of 400"):
+        ruler.run(SearchingLM(sees=True, max_length=400), CONFIG)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"lengths": []}, {"lengths": [256, 256]}, {"lengths": [0]}, {"lengths": [256], "task": "niah"}]
+)
+def test_config_is_closed_and_checked(options):
+    with pytest.raises(ValidationError):
+        ruler.Config(**options)
+
+
+def test_our_own_model_is_scored_end_to_end_and_the_same_twice():
+    from harness.lm import MixerLM
+    from harness.model import LanguageModel, ModelConfig
+
+    torch.manual_seed(0)
+    tok = tokenizer()
+    shape = ModelConfig(
+        layout="recurrent", mixer="gated_deltanet", mixer_options={"num_heads": 2, "head_dim": 16}, d_model=32,
+        mlp_widths=[64, 64], vocab_size=len(tok),
+    )
+    lm = MixerLM(LanguageModel(shape), tok)
+    config = CONFIG.model_copy(update={"samples": 3, "tasks": ["s_niah_1", "mk_niah_1"], "lengths": [320]})
+    first, second = ruler.run(lm, config), ruler.run(lm, config)
+    assert first == second and len(first) == 6
+    scores = by_metric(first)
+    # An untrained model knows nothing: near ln(vocabulary) nats a token, and no needle helps.
+    assert scores["s_niah_1", 320, "needle_logprob"].value == pytest.approx(-torch.tensor(float(len(tok))).log(), abs=1)
+    assert abs(scores["s_niah_1", 320, "needle_gain"].value) < 0.1
+    assert token_count(tok, "") == 1
