@@ -72,9 +72,8 @@ def load_tokenizer(path_or_name: str | Path = "embedded") -> PreTrainedTokenizer
         path = path / "tokenizer.json"
     if path.is_file():
         return _tokenizer_from_file(path)
-    if path.suffix == ".json" or path.is_absolute():
-        if not path.is_dir():
-            raise ValueError(f"tokenizer: no file {path}; give a tokenizer.json, a folder with one, or 'embedded'")
+    if (path.suffix == ".json" or path.is_absolute()) and not path.is_dir():
+        raise ValueError(f"tokenizer: no file {path}; give a tokenizer.json, a folder with one, or 'embedded'")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path_or_name))
     except (OSError, ValueError) as error:
@@ -82,7 +81,7 @@ def load_tokenizer(path_or_name: str | Path = "embedded") -> PreTrainedTokenizer
 
         offline = " HF_HUB_OFFLINE is set: unset it to download;" if constants.HF_HUB_OFFLINE else ""
         raise ValueError(
-            f"tokenizer: {str(path_or_name)!r} is no file or folder here and could not be had from the Hub "
+            f"tokenizer: {str(path_or_name)!r} could be loaded neither from here nor from the Hub "
             f"({type(error).__name__});{offline} give a tokenizer.json, a folder with one, or 'embedded'"
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -227,7 +226,9 @@ class TokenData:
         The order runs through all windows of the split once an epoch, each epoch in an order of its own.
         """
         if start < 0 or count < 1:
-            raise ValueError(f"samples: {count} from position {start}; the count must be 1 or more, the start 0 or more")
+            raise ValueError(
+                f"samples: {count} from position {start}; the count must be 1 or more and the start 0 or more"
+            )
         stream = self.tokens(split)
         order = sample_order(self.windows(split, seq_len), seed, start, count)
         rows = [stream[at : at + seq_len + 1] for at in (order * seq_len).tolist()]

@@ -35,8 +35,8 @@ class MixerLM(TemplateLM):
 
     max_length: the longest input in tokens, BOS included. Longer contexts lose their beginning and documents are
     scored in windows, as HFLM does it; None reads everything, documents in one go. batch_tokens, batch_rows: how much
-    is read at once; they bound memory and do not change scores beyond rounding. Raises ValueError when the tokenizer
-    has no BOS or more tokens than the model.
+    is read at once; they bound memory and do not change scores beyond rounding. The model is put in evaluation mode.
+    Raises ValueError when the tokenizer has no BOS or more tokens than the model.
     """
 
     add_bos_token = True

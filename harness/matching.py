@@ -6,6 +6,7 @@ The target is Gated DeltaNet-2 in the recurrent layout at the preset's reference
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
@@ -90,3 +91,24 @@ def matched_config(
             f"{target:,}; one step of {WIDTH_STEP} is {step:,}; choose a larger preset or other mixer options"
         )
     return config.model_copy(update={"mlp_widths": spread(units, scale.layers)})
+
+
+def parameter_table(preset_name: str, seq_len: int | None = None) -> list[dict[str, Any]]:
+    """Every mixer of a preset in every layout it has: widths and costs, or under `refused` why there is no match.
+
+    seq_len: at which FLOPs per training token are counted; the preset's context if None.
+    """
+    scale = preset(preset_name)
+    rows: list[dict[str, Any]] = []
+    for mixer in scale.mixers:
+        layouts: tuple[Layout, ...] = ("attention",) if mixer == "attention" else ("recurrent", "hybrid")
+        for layout in layouts:
+            row: dict[str, Any] = {"mixer": mixer, "layout": layout}
+            try:
+                config = matched_config(preset_name, layout, mixer)
+            except ValueError as error:
+                rows.append(row | {"refused": str(error)})
+                continue
+            cost = meta_model(config).cost(seq_len or scale.context)
+            rows.append(row | asdict(cost) | {"mlp_widths": config.mlp_widths, "d_model": scale.d_model})
+    return rows

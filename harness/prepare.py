@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import batched
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,8 @@ def prepare(
     text_field: the column of jsonl, parquet and Hub data that holds the text.
     validation_fraction, test_fraction: of the documents, by the SHA-256 of their text, 0.01 unless given. The
         embedded corpus has its own split and takes neither.
-    max_tokens: stop after the document with which the train split reaches so many; the index says so.
+    max_tokens: stop after the document with which the train split reaches so many; the index says so. The embedded
+        corpus' held-out splits stay whole.
     shard_tokens: tokens from which on a new shard begins; a document is never divided.
     progress: called with a line about once a second.
 
@@ -106,8 +107,10 @@ def _fractions(source: Source, validation: float | None, test: float | None) -> 
         return None
     fractions = {"validation": 0.01 if validation is None else validation, "test": 0.01 if test is None else test}
     for split, value in fractions.items():
-        if not 0 <= value < 1 or sum(fractions.values()) >= 1:
-            raise ValueError(f"{split}_fraction: {value} leaves no train split; the two fractions must sum to below 1")
+        if not 0 <= value < 1:
+            raise ValueError(f"{split}_fraction: {value} is no fraction that leaves a train split; give 0 to below 1")
+    if sum(fractions.values()) >= 1:
+        raise ValueError(f"validation_fraction, test_fraction: {fractions} leave no train split; sum to below 1")
     return fractions
 
 
@@ -153,7 +156,7 @@ def _write(
     progress: Callable[[str], None],
 ) -> dict[str, Any]:
     """Write shards and tokenizer to `folder`; the index, which accounts for every document read."""
-    vocab_size = len(tokenizer)
+    vocab_size = max(tokenizer.get_vocab().values()) + 1  # len() would miss gaps in the ids
     dtype = np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
     shards = {split: _Shards(folder, split, dtype, shard_tokens) for split in corpus.SPLITS}
     documents: Counter[str] = Counter()
@@ -198,7 +201,8 @@ def _tokenised(
 ) -> Iterator[tuple[str, list[int]]]:
     """(split, ids with BOS) of every document; an empty one has no ids."""
     backend = tokenizer.backend_tokenizer
-    for group in batched(source.documents, DOCUMENTS_PER_CALL):
+    documents = iter(source.documents)
+    while group := list(islice(documents, DOCUMENTS_PER_CALL)):
         encoded = backend.encode_batch_fast([text or "" for text, _ in group], add_special_tokens=False)
         for (text, split), encoding in zip(group, encoded, strict=True):
             if not text or not text.strip():
@@ -242,15 +246,18 @@ def _existing(out: Path, settings: dict[str, Any], progress: Callable[[str], Non
     if not (out / INDEX).is_file():
         raise ValueError(f"out_dir: {out} exists and was not made by data prepare; choose another or remove it")
     try:
-        data = TokenData(out)
-        found = data.index["settings"]
-    except ValueError as error:
-        progress(f"prepare: again, since {error}")
+        found = json.loads((out / INDEX).read_text(encoding="utf-8"))["settings"]
+    except (ValueError, KeyError, TypeError) as error:
+        progress(f"prepare: again, since {out / INDEX} is corrupt ({error})")
         return None
     different = [key for key in settings if found.get(key) != settings[key]]
     if different:
         raise ValueError(f"out_dir: {out} holds data of another {different[0]}; choose another or remove it")
-    return data
+    try:
+        return TokenData(out)
+    except ValueError as error:
+        progress(f"prepare: again, since {error}")
+        return None
 
 
 def _publish(temp: Path, out: Path) -> None:

@@ -97,7 +97,12 @@ def shallow(instance: Any) -> dict[str, Any]:
 
 
 COLUMNS = [f.name for f in fields(Record) if f.name not in ("samples", "schema")] + ["file"]
-TYPES = {name: hint for name, hint in typing.get_type_hints(Record).items() if name != "samples"}
+TYPES: dict[str, tuple[type, ...]] = {
+    name: tuple(typing.get_origin(option) or option for option in (typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)))
+    for name, hint in typing.get_type_hints(Record).items()
+    if name != "samples"
+}
+"""The types that each field of a line may have. Exact ones: bool is a subclass of int, but true is no seed."""
 
 
 def write_records(run_dir: Path, suite: str, records: Sequence[Record]) -> Path:
@@ -264,19 +269,14 @@ def parse_record(row: dict[str, Any], where: str) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: value or stderr: {error}; evaluate again") from error
     for name, value in row.items():
-        if not has_type(value, TYPES[name]):
-            raise ValueError(f"{where}: {name}: {value!r} is not {TYPES[name]}; evaluate again")
+        if type(value) not in TYPES[name]:
+            expected = " or ".join(t.__name__ for t in TYPES[name])
+            raise ValueError(f"{where}: {name}: {value!r} is not {expected}; evaluate again")
     if row["metric"] not in METRICS:
         raise ValueError(f"{where}: metric: {row['metric']!r} is not declared in harness/metrics.py")
     del row["schema"]
     row["settings"] = json.dumps(row["settings"], sort_keys=True, ensure_ascii=False)
     return row
-
-
-def has_type(value: Any, hint: Any) -> bool:
-    options = typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    # bool is a subclass of int, but true is no seed.
-    return any(type(value) is (typing.get_origin(option) or option) for option in options)
 
 
 def same_row(known: dict[str, Any], row: dict[str, Any]) -> bool:

@@ -35,7 +35,7 @@ class Source:
 def open_source(
     source: str | Path, text_field: str, hub_config: str | None, hub_split: str | None, revision: str | None
 ) -> Source:
-    """"embedded", an existing path, or a name on the Hub, as a Source. Raises ValueError for anything else."""
+    """What `source` names (the embedded corpus, an existing path, a data set of the Hub); ValueError when nothing."""
     name = str(source)
     hub = {"hub_config": hub_config, "hub_split": hub_split, "revision": revision}
     path = Path(source).expanduser()
@@ -51,7 +51,7 @@ def open_source(
 
 def _embedded() -> Source:
     def read() -> Iterator[tuple[str, str]]:
-        for split in corpus.SPLITS:
+        for split in reversed(corpus.SPLITS):  # train last, so that stopping early keeps the held-out splits whole
             yield from ((document.text, split) for document in corpus.documents(split))
 
     return Source("embedded", {"kind": "embedded", "sha256": corpus.fingerprint()}, read(), has_splits=True)
@@ -108,41 +108,45 @@ def _parquet(file: Path, text_field: str) -> Iterator[str | None]:
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"source: {file} is not a parquet file ({error}); write or download it again") from error
     with table:
-        columns = table.schema_arrow.names
-        for batch in table.iter_batches(columns=[c for c in columns if c == text_field]):
-            for row in batch.to_pylist() if batch.num_columns else [dict.fromkeys(columns)]:
+        if text_field not in table.schema_arrow.names:
+            _text(dict.fromkeys(table.schema_arrow.names), text_field, str(file))
+        for batch in table.iter_batches(columns=[text_field]):
+            for row in batch.to_pylist():
                 yield _text(row, text_field, str(file))
 
 
 def _text(row: dict[str, Any], text_field: str, where: str) -> str | None:
     if text_field not in row:
         raise ValueError(
-            f"text_field: no {text_field!r} in {where}; its fields: {', '.join(row)}; name the right one with --text-field"
+            f"text_field: no {text_field!r} in {where}; its fields: {', '.join(row)}; name the right one with "
+            "--text-field"
         )
     text = row[text_field]
     if text is not None and not isinstance(text, str):
         raise ValueError(
-            f"text_field: {text_field!r} holds {type(text).__name__} in {where}, not text; name another with --text-field"
+            f"text_field: {text_field!r} holds {type(text).__name__} in {where}, not text; name another with "
+            "--text-field"
         )
     return text
 
 
 def _hub(name: str, text_field: str, config: str | None, split: str, revision: str | None) -> Source:
     """A data set of the Hub, streamed at the commit that `revision` stands for now."""
-    import httpx
     from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HTTPError  # of the transport library that this version uses
 
     remedy = "give an existing path, 'embedded', or a name, config and split that the Hub has"
     if constants.HF_HUB_OFFLINE:
         raise ValueError(
-            f"source: no file or folder {name}, and HF_HUB_OFFLINE is set, so the Hub is not asked; unset it, or {remedy}"
+            f"source: no file or folder {name}, and HF_HUB_OFFLINE is set, so the Hub is not asked; unset it, or "
+            f"{remedy}"
         )
     try:
         commit = HfApi().dataset_info(name, revision=revision).sha
         from datasets import load_dataset
 
         rows = load_dataset(name, config, split=split, revision=commit, streaming=True)
-    except (OSError, ValueError, httpx.HTTPError) as error:
+    except (OSError, ValueError, HTTPError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"source: no file or folder {name}, nor such data on the Hub ({reason}); {remedy}") from error
     chosen = {"name": name, "config": config, "split": split, "commit": commit}

@@ -101,10 +101,10 @@ def perplexity(nll: Sequence[float], units: Sequence[float]) -> tuple[float, flo
 def proportion_floor(n: int) -> float:
     """The standard error to report for a proportion of which all n samples agree, where the usual one is 0.
 
-    That of n + 1 samples of which one differs: all right out of 3 says less than all right out of 500.
+    √(p (1 - p) / n) at p = 1 / (n + 1), one dissenter in one sample more, which is 1 / (n + 1): all right out of 3
+    says less than all right out of 500.
     """
-    p = 1 / (n + 1)
-    return math.sqrt(p * (1 - p) / n)
+    return 1 / (n + 1)
 
 
 def seeds_part(values: np.ndarray) -> Part | None:

@@ -18,8 +18,8 @@ from transformers import PreTrainedTokenizerFast
 from harness.data import TokenData
 
 MQAR_PAIRS = (4, 8, 16, 32)
-MQAR_WORDS = 512
-_ORDINARY = re.compile(r"Ġ[a-z]{3,}")
+MQAR_WORDS = 128
+_ORDINARY = re.compile(r"[Ġ▁]([a-z]{3,})")  # with the mark that byte-level BPE or SentencePiece gives a word's start
 
 
 @lru_cache
@@ -29,7 +29,7 @@ def recall_words(tokenizer: PreTrainedTokenizerFast) -> tuple[list[str], list[st
     Raises ValueError when the vocabulary has fewer than MQAR_WORDS of them.
     """
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    words = [token[1:] for token, _ in vocabulary if _ORDINARY.fullmatch(token)][:MQAR_WORDS]
+    words = [match[1] for token, _ in vocabulary if (match := _ORDINARY.fullmatch(token))][:MQAR_WORDS]
     if len(words) < MQAR_WORDS:
         raise ValueError(
             f"tokenizer: only {len(words)} whole words are single tokens, recall tasks need {MQAR_WORDS}; use a larger "
@@ -46,6 +46,11 @@ def mqar(rng: random.Random, words: tuple[list[str], list[str]], pairs: int) -> 
     return rng.sample(keys, pairs), rng.choices(values, k=pairs)
 
 
+def mqar_text(words: list[str]) -> str:
+    """A listing of keys and values as the models read it."""
+    return "".join(f" {word}" for word in words)
+
+
 def _mqar_row(rng: random.Random, tokenizer: PreTrainedTokenizerFast, length: int) -> tuple[list[int], list[int]]:
     words = recall_words(tokenizer)
     ids, targets = [], []
@@ -55,7 +60,7 @@ def _mqar_row(rng: random.Random, tokenizer: PreTrainedTokenizerFast, length: in
         queries = rng.sample(keys, len(keys))
         listing = [w for k in keys for w in (k, table[k])]
         asked = [w for k in queries for w in (k, table[k])]
-        ids += [tokenizer.bos_token_id] + tokenizer.convert_tokens_to_ids(["Ġ" + w for w in listing + asked])
+        ids += [tokenizer.bos_token_id] + tokenizer.encode(mqar_text(listing + asked), add_special_tokens=False)
         targets += [0] * (1 + len(listing)) + [0, 1] * len(queries)
     return ids[:length], targets[:length]
 

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from harness import checkpoint, synthetic
 from harness.checkpoint import write_atomic
-from harness.config import RunConfig, TrainConfig
-from harness.data import TokenData, load_tokenizer, open_data
+from harness.config import DataConfig, RunConfig, TrainConfig
+from harness.data import TokenData, load_tokenizer, tokenizer_hash
 from harness.model import LanguageModel, build_model
 from harness.optim import build_optimizer, learning_rate
+from harness.prepare import prepare
 from harness.provenance import provenance
 
 LOG_EVERY = 10  # optimiser steps between two lines of metrics.jsonl
@@ -69,6 +70,20 @@ def activation_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[config.dtype]
 
 
+def open_data(config: DataConfig) -> TokenData:
+    """The shards a run reads, those of the embedded corpus made if they are not there yet. Raises ValueError for
+    missing or damaged shards, and for shards that another tokenizer made."""
+    if config.source == "embedded":
+        return prepare("embedded", config.tokenizer)
+    data = TokenData(config.source)
+    if data.index["tokenizer_hash"] != tokenizer_hash(load_tokenizer(config.tokenizer)):
+        raise ValueError(
+            f"data.tokenizer: {config.tokenizer!r} is not the tokenizer that made {config.source}; name that one, or "
+            "run data prepare again"
+        )
+    return data
+
+
 def total_steps(config: RunConfig) -> int:
     return -(-config.train.tokens // config.data.tokens_per_step)
 
@@ -99,7 +114,7 @@ class Trainer:
         self.device = device_for_training()
         self.dtype = activation_dtype(config.train, self.device)
         self.tokenizer = load_tokenizer(config.data.tokenizer)
-        self.data = open_data(config.data.source, self.tokenizer)
+        self.data = open_data(config.data)
         self.data.require_vocab(config.model.vocab_size)
         self.model = build_model(config.model, config.seed).to(self.device)
         self.optimizer = build_optimizer(self.model, config.train)
@@ -247,6 +262,14 @@ def read_summary(run_dir: Path) -> Summary | None:
     content = json.loads(path.read_text())
     del content["provenance"]
     return Summary(**content)
+
+
+def read_config(run_dir: Path) -> RunConfig:
+    """The configuration of a run. Raises ValueError when the folder holds none."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"{run_dir}: no run lies there (config.yaml is missing); give the folder of a run")
+    return RunConfig(**yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
 def load_trained(run_dir: Path) -> tuple[LanguageModel, RunConfig]:

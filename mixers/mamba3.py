@@ -63,8 +63,7 @@ def advance_angles(angle: Tensor, dt: Tensor, start: Tensor | None) -> Tensor:
 
     Summed in fp64: in fp32 the angle of a late token would have lost the digits that the turns took up.
     """
-    steps = math.pi * angle.tanh().unsqueeze(2) * dt.unsqueeze(-1)
-    angles = steps.double().cumsum(1)
+    angles = math.pi * (angle.tanh().unsqueeze(2) * dt.unsqueeze(-1)).double().cumsum(1)
     if start is not None:
         angles = angles + start.unsqueeze(1)
     return angles.remainder(2 * math.pi).to(dt.dtype)
@@ -162,11 +161,8 @@ class Mamba3(Mixer):
 
         y = y + self.D[:, None, None] * inputs  # [b, T, H, R, P]
         gate = z.to(dtype).unsqueeze(-2)
-        if c.mimo:
-            y = (y * F.silu(gate * self.mimo_z) * self.mimo_o).sum(-2)
-        else:
-            y = (y * F.silu(gate)).squeeze(-2)
-        y = self.out_proj(y.flatten(2).to(v.dtype))
+        y = y * F.silu(gate * self.mimo_z) * self.mimo_o if c.mimo else y * F.silu(gate)
+        y = self.out_proj(y.sum(-2).flatten(2).to(v.dtype))
         if not return_state:
             return y, None
         return y, {"angle": angles[:, -1], "ssm": ssm, "k": B[:, -1], "v": v[:, -1]}

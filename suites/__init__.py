@@ -1,0 +1,32 @@
+"""What is measured. A suite takes any lm-eval model and yields measurements."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+SUITES = ("language", "ruler", "retrieval", "recall")
+
+
+def suite(name: str) -> ModuleType:
+    """The module of a suite, with its `Config` and `run`. Raises ValueError listing the known ones."""
+    if name not in SUITES:
+        raise ValueError(f"suites: unknown name {name!r}; known: {', '.join(SUITES)}")
+    return import_module(f"suites.{name}")
+
+
+def suite_config(name: str, options: dict[str, Any]) -> BaseModel:
+    """Validated options of a suite; ValueError naming suite, field and value otherwise."""
+    module = suite(name)
+    try:
+        return module.Config(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        known = ", ".join(module.Config.model_fields)
+        value = "" if first["type"] == "missing" else f" (got {first['input']!r})"
+        raise ValueError(f"suites.{name}.{field}: {message}{value}; options: {known}") from None

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -151,6 +151,13 @@ def heldout_texts(config: Config) -> tuple[list[str], int]:
     return [beginning(text, config.heldout_words) for text in picked], len(texts)
 
 
+def batched(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Lists of `size` texts, the last one shorter."""
+    texts = iter(texts)
+    while batch := list(islice(texts, size)):
+        yield batch
+
+
 def beginning(text: str, words: int | None) -> str:
     """The first so many words of a text, spacing untouched."""
     if words is None:
@@ -181,9 +188,7 @@ def heldout_measurement(
 def heldout(lm: LM, config: Config) -> Measurement:
     """Word perplexity of the held-out documents, each read alone from its beginning."""
     texts, total = heldout_texts(config)
-    requests = [
-        Instance("loglikelihood_rolling", {}, (text,), i, (HELDOUT, i, 1)) for i, text in enumerate(texts)
-    ]
+    requests = [Instance("loglikelihood_rolling", {}, (text,), i, (HELDOUT, i, 1)) for i, text in enumerate(texts)]
     nll = [-float(value) for value in lm.loglikelihood_rolling(requests)]
     return heldout_measurement(nll, texts, total, config, lm_settings(lm))
 
@@ -196,8 +201,8 @@ def unigram_baseline(
     reader: `lm_settings` of the models that it is shown beside, which say how they read; it reads nothing.
     """
     counts: Counter[int] = Counter()
-    for document in documents("train"):
-        counts.update(tokenizer.encode(document.text, add_special_tokens=False))
+    for batch in batched((document.text for document in documents("train")), 64):
+        counts.update(chain.from_iterable(tokenizer(batch, add_special_tokens=False)["input_ids"]))
     smoothed = np.array([counts[token] + 1 for token in range(len(tokenizer))], dtype=np.float64)
     loss = -np.log(smoothed / smoothed.sum())
     texts, total = heldout_texts(config)

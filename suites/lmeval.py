@@ -1,13 +1,14 @@
 """Running lm-eval's own tasks, and turning what they log into measurements.
 
-Tasks are given by lm-eval's YAML files and loaded one by one: no index of all its tasks, and none of the global
-random seeds that `simple_evaluate` sets. Everything is zero-shot.
+Tasks are given by lm-eval's YAML files and loaded one by one: no index of all its tasks, and none of the global seeds
+that `simple_evaluate` sets. Everything is zero-shot.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,24 +62,31 @@ class TaskSamples:
         return fingerprint(sample["arguments"] for sample in self.samples)
 
 
-def load_task(yaml_path: Path, metadata: dict[str, Any] | None = None, **overrides: Any) -> Task:
+def load_task(yaml_path: Path, **overrides: Any) -> Task:
     """A zero-shot task from one of lm-eval's YAML files, with some of its fields replaced; functions may be values.
 
-    metadata: handed to the task's data set function, as TaskManager does. Raises what loading the data set raises.
+    Raises what loading the data set raises.
     """
-    with TemporaryDirectory() as folder, quiet():
+    with TemporaryDirectory() as folder, contained():
         # `include` wants a path of this machine, so the file is written when it is needed.
         generated = Path(folder) / "task.yaml"
         generated.write_text(yaml.dump({"include": str(yaml_path), **overrides}, Dumper=Dumper), encoding="utf-8")
-        manager = lm_eval.tasks.TaskManager(include_defaults=False, metadata=metadata)
+        manager = lm_eval.tasks.TaskManager(include_defaults=False)
         (task,) = manager.load([str(generated)])["tasks"].values()
-    task.set_config(key="num_fewshot", value=0)
+        task.set_config(key="num_fewshot", value=0)
+        process = task.config.process_docs
+        if process is not None:
+            # lm-eval would process the whole split again for each use, five times in an evaluation.
+            split = task.config.test_split or task.config.validation_split
+            task.dataset[split] = process(task.dataset[split])
+            task.set_config(key="process_docs", value=None)
     return task
 
 
 def run_tasks(lm: LM, tasks: Sequence[Task], limit: int | None = None) -> dict[str, TaskSamples]:
     """Evaluate loaded tasks on a model: their samples, keyed by task name, at most `limit` documents each."""
-    with quiet():
+    collected = {}
+    with contained():
         results = evaluator.evaluate(
             lm=lm,
             task_dict={"tasks": {task.task_name: task for task in tasks}},
@@ -86,12 +94,11 @@ def run_tasks(lm: LM, tasks: Sequence[Task], limit: int | None = None) -> dict[s
             bootstrap_iters=0,
             log_samples=True,
         )
-    collected = {}
-    for task in tasks:
-        samples = sorted(results["samples"][task.task_name], key=lambda sample: sample["doc_id"])
-        total = len(task.eval_docs)
-        used = limit if limit is not None and limit < total else None
-        collected[task.task_name] = TaskSamples(task.task_name, samples, total, used)
+        for task in tasks:
+            samples = sorted(results["samples"][task.task_name], key=lambda sample: sample["doc_id"])
+            total = len(task.eval_docs)
+            used = limit if limit is not None and limit < total else None
+            collected[task.task_name] = TaskSamples(task.task_name, samples, total, used)
     return collected
 
 
@@ -124,9 +131,9 @@ def lm_settings(lm: LM) -> dict[str, Any]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Only errors of lm-eval and datasets are printed; they have no argument for it."""
-    logger = logging.getLogger("lm_eval")
+def contained() -> Iterator[None]:
+    """lm-eval prints errors only, and leaves Python's global random state alone, from which it draws task ids."""
+    state, logger = random.getstate(), logging.getLogger("lm_eval")
     level, bars = logger.level, datasets.are_progress_bars_disabled()
     logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
@@ -135,6 +142,7 @@ def quiet() -> Iterator[None]:
         with mock.patch.object(lm_eval.api.task, "tqdm", silent):
             yield
     finally:
+        random.setstate(state)
         logger.setLevel(level)
         if not bars:
             datasets.enable_progress_bars()

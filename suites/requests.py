@@ -58,6 +58,13 @@ def check_room(lm: LM, field: str, tokens: int) -> None:
         raise ValueError(f"{field}: {tokens} tokens do not fit the model's max_length of {longest}; raise max_length")
 
 
+def each_once(values: list[Any]) -> list[Any]:
+    """`values`, for a config; ValueError when one is named twice, since a run has one value of a metric."""
+    if len(set(values)) != len(values):
+        raise ValueError(f"{values} names one twice; name each once")
+    return values
+
+
 def contains(text: str, answers: Iterable[str]) -> float:
     """1.0 if any answer is in the text, ignoring case, else 0.0."""
     return float(any(answer.lower() in text.lower() for answer in answers))

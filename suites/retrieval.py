@@ -14,12 +14,22 @@ from random import Random
 from typing import Any, Literal
 
 from lm_eval.api.model import LM
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 from harness.corpus import factbook_fields
 from harness.records import Measurement
 from suites.needle import Probe, needle_measurements
-from suites.requests import check_room, contains, encode, fingerprint, generate, measure, token_count, tokenizer_of
+from suites.requests import (
+    check_room,
+    contains,
+    each_once,
+    encode,
+    fingerprint,
+    generate,
+    measure,
+    token_count,
+    tokenizer_of,
+)
 
 Task = Literal["swde", "fda", "squad", "nq", "triviaqa", "drop", "factbook"]
 Record = Mapping[str, Any]
@@ -70,6 +80,8 @@ class Config(BaseModel):
     samples: PositiveInt | None = None
     seed: int = 0
     max_new_tokens: PositiveInt = 48
+
+    _each_once = field_validator("tasks")(each_once)
 
 
 @dataclass(frozen=True)
@@ -203,16 +215,17 @@ def run(lm: LM, config: Config, progress: Callable[[str], None] = lambda message
             records = Random(f"{task}:{config.seed}").sample(records, limit)
         prompts = [build_prompt(task, record, tokenizer, config.limit_tokens) for record in records]
         progress(f"retrieval {task}: {len(prompts)} samples")
-        results += score(lm, task, prompts, limit, config)
+        tokens = [token_count(tokenizer, prompt.text) for prompt in prompts]
+        # The question is outside the window, so the longest prompt can pass the limit by the length of its question.
+        check_room(lm, "retrieval.limit_tokens", max(tokens) + config.max_new_tokens)
+        results += score(lm, task, prompts, tokens, limit, config)
     return results
 
 
-def score(lm: LM, task: Task, prompts: list[Prompt], limit: int | None, config: Config) -> list[Measurement]:
-    """The measurements of one task."""
-    tokenizer = tokenizer_of(lm, "retrieval")
-    tokens = [token_count(tokenizer, prompt.text) for prompt in prompts]
-    # The question is outside the window, so the longest prompt can pass the limit by the length of its question.
-    check_room(lm, "retrieval.limit_tokens", max(tokens) + config.max_new_tokens)
+def score(
+    lm: LM, task: Task, prompts: list[Prompt], tokens: list[int], limit: int | None, config: Config
+) -> list[Measurement]:
+    """The measurements of one task, whose prompts have `tokens` tokens."""
     rest = {
         "suite": "retrieval",
         "stand_in": STAND_IN if task == "factbook" else None,

@@ -21,7 +21,17 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 from harness.records import Measurement
 from suites.haystack import NOISE, STAND_IN, Source, essay_sentences
 from suites.needle import Probe, needle_measurements
-from suites.requests import check_room, contains, encode, fingerprint, generate, measure, token_count, tokenizer_of
+from suites.requests import (
+    check_room,
+    contains,
+    each_once,
+    encode,
+    fingerprint,
+    generate,
+    measure,
+    token_count,
+    tokenizer_of,
+)
 
 Task = Literal["s_niah_1", "s_niah_2", "s_niah_3", "mk_niah_1"]
 Steps = Literal["lm_eval", "unit"]
@@ -83,12 +93,7 @@ class Config(BaseModel):
     haystack: Source = "paul_graham"
     steps: Steps = "lm_eval"
 
-    @field_validator("tasks", "lengths")
-    @classmethod
-    def _each_once(cls, value: list[Any]) -> list[Any]:
-        if len(set(value)) != len(value):
-            raise ValueError(f"{value} names one twice; a run has one value of a metric, name each once")
-        return value
+    _each_once = field_validator("tasks", "lengths")(each_once)
 
 
 @dataclass(frozen=True)

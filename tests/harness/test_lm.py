@@ -9,12 +9,11 @@ from lm_eval.models.huggingface import HFLM
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from harness.corpus import TOKENIZER
+from harness.data import load_tokenizer
 from harness.export import to_llama
-from harness.generate import generate, generate_text
+from harness.generate import cut, generate, generate_text
 from harness.lm import MixerLM
 from harness.model import LanguageModel, ModelConfig, build_model
-from mixers.registry import build_mixer  # noqa: F401  (registers the mixers)
 
 # fp32 rounding of two orders of summation over sequences of up to 200 tokens: sums of log-likelihoods differ by
 # about 1e-5; 1e-4 is the agreement asked for.
@@ -28,10 +27,9 @@ DOCUMENTS = ["A short one.", "", " ".join(f"verse {i} of the psalm," for i in ra
 
 def tokenizer(add_bos: bool = False) -> PreTrainedTokenizerFast:
     """The corpus' tokenizer; with add_bos it puts the BOS itself, as LLaMA's does."""
-    loaded = PreTrainedTokenizerFast(tokenizer_file=str(TOKENIZER))
-    bos = next(t for t in loaded.get_added_vocab() if loaded.get_added_vocab()[t] == 0)
-    loaded.bos_token = loaded.eos_token = loaded.pad_token = bos
+    loaded = load_tokenizer()
     if add_bos:
+        bos = loaded.bos_token
         loaded.backend_tokenizer.post_processor = TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, loaded.bos_token_id)]
         )
@@ -91,24 +89,30 @@ def greedy_by_rereading(lm: MixerLM, prompt: list[int], steps: int) -> list[int]
     return tokens[len(prompt) :]
 
 
+def hflm(ours: MixerLM, max_length: int, add_bos: bool = True) -> HFLM:
+    """lm-eval's own class over the same weights, in fp32."""
+    return HFLM(
+        pretrained=to_llama(ours.model, ours.prefix_token_id, 512),
+        tokenizer=tokenizer(add_bos),
+        add_bos_token=add_bos,
+        batch_size=4,
+        max_length=max_length,
+        device="cpu",
+        dtype="float32",
+    )
+
+
+@pytest.fixture(scope="module")
+def ours() -> MixerLM:
+    return MixerLM(MODELS["attention"](), tokenizer())
+
+
+@pytest.fixture(scope="module")
+def theirs(ours: MixerLM) -> HFLM:
+    return hflm(ours, 512)
+
+
 class TestAgainstHFLM:
-    @pytest.fixture(scope="class")
-    def ours(self) -> MixerLM:
-        return MixerLM(MODELS["attention"](), tokenizer())
-
-    @pytest.fixture(scope="class")
-    def theirs(self, ours: MixerLM) -> HFLM:
-        return self.hflm(ours, 512)
-
-    @staticmethod
-    def hflm(ours: MixerLM, max_length: int, add_bos: bool = True) -> HFLM:
-        llama = to_llama(ours.model, ours.prefix_token_id, 512)
-        # float64 softmax aside, HFLM in fp32 with the BOS before every text.
-        return HFLM(
-            pretrained=llama, tokenizer=tokenizer(add_bos), add_bos_token=add_bos, batch_size=4, max_length=max_length,
-            device="cpu", dtype="float32",
-        )
-
     def test_log_likelihoods_and_greediness_agree(self, ours: MixerLM, theirs: HFLM) -> None:
         greedy = greedy_by_rereading(ours, ours.tok_encode(CONTEXTS[0]), 3)
         pairs = [*PAIRS, (CONTEXTS[0], ours.tokenizer.decode(greedy))]
@@ -121,7 +125,7 @@ class TestAgainstHFLM:
     def test_contexts_that_do_not_fit_lose_the_same_beginning(self, ours: MixerLM) -> None:
         short = MixerLM(ours.model, ours.tokenizer, max_length=12)
         mine = short.loglikelihood(ask("loglikelihood", PAIRS))
-        other = self.hflm(ours, 12).loglikelihood(ask("loglikelihood", PAIRS), disable_tqdm=True)
+        other = hflm(ours, 12).loglikelihood(ask("loglikelihood", PAIRS), disable_tqdm=True)
         assert [v for v, _ in mine] == pytest.approx([v for v, _ in other], abs=TOLERANCE)
         whole = ours.loglikelihood(ask("loglikelihood", PAIRS))
         assert max(abs(a - b) for (a, _), (b, _) in zip(mine, whole, strict=True)) > 0.01
@@ -129,7 +133,7 @@ class TestAgainstHFLM:
     @pytest.mark.parametrize("max_length", [16, 512])
     def test_rolling_log_likelihoods_agree(self, ours: MixerLM, max_length: int) -> None:
         # HFLM puts its own prefix token before a document, so a tokenizer that adds BOS would give it two.
-        theirs = self.hflm(ours, max_length, add_bos=False)
+        theirs = hflm(ours, max_length, add_bos=False)
         arguments = [(d,) for d in DOCUMENTS]
         mine = MixerLM(ours.model, ours.tokenizer, max_length=max_length).loglikelihood_rolling(
             ask("loglikelihood_rolling", arguments)
@@ -161,6 +165,20 @@ def test_endings_that_share_a_context_score_as_in_one_forward_pass(lm: MixerLM) 
         expected = plain_score(lm, context, ending)
         assert value == pytest.approx(expected[0], abs=TOLERANCE)
         assert greedy == expected[1]
+
+
+def test_an_ending_is_greedy_only_when_every_token_of_it_is(lm: MixerLM) -> None:
+    context = lm.tok_encode(CONTEXTS[1])
+    best = greedy_by_rereading(lm, context, 3)
+    other = (best[0] + 1) % len(lm.tokenizer)
+    endings = [best, [*best[:2], other], [other, *greedy_by_rereading(lm, [*context, other], 2)], best[:1], [other]]
+    scores = lm._loglikelihood_tokens([(None, context, ending) for ending in endings])
+    assert [greedy for _, greedy in scores] == [True, best[2] == other, False, True, False]
+
+
+def test_text_ends_before_the_first_of_several_stop_strings() -> None:
+    assert cut("one two three", ["three", "two", "four"]) == "one "
+    assert cut("one two three", ["four"]) == "one two three"
 
 
 @pytest.mark.parametrize("batch_tokens, batch_rows", [(1, 1), (40, 3), (4096, 64)])

@@ -57,9 +57,7 @@ class SearchingLM(TemplateLM):
 
     def _loglikelihood_tokens(self, requests: list[Any], **kwargs: Any) -> list[tuple[float, bool]]:
         known = [self.sees and read_out(context) == continuation.strip() for (context, continuation), _, _ in requests]
-        return [
-            ((KNOWN if k else UNKNOWN) * len(tokens), k) for k, (_, _, tokens) in zip(known, requests, strict=True)
-        ]
+        return [((KNOWN if k else UNKNOWN) * len(tokens), k) for k, (_, _, tokens) in zip(known, requests, strict=True)]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
         raise NotImplementedError("no retrieval suite asks for it")

@@ -4,10 +4,13 @@ import ast
 import hashlib
 import importlib.util
 import json
+import re
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from pydantic import ValidationError
@@ -50,11 +53,17 @@ def test_wording_is_that_of_lm_evals_ruler():
     assert ruler.TEMPLATE.format(kind="number", context="HAY", key="KEY") == expected
     constants = lm_eval_constants("prepare_niah")
     assert NOISE in constants
-    assert ruler.NEEDLE.format(kind="{t}", key="{k}", value="{v}").replace("{t}s", "{type_needle_v}").replace(
-        "{k}", "{key}"
-    ).replace("{v}", "{value}") in constants
+    assert (
+        ruler.NEEDLE.format(kind="{t}", key="{k}", value="{v}")
+        .replace("{t}s", "{type_needle_v}")
+        .replace("{k}", "{key}")
+        .replace("{v}", "{value}")
+        in constants
+    )
     assert "The special magic " in constants and " mentioned in the provided text is" in constants
-    assert ruler.PREFIX.startswith(" The special magic ") and ruler.PREFIX.endswith(" mentioned in the provided text is")
+    assert ruler.PREFIX.startswith(" The special magic ") and ruler.PREFIX.endswith(
+        " mentioned in the provided text is"
+    )
 
 
 def test_prompt_of_a_noise_sample_is_exact(tok):
@@ -85,6 +94,13 @@ def test_needle_is_asked_for_present_once_and_gone_without(tok, task):
         assert sample.without.count("One of the special magic") == others
         # Nothing but the needle and the white space it brought is gone.
         assert sample.without.split() == [w for part in sample.prompt.split(needle) for w in part.split()]
+
+
+def test_values_are_numbers_of_seven_digits_or_random_uuids(tok):
+    numbers = [sample.answer for sample in drawn(tok, "s_niah_1", n=200)]
+    assert all(re.fullmatch(r"[1-9]\d{6}", number) for number in numbers) and len(set(numbers)) == 200
+    uuids = [sample.answer for sample in drawn(tok, "s_niah_3")]
+    assert all(str(uuid.UUID(answer)) == answer and uuid.UUID(answer).version == 4 for answer in uuids)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -133,7 +149,9 @@ def test_seed_task_and_length_give_other_samples(tok):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_length_that_cannot_be_met_is_an_error_whose_remedy_works(tok, task):
-    with pytest.raises(ValueError, match=f"ruler.lengths: {task} does not fit 64 tokens: .* of at least (\\d+)") as error:
+    with pytest.raises(
+        ValueError, match=f"ruler.lengths: {task} does not fit 64 tokens: .* of at least (\\d+)"
+    ) as error:
         drawn(tok, task, length=64)
     enough = int(str(error.value).split("at least ")[1].split(",")[0])
     assert all(sample.tokens <= enough - 48 for sample in drawn(tok, task, length=enough))
@@ -151,6 +169,15 @@ def test_haystack_is_held_out_prose_and_wraps_around(tok):
     assert " ".join(sentences(text)) == text
     parts = sentences('Mr. J. Knightley came. "Did he?" she asked. It was 3.5 miles! Yes.')
     assert parts == ("Mr. J. Knightley came.", '"Did he?" she asked.', "It was 3.5 miles!", "Yes.")
+
+
+def test_paul_graham_out_of_reach_is_one_line_with_the_remedy(tok, monkeypatch):
+    def fail(path, split):
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(ValueError, match=r"ruler.haystack: .*baber/paul_graham_essays.*offline.*haystack: corpus"):
+        drawn(tok, "s_niah_2", haystack="paul_graham")
 
 
 def test_scoring_is_substring_ignoring_case():
@@ -221,8 +248,12 @@ def test_our_own_model_is_scored_end_to_end_and_the_same_twice():
     torch.manual_seed(0)
     tok = tokenizer()
     shape = ModelConfig(
-        layout="recurrent", mixer="gated_deltanet", mixer_options={"num_heads": 2, "head_dim": 16}, d_model=32,
-        mlp_widths=[64, 64], vocab_size=len(tok),
+        layout="recurrent",
+        mixer="gated_deltanet",
+        mixer_options={"heads": 2, "head_dim": 16},
+        d_model=32,
+        mlp_widths=[64, 64],
+        vocab_size=len(tok),
     )
     lm = MixerLM(LanguageModel(shape), tok)
     config = CONFIG.model_copy(update={"samples": 3, "tasks": ["s_niah_1", "mk_niah_1"], "lengths": [320]})

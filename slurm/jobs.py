@@ -1,0 +1,143 @@
+"""What a job does: train one run, evaluate it, and leave behind what `status` shows."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.checkpoint import write_atomic
+from harness.data import load_tokenizer
+from harness.lm import MixerLM
+from harness.provenance import provenance
+from harness.records import Record, write_records
+from harness.train import load_trained, read_config, read_summary, train
+from slurm.plan import RunPlan, evaluation_key, missing
+from suites import suite
+
+HEARTBEAT = 2.0  # seconds between two writes of a run's status
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a run stands: `status.json` in its folder.
+
+    state: training, evaluating, done or failed. detail: the step, the task, or why it failed, in one line. updated:
+    seconds since the epoch.
+    """
+
+    state: str
+    detail: str
+    pid: int
+    updated: float
+
+
+def write_status(folder: Path, state: str, detail: str) -> None:
+    status = Status(state, detail, os.getpid(), time.time())
+    write_atomic(folder / "status.json", json.dumps(asdict(status)).encode())
+
+
+def read_status(folder: Path) -> Status | None:
+    """The last status of a run; None before its first."""
+    path = folder / "status.json"
+    return Status(**json.loads(path.read_text())) if path.exists() else None
+
+
+@contextmanager
+def exclusively(folder: Path) -> Iterator[None]:
+    """Hold a run's folder; ValueError when another process of this machine works in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder}: another process is working on this run; wait for it or stop it") from None
+        yield
+
+
+def do(work: RunPlan, command: str) -> None:
+    """Finish a run: train it, then evaluate it on what is missing. Anything that stops it is left in its status.
+
+    command: the command line for the records' provenance.
+    """
+    with exclusively(work.folder):
+        try:
+            _train(work)
+            for name in missing(work.folder, work.suites):
+                evaluate(work.folder, name, work.suites[name], work.config.label, command)
+        except BaseException as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            write_status(work.folder, "failed", reason)
+            raise
+        write_status(work.folder, "done", "")
+
+
+def _train(work: RunPlan) -> None:
+    last = 0.0
+
+    def progress(metrics: dict[str, float]) -> None:
+        nonlocal last
+        now = time.time()
+        if now - last >= HEARTBEAT:
+            last = now
+            left = (metrics["total_steps"] - metrics["step"]) * metrics["tokens"] / metrics["step"]
+            write_status(
+                work.folder,
+                "training",
+                f"step {metrics['step']:.0f}/{metrics['total_steps']:.0f}  loss {metrics['loss']:.3f}  "
+                f"{metrics['tokens_per_second']:,.0f} tok/s  {left / metrics['tokens_per_second']:.0f} s left",
+            )
+
+    if read_summary(work.folder) is None:
+        write_status(work.folder, "training", "starting")
+        train(work.config, work.folder, progress)
+
+
+def load_lm(folder: Path) -> MixerLM:
+    """A trained run as an lm-eval model, with the tokenizer that it was trained with."""
+    model, config = load_trained(folder)
+    return MixerLM(model, load_tokenizer(config.data.tokenizer))
+
+
+def evaluate(folder: Path, name: str, options: dict[str, Any], label: str, command: str) -> None:
+    """Run a suite on a trained run and write its records, whole or not at all.
+
+    Raises ValueError for a run that is not trained or options that the suite does not take.
+    """
+    write_status(folder, "evaluating", name)
+    summary, config = read_summary(folder), read_config(folder)
+    if summary is None:
+        raise ValueError(f"{folder}: the run is not trained to its end; train it first")
+    if config.train.threads is not None:
+        torch.set_num_threads(config.train.threads)
+    module = suite(name)
+    measurements = module.run(
+        load_lm(folder), module.Config(**options), progress=lambda line: write_status(folder, "evaluating", line)
+    )
+    birth = provenance(config.hash, "cpu", "float32", backend="torch", command=command)
+    write_records(
+        folder,
+        name,
+        [
+            Record.of(
+                m,
+                birth,
+                run=config.run_id,
+                label=label,
+                mixer=config.mixer,
+                layout=config.layout,
+                preset=config.preset,
+                seed=config.seed,
+            )
+            for m in measurements
+        ],
+    )
+    write_atomic(folder / "records" / f"{name}.done", evaluation_key(options, summary.weights_sha256).encode())
