@@ -97,10 +97,10 @@ def shallow(instance: Any) -> dict[str, Any]:
 
 
 COLUMNS = [f.name for f in fields(Record) if f.name not in ("samples", "schema")] + ["file"]
+HINTS = {name: hint for name, hint in typing.get_type_hints(Record).items() if name != "samples"}
 TYPES: dict[str, tuple[type, ...]] = {
-    name: tuple(typing.get_origin(option) or option for option in (typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)))
-    for name, hint in typing.get_type_hints(Record).items()
-    if name != "samples"
+    name: tuple(typing.get_origin(h) or h for h in (typing.get_args(hint) if isinstance(hint, UnionType) else [hint]))
+    for name, hint in HINTS.items()
 }
 """The types that each field of a line may have. Exact ones: bool is a subclass of int, but true is no seed."""
 

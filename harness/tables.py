@@ -18,6 +18,8 @@ from harness.table_notes import table_notes
 
 LAYOUTS = ("recurrent", "hybrid", "attention")
 SUITES = ("language", "ruler", "retrieval", "recall", "throughput")
+BASELINE = "baseline"
+"""Layout of rows that no model made, such as token frequencies: they have no dtype and no way of reading a text."""
 MUST_AGREE = ("settings", "limit", "stand_in", "dtype")
 TIMED = ("tokens_per_second",)
 """Metrics that only the same device makes comparable."""
@@ -149,29 +151,35 @@ def letter(index: int) -> str:
 
 
 def differing(records: list[dict[str, Any]], metric: str) -> list[str]:
-    """What the records of one column disagree on, that makes them incomparable; one phrase each."""
+    """What the records of one column disagree on, that makes them incomparable; one phrase each.
+
+    Of a baseline the dtype does not count, and the settings only where it has them.
+    """
     names = [*MUST_AGREE, *(name for name in records[0] if name.startswith("version_"))]
     found = []
     for name in [*names, *(("device", "threads") if metric in TIMED else ())]:
         if len({r[name] for r in records}) == 1:
             continue
+        models = [r for r in records if r["layout"] != BASELINE]
         if name == "settings":
             parsed = [(json.loads(r[name]), r) for r in records]
             keys = sorted({key for settings, _ in parsed for key in settings})
-            found += [p for key in keys if (p := phrase(f"settings.{key}", [(s.get(key), r) for s, r in parsed]))]
+            for key in keys:
+                stated = [(s.get(key), r) for s, r in parsed if key in s or r["layout"] != BASELINE]
+                found += phrase(f"settings.{key}", stated)
         else:
-            found += filter(None, [phrase(name, [(r[name], r) for r in records])])
+            found += phrase(name, [(r[name], r) for r in (models if name == "dtype" else records)])
     return found
 
 
-def phrase(name: str, values: Iterable[tuple[Any, dict[str, Any]]]) -> str | None:
-    """`name differs: a (labels), b (labels)`, or None where all agree."""
+def phrase(name: str, values: Iterable[tuple[Any, dict[str, Any]]]) -> list[str]:
+    """[`name differs: a (labels), b (labels)`], or nothing where all agree."""
     labels: dict[str, dict[str, None]] = {}
     for value, record in values:
         labels.setdefault(json.dumps(value, sort_keys=True), {})[record["label"]] = None
-    if len(labels) == 1:
-        return None
-    return f"{name} differs: " + ", ".join(f"{value} ({', '.join(who)})" for value, who in labels.items())
+    if len(labels) < 2:
+        return []
+    return [f"{name} differs: " + ", ".join(f"{value} ({', '.join(who)})" for value, who in labels.items())]
 
 
 def make_cell(records: list[dict[str, Any]], samples: Samples) -> Cell:

@@ -269,6 +269,18 @@ def test_records_measured_differently_are_not_mixed_unless_told_and_then_it_is_s
     assert "piqa_acc" in said and "differs" in said
 
 
+def test_a_baseline_agrees_in_what_it_states_and_has_no_dtype(tmp_path):
+    exact = Provenance(**{**vars(CERTIFICATE), "dtype": "float64"})
+    model = record("gdn2", "novels", "word_perplexity", 40.0, 1.0, settings={"items": "x", "bos": True})
+    same = {"layout": "baseline", "certificate": exact}
+    unigram = record("unigram", "novels", "word_perplexity", 900.0, 9.0, settings={"items": "x"}, **same)
+    frame = store(tmp_path / "a", [model, unigram])
+    assert [row.label for row in comparison(frame).rows] == ["gdn2", "unigram"]
+    elsewhere = record("unigram", "novels", "word_perplexity", 900.0, 9.0, settings={"items": "y"}, **same)
+    with pytest.raises(ValueError, match="settings.items differs"):
+        comparison(store(tmp_path / "b", [model, elsewhere]))
+
+
 def test_speeds_of_different_devices_are_not_mixed_but_scores_are(tmp_path):
     elsewhere = Provenance(**{**vars(CERTIFICATE), "device": "Other CPU"})
     scores = [record("gdn2", "piqa", "acc", 0.5, 0.1), record("kda", "piqa", "acc", 0.5, 0.1, certificate=elsewhere)]
@@ -350,6 +362,13 @@ def test_models_of_one_label_must_agree_and_speed_is_averaged(tmp_path):
     runs["flops_per_token"] = [7.5e6, 8.5e6]
     with pytest.raises(ValueError, match="flops_per_token: runs of 'gdn2'"):
         comparison(frame, runs=runs)
+
+
+def test_a_frame_kept_as_parquet_makes_the_same_table(tmp_path):
+    frame = store(tmp_path, golden_records())
+    frame.to_parquet(tmp_path / "records.parquet")
+    again = pd.read_parquet(tmp_path / "records.parquet")
+    assert comparison(again, runs=RUNS).markdown() == comparison(frame, runs=RUNS).markdown()
 
 
 def test_a_bar_in_a_label_does_not_break_the_table(tmp_path):
