@@ -32,6 +32,7 @@ def _config(
         mlp_widths=widths,
         vocab_size=vocab_size,
         tie_embeddings=scale.tie_embeddings,
+        embedding_std=scale.embedding_std,
     )
 
 

@@ -21,16 +21,16 @@ from mixers.interface import index_state
 Layout = Literal["recurrent", "hybrid", "attention"]
 ModelState = list[State]
 
-# Xavier-uniform gain of every linear layer, and the deviation of the embedding (paper, training recipe).
+# Xavier-uniform gain of every linear layer (paper, training recipe).
 LINEAR_GAIN = 2**-2.5
-EMBEDDING_STD = 0.02
 
 
 class ModelConfig(BaseModel):
     """Everything that fixes a model's shape. Closed, and resolved: nothing is decided after it.
 
     mixer, mixer_options: the token mixer. attention_options: those of the attention blocks of a hybrid.
-    mlp_widths: inner width of each block's SwiGLU, one per block. vocab_size: rows of the embedding.
+    mlp_widths: inner width of each block's SwiGLU, one per block. vocab_size: rows of the embedding. embedding_std:
+    standard deviation of the embedding at the start.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,6 +43,7 @@ class ModelConfig(BaseModel):
     mlp_widths: list[PositiveInt]
     vocab_size: PositiveInt
     tie_embeddings: bool = False
+    embedding_std: PositiveFloat = 0.02
     norm_eps: PositiveFloat = 1e-5
 
     @model_validator(mode="after")
@@ -124,7 +125,7 @@ class LanguageModel(nn.Module):
                 nn.init.xavier_uniform_(module.weight, gain=LINEAR_GAIN)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
+        nn.init.normal_(self.embedding.weight, std=config.embedding_std)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
 

@@ -1,7 +1,7 @@
 """Synthetic recall as training data, in the model's own words; suites/recall.py and suites/ruler.py score it.
 
-Rows are a pure function of (seed, step). `mqar` (Zoology, arXiv 2312.04927): key–value pairs, then every key again in
-random order, to be answered with its value. `needle`: a statement hidden in prose of the training split, asked for at
+Rows are a pure function of (seed, step). `mqar` (Zoology, arXiv 2312.04927): key–value pairs, then their keys again and
+again in random order, each to be answered with its value. `needle`: a statement hidden in prose of the training split, asked for at
 the end in the words of RULER; keys and values are drawn afresh for each row, so only copying from context helps.
 """
 
@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from harness.data import TokenData
 
 MQAR_PAIRS = (4, 8, 16, 32)
-MQAR_WORDS = 128
+MQAR_WORDS = 256
 _ORDINARY = re.compile(r"[Ġ▁]([a-z]{3,})")  # with the mark that byte-level BPE or SentencePiece gives a word's start
 
 
@@ -52,16 +52,17 @@ def mqar_text(words: list[str]) -> str:
 
 
 def _mqar_row(rng: random.Random, tokenizer: PreTrainedTokenizerFast, length: int) -> tuple[list[int], list[int]]:
+    """One sample a row: were a second one listed behind it, its keys would be keys of the first with other values."""
     words = recall_words(tokenizer)
-    ids, targets = [], []
-    while len(ids) < length:
-        keys, values = mqar(rng, words, rng.choice(MQAR_PAIRS))
-        table = dict(zip(keys, values, strict=True))
-        queries = rng.sample(keys, len(keys))
-        listing = [w for k in keys for w in (k, table[k])]
-        asked = [w for k in queries for w in (k, table[k])]
-        ids += [tokenizer.bos_token_id] + tokenizer.encode(mqar_text(listing + asked), add_special_tokens=False)
-        targets += [0] * (1 + len(listing)) + [0, 1] * len(queries)
+    pairs = rng.choice([pairs for pairs in MQAR_PAIRS if 2 * pairs < length // 2])
+    keys, values = mqar(rng, words, pairs)
+    table = dict(zip(keys, values, strict=True))
+    queries: list[str] = []
+    while 2 * (pairs + len(queries)) < length:
+        queries += rng.sample(keys, pairs)
+    text = mqar_text([word for key in keys + queries for word in (key, table[key])])
+    ids = [tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False)]
+    targets = [0] * (1 + 2 * pairs) + [0, 1] * len(queries)
     return ids[:length], targets[:length]
 
 

@@ -1,13 +1,37 @@
 """Settings that every test runs under: no network, fixed threads, no retries against a Hub that cannot be reached."""
 
+import json
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from pathlib import Path
+
 import pytest
 import torch
+
+from harness.prepare import prepare
+from suites import offline
+
+
+@pytest.fixture(scope="session")
+def offline_data() -> Path:
+    """The language tasks on this machine, downloaded once into the project's cache."""
+    return offline.fetch()
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of a little real prose: the first chapters of the embedded corpus' Austen."""
+    from harness.corpus import documents
+
+    folder = tmp_path_factory.mktemp("data")
+    texts = [d.text for d, _ in zip(documents("train", ["austen"]), range(12), strict=False)]
+    source = folder / "prose.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return prepare(source, "embedded", folder / "shards").folder
 
 
 @pytest.fixture(autouse=True)

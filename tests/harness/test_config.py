@@ -1,0 +1,103 @@
+"""Experiment files: what they may say, and which runs they become."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from harness.config import EXPERIMENTS, expand, load_experiment
+
+BASE = {
+    "name": "small",
+    "preset": "cpu-1m",
+    "mixers": ["gdn2", "attention"],
+    "data": {"seq_len": 64, "rows": {"text": 4}},
+    "train": {"tokens": 1000},
+}
+
+
+def write(folder: Path, **changes: object) -> Path:
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(BASE | changes))
+    return path
+
+
+def test_mixers_layouts_and_seeds_are_expanded_and_attention_is_its_own_layout(tmp_path: Path) -> None:
+    experiment = load_experiment(write(tmp_path, layouts=["recurrent", "hybrid"], seeds=[1, 2]))
+    runs = expand(experiment, 4096)
+    assert [(r.mixer, r.layout, r.seed) for r in runs] == [
+        ("gdn2", "recurrent", 1),
+        ("gdn2", "recurrent", 2),
+        ("gdn2", "hybrid", 1),
+        ("gdn2", "hybrid", 2),
+        ("attention", "attention", 1),
+        ("attention", "attention", 2),
+    ]
+    assert len({r.run_id for r in runs}) == 6
+
+
+def test_a_runs_identity_is_what_is_trained_and_not_how_it_is_called(tmp_path: Path) -> None:
+    first = expand(load_experiment(write(tmp_path)), 4096)[0]
+    relabelled = write(tmp_path, name="other", mixers=[{"mixer": "gdn2", "label": "ours"}], suites={"recall": {}})
+    assert expand(load_experiment(relabelled), 4096)[0].run_id == first.run_id
+    for override in ("train.lr=1e-3", "data.seq_len=128", "preset=cpu-600k", "seeds=[1]"):
+        assert expand(load_experiment(write(tmp_path), [override]), 4096)[0].run_id != first.run_id
+
+
+def test_options_of_a_mixer_reach_its_model(tmp_path: Path) -> None:
+    spec = {"mixer": "gdn2", "options": {"erase_gate": "scalar"}, "label": "w only"}
+    run = expand(load_experiment(write(tmp_path, mixers=[spec])), 4096)[0]
+    assert run.model.mixer_options["erase_gate"] == "scalar"
+    assert run.model.mixer_options["heads"] == 4  # the preset's geometry stays
+    assert run.label == "w only"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 5}, r"small.yaml: steps: unknown field"),
+        ({"train": {"tokens": 1000, "learning_rate": 1}}, r"train.learning_rate: unknown field"),
+        ({"train": {"tokens": 0}}, r"train.tokens: .*greater than 0 \(got 0\)"),
+        ({"data": {"seq_len": 64, "rows": {"prose": 4}}}, r"data.rows.prose"),
+        ({"data": {"seq_len": 64}}, r"data.rows: Field required"),
+        ({"train": {"tokens": 9, "accumulation": 3}}, r"train.accumulation: 3 does not divide the 4 rows"),
+        ({"name": "a b"}, r"name: .*\(got 'a b'\)"),
+        ({"mixers": []}, r"mixers: "),
+    ],
+)
+def test_a_wrong_field_is_named_with_its_value(tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_experiment(write(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mixers": ["gdn3"]}, r"mixer: unknown name 'gdn3'; known: attention, "),
+        ({"mixers": [{"mixer": "gdn2", "options": {"gate": 1}}]}, r"gdn2.gate: .*options: heads"),
+        ({"mixers": [{"mixer": "gdn2", "options": {"value_heads": 3}}]}, r"value_heads: 3 is no multiple of heads=4"),
+        ({"mixers": ["gdn2", "gdn2"]}, r"mixers: gdn2 \(recurrent\) is listed twice"),
+        ({"preset": "1b"}, r"preset: unknown name '1b'"),
+    ],
+)
+def test_a_run_that_cannot_be_built_is_refused_before_work_starts(tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        expand(load_experiment(write(tmp_path, **changes)), 4096)
+
+
+def test_a_file_that_is_missing_or_no_yaml_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"experiment: no file tabel2; give a path, or one of: demo"):
+        load_experiment("tabel2")
+    path = tmp_path / "broken.yaml"
+    path.write_text("name: [")
+    with pytest.raises(ValueError, match=r"broken.yaml: not YAML"):
+        load_experiment(path)
+    with pytest.raises(ValueError, match=r"--set: expected a.b=value, got 'train.lr'"):
+        load_experiment(write(tmp_path), ["train.lr"])
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_experiment_in_the_project_expands(path: Path) -> None:
+    experiment = load_experiment(path)
+    assert experiment.name == path.stem
+    assert expand(experiment, 4096)

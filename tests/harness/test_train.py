@@ -1,0 +1,223 @@
+"""Training: the recipe, exact resumption, and what happens when something is wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness import checkpoint, synthetic
+from harness.config import DataConfig, RunConfig, TrainConfig
+from harness.data import load_tokenizer
+from harness.matching import matched_config
+from harness.model import ModelConfig
+from harness.optim import build_optimizer, decays, learning_rate
+from harness.prepare import prepare
+from harness.train import Trainer, TrainingStopped, load_trained, open_data, read_summary, train
+
+TINY = {
+    "gdn2": {"heads": 2, "head_dim": 8},
+    "gated_deltanet": {"heads": 2, "head_dim": 8},
+    "kda": {"heads": 2, "head_dim": 8},
+    "mamba2": {"d_inner": 32, "head_dim": 16, "d_state": 8},
+    "mamba3_siso": {"d_inner": 32, "head_dim": 16, "d_state": 8},
+    "mamba3_mimo": {"d_inner": 32, "head_dim": 16, "d_state": 8, "rank": 2},
+    "attention": {"heads": 2},
+}
+
+
+def run_config(data: Path, mixer: str = "gdn2", steps: int = 12, **training: object) -> RunConfig:
+    """A run of a model too small to learn much, on real text and recall rows of 64 tokens."""
+    layout = "attention" if mixer == "attention" else "recurrent"
+    rows = {"text": 2, "mqar": 1, "needle": 1}
+    recipe = {"tokens": steps * 4 * 128, "lr": 1e-3, "checkpoint_every": 5, "threads": 1}
+    return RunConfig(
+        label=mixer,
+        mixer=mixer,
+        layout=layout,
+        preset="cpu-600k",
+        seed=0,
+        model=ModelConfig(
+            layout=layout, mixer=mixer, mixer_options=TINY[mixer], d_model=16, mlp_widths=[32, 32], vocab_size=4096
+        ),
+        data=DataConfig(source=str(data), seq_len=128, rows=rows),
+        train=TrainConfig(**(recipe | training)),
+    )
+
+
+@pytest.mark.parametrize("mixer", TINY)
+def test_a_run_stopped_between_checkpoints_and_resumed_ends_with_the_same_bits(
+    mixer: str, tmp_path: Path, small_data: Path
+) -> None:
+    config = run_config(small_data, mixer)
+    whole = train(config, tmp_path / "whole")
+    stopped = Trainer(config, tmp_path / "stopped")
+    for metrics in stopped.steps():
+        if metrics["step"] == 8:  # three steps after the last checkpoint: they are lost and done again
+            break
+    resumed = train(config, tmp_path / "stopped")
+    assert resumed.weights_sha256 == whole.weights_sha256
+    steps = [json.loads(line)["step"] for line in (tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [10, 12]
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path, small_data: Path) -> None:
+    config = run_config(small_data, steps=2)
+    first = train(config, tmp_path)
+    before = (tmp_path / "train.json").stat().st_mtime_ns
+    assert train(config, tmp_path) == first
+    assert (tmp_path / "train.json").stat().st_mtime_ns == before
+
+
+def test_the_trained_model_is_the_one_that_was_saved_and_its_loss_has_fallen(tmp_path: Path, small_data: Path) -> None:
+    config = run_config(small_data, steps=40, lr=5e-3)
+    summary = train(config, tmp_path)
+    model, loaded = load_trained(tmp_path)
+    assert loaded == config
+    assert checkpoint.digest(model.state_dict()) == summary.weights_sha256
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    # From ln 4096 = 8.3 nats to well below it within 40 steps; unlearned weights would stay there.
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.5 < 8.3
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_accumulation_does_not_change_the_step(tmp_path: Path, small_data: Path) -> None:
+    once = train(run_config(small_data, steps=3), tmp_path / "once")
+    pieces = train(run_config(small_data, steps=3, accumulation=4), tmp_path / "pieces")
+    # Equal sums in another order: fp32's 6e-8 through three optimiser steps.
+    assert abs(once.train_loss - pieces.train_loss) < 1e-4
+    a, b = (load_trained(tmp_path / name)[0].state_dict() for name in ("once", "pieces"))
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path: Path, small_data: Path) -> None:
+    trainer = Trainer(run_config(small_data), tmp_path)
+    steps = trainer.steps()
+    for _ in range(6):
+        next(steps)
+    with torch.no_grad():
+        trainer.model.blocks[0].mlp.up_proj.weight[0, 0] = torch.inf
+    with pytest.raises(TrainingStopped, match=r"step 6: loss nan.*last good checkpoint: .*step_00000005.pt; batch: "):
+        next(steps)
+    assert read_summary(tmp_path) is None
+
+
+def test_a_damaged_checkpoint_is_named_and_not_used(tmp_path: Path, small_data: Path) -> None:
+    config = run_config(small_data, steps=5)
+    train(config, tmp_path)
+    path = checkpoint.latest(tmp_path)
+    assert path is not None
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(checkpoint.CheckpointError, match=r"step_00000005.pt: damaged.*delete it and its line in"):
+        load_trained(tmp_path)
+
+
+def test_a_checkpoint_that_was_not_finished_is_ignored(tmp_path: Path, small_data: Path) -> None:
+    stopped = Trainer(run_config(small_data), tmp_path)
+    for metrics in stopped.steps():
+        if metrics["step"] == 5:
+            break
+    (tmp_path / "checkpoints" / "step_00000010.pt").write_bytes(b"half of it")
+    assert Trainer(run_config(small_data), tmp_path).step == 5
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path, small_data: Path) -> None:
+    train(run_config(small_data, steps=5), tmp_path)
+    (tmp_path / "train.json").unlink()
+    with pytest.raises(checkpoint.CheckpointError, match="made by another configuration"):
+        Trainer(run_config(small_data, steps=5, lr=2e-3), tmp_path)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(tmp_path: Path, small_data: Path) -> None:
+    import resource
+
+    trainer = Trainer(run_config(small_data), tmp_path)
+    trainer.save()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The kernel refuses to let a file grow past this, as a full disk would.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        trainer.step = 1
+        with pytest.raises(OSError, match=r"step_00000001.pt: cannot be written .*; free space or fix the permissions"):
+            trainer.save()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["index.json", "step_00000000.pt"]
+    checkpoint.load(tmp_path / "checkpoints" / "step_00000000.pt")
+
+
+def test_the_model_must_take_the_tokenizers_vocabulary(tmp_path: Path, small_data: Path) -> None:
+    config = run_config(small_data)
+    small = config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": 1000})})
+    with pytest.raises(ValueError, match=r"vocab_size: 1000 is too small .*set it to at least 4096"):
+        Trainer(small, tmp_path)
+
+
+def test_missing_data_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere.*run data prepare"):
+        open_data(DataConfig(source=str(tmp_path / "nowhere"), seq_len=8, rows={"text": 1}))
+
+
+def test_a_flipped_bit_in_a_shard_is_found(tmp_path: Path) -> None:
+    source = tmp_path / "a.jsonl"
+    source.write_text("".join(json.dumps({"text": f"Text number {i}, and some more."}) + "\n" for i in range(400)))
+    folder = prepare(source, "embedded", tmp_path / "out").folder
+    shard = max(folder.glob("train*"), key=lambda p: p.stat().st_size)
+    content = bytearray(shard.read_bytes())
+    content[100] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{shard.name}.*data prepare again"):
+        open_data(DataConfig(source=str(folder), seq_len=8, rows={"text": 1}))
+
+
+def test_weight_decay_reaches_matrices_alone() -> None:
+    for mixer in ("gdn2", "mamba3_mimo"):
+        from harness.model import build_model
+
+        model = build_model(matched_config("cpu-600k", "recurrent", mixer), 0)
+        spared = {name.split(".")[-1] for name, p in model.named_parameters() if not decays(name, p)}
+        assert spared == {
+            "gdn2": {"weight", "A_log", "dt_bias", "bias"},
+            "mamba3_mimo": {"weight", "B_bias", "C_bias", "D", "dt_bias"},
+        }[mixer]
+        norms = [n for n, p in model.named_parameters() if not decays(n, p) and n.endswith("weight")]
+        assert all("norm" in name for name in norms)
+        groups = build_optimizer(model, TrainConfig(tokens=1)).param_groups
+        assert [g["weight_decay"] for g in groups] == [0.1, 0.0]
+
+
+def test_the_learning_rate_warms_up_over_tokens_and_ends_at_a_tenth() -> None:
+    config = TrainConfig(tokens=100_000, lr=1.0, warmup_ratio=0.1)
+    assert learning_rate(config, 5_000) == pytest.approx(0.5)
+    assert learning_rate(config, 10_000) == pytest.approx(1.0)
+    assert learning_rate(config, 55_000) == pytest.approx(0.55)  # half a cosine, half way
+    assert learning_rate(config, 100_000) == pytest.approx(0.1)
+    assert learning_rate(config, 100_500) == pytest.approx(0.1)
+
+
+def test_rows_are_a_function_of_seed_and_step_and_ask_only_for_what_they_told(small_data: Path) -> None:
+    tokenizer = load_tokenizer()
+    data = open_data(DataConfig(source=str(small_data), seq_len=128, rows={"text": 1}))
+    for task in ("text", "mqar", "needle"):
+        tokens, counted = synthetic.rows(task, 0, 3, 2, 128, tokenizer, data)
+        again, _ = synthetic.rows(task, 0, 3, 2, 128, tokenizer, data)
+        later, _ = synthetic.rows(task, 0, 4, 2, 128, tokenizer, data)
+        assert tokens.shape == (2, 129) and counted.shape == (2, 128)
+        assert torch.equal(tokens, again) and not torch.equal(tokens, later)
+        assert counted.any()
+    tokens, counted = synthetic.rows("mqar", 0, 0, 2, 128, tokenizer, data)
+    for row, mask in zip(tokens.tolist(), counted.tolist(), strict=True):
+        start = 0
+        for position, asked in enumerate(mask, start=1):
+            if row[position] == tokenizer.bos_token_id:
+                start = position
+            if asked:
+                told = row[start + 1 : position - 1]
+                pairs = dict(zip(told[::2], told[1::2], strict=True))
+                assert pairs[row[position - 1]] == row[position]
+    tokens, counted = synthetic.rows("needle", 0, 0, 1, 128, tokenizer, data)
+    answer = tokenizer.decode(tokens[0, 1:][counted[0]])
+    assert tokenizer.decode(tokens[0]).count(answer) == 2
