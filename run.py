@@ -107,8 +107,9 @@ def list_(as_json: AsJson = False) -> None:
 @app.command()
 def params(
     preset: Annotated[str, typer.Option(help="A scale; see `list`.")],
-    length: Annotated[int | None, typer.Option(help="Tokens a sequence, for FLOPs; the preset's context by default.")]
-    = None,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens a sequence, for FLOPs; the preset's context by default.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show every mixer's matched model at a scale: parameters, state, FLOPs, widths."""
@@ -116,7 +117,9 @@ def params(
 
     with errors():
         rows = parameter_table(preset, length)
-    header = f"{'mixer':16}{'layout':12}{'non-embedding':>15}{'embedding':>13}{'state/layer':>13}{'FLOPs/token':>13}  MLP"
+    header = (
+        f"{'mixer':16}{'layout':12}{'non-embedding':>15}{'embedding':>13}{'state/layer':>13}{'FLOPs/token':>13}  MLP"
+    )
     lines = [
         f"{r['mixer']:16}{r['layout']:12}{r['non_embedding_params']:15,}{r['embedding_params']:13,}"
         f"{r['state_floats_per_layer']:13,}{r['flops_per_token']:13.3g}  "
@@ -130,7 +133,9 @@ def params(
 
 @data_app.command()
 def prepare(
-    source: Annotated[str, typer.Argument(help="`embedded`, a .txt, .jsonl or .parquet file, a folder, or a Hub name.")],
+    source: Annotated[
+        str, typer.Argument(help="`embedded`, a .txt, .jsonl or .parquet file, a folder, or a Hub name.")
+    ],
     tokenizer: Annotated[str, typer.Option(help="`embedded`, a tokenizer.json, or a Hub name.")] = "embedded",
     out: Annotated[Path | None, typer.Option(help="Output folder; by default one of the cache.")] = None,
     text_field: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
@@ -190,7 +195,7 @@ def submit(
         plans = plan(loaded, runs.resolve())
         for work in plans:
             todo = " → ".join(work.missing) or "done"
-            typer.echo(f"{work.config.run_id:40} {work.steps:6} steps  {todo}")
+            typer.echo(f"{work.config.run_id:40} {work.config.data.steps:6} steps  {todo}")
         if dry_run or not any(work.missing for work in plans):
             typer.echo("nothing submitted" + ("" if dry_run else ": everything is done"))
             return
@@ -247,7 +252,7 @@ def train(
         work = _one_run(experiment, run, runs, overrides)
         columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}")]
         with Progress(*columns, TimeRemainingColumn()) as bar, exclusively(work.folder):
-            task = bar.add_task(work.config.run_id, total=work.steps)
+            task = bar.add_task(work.config.run_id, total=work.config.data.steps)
 
             def show(m: dict[str, float]) -> None:
                 line = f"{work.config.run_id}  loss {m['loss']:.3f}  {m['tokens_per_second']:,.0f} tok/s"
@@ -342,7 +347,11 @@ def status(
     with errors():
         plans = plan(load_experiment(experiment, overrides), runs.resolve())
         rows = [
-            {"run": w.config.run_id, "missing": w.missing, "status": describe(w) if w.folder.exists() else "not started"}
+            {
+                "run": w.config.run_id,
+                "missing": w.missing,
+                "status": describe(w) if w.folder.exists() else "not started",
+            }
             for w in plans
         ]
     _print(rows, as_json, "\n".join(f"{r['run']:40} {r['status'] if r['missing'] else 'done'}" for r in rows))

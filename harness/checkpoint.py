@@ -36,7 +36,8 @@ def write_atomic(path: Path, content: bytes) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise OSError(
-            error.errno, f"{path}: cannot be written ({error.strerror}); free space or fix the permissions, then run again"
+            error.errno,
+            f"{path}: cannot be written ({error.strerror}); free space or fix the permissions, then run again",
         ) from None
 
 

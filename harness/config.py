@@ -38,36 +38,62 @@ class Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class DataConfig(Closed):
-    """What is trained on.
+class Phase(Closed):
+    """A stretch of training on one mixture.
 
-    source: `embedded`, or a folder made by `run.py data prepare`. tokenizer: `embedded`, a tokenizer.json, or a Hub
-    name; must be the one the shards were made with. seq_len: tokens a row. rows: how many rows of every optimiser
-    step come from `text` and from each synthetic task of harness.synthetic.
+    tokens: how many are seen, rounded up to whole optimiser steps. seq_len: tokens a row. rows: how many rows of every
+    optimiser step come from `text` and from each synthetic task of harness.synthetic.
     """
 
-    source: str = "embedded"
-    tokenizer: str = "embedded"
+    tokens: PositiveInt
     seq_len: PositiveInt
-    rows: dict[Literal["text", "mqar", "needle"], PositiveInt] = Field(min_length=1)
+    rows: dict[Literal["text", "mqar"], PositiveInt] = Field(min_length=1)
 
     @property
     def tokens_per_step(self) -> int:
         return self.seq_len * sum(self.rows.values())
 
+    @property
+    def steps(self) -> int:
+        return -(-self.tokens // self.tokens_per_step)
+
+
+class DataConfig(Closed):
+    """What is trained on.
+
+    source: `embedded`, or a folder made by `run.py data prepare`. tokenizer: `embedded`, a tokenizer.json, or a Hub
+    name; must be the one the shards were made with. phases: in this order, under one learning-rate schedule.
+    """
+
+    source: str = "embedded"
+    tokenizer: str = "embedded"
+    phases: list[Phase] = Field(min_length=1)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of all phases."""
+        return sum(phase.steps for phase in self.phases)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens seen in all."""
+        return sum(phase.steps * phase.tokens_per_step for phase in self.phases)
+
+    @property
+    def seq_len(self) -> int:
+        """Of the last phase: the length that the model is made for."""
+        return self.phases[-1].seq_len
+
 
 class TrainConfig(Closed):
     """The recipe; defaults are the paper's (arXiv 2605.22791) where it states one.
 
-    tokens: how many are seen in all, rounded up to whole optimiser steps. accumulation: pieces into which the rows
-    of a step are cut for memory's sake; a divisor of their number.
-    lr: peak; cosine down to final_lr_ratio · lr after warmup_ratio of the tokens. weight_decay reaches matrices only,
-    embedding included; not norms, biases, other vectors, A_log, dt_bias. dtype: of activations;
-    `auto` is bf16 on a GPU that has it and fp32 elsewhere. checkpoint_every: optimiser steps between checkpoints.
-    threads: CPU threads of the run.
+    accumulation: pieces into which the rows of a step are cut for memory's sake; a divisor of their number. lr: peak;
+    cosine down to final_lr_ratio · lr after warmup_ratio of the tokens. weight_decay reaches matrices only, embedding
+    included; not norms, biases, other vectors, A_log, dt_bias. dtype: of activations; `auto` is bf16 on a GPU that has
+    it and fp32 elsewhere. checkpoint_every: optimiser steps between checkpoints. threads: CPU threads of the run.
     """
 
-    tokens: PositiveInt
     accumulation: PositiveInt = 1
     lr: PositiveFloat = 4e-4
     final_lr_ratio: NonNegativeFloat = 0.1
@@ -102,17 +128,18 @@ class Experiment(Closed):
     layouts: list[Literal["recurrent", "hybrid"]] = ["recurrent"]
     seeds: list[NonNegativeInt] = Field(default=[0], min_length=1)
     data: DataConfig
-    train: TrainConfig
+    train: TrainConfig = TrainConfig()
     suites: dict[str, dict[str, Any]] = {}
 
     @model_validator(mode="after")
     def _pieces(self) -> Experiment:
-        rows = sum(self.data.rows.values())
-        if rows % self.train.accumulation:
-            raise ValueError(
-                f"train.accumulation: {self.train.accumulation} does not divide the {rows} rows of a step; choose a "
-                "divisor or change data.rows"
-            )
+        for index, phase in enumerate(self.data.phases):
+            rows = sum(phase.rows.values())
+            if rows % self.train.accumulation:
+                raise ValueError(
+                    f"train.accumulation: {self.train.accumulation} does not divide the {rows} rows of a step in "
+                    f"data.phases.{index}; choose a divisor or change its rows"
+                )
         return self
 
     @model_validator(mode="before")

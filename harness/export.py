@@ -44,8 +44,12 @@ def to_llama(model: LanguageModel, bos_token_id: int, max_length: int) -> LlamaF
         "lm_head.weight": model.head.weight,
     }
     for i, block in enumerate(model.blocks):
-        parts = {"input_layernorm": block.mixer_norm, "self_attn": block.mixer,
-                 "post_attention_layernorm": block.mlp_norm, "mlp": block.mlp}
+        parts = {
+            "input_layernorm": block.mixer_norm,
+            "self_attn": block.mixer,
+            "post_attention_layernorm": block.mlp_norm,
+            "mlp": block.mlp,
+        }
         for name, part in parts.items():
             weights |= {f"model.layers.{i}.{name}.{key}": value for key, value in part.state_dict().items()}
     llama.to(model.head.weight.dtype).load_state_dict(weights)

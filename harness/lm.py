@@ -92,9 +92,7 @@ class MixerLM(TemplateLM):
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
     @torch.no_grad()
-    def _loglikelihood_tokens(
-        self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
-    ) -> list[Score]:
+    def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any) -> list[Score]:
         """Scores of (_, context tokens, continuation tokens), contexts that recur being read once."""
         by_context: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for i, (text, context, continuation) in enumerate(requests):
@@ -106,20 +104,25 @@ class MixerLM(TemplateLM):
                 answers[i] = (answers[i][0] + value, answers[i][1] and greedy)
 
         # A context of one ending is read together with it; what is read is everything but the last token.
-        single = [(members[0], [*context, *requests[members[0]][2]]) for context, members in by_context.items()
-                  if len(members) == 1]
+        single = [
+            (members[0], [*context, *requests[members[0]][2]])
+            for context, members in by_context.items()
+            if len(members) == 1
+        ]
         for batch in self._batches([tokens[:-1] for _, tokens in single]):
             hidden, _ = advance(self.model, [single[k][1][:-1] for k in batch], return_state=False)
             members = [single[k][0] for k in batch]
             targets = [requests[i][2] for i in members]
-            add(members, self._score([h[-len(t):] for h, t in zip(hidden, targets, strict=True)], targets))
+            add(members, self._score([h[-len(t) :] for h, t in zip(hidden, targets, strict=True)], targets))
         shared = [(context, members) for context, members in by_context.items() if len(members) > 1]
         for batch in self._batches([context for context, _ in shared]):
             hidden, state = advance(self.model, [shared[k][0] for k in batch])
             # An ending's first token is predicted by the context, the others by the tokens before them.
             owners = [(row, i) for row, k in enumerate(batch) for i in shared[k][1]]
-            add([i for _, i in owners],
-                self._score([hidden[row][-1:] for row, _ in owners], [requests[i][2][:1] for _, i in owners]))
+            add(
+                [i for _, i in owners],
+                self._score([hidden[row][-1:] for row, _ in owners], [requests[i][2][:1] for _, i in owners]),
+            )
             longer = [(row, i) for row, i in owners if len(requests[i][2]) > 1]
             for part in self._batches([requests[i][2][:-1] for _, i in longer]):
                 rows, members = zip(*(longer[k] for k in part), strict=True)
@@ -143,7 +146,7 @@ class MixerLM(TemplateLM):
             raise ValueError(
                 f"max_length: {self.max_length} tokens cannot hold a continuation of {len(continuation)}; raise it"
             )
-        return tuple(context[-(self.max_length + 1 - len(continuation)):])
+        return tuple(context[-(self.max_length + 1 - len(continuation)) :])
 
     def _batches(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
         return batches([len(row) for row in rows], self.batch_tokens, self.batch_rows)

@@ -49,11 +49,14 @@ class ModelConfig(BaseModel):
     @model_validator(mode="after")
     def _layout_fits(self) -> ModelConfig:
         if self.layout == "hybrid" and self.layers % 2:
-            raise ValueError(f"mlp_widths: a hybrid alternates two kinds of block, so it needs an even number of them, "
-                             f"got {self.layers}")
+            raise ValueError(
+                f"mlp_widths: a hybrid alternates two kinds of block, so it needs an even number of them, "
+                f"got {self.layers}"
+            )
         if (self.layout == "attention") != (self.mixer == "attention"):
-            raise ValueError(f"layout: {self.layout!r} does not go with mixer {self.mixer!r}; attention is a layout of "
-                             "its own")
+            raise ValueError(
+                f"layout: {self.layout!r} does not go with mixer {self.mixer!r}; attention is a layout of its own"
+            )
         return self
 
     @property

@@ -26,11 +26,11 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
-def learning_rate(config: TrainConfig, tokens_seen: int) -> float:
+def learning_rate(config: TrainConfig, tokens_seen: int, total: int) -> float:
     """Linear from 0 over the warm-up, then half a cosine from lr to final_lr_ratio · lr at the last token."""
-    warmup = config.warmup_ratio * config.tokens
+    warmup = config.warmup_ratio * total
     if tokens_seen < warmup:
         return config.lr * tokens_seen / warmup
-    progress = min(1.0, (tokens_seen - warmup) / max(1.0, config.tokens - warmup))
+    progress = min(1.0, (tokens_seen - warmup) / max(1.0, total - warmup))
     floor = config.final_lr_ratio
     return config.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))

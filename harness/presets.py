@@ -99,11 +99,11 @@ PRESETS: dict[str, Preset] = {
     ),
     "cpu-600k": Preset(
         d_model=64,
-        layers=4,
+        layers=2,
         vocab_size=4096,
         context=256,
         tie_embeddings=True,
-        reference_mlp_width={"recurrent": 672},
+        reference_mlp_width={"recurrent": 1440},
         mixers=_geometry(2, 32, d_inner=128, ssm_head_dim=32, d_state=16, attention_heads=2),
         hybrid_attention={"heads": 2, "window": 128},
         embedding_std=64**-0.5,

@@ -1,8 +1,7 @@
 """Synthetic recall as training data, in the model's own words; suites/recall.py and suites/ruler.py score it.
 
-Rows are a pure function of (seed, step). `mqar` (Zoology, arXiv 2312.04927): key–value pairs, then their keys again and
-again in random order, each to be answered with its value. `needle`: a statement hidden in prose of the training split, asked for at
-the end in the words of RULER; keys and values are drawn afresh for each row, so only copying from context helps.
+A row is a pure function of (seed, its number). `mqar` (Zoology, arXiv 2312.04927): key–value pairs, then their keys again and
+again in random order, each to be answered with its value.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 from harness.data import TokenData
 
-MQAR_PAIRS = (4, 8, 16, 32)
-MQAR_WORDS = 256
+MQAR_PAIRS = (4, 8, 16)
+MQAR_WORDS = 128
 _ORDINARY = re.compile(r"[Ġ▁]([a-z]{3,})")  # with the mark that byte-level BPE or SentencePiece gives a word's start
 
 
@@ -66,50 +65,14 @@ def _mqar_row(rng: random.Random, tokenizer: PreTrainedTokenizerFast, length: in
     return ids[:length], targets[:length]
 
 
-def _needle_row(
-    rng: random.Random, tokenizer: PreTrainedTokenizerFast, prose: list[int], length: int
-) -> tuple[list[int], list[int]]:
-    keys, _ = recall_words(tokenizer)
-    key = "-".join(rng.sample(keys, 2))
-    value = str(rng.randint(1_000_000, 9_999_999))
-
-    def encode(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special_tokens=False)
-
-    statement = encode(f" One of the special magic numbers for {key} is: {value}.")
-    question = encode(
-        f"\nWhat is the special magic number for {key} mentioned in the provided text? "
-        f"The special magic number for {key} mentioned in the provided text is"
-    )
-    answer = encode(f" {value}")
-    room = length - 1 - len(statement) - len(question) - len(answer)
-    if room < 1:
-        raise ValueError(f"seq_len: {length - 1} leaves no room for prose around a needle; choose at least 128")
-    at = rng.randint(0, room)
-    ids = [tokenizer.bos_token_id] + prose[:at] + statement + prose[at:room] + question + answer
-    return ids, [0] * (length - len(answer)) + [1] * len(answer)
-
-
 def rows(
-    task: str, seed: int, step: int, count: int, seq_len: int, tokenizer: PreTrainedTokenizerFast, data: TokenData
+    task: str, seed: int, start: int, count: int, seq_len: int, tokenizer: PreTrainedTokenizerFast, data: TokenData
 ) -> tuple[Tensor, Tensor]:
-    """`count` rows of a task at a step: tokens [count, seq_len + 1] int64 and, over their targets, which of them
-    count in the loss, [count, seq_len] bool. Raises ValueError for an unknown task.
+    """Rows start … start + count - 1 of a task's endless order under `seed`: tokens [count, seq_len + 1] int64 and,
+    over their targets, which of them count in the loss, [count, seq_len] bool.
     """
     if task == "text":
-        tokens = data.batch("train", seed, step, count, seq_len)
+        tokens = data.samples("train", seed, start, count, seq_len)
         return tokens, torch.ones(count, seq_len, dtype=torch.bool)
-    if task == "needle":
-        prose = data.batch("train", seed + 1, step, count, seq_len).tolist()
-    elif task != "mqar":
-        raise ValueError(f"data.rows: unknown task {task!r}; known: text, mqar, needle")
-    ids, targets = [], []
-    for row in range(count):
-        rng = random.Random(f"{task} {seed} {step} {row}")
-        if task == "mqar":
-            i, t = _mqar_row(rng, tokenizer, seq_len + 1)
-        else:
-            i, t = _needle_row(rng, tokenizer, prose[row], seq_len + 1)
-        ids.append(i)
-        targets.append(t)
-    return torch.tensor(ids), torch.tensor(targets)[:, 1:].bool()
+    drawn = [_mqar_row(random.Random(f"mqar {seed} {start + row}"), tokenizer, seq_len + 1) for row in range(count)]
+    return torch.tensor([ids for ids, _ in drawn]), torch.tensor([asked for _, asked in drawn])[:, 1:].bool()

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from harness import checkpoint, synthetic
 from harness.checkpoint import write_atomic
-from harness.config import DataConfig, RunConfig, TrainConfig
+from harness.config import DataConfig, Phase, RunConfig, TrainConfig
 from harness.data import TokenData, load_tokenizer, tokenizer_hash
 from harness.model import LanguageModel, build_model
 from harness.optim import build_optimizer, learning_rate
@@ -84,15 +84,39 @@ def open_data(config: DataConfig) -> TokenData:
     return data
 
 
-def total_steps(config: RunConfig) -> int:
-    return -(-config.train.tokens // config.data.tokens_per_step)
+@dataclass(frozen=True)
+class Position:
+    """Where a step lies in the schedule. tokens: seen after it. rows: of each task, seen before it."""
+
+    phase: Phase
+    tokens: int
+    rows: dict[str, int]
+
+
+def position(config: DataConfig, step: int) -> Position:
+    """The place of a step (from 0) among the phases; a pure function, so resuming needs the step's number alone.
+
+    Raises ValueError for a step past the end.
+    """
+    tokens, rows = 0, dict.fromkeys((task for phase in config.phases for task in phase.rows), 0)
+    left = step
+    for phase in config.phases:
+        inside = min(left, phase.steps)
+        for task, count in phase.rows.items():
+            rows[task] += inside * count
+        if left < phase.steps:
+            return Position(phase, tokens + (left + 1) * phase.tokens_per_step, rows)
+        tokens += phase.steps * phase.tokens_per_step
+        left -= phase.steps
+    raise ValueError(f"step: {step} is past the last of {config.steps} steps")
 
 
 def step_rows(config: RunConfig, step: int, tokenizer: Any, data: TokenData) -> tuple[Tensor, Tensor]:
     """All rows of an optimiser step: tokens [R, seq_len + 1] and which targets count, [R, seq_len]."""
+    at = position(config.data, step)
     parts = [
-        synthetic.rows(task, config.seed, step, count, config.data.seq_len, tokenizer, data)
-        for task, count in config.data.rows.items()
+        synthetic.rows(task, config.seed, at.rows[task], count, at.phase.seq_len, tokenizer, data)
+        for task, count in at.phase.rows.items()
     ]
     return torch.cat([tokens for tokens, _ in parts]), torch.cat([mask for _, mask in parts])
 
@@ -171,11 +195,11 @@ class Trainer:
             last = checkpoint.latest(self.run_dir)
             raise TrainingStopped(
                 f"step {self.step}: loss {loss}, gradient norm {norm}; last good checkpoint: {last or 'none'}; batch: "
-                f"seed {self.config.seed}, step {self.step}, rows {self.config.data.rows}; lower train.lr or look at "
+                f"seed {self.config.seed}, step {self.step}, rows {position(self.config.data, self.step).phase.rows}; lower train.lr or look at "
                 "that batch"
             )
-        per_step = self.config.data.tokens_per_step
-        rate = learning_rate(self.config.train, (self.step + 1) * per_step)
+        at = position(self.config.data, self.step)
+        rate = learning_rate(self.config.train, at.tokens, self.config.data.tokens)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -184,11 +208,11 @@ class Trainer:
         self.seconds += elapsed
         return {
             "step": self.step,
-            "tokens": self.step * per_step,
+            "tokens": at.tokens,
             "loss": loss,
             "grad_norm": norm,
             "lr": rate,
-            "tokens_per_second": per_step / elapsed,
+            "tokens_per_second": at.phase.tokens_per_step / elapsed,
         }
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -198,7 +222,7 @@ class Trainer:
 
     def steps(self) -> Iterator[dict[str, float]]:
         """Train to the end, yielding each step's metrics; checkpoints are written on the way and at the end."""
-        total = total_steps(self.config)
+        total = self.config.data.steps
         while self.step < total:
             metrics = self.train_step()
             if self.step % self.config.train.checkpoint_every == 0 or self.step == total:
@@ -217,7 +241,7 @@ def train(config: RunConfig, run_dir: Path, progress: Progress | None = None) ->
     if (summary := read_summary(run_dir)) is not None:
         return summary
     trainer = Trainer(config, run_dir)
-    total = total_steps(config)
+    total = config.data.steps
     log = run_dir / "metrics.jsonl"
     window: list[float] = []
     writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=trainer.step or None)
@@ -231,9 +255,8 @@ def train(config: RunConfig, run_dir: Path, progress: Progress | None = None) ->
                 for key in ("loss", "grad_norm", "lr", "tokens_per_second"):
                     writer.add_scalar(key, line[key], metrics["step"])
             if progress is not None:
-                progress(metrics | {"total_steps": total})
+                progress(metrics | {"total_steps": total, "total_tokens": config.data.tokens})
     cost = trainer.model.cost(config.data.seq_len)
-    seen = total * config.data.tokens_per_step
     summary = Summary(
         run=config.run_id,
         label=config.label,
@@ -244,9 +267,9 @@ def train(config: RunConfig, run_dir: Path, progress: Progress | None = None) ->
         **asdict(cost),
         mlp_widths=config.model.mlp_widths,
         steps=total,
-        tokens_seen=seen,
+        tokens_seen=config.data.tokens,
         train_loss=_last_loss(log),
-        tokens_per_second=seen / trainer.seconds,
+        tokens_per_second=config.data.tokens / trainer.seconds,
         weights_sha256=checkpoint.digest(trainer.model.state_dict()),
     )
     birth = provenance(config.hash, trainer.device, trainer.dtype, backend="torch")

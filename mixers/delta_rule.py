@@ -97,7 +97,9 @@ def delta_rule_chunked(
     size = min(chunk_size, 1 << (steps - 1).bit_length())
     # A padded token has no key, no erase, no write and no decay: it changes neither state nor outputs.
     padding = (0, 0, 0, -steps % size)
-    q, k, e, z, g = (F.pad(t, padding).contiguous().unflatten(2, (-1, size)) for t in (q, k, e, z, g))  # [B, H, N, C, ·]
+    q, k, e, z, g = (
+        F.pad(t, padding).contiguous().unflatten(2, (-1, size)) for t in (q, k, e, z, g)
+    )  # [B, H, N, C, ·]
     t, aqk, prefix, suffix = intra_chunk(q, k, e, g)
     from_start = prefix.exp()
     inverse = UnitLowerInverse.apply(t)
@@ -107,7 +109,9 @@ def delta_rule_chunked(
     total = from_start[..., -1, :].unsqueeze(-1)  # [B, H, N, K or 1, 1]
     outputs = []
     # unbind, not indexing: the gradient of an index is a zero tensor of the full size, one for every chunk.
-    for u_i, reads_i, aqk_i, tails_i, total_i in zip(*(x.unbind(2) for x in (u, reads, aqk, tails, total)), strict=True):
+    for u_i, reads_i, aqk_i, tails_i, total_i in zip(
+        *(x.unbind(2) for x in (u, reads, aqk, tails, total)), strict=True
+    ):
         y_s, q_s = (reads_i @ state).split(size, -2)
         r = u_i - y_s
         outputs.append(q_s + aqk_i @ r)

@@ -88,7 +88,7 @@ def _train(work: RunPlan) -> None:
         now = time.time()
         if now - last >= HEARTBEAT:
             last = now
-            left = (metrics["total_steps"] - metrics["step"]) * metrics["tokens"] / metrics["step"]
+            left = metrics["total_tokens"] - metrics["tokens"]
             write_status(
                 work.folder,
                 "training",

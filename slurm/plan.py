@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.config import Experiment, RunConfig, expand
 from harness.data import load_tokenizer
-from harness.train import open_data, read_summary, total_steps
+from harness.train import open_data, read_summary
 from suites import suite_config
 
 
@@ -27,21 +27,17 @@ class RunPlan:
     suites: dict[str, dict[str, Any]]
     missing: list[str]
 
-    @property
-    def steps(self) -> int:
-        return total_steps(self.config)
-
 
 def plan(experiment: Experiment, runs_root: Path) -> list[RunPlan]:
     """All runs of an experiment. Checks everything that can be checked before work starts: mixers, matching, suites,
     tokenizer and data; raises ValueError for the first fault. Makes the shards of the embedded corpus if needed."""
-    suites = {
-        name: suite_config(name, options).model_dump(mode="json") for name, options in experiment.suites.items()
-    }
+    suites = {name: suite_config(name, options).model_dump(mode="json") for name, options in experiment.suites.items()}
     tokenizer = load_tokenizer(experiment.data.tokenizer)
     runs = expand(experiment, len(tokenizer))
     data = open_data(experiment.data)
-    data.windows("train", experiment.data.seq_len)
+    for phase in experiment.data.phases:
+        if "text" in phase.rows:
+            data.windows("train", phase.seq_len)
     plans = []
     for config in runs:
         folder = runs_root / config.run_id

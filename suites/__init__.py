@@ -19,10 +19,11 @@ def suite(name: str) -> ModuleType:
 
 
 def suite_config(name: str, options: dict[str, Any]) -> BaseModel:
-    """Validated options of a suite; ValueError naming suite, field and value otherwise."""
+    """Validated options of a suite whose data are at hand, as far as the suite can tell before it runs; ValueError
+    naming suite, field and value otherwise."""
     module = suite(name)
     try:
-        return module.Config(**options)
+        config = module.Config(**options)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
@@ -30,3 +31,9 @@ def suite_config(name: str, options: dict[str, Any]) -> BaseModel:
         known = ", ".join(module.Config.model_fields)
         value = "" if first["type"] == "missing" else f" (got {first['input']!r})"
         raise ValueError(f"suites.{name}.{field}: {message}{value}; options: {known}") from None
+    if hasattr(module, "check"):
+        try:
+            module.check(config)
+        except ValueError as error:
+            raise ValueError(f"suites.{name}.{error}") from None
+    return config

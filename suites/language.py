@@ -91,6 +91,7 @@ def run(lm: LM, config: Config, progress: Callable[[str], None] = lambda message
 
     Raises ValueError naming the task whose data cannot be had, before anything is measured.
     """
+    check(config)
     loaded = {task: load(task, config.offline) for task in config.tasks if task != HELDOUT}
     found: list[Measurement] = []
     for task in config.tasks:
@@ -108,12 +109,21 @@ def run(lm: LM, config: Config, progress: Callable[[str], None] = lambda message
     return found
 
 
+def check(config: Config) -> None:
+    """ValueError when offline data are asked for that are not there; nothing is loaded."""
+    if not config.offline:
+        return
+    for task in config.tasks:
+        if task != HELDOUT and task not in offline.SOURCES:
+            raise ValueError(f"tasks: {task} has no offline copy; leave it out, or set offline: null and reach the Hub")
+        if task != HELDOUT and not offline.available():
+            raise ValueError(f"offline: true, but the language tasks are not on this machine; {offline.REMEDY}")
+
+
 def load(task: str, use_offline: bool | None) -> tuple[Task, str]:
     """A task with its data, and where these are from."""
     spec = SPECS[task]
     copied = task in offline.SOURCES
-    if use_offline and not copied:
-        raise ValueError(f"tasks: {task} has no offline copy; leave it out, or set offline: null and reach the Hub")
     if use_offline or (use_offline is None and copied and offline.available()):
         return load_task(TASKS_ROOT / spec.definition, task=task, **offline.overrides(task)), "offline copy"
     try:

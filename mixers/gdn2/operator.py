@@ -73,9 +73,7 @@ def gated_delta_rule_2(
     dtype = accumulator_dtype(q, k, v, g, b, w)
     if initial_state is None:
         initial_state = torch.zeros(shape, dtype=dtype, device=q.device)
-    require(
-        initial_state.shape == shape, f"initial_state: expected {list(shape)}, got {list(initial_state.shape)}"
-    )
+    require(initial_state.shape == shape, f"initial_state: expected {list(shape)}, got {list(initial_state.shape)}")
     initial_state = initial_state.to(dtype)
     if use_qk_l2norm:
         q, k = l2_normalise(q), l2_normalise(k)

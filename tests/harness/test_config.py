@@ -11,8 +11,7 @@ BASE = {
     "name": "small",
     "preset": "cpu-1m",
     "mixers": ["gdn2", "attention"],
-    "data": {"seq_len": 64, "rows": {"text": 4}},
-    "train": {"tokens": 1000},
+    "data": {"phases": [{"tokens": 1000, "seq_len": 64, "rows": {"text": 4}}]},
 }
 
 
@@ -40,7 +39,7 @@ def test_a_runs_identity_is_what_is_trained_and_not_how_it_is_called(tmp_path: P
     first = expand(load_experiment(write(tmp_path)), 4096)[0]
     relabelled = write(tmp_path, name="other", mixers=[{"mixer": "gdn2", "label": "ours"}], suites={"recall": {}})
     assert expand(load_experiment(relabelled), 4096)[0].run_id == first.run_id
-    for override in ("train.lr=1e-3", "data.seq_len=128", "preset=cpu-600k", "seeds=[1]"):
+    for override in ("train.lr=1e-3", "data.tokenizer=other.json", "preset=cpu-600k", "seeds=[1]"):
         assert expand(load_experiment(write(tmp_path), [override]), 4096)[0].run_id != first.run_id
 
 
@@ -56,11 +55,15 @@ def test_options_of_a_mixer_reach_its_model(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"steps": 5}, r"small.yaml: steps: unknown field"),
-        ({"train": {"tokens": 1000, "learning_rate": 1}}, r"train.learning_rate: unknown field"),
-        ({"train": {"tokens": 0}}, r"train.tokens: .*greater than 0 \(got 0\)"),
-        ({"data": {"seq_len": 64, "rows": {"prose": 4}}}, r"data.rows.prose"),
-        ({"data": {"seq_len": 64}}, r"data.rows: Field required"),
-        ({"train": {"tokens": 9, "accumulation": 3}}, r"train.accumulation: 3 does not divide the 4 rows"),
+        ({"train": {"learning_rate": 1}}, r"train.learning_rate: unknown field"),
+        ({"train": {"clip": 0}}, r"train.clip: .*greater than 0 \(got 0\)"),
+        ({"data": {"phases": [{"tokens": 1, "seq_len": 64, "rows": {"prose": 4}}]}}, r"data.phases.0.rows.prose"),
+        ({"data": {"phases": [{"tokens": 1, "seq_len": 64}]}}, r"data.phases.0.rows: Field required"),
+        ({"data": {"phases": []}}, r"data.phases: "),
+        (
+            {"train": {"accumulation": 3}},
+            r"train.accumulation: 3 does not divide the 4 rows of a step in data.phases.0",
+        ),
         ({"name": "a b"}, r"name: .*\(got 'a b'\)"),
         ({"mixers": []}, r"mixers: "),
     ],

@@ -13,7 +13,7 @@ from harness.matching import matched_config
 from harness.model import ModelConfig
 from harness.optim import build_optimizer, decays, learning_rate
 from harness.prepare import prepare
-from harness.train import Trainer, TrainingStopped, load_trained, open_data, read_summary, train
+from harness.train import Trainer, TrainingStopped, load_trained, open_data, position, read_summary, train
 
 TINY = {
     "gdn2": {"heads": 2, "head_dim": 8},
@@ -25,12 +25,16 @@ TINY = {
     "attention": {"heads": 2},
 }
 
+PHASE = {"tokens": 1, "seq_len": 8, "rows": {"text": 1}}
+
 
 def run_config(data: Path, mixer: str = "gdn2", steps: int = 12, **training: object) -> RunConfig:
     """A run of a model too small to learn much, on real text and recall rows of 64 tokens."""
     layout = "attention" if mixer == "attention" else "recurrent"
-    rows = {"text": 2, "mqar": 1, "needle": 1}
-    recipe = {"tokens": steps * 4 * 128, "lr": 1e-3, "checkpoint_every": 5, "threads": 1}
+    # Two mixtures, so that stopping and resuming crosses from one to the other.
+    mixed = {"tokens": 4 * 4 * 128, "seq_len": 128, "rows": {"text": 2, "mqar": 2}}
+    text = {"tokens": (steps - 4) * 4 * 96, "seq_len": 96, "rows": {"text": 4}}
+    recipe = {"lr": 1e-3, "checkpoint_every": 5, "threads": 1}
     return RunConfig(
         label=mixer,
         mixer=mixer,
@@ -40,7 +44,7 @@ def run_config(data: Path, mixer: str = "gdn2", steps: int = 12, **training: obj
         model=ModelConfig(
             layout=layout, mixer=mixer, mixer_options=TINY[mixer], d_model=16, mlp_widths=[32, 32], vocab_size=4096
         ),
-        data=DataConfig(source=str(data), seq_len=128, rows=rows),
+        data=DataConfig(source=str(data), phases=[mixed, text] if steps > 4 else [mixed | {"tokens": steps * 4 * 128}]),
         train=TrainConfig(**(recipe | training)),
     )
 
@@ -158,7 +162,7 @@ def test_the_model_must_take_the_tokenizers_vocabulary(tmp_path: Path, small_dat
 
 def test_missing_data_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere.*run data prepare"):
-        open_data(DataConfig(source=str(tmp_path / "nowhere"), seq_len=8, rows={"text": 1}))
+        open_data(DataConfig(source=str(tmp_path / "nowhere"), phases=[PHASE]))
 
 
 def test_a_flipped_bit_in_a_shard_is_found(tmp_path: Path) -> None:
@@ -170,7 +174,7 @@ def test_a_flipped_bit_in_a_shard_is_found(tmp_path: Path) -> None:
     content[100] ^= 1
     shard.write_bytes(content)
     with pytest.raises(ValueError, match=rf"{shard.name}.*data prepare again"):
-        open_data(DataConfig(source=str(folder), seq_len=8, rows={"text": 1}))
+        open_data(DataConfig(source=str(folder), phases=[PHASE]))
 
 
 def test_weight_decay_reaches_matrices_alone() -> None:
@@ -179,45 +183,53 @@ def test_weight_decay_reaches_matrices_alone() -> None:
 
         model = build_model(matched_config("cpu-600k", "recurrent", mixer), 0)
         spared = {name.split(".")[-1] for name, p in model.named_parameters() if not decays(name, p)}
-        assert spared == {
-            "gdn2": {"weight", "A_log", "dt_bias", "bias"},
-            "mamba3_mimo": {"weight", "B_bias", "C_bias", "D", "dt_bias"},
-        }[mixer]
+        assert (
+            spared
+            == {
+                "gdn2": {"weight", "A_log", "dt_bias", "bias"},
+                "mamba3_mimo": {"weight", "B_bias", "C_bias", "D", "dt_bias"},
+            }[mixer]
+        )
         norms = [n for n, p in model.named_parameters() if not decays(n, p) and n.endswith("weight")]
         assert all("norm" in name for name in norms)
-        groups = build_optimizer(model, TrainConfig(tokens=1)).param_groups
+        groups = build_optimizer(model, TrainConfig()).param_groups
         assert [g["weight_decay"] for g in groups] == [0.1, 0.0]
 
 
 def test_the_learning_rate_warms_up_over_tokens_and_ends_at_a_tenth() -> None:
-    config = TrainConfig(tokens=100_000, lr=1.0, warmup_ratio=0.1)
-    assert learning_rate(config, 5_000) == pytest.approx(0.5)
-    assert learning_rate(config, 10_000) == pytest.approx(1.0)
-    assert learning_rate(config, 55_000) == pytest.approx(0.55)  # half a cosine, half way
-    assert learning_rate(config, 100_000) == pytest.approx(0.1)
-    assert learning_rate(config, 100_500) == pytest.approx(0.1)
+    config = TrainConfig(lr=1.0, warmup_ratio=0.1)
+    assert learning_rate(config, 5_000, 100_000) == pytest.approx(0.5)
+    assert learning_rate(config, 10_000, 100_000) == pytest.approx(1.0)
+    assert learning_rate(config, 55_000, 100_000) == pytest.approx(0.55)  # half a cosine, half way
+    assert learning_rate(config, 100_000, 100_000) == pytest.approx(0.1)
+    assert learning_rate(config, 100_500, 100_000) == pytest.approx(0.1)
 
 
-def test_rows_are_a_function_of_seed_and_step_and_ask_only_for_what_they_told(small_data: Path) -> None:
+def test_rows_are_a_function_of_seed_and_number_and_ask_only_for_what_they_told(small_data: Path) -> None:
     tokenizer = load_tokenizer()
-    data = open_data(DataConfig(source=str(small_data), seq_len=128, rows={"text": 1}))
-    for task in ("text", "mqar", "needle"):
-        tokens, counted = synthetic.rows(task, 0, 3, 2, 128, tokenizer, data)
-        again, _ = synthetic.rows(task, 0, 3, 2, 128, tokenizer, data)
-        later, _ = synthetic.rows(task, 0, 4, 2, 128, tokenizer, data)
-        assert tokens.shape == (2, 129) and counted.shape == (2, 128)
-        assert torch.equal(tokens, again) and not torch.equal(tokens, later)
-        assert counted.any()
-    tokens, counted = synthetic.rows("mqar", 0, 0, 2, 128, tokenizer, data)
+    data = open_data(DataConfig(source=str(small_data), phases=[PHASE]))
+    for task in ("text", "mqar"):
+        tokens, counted = synthetic.rows(task, 0, 3, 4, 128, tokenizer, data)
+        again, _ = synthetic.rows(task, 0, 5, 1, 128, tokenizer, data)
+        assert tokens.shape == (4, 129) and counted.shape == (4, 128)
+        assert torch.equal(tokens[2:3], again) and not torch.equal(tokens[1], tokens[2])
+        assert counted.any(1).all()
+    tokens, counted = synthetic.rows("mqar", 0, 0, 8, 128, tokenizer, data)
     for row, mask in zip(tokens.tolist(), counted.tolist(), strict=True):
-        start = 0
-        for position, asked in enumerate(mask, start=1):
-            if row[position] == tokenizer.bos_token_id:
-                start = position
+        for place, asked in enumerate(mask, start=1):
             if asked:
-                told = row[start + 1 : position - 1]
-                pairs = dict(zip(told[::2], told[1::2], strict=True))
-                assert pairs[row[position - 1]] == row[position]
-    tokens, counted = synthetic.rows("needle", 0, 0, 1, 128, tokenizer, data)
-    answer = tokenizer.decode(tokens[0, 1:][counted[0]])
-    assert tokenizer.decode(tokens[0]).count(answer) == 2
+                told = row[1 : place - 1]
+                assert dict(zip(told[::2], told[1::2], strict=True))[row[place - 1]] == row[place]
+
+
+def test_phases_follow_one_another_and_no_row_is_read_twice() -> None:
+    first = {"tokens": 100, "seq_len": 10, "rows": {"text": 3, "mqar": 1}}
+    second = {"tokens": 95, "seq_len": 20, "rows": {"text": 2}}
+    config = DataConfig(phases=[first, second])
+    assert (config.steps, config.tokens, config.seq_len) == (3 + 3, 120 + 120, 20)
+    places = [position(config, step) for step in range(6)]
+    assert [p.tokens for p in places] == [40, 80, 120, 160, 200, 240]
+    assert [p.rows["text"] for p in places] == [0, 3, 6, 9, 11, 13]
+    assert [p.phase.seq_len for p in places] == [10, 10, 10, 20, 20, 20]
+    with pytest.raises(ValueError, match="step: 6 is past the last of 6 steps"):
+        position(config, 6)

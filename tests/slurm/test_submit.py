@@ -24,13 +24,18 @@ RUN = [sys.executable, str(ROOT / "run.py")]
 cli = CliRunner()
 
 
+def data_config(data: Path, steps: int) -> dict:
+    phase = {"tokens": steps * 4 * 64, "seq_len": 64, "rows": {"text": 2, "mqar": 2}}
+    return {"source": str(data), "phases": [phase]}
+
+
 def experiment(folder: Path, data: Path, **changes: object) -> Path:
     content = {
         "name": "tiny",
         "preset": "cpu-600k",
         "mixers": ["gated_deltanet", "attention"],
-        "data": {"source": str(data), "seq_len": 64, "rows": {"text": 2, "mqar": 2}},
-        "train": {"tokens": 4 * 64 * 4, "lr": 1e-3, "checkpoint_every": 2, "threads": 1},
+        "data": data_config(data, steps=4),
+        "train": {"lr": 1e-3, "checkpoint_every": 2, "threads": 1},
         "suites": {"recall": {"pairs": [2], "samples": 12}},
     }
     path = folder / "tiny.yaml"
@@ -73,8 +78,9 @@ def test_another_suite_or_other_options_are_run_without_training_again(tmp_path:
 
 def test_a_killed_job_is_finished_by_calling_again_with_the_same_weights(tmp_path: Path, small_data: Path) -> None:
     # Some 150 steps of about 20 ms: long enough to be killed in the middle.
-    recipe = {"tokens": 150 * 4 * 64, "lr": 1e-3, "checkpoint_every": 5, "threads": 1}
-    path = experiment(tmp_path, small_data, mixers=["gated_deltanet"], train=recipe)
+    recipe = {"lr": 1e-3, "checkpoint_every": 5, "threads": 1}
+    data = data_config(small_data, steps=150)
+    path = experiment(tmp_path, small_data, mixers=["gated_deltanet"], train=recipe, data=data)
     runs = tmp_path / "runs"
     (work,) = plan(load_experiment(path), runs)
     command = [*RUN, "submit", str(path), "--runs", str(runs)]
@@ -114,7 +120,7 @@ def test_one_run_that_fails_is_reported_and_the_others_are_finished(tmp_path: Pa
         (["mixers=[gdn9]"], "mixer: unknown name 'gdn9'; known: attention"),
         (["data.source=nowhere"], "run data prepare"),
         (["data.tokenizer=nowhere.json"], "nowhere.json"),
-        (["data.seq_len=10000000"], "seq_len"),
+        (["data.phases=[{tokens: 9, seq_len: 10000000, rows: {text: 1}}]"], "seq_len"),
         (["suites.recall.pears=[1]"], "suites.recall.pears: "),
         (["suites.recal={}"], "suites: unknown name 'recal'; known: language, ruler, retrieval, recall"),
         (["train.lr=fast"], "train.lr: "),
