@@ -1,7 +1,7 @@
-"""Synthetic recall as training data, in the model's own words; suites/recall.py and suites/ruler.py score it.
+"""Synthetic recall as training data, in the model's own words; suites/recall.py scores it.
 
-A row is a pure function of (seed, its number). `mqar` (Zoology, arXiv 2312.04927): key–value pairs, then their keys again and
-again in random order, each to be answered with its value.
+A row is a pure function of (seed, its number). `mqar` (Zoology, arXiv 2312.04927): key–value pairs, then their keys
+again and again in random order, each to be answered with its value.
 """
 
 from __future__ import annotations

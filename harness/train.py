@@ -191,14 +191,13 @@ class Trainer:
             (summed / targets).backward()
             loss += summed.item() / targets
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip).item()
-        if not (torch.isfinite(torch.tensor([loss, norm])).all()):
-            last = checkpoint.latest(self.run_dir)
-            raise TrainingStopped(
-                f"step {self.step}: loss {loss}, gradient norm {norm}; last good checkpoint: {last or 'none'}; batch: "
-                f"seed {self.config.seed}, step {self.step}, rows {position(self.config.data, self.step).phase.rows}; lower train.lr or look at "
-                "that batch"
-            )
         at = position(self.config.data, self.step)
+        if not torch.isfinite(torch.tensor([loss, norm])).all():
+            raise TrainingStopped(
+                f"step {self.step}: loss {loss}, gradient norm {norm}; last good checkpoint: "
+                f"{checkpoint.latest(self.run_dir) or 'none'}; batch: seed {self.config.seed}, rows {at.phase.rows} from "
+                f"{at.rows}; lower train.lr or look at that batch"
+            )
         rate = learning_rate(self.config.train, at.tokens, self.config.data.tokens)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
