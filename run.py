@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -46,6 +47,10 @@ def errors() -> Iterator[None]:
         _fail(error, 2)
     except (OSError, RuntimeError) as error:
         _fail(error, 1)
+    except (typer.Exit, KeyError, AssertionError):
+        raise
+    except Exception as error:
+        _fail(RuntimeError(f"{type(error).__name__}: {error}"), 1)
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command continues", err=True)
         raise typer.Exit(1) from None
@@ -79,7 +84,7 @@ def doctor(as_json: AsJson = False) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         found = asdict(provenance("", device, "float32", backend="torch"))
         report = {key: value for key, value in found.items() if key.startswith(("version", "device", "git", "threads"))}
-        report["mixers"] = {name: "torch (chunked and recurrent)" for name in sorted(entries())}
+        report["mixers"] = dict.fromkeys(sorted(entries()), "torch")
         report["language_data"] = "fetched" if offline.available() else "missing: run `python run.py data fetch`"
         report["slurm"] = shutil.which("sbatch") or "missing: sbatch is not on the PATH; use --cluster local"
     rows = [f"{key:24} {value}" for key, value in report.items() if key != "mixers"]
@@ -116,6 +121,8 @@ def params(
     from harness.matching import parameter_table
 
     with errors():
+        if length is not None and length < 1:
+            raise ValueError(f"--length: {length} is no length; give at least 1 token")
         rows = parameter_table(preset, length)
     header = (
         f"{'mixer':16}{'layout':12}{'non-embedding':>15}{'embedding':>13}{'state/layer':>13}{'FLOPs/token':>13}  MLP"
@@ -184,15 +191,17 @@ def submit(
 ) -> None:
     """Train and evaluate all runs of an experiment; what is done is not done again."""
     from harness.config import load_experiment
-    from slurm.plan import plan
+    from slurm.plan import check, plan
 
     with errors():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a terminated submit stops its jobs as ^C does
         if cluster not in ("local", "debug"):
             raise ValueError(f"--cluster: unknown value {cluster!r}; known: local, debug")
         if parallel < 1:
             raise ValueError(f"--parallel: {parallel} runs at a time; give at least 1")
         loaded = load_experiment(experiment, overrides)
         plans = plan(loaded, runs.resolve())
+        check(loaded)
         for work in plans:
             todo = " → ".join(work.missing) or "done"
             typer.echo(f"{work.config.run_id:40} {work.config.data.steps:6} steps  {todo}")
@@ -284,15 +293,14 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure one suite on a trained run, or on any model that lm-eval can load, and print the numbers."""
-    import yaml
-
+    from harness.config import parse_value
     from harness.records import shallow
     from suites import suite as suite_module
     from suites import suite_config
 
     with errors():
         pairs = [option.partition("=") for option in options or []]
-        config = suite_config(suite, {key: yaml.safe_load(value) for key, _, value in pairs})
+        config = suite_config(suite, {key: parse_value(value, f"{key}={value}") for key, _, value in pairs})
         if (run is None) == (lm is None):
             raise ValueError("--run, --lm: give exactly one of them")
         if run is not None:
@@ -302,7 +310,10 @@ def evaluate(
         else:
             from lm_eval.api.registry import get_model
 
-            model = get_model(lm).create_from_arg_string(lm_args)
+            try:
+                model = get_model(lm).create_from_arg_string(lm_args)
+            except (TypeError, KeyError, ImportError) as error:
+                raise ValueError(f"--lm {lm}, --lm-args {lm_args!r}: {error}") from None
         found = suite_module(suite).run(model, config, progress=lambda line: typer.echo(line, err=True))
     rows = [{key: value for key, value in shallow(m).items() if key != "samples"} for m in found]
     text = [
@@ -324,12 +335,12 @@ def generate(
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
 ) -> None:
     """Continue a text with a trained run, decoding from its recurrent state."""
+    from harness.generate import generate_text
     from slurm.jobs import load_lm
 
     with errors():
-        from harness.generate import complete
-
-        typer.echo(complete(load_lm(run), prompt, max_new_tokens, temperature, seed))
+        lm = load_lm(run)
+        typer.echo(generate_text(lm.model, lm.tokenizer, prompt, max_new_tokens, temperature=temperature, seed=seed))
 
 
 @app.command()
@@ -341,19 +352,12 @@ def status(
 ) -> None:
     """Say where each run of an experiment stands."""
     from harness.config import load_experiment
-    from slurm.local import describe
+    from slurm.jobs import describe
     from slurm.plan import plan
 
     with errors():
         plans = plan(load_experiment(experiment, overrides), runs.resolve())
-        rows = [
-            {
-                "run": w.config.run_id,
-                "missing": w.missing,
-                "status": describe(w) if w.folder.exists() else "not started",
-            }
-            for w in plans
-        ]
+        rows = [{"run": w.config.run_id, "missing": w.missing, "status": describe(w.folder)} for w in plans]
     _print(rows, as_json, "\n".join(f"{r['run']:40} {r['status'] if r['missing'] else 'done'}" for r in rows))
 
 
@@ -371,7 +375,7 @@ def collect_(
 
     with errors():
         loaded = load_experiment(experiment, overrides)
-        target = out or runs / "collected" / loaded.name
+        target = out or runs.resolve() / "collected" / loaded.name
         frame, lacking = collect(plan(loaded, runs.resolve()), target, _command())
     typer.echo(f"{target}: {len(frame)} records of {frame['run'].nunique()} runs")
     for run_id in lacking:
@@ -385,15 +389,14 @@ def table(
     columns: Annotated[str | None, typer.Option(help="Only these columns, separated by commas.")] = None,
     allow_mixed: Annotated[bool, typer.Option("--allow-mixed", help="Mix records whose settings differ.")] = False,
     runs: RunsRoot = RUNS,
-    overrides: Overrides = None,
 ) -> None:
     """Print the comparison as markdown, and write it as markdown and CSV beside the records."""
     from harness.config import load_experiment
     from slurm.collect import write_table
 
     with errors():
-        loaded = load_experiment(experiment, overrides)
-        target = out or runs / "collected" / loaded.name
+        loaded = load_experiment(experiment)
+        target = out or runs.resolve() / "collected" / loaded.name
         typer.echo(write_table(target, columns.split(",") if columns else None, allow_mixed))
 
 

@@ -77,7 +77,7 @@ def latest(run_dir: Path) -> Path | None:
 def load(path: Path) -> dict[str, Any]:
     """A checkpoint's content on the CPU. Raises CheckpointError for a missing or damaged file."""
     expected = _index(path.parent).get(path.name)
-    remedy = f"delete it and its line in {path.parent / 'index.json'} to go back to the one before"
+    remedy = f"delete it, its line in {path.parent / 'index.json'} and train.json to go back to the one before"
     if expected is None or not path.exists():
         raise CheckpointError(f"{path}: the checkpoint is missing; {remedy}")
     content = path.read_bytes()

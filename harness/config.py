@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -32,6 +32,10 @@ from mixers.registry import get, mixer_config
 EXPERIMENTS = Path(__file__).parent / "experiments"
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+SHORTEST_MQAR = 17  # tokens a row: four pairs and as many questions
+
+
 class Closed(BaseModel):
     """Base of all configuration: unknown keys are errors, values cannot change."""
 
@@ -48,6 +52,12 @@ class Phase(Closed):
     tokens: PositiveInt
     seq_len: PositiveInt
     rows: dict[Literal["text", "mqar"], PositiveInt] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _room(self) -> Phase:
+        if "mqar" in self.rows and self.seq_len < SHORTEST_MQAR:
+            raise ValueError(f"seq_len: {self.seq_len} is too short for mqar; use at least {SHORTEST_MQAR}")
+        return self
 
     @property
     def tokens_per_step(self) -> int:
@@ -99,7 +109,7 @@ class TrainConfig(Closed):
     final_lr_ratio: NonNegativeFloat = 0.1
     warmup_ratio: NonNegativeFloat = 0.01
     weight_decay: NonNegativeFloat = 0.1
-    betas: tuple[NonNegativeFloat, NonNegativeFloat] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     clip: PositiveFloat = 1.0
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     checkpoint_every: PositiveInt = 1000
@@ -153,7 +163,10 @@ class Experiment(Closed):
 
 
 class RunConfig(Closed):
-    """One run, resolved: nothing about it is decided later. `label` is how tables call it and not part of its id."""
+    """One run, resolved: nothing about it is decided later. `label` is how tables call it and not part of its id.
+
+    data_sha256: of the data and the tokenizer, so that other data in the same place make another run.
+    """
 
     label: str
     mixer: str
@@ -162,6 +175,7 @@ class RunConfig(Closed):
     seed: NonNegativeInt
     model: ModelConfig
     data: DataConfig
+    data_sha256: str
     train: TrainConfig
 
     @property
@@ -206,7 +220,7 @@ def load_experiment(path_or_name: str | Path, overrides: list[str] | None = None
     for override in overrides or []:
         _override(values, override)
     try:
-        return Experiment(**values)
+        return Experiment.model_validate(values)
     except ValidationError as error:
         raise ValueError(describe(error, str(path))) from None
 
@@ -220,18 +234,30 @@ def _override(values: dict[str, Any], override: str) -> None:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise ValueError(f"--set: {key!r} goes through {parent!r}, which is no mapping")
-    values[last] = yaml.safe_load(text)
+    values[last] = parse_value(text, override)
 
 
-def expand(experiment: Experiment, vocab_size: int) -> list[RunConfig]:
+def parse_value(text: str, subject: str) -> Any:
+    """A YAML value given on the command line; ValueError naming the option when it is none."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"--set: {subject!r} has no YAML value behind the =") from None
+
+
+def expand(experiment: Experiment, vocab_size: int, data_sha256: str) -> list[RunConfig]:
     """All runs of an experiment, their models matched. Raises ValueError for the first that cannot be built.
 
-    vocab_size: that of the tokenizer in use; it replaces the preset's.
+    vocab_size: that of the tokenizer in use; it replaces the preset's. data_sha256: see RunConfig.
     """
     scale = preset(experiment.preset)
+    if len(set(experiment.seeds)) < len(experiment.seeds):
+        raise ValueError(f"seeds: {experiment.seeds} names one twice; name each once")
     runs: dict[str, RunConfig] = {}
     for spec in experiment.mixers:
         attention = spec.mixer == "attention"
+        if attention and spec.layout not in (None, "attention"):
+            raise ValueError(f"mixers: layout {spec.layout!r} does not go with attention, which is its own; remove it")
         layouts = ["attention"] if attention else [spec.layout] if spec.layout else experiment.layouts
         entry = get(spec.mixer)
         mixer_config(spec.mixer, scale.mixers.get(spec.mixer, {}) | spec.options)
@@ -246,12 +272,17 @@ def expand(experiment: Experiment, vocab_size: int) -> list[RunConfig]:
                     seed=seed,
                     model=model,
                     data=experiment.data,
+                    data_sha256=data_sha256,
                     train=experiment.train,
                 )
                 if run.run_id in runs:
                     raise ValueError(
                         f"{experiment.name}: mixers: {spec.mixer} ({layout}) is listed twice with the same options; "
                         "remove one"
+                    )
+                if any((r.label, r.layout, r.seed) == (run.label, layout, seed) for r in runs.values()):
+                    raise ValueError(
+                        f"{experiment.name}: mixers: two entries are called {run.label!r} ({layout}); give each a label"
                     )
                 runs[run.run_id] = run
     return list(runs.values())

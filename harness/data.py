@@ -31,15 +31,12 @@ BOS_NAMES = ("<|bos|>", "<s>", "<bos>", "<|begin_of_text|>", "<|endoftext|>")
 
 
 def cache_dir() -> Path:
-    """Where fetched and prepared data lies: MIXERBENCH_CACHE, else .cache/ of the project around the current folder.
-
-    The project is the nearest folder upwards with a pyproject.toml, or the current folder. Not created here.
-    """
+    """Where fetched and prepared data lies: MIXERBENCH_CACHE, else .cache/ of this checkout, or of the current folder
+    where the package is installed without one. Not created here."""
     if os.environ.get("MIXERBENCH_CACHE"):
         return Path(os.environ["MIXERBENCH_CACHE"]).expanduser().resolve()
-    here = Path.cwd()
-    root = next((folder for folder in (here, *here.parents) if (folder / "pyproject.toml").is_file()), here)
-    return root / ".cache"
+    checkout = Path(__file__).resolve().parents[1]
+    return (checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()) / ".cache"
 
 
 def write_json(path: Path, content: Any) -> None:

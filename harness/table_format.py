@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -13,6 +14,12 @@ from harness.stats import Estimate, Scores
 
 WIDEST = 12
 """A suite with more columns than this is shown as one table per metric."""
+
+BASELINE = "baseline"
+"""Layout of rows that no model made, such as token frequencies: nothing of theirs is said of the models."""
+
+PERPLEXITIES, HUGE = ("word_perplexity", "perplexity"), 1e5
+"""From HUGE on, a perplexity is shown in powers of ten: those of models that have hardly learnt are that large."""
 
 MISSING, NOT_FINITE = "–", "not finite"
 BOLD, UNDERLINED = "bold", "underlined"
@@ -42,13 +49,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Column:
-    """A metric of a task. stand_ins: letters of the notes that say why it is not the paper's measurement."""
+    """A metric of a task.
+
+    stand_ins: letters of the notes that say why it is not the paper's measurement. length_unit: what `length` counts,
+    tokens if None.
+    """
 
     suite: str
     task: str
     metric: str
     length: int | None
     stand_ins: tuple[str, ...] = ()
+    length_unit: str | None = None
 
     @property
     def name(self) -> str:
@@ -60,6 +72,11 @@ class Column:
         return METRICS[self.metric]
 
     @property
+    def short_unit(self) -> str:
+        """What a length is followed by: ` pairs` of `key-value pairs`, nothing for tokens."""
+        return f" {self.length_unit.split()[-1]}" if self.length_unit else ""
+
+    @property
     def heading(self) -> str:
         """The paper's name of the task, or the task's own where the measurement is not the paper's."""
         paper = None if self.stand_ins else TASK_NAMES.get(self.task)
@@ -67,7 +84,7 @@ class Column:
         if not (paper and self.metric == "contains"):
             parts.append(self.unit.display)
         if self.length is not None:
-            parts.append(f"@{self.length}")
+            parts.append(f"@{self.length}{self.short_unit}")
         parts.append("↑" if self.unit.higher_is_better else "↓")
         return " ".join([*parts, *(f"[{letter}]" for letter in self.stand_ins)])
 
@@ -178,14 +195,30 @@ def cell_text(cell: Cell, column: Column, decimals: int) -> str:
     """mean ± standard error, marked, and the paper's number on a second line."""
     text = cell.text
     if cell.estimate is not None:
-        text = f"{column.shown(cell.estimate.value):.{decimals}f}"
-        if cell.estimate.stderr is not None:
-            text += f" ± {column.shown(cell.estimate.stderr):.{decimals}f}"
+        value, stderr = cell.estimate.value, cell.estimate.stderr
+        if column.metric in PERPLEXITIES and value >= HUGE:
+            text = power_of_ten(value, stderr)
+        else:
+            text = f"{column.shown(value):.{decimals}f}"
+            if stderr is not None:
+                text += f" ± {column.shown(stderr):.{decimals}f}"
         if cell.mark == BOLD:
             text = f"**{text}**"
         elif cell.mark == UNDERLINED:
             text = f"<u>{text}</u>"
     return text if cell.paper is None else f"{text}<br>paper {number(column.shown(cell.paper))}"
+
+
+def power_of_ten(value: float, stderr: float | None) -> str:
+    """1.5e8 ± 0.7e8: both with the power of the value, and as many figures as the error needs to be seen."""
+    least = math.floor(math.log10(value))
+    # Rounding may carry, 9.97 to 10.0, and the power then is the next.
+    for power in (least, least + 1):
+        decimals = max(1, power - math.floor(math.log10(stderr))) if stderr else 1
+        texts = [f"{x / 10**power:.{decimals}f}" for x in (value, stderr) if x is not None]
+        if float(texts[0]) < 10:
+            break
+    return " ± ".join(f"{text}e{power}" for text in texts)
 
 
 def csv_cells(cell: Cell, column: Column) -> list[str]:

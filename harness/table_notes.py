@@ -2,37 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from harness.published import PAPER, SCALE
 from harness.records import SCHEMA
-from harness.table_format import Table, count
+from harness.table_format import BASELINE, Column, Table, count
 
 Records = list[dict[str, Any]]
 
 
 def table_notes(
-    table: Table, used: Records, stand_ins: Mapping[str, str], mixed: list[str], failed: pd.DataFrame
+    table: Table,
+    used: Records,
+    stand_ins: Mapping[str, str],
+    mixed: list[str],
+    failed: pd.DataFrame,
+    runs: pd.DataFrame | None,
 ) -> list[str]:
     """The notes below a table, one line each.
 
     used: the records that it shows, as dictionaries. stand_ins: reasons by letter. mixed: disagreements that were
-    allowed. failed: rows of runs that failed.
+    allowed. failed: rows of runs that failed. runs: as `tables.comparison` takes them.
+
+    What is said of seeds, scale, machine and code is said of the models and not of a baseline beside them.
     """
+    models = [r for r in used if r["layout"] != BASELINE] or used
     notes = [
-        *error_notes(table, used),
-        scale_note(table, used),
+        *error_notes(table, models),
+        scale_note(table, models),
         *(stand_in_note(table, letter, reason) for letter, reason in stand_ins.items()),
         samples_note(table, used),
-        seeds_note(used),
-        *incomplete_notes(table, used),
+        seeds_note(models),
+        *incomplete_notes(table, models),
         *(f"FAILED: {failure_text(run)}" for run in failed.to_dict("records")),
         *(f"MIXED, not strictly comparable: {what}" for what in mixed),
-        "measured on " + "; ".join(environment(used)),
-        f"code: {listed(commit_text(r) for r in used)}",
+        *training_notes(runs, "trained_on", "trained on"),
+        *training_notes(runs, "mixture", "trained on mixture:"),
+        "measured on " + "; ".join(environment(models)),
+        f"code: {listed(commit_text(r) for r in models)}",
         f"{len(used)} records (schema {SCHEMA}) of runs {listed(r['run'] for r in used)}",
     ]
     return notes
@@ -56,8 +66,27 @@ def error_notes(table: Table, used: Records) -> Iterable[str]:
 
 
 def stand_in_note(table: Table, letter: str, reason: str) -> str:
-    names = [column.name for column in table.columns if letter in column.stand_ins]
-    return f"[{letter}] not the paper's measurement: {', '.join(names)}: {one_line(reason)}"
+    columns = [column for column in table.columns if letter in column.stand_ins]
+    return f"[{letter}] not the paper's measurement: {tasks_text(table, columns)}: {one_line(reason)}"
+
+
+def tasks_text(table: Table, columns: Sequence[Column]) -> str:
+    """Columns by task, each task once, tasks of the same lengths together: `piqa, boolq and s_niah_1 @320/512`.
+
+    The metrics of a task are named where the table has others of it, at the same length, that are not meant.
+    """
+    tasks: dict[tuple[str, str], list[Column]] = {}
+    for column in columns:
+        tasks.setdefault((column.suite, column.task), []).append(column)
+    groups: dict[tuple[str, str], list[str]] = {}
+    for (suite, task), own in tasks.items():
+        lengths = sorted({c.length for c in own if c.length is not None})
+        others = [c for c in table.columns if (c.suite, c.task) == (suite, task) and c not in own]
+        partly = {c.length for c in others} & {c.length for c in own}
+        metrics = f" ({', '.join(dict.fromkeys(c.unit.display for c in own))})" if partly else ""
+        at = f" @{'/'.join(map(str, lengths))}{own[0].short_unit}" if lengths else ""
+        groups.setdefault((suite, at), []).append(task + metrics)
+    return " and ".join(", ".join(names) + at for (_, at), names in groups.items())
 
 
 def scale_note(table: Table, used: Records) -> str:
@@ -73,7 +102,7 @@ def scale_note(table: Table, used: Records) -> str:
 
 def samples_note(table: Table, used: Records) -> str:
     """Samples behind each column, and which columns were cut short."""
-    columns: dict[str, list[str]] = {}
+    columns: dict[str, list[Column]] = {}
     counts: dict[tuple, set[tuple[int, int | None]]] = {}
     for r in used:
         counts.setdefault((r["suite"], r["task"], r["metric"], r["length"]), set()).add((r["n"], r["limit"]))
@@ -83,8 +112,8 @@ def samples_note(table: Table, used: Records) -> str:
             f"{n:,}" + (f" (limit {limit:,}, not the whole set)" if limit is not None else "")
             for n, limit in sorted(found, key=str)
         )
-        columns.setdefault(text, []).append(column.name)
-    return "samples a run: " + "; ".join(f"{text}: {', '.join(names)}" for text, names in columns.items())
+        columns.setdefault(text, []).append(column)
+    return "samples a run: " + "; ".join(f"{text}: {tasks_text(table, own)}" for text, own in columns.items())
 
 
 def seeds_of(used: Records) -> dict[tuple[str, str], list[int]]:
@@ -111,6 +140,18 @@ def incomplete_notes(table: Table, used: Records) -> Iterable[str]:
         expected = len(seeds.get((row.layout, row.label), ()))
         if cell.estimate is not None and cell.estimate.seeds < expected:
             yield f"fewer seeds: {row.label} ({row.layout}) {column.name} has {cell.estimate.seeds} of {expected}"
+
+
+def training_notes(runs: pd.DataFrame | None, key: str, words: str) -> Iterable[str]:
+    """What `runs` says of the training of those that have not failed, by row and marked MIXED where they differ."""
+    rows: dict[str, list[str]] = {}
+    for run in [] if runs is None or key not in runs else runs[runs[key].notna()].to_dict("records"):
+        if pd.isna(run.get("failure")):
+            rows.setdefault(one_line(run[key]), []).append(f"{run['label']} ({run['layout']})")
+    if len(rows) == 1:
+        yield f"{words} {next(iter(rows))}"
+    elif rows:
+        yield f"MIXED, {words} " + "; ".join(f"{value}: {listed(labels)}" for value, labels in rows.items())
 
 
 def failure_text(run: dict[str, Any]) -> str:

@@ -13,14 +13,14 @@ from harness import stats
 from harness.metrics import METRICS
 from harness.published import column_name, printed_values
 from harness.records import SampleKey
-from harness.table_format import BOLD, MODEL_COLUMNS, NOT_FINITE, UNDERLINED, Cell, Column, Row, Table
+from harness.table_format import BASELINE, BOLD, MODEL_COLUMNS, NOT_FINITE, UNDERLINED, Cell, Column, Row, Table
 from harness.table_notes import table_notes
+from mixers import registry
 
 LAYOUTS = ("recurrent", "hybrid", "attention")
 SUITES = ("language", "ruler", "retrieval", "recall", "throughput")
-BASELINE = "baseline"
-"""Layout of rows that no model made, such as token frequencies: they have no dtype and no way of reading a text."""
-MUST_AGREE = ("settings", "limit", "stand_in", "dtype")
+ITEMS = ("settings", "limit", "stand_in")
+"""What says which items were scored and how; beside it dtype and versions must agree."""
 TIMED = ("tokens_per_second",)
 """Metrics that only the same device makes comparable."""
 
@@ -40,7 +40,8 @@ def comparison(
 
     columns: names of those to show, in this order; all of them if None.
     runs: a row a run with label, mixer, layout and, where known, run, seed, the keys of MODEL_COLUMNS, and `failure`:
-        the reason why a run has failed. It adds the model table, and rows for labels without records.
+        the reason why a run has failed. It adds the model table, and rows for labels without records. `trained_on`
+        (machine, precision, code) and `mixture` (phases of training data) of a run, where given, are noted.
     samples: per-sample scores (`records.load_samples`), with which rows are compared item by item.
     Raises ValueError when there are no records, a column is not known, a label is not one model, a seed was run
     twice under one label, or records of a column were measured differently and allow_mixed is not set.
@@ -56,7 +57,7 @@ def comparison(
     table = Table(rows, [], {}, {}, [])
     for (suite, task, metric, length), records in groups.items():
         reasons = {letters[r["stand_in"]] for r in records if r["stand_in"] is not None}
-        column = Column(suite, task, metric, length, tuple(sorted(reasons)))
+        column = Column(suite, task, metric, length, tuple(sorted(reasons)), length_unit(records))
         disagreements = differing(records, metric)
         if disagreements and not allow_mixed:
             raise ValueError(
@@ -73,7 +74,7 @@ def comparison(
     if runs is not None:
         table.model = {row: model_cells(runs, row) for row in rows}
     used = [record for records in groups.values() for record in records]
-    table.notes = table_notes(table, used, {letter: reason for reason, letter in letters.items()}, mixed, failed)
+    table.notes = table_notes(table, used, {letter: reason for reason, letter in letters.items()}, mixed, failed, runs)
     return table
 
 
@@ -102,7 +103,8 @@ def check_seeds(frame: pd.DataFrame) -> None:
         layout, label, seed, _ = repeated.iloc[0]
         same = runs[(runs["layout"] == layout) & (runs["label"] == label) & (runs["seed"] == seed)]
         raise ValueError(
-            f"label: {label!r} ({layout}) has runs {', '.join(same['run'])} of seed {seed}; choose one by its run id"
+            f"label: {label!r} ({layout}) has runs {', '.join(same['run'])} of seed {seed}; "
+            "give each variant its own label in the experiment"
         )
 
 
@@ -144,6 +146,11 @@ def stand_in_letters(groups: Mapping[ColumnKey, list[dict[str, Any]]]) -> dict[s
     return {reason: letter(i) for i, reason in enumerate(reasons)}
 
 
+def length_unit(records: list[dict[str, Any]]) -> str | None:
+    """What the length of a column's records counts, None where it counts tokens."""
+    return next((unit for r in records if (unit := json.loads(r["settings"]).get("length_unit"))), None)
+
+
 def letter(index: int) -> str:
     """a … z, aa, ab …"""
     head, tail = divmod(index, 26)
@@ -153,14 +160,12 @@ def letter(index: int) -> str:
 def differing(records: list[dict[str, Any]], metric: str) -> list[str]:
     """What the records of one column disagree on, that makes them incomparable; one phrase each.
 
-    Of a baseline the dtype does not count, and the settings only where it has them.
+    Of a baseline the items count, as its settings where it has them, limit and stand_in say, and not what ran it.
     """
-    names = [*MUST_AGREE, *(name for name in records[0] if name.startswith("version_"))]
+    ran = ["dtype", *(name for name in records[0] if name.startswith("version_"))]
+    models = [r for r in records if r["layout"] != BASELINE]
     found = []
-    for name in [*names, *(("device", "threads") if metric in TIMED else ())]:
-        if len({r[name] for r in records}) == 1:
-            continue
-        models = [r for r in records if r["layout"] != BASELINE]
+    for name in [*ITEMS, *ran, *(("device", "threads") if metric in TIMED else ())]:
         if name == "settings":
             parsed = [(json.loads(r[name]), r) for r in records]
             keys = sorted({key for settings, _ in parsed for key in settings})
@@ -168,7 +173,7 @@ def differing(records: list[dict[str, Any]], metric: str) -> list[str]:
                 stated = [(s.get(key), r) for s, r in parsed if key in s or r["layout"] != BASELINE]
                 found += phrase(f"settings.{key}", stated)
         else:
-            found += phrase(name, [(r[name], r) for r in (models if name == "dtype" else records)])
+            found += phrase(name, [(r[name], r) for r in (records if name in ITEMS else models)])
     return found
 
 
@@ -211,15 +216,15 @@ def known(stderr: float | None) -> float | None:
 def add_paper(table: Table, column: Column) -> None:
     """Put the printed number into each cell whose row and column the paper has.
 
-    Not where the measurement is a stand-in. Of several rows of one mixer and layout, which then are variants of it,
-    only the one labelled as the mixer is what the paper measured.
+    Not where the measurement is a stand-in. A row with a label of its own is a variant of its mixer, which the paper
+    has not measured; its display name or its registered name is what the paper measured.
     """
     if column.stand_ins:
         return
-    kinds = [(row.mixer, row.layout) for row in table.rows]
-    for row, kind in zip(table.rows, kinds, strict=True):
-        if kinds.count(kind) == 1 or row.label == row.mixer:
-            key = (*kind, column.suite, column.task, column.metric, column.length)
+    mixers = registry.entries()
+    for row in table.rows:
+        if row.mixer in mixers and row.label in (row.mixer, mixers[row.mixer].display):
+            key = (row.mixer, row.layout, column.suite, column.task, column.metric, column.length)
             table.cells[row, column].paper = printed_values().get(key)
 
 

@@ -7,6 +7,7 @@ and nothing else is drawn. So a run stopped anywhere and continued ends with the
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -19,10 +20,10 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor
 
-from harness import checkpoint, synthetic
+from harness import checkpoint, corpus, synthetic
 from harness.checkpoint import write_atomic
 from harness.config import DataConfig, Phase, RunConfig, TrainConfig
-from harness.data import TokenData, load_tokenizer, tokenizer_hash
+from harness.data import INDEX, TokenData, file_sha256, load_tokenizer, tokenizer_hash
 from harness.model import LanguageModel, build_model
 from harness.optim import build_optimizer, learning_rate
 from harness.prepare import prepare
@@ -59,7 +60,7 @@ class Summary:
     weights_sha256: str
 
 
-def device_for_training() -> torch.device:
+def this_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -68,6 +69,19 @@ def activation_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
     if config.dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[config.dtype]
+
+
+def data_sha256(config: DataConfig) -> str:
+    """Identifies what a run reads: the texts or shards, and the tokenizer. Opens no shard."""
+    if config.source == "embedded":
+        content: Any = corpus.fingerprint()
+    else:
+        index = Path(config.source) / INDEX
+        if not index.is_file():
+            raise ValueError(f"data.source: no {INDEX} in {config.source}; make it with `python run.py data prepare`")
+        content = file_sha256(index)
+    identity = [content, tokenizer_hash(load_tokenizer(config.tokenizer))]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def open_data(config: DataConfig) -> TokenData:
@@ -135,14 +149,17 @@ class Trainer:
         if config.train.threads is not None:
             torch.set_num_threads(config.train.threads)
         self.config, self.run_dir = config, run_dir
-        self.device = device_for_training()
+        self.device = this_device()
         self.dtype = activation_dtype(config.train, self.device)
         self.tokenizer = load_tokenizer(config.data.tokenizer)
         self.data = open_data(config.data)
+        if data_sha256(config.data) != config.data_sha256:
+            raise ValueError(f"data.source: {config.data.source} has changed since the run was planned; submit again")
         self.data.require_vocab(config.model.vocab_size)
         self.model = build_model(config.model, config.seed).to(self.device)
         self.optimizer = build_optimizer(self.model, config.train)
         self.step, self.seconds = 0, 0.0
+        self.recent: list[float] = []  # losses of the last steps, whose mean is logged
         write_atomic(run_dir / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
         self.restored_from = checkpoint.latest(run_dir)
         if self.restored_from is not None:
@@ -157,7 +174,7 @@ class Trainer:
             )
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
-        self.step, self.seconds = content["step"], content["seconds"]
+        self.step, self.seconds, self.recent = content["step"], content["seconds"], content["recent"]
         torch.set_rng_state(content["rng"])
 
     def save(self) -> Path:
@@ -172,6 +189,7 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "step": self.step,
                 "seconds": self.seconds,
+                "recent": self.recent,
                 "rng": torch.get_rng_state(),
             },
         )
@@ -195,14 +213,15 @@ class Trainer:
         if not torch.isfinite(torch.tensor([loss, norm])).all():
             raise TrainingStopped(
                 f"step {self.step}: loss {loss}, gradient norm {norm}; last good checkpoint: "
-                f"{checkpoint.latest(self.run_dir) or 'none'}; batch: seed {self.config.seed}, rows {at.phase.rows} from "
-                f"{at.rows}; lower train.lr or look at that batch"
+                f"{checkpoint.latest(self.run_dir) or 'none'}; batch: seed {self.config.seed}, rows {at.phase.rows} "
+                f"from {at.rows}; lower train.lr or look at that batch"
             )
         rate = learning_rate(self.config.train, at.tokens, self.config.data.tokens)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.step += 1
+        self.recent = [*self.recent[-(LOG_EVERY - 1) :], loss]
         elapsed = time.perf_counter() - started
         self.seconds += elapsed
         return {
@@ -213,6 +232,11 @@ class Trainer:
             "lr": rate,
             "tokens_per_second": at.phase.tokens_per_step / elapsed,
         }
+
+    @property
+    def mean_loss(self) -> float:
+        """Over the last LOG_EVERY steps, in nats."""
+        return sum(self.recent) / len(self.recent)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.dtype == torch.float32:
@@ -229,9 +253,10 @@ class Trainer:
             yield metrics
 
 
-def train(config: RunConfig, run_dir: Path, progress: Progress | None = None) -> Summary:
+def train(config: RunConfig, run_dir: Path, progress: Progress | None = None, command: str | None = None) -> Summary:
     """Train a run to its end, from its last checkpoint if it has one; does nothing when it is finished.
 
+    command: the command line for the record, where it is not this process's own.
     Writes config.yaml, metrics.jsonl, tensorboard/, checkpoints/ and, last, train.json. Raises TrainingStopped,
     CheckpointError, OSError or ValueError with a line that names what to change.
     """
@@ -242,13 +267,11 @@ def train(config: RunConfig, run_dir: Path, progress: Progress | None = None) ->
     trainer = Trainer(config, run_dir)
     total = config.data.steps
     log = run_dir / "metrics.jsonl"
-    window: list[float] = []
     writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=trainer.step or None)
     with contextlib.closing(writer), open(log, "a", encoding="utf-8") as file:
         for metrics in trainer.steps():
-            window = [*window[-(LOG_EVERY - 1) :], metrics["loss"]]
             if metrics["step"] % LOG_EVERY == 0 or metrics["step"] == total:
-                line = metrics | {"loss": sum(window) / len(window)}
+                line = metrics | {"loss": trainer.mean_loss}
                 file.write(json.dumps(line) + "\n")
                 file.flush()
                 for key in ("loss", "grad_norm", "lr", "tokens_per_second"):
@@ -267,11 +290,11 @@ def train(config: RunConfig, run_dir: Path, progress: Progress | None = None) ->
         mlp_widths=config.model.mlp_widths,
         steps=total,
         tokens_seen=config.data.tokens,
-        train_loss=_last_loss(log),
+        train_loss=trainer.mean_loss,
         tokens_per_second=config.data.tokens / trainer.seconds,
         weights_sha256=checkpoint.digest(trainer.model.state_dict()),
     )
-    birth = provenance(config.hash, trainer.device, trainer.dtype, backend="torch")
+    birth = provenance(config.hash, trainer.device, trainer.dtype, backend="torch", command=command)
     write_atomic(run_dir / "train.json", json.dumps(asdict(summary) | {"provenance": asdict(birth)}, indent=1).encode())
     return summary
 
@@ -286,6 +309,11 @@ def read_summary(run_dir: Path) -> Summary | None:
     return Summary(**content)
 
 
+def read_birth(run_dir: Path) -> dict[str, Any]:
+    """The provenance of a finished run's training."""
+    return json.loads((run_dir / "train.json").read_text())["provenance"]
+
+
 def read_config(run_dir: Path) -> RunConfig:
     """The configuration of a run. Raises ValueError when the folder holds none."""
     path = run_dir / "config.yaml"
@@ -295,12 +323,19 @@ def read_config(run_dir: Path) -> RunConfig:
 
 
 def load_trained(run_dir: Path) -> tuple[LanguageModel, RunConfig]:
-    """The trained model of a run, in evaluation mode on the CPU, and its configuration."""
-    path = checkpoint.latest(run_dir)
-    if path is None:
-        raise checkpoint.CheckpointError(f"{run_dir}: no checkpoint; train the run first")
+    """The trained model of a run, in evaluation mode on the CPU, and its configuration.
+
+    Raises ValueError for a folder without a run, one that is not trained to its end, and weights that are not those
+    it ended with.
+    """
+    config, summary, path = read_config(run_dir), read_summary(run_dir), checkpoint.latest(run_dir)
+    if summary is None or path is None:
+        raise ValueError(f"{run_dir}: the run is not trained to its end; submit or train it first")
     content = checkpoint.load(path)
-    config = RunConfig(**content["config"])
+    if checkpoint.digest(content["model"]) != summary.weights_sha256:
+        raise checkpoint.CheckpointError(
+            f"{path}: not the weights that the run ended with; delete {run_dir / 'train.json'} and submit it again"
+        )
     model = LanguageModel(config.model)
     model.load_state_dict(content["model"])
     return model.eval(), config
@@ -319,7 +354,3 @@ def _step_of(line: str) -> float:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError):
         return float("inf")
-
-
-def _last_loss(path: Path) -> float:
-    return json.loads(path.read_text(encoding="utf-8").splitlines()[-1])["loss"]

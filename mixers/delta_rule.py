@@ -5,7 +5,7 @@ distinguishes the operators is only what they pass as e (erase side), z (write s
 or per head). Within a chunk of C tokens with decays D_rs = Σ_{s<i≤r} g_i
 
     T_rs = Σ_c e_rc k_sc exp(D_rs,c) for s < r,     Aqk_rs = Σ_c q_rc k_sc exp(D_rs,c) for s ≤ r
-    A = (I + T)^-1,   [Y | U] = A [exp(G) ⊙ e | z],     R = U - Y S_0
+    A = (I + T)^-1,                                 R = A (z - (exp(G) ⊙ e) S_0)
     O = (exp(G) ⊙ q) S_0 + Aqk R,                   S_C = diag(exp G_C) S_0 + (exp(G_C - G) ⊙ k)ᵀ R
 
 with every exponent a sum of g over the tokens between (see mixers.decay), never a difference of sums. T and Aqk
@@ -24,24 +24,24 @@ from torch import Tensor
 from mixers.decay import double_sums, prefix_suffix, segment_sums
 
 
-def intra_chunk(q: Tensor, k: Tensor, e: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def intra_chunk(rows: Tensor, k: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """T and Aqk of every chunk, with the sums of g from the chunk's start and towards its end.
 
-    q, k, e: [..., C, K]; g: [..., C, K], or [..., C, 1] for one decay per head; C a power of two.
+    rows: e and q stacked, [..., 2, C, K], since both meet the same keys through the same decays; k: [..., C, K];
+    g: [..., C, K], or [..., C, 1] for one decay per head; C a power of two.
     Returns T [..., C, C] (strictly lower), Aqk [..., C, C] (lower), prefix and suffix sums shaped like g.
     """
     if g.shape[-1] == 1:
-        decay = segment_sums(g.squeeze(-1)).exp()
-        prefix, suffix = prefix_suffix(g, -2)
-        return (e @ k.mT * decay).tril(-1), q @ k.mT * decay, prefix, suffix
+        scores = (rows.flatten(-3, -2) @ k.mT).unflatten(-2, (2, -1))
+        t, aqk = (scores * segment_sums(g.squeeze(-1)).exp().unsqueeze(-3)).unbind(-3)
+        return t.tril(-1), aqk, *prefix_suffix(g, -2)
 
-    blocks = q.shape[-2]
-    rows = torch.stack([e, q], -3)  # [..., 2, C, K]: both products share their decays and their keys
-    aqk = (q * k).sum(-1)[..., None, None]  # [..., C, 1, 1]
+    size = k.shape[-2]
+    aqk = (rows.select(-3, 1) * k).sum(-1)[..., None, None]  # [..., C, 1, 1]
     products = torch.stack([torch.zeros_like(aqk), aqk], -4)  # [..., 2, n, m, m]
     prefix, suffix = g.unsqueeze(-2), torch.zeros_like(g).unsqueeze(-2)  # [..., n, m, K]
     m = 1
-    while m < blocks:
+    while m < size:
         right = rows.unflatten(-2, (-1, 2, m)).select(-3, 1)  # [..., 2, n/2, m, K]
         left = k.unflatten(-2, (-1, 2, m)).select(-3, 0)  # [..., n/2, m, K]
         to_right = prefix.unflatten(-3, (-1, 2)).select(-3, 1).exp()
@@ -93,27 +93,27 @@ def delta_rule_chunked(
     q (scaled), k, e: [B, H, T, K]; z: [B, H, T, V]; g ≤ 0: [B, H, T, K] or [B, H, T, 1]; state: [B, H, K, V];
     all of one floating dtype. chunk_size: a power of two. Returns o [B, H, T, V] and the state after token T.
     """
-    steps = q.shape[2]
+    batch, heads, steps, _ = q.shape
     size = min(chunk_size, 1 << (steps - 1).bit_length())
-    # A padded token has no key, no erase, no write and no decay: it changes neither state nor outputs.
+    # A padded token has no key, no erase, no write and no decay: it changes neither state nor outputs. Batch and heads
+    # become one axis, so that every product is a plain batched one.
     padding = (0, 0, 0, -steps % size)
-    q, k, e, z, g = (
-        F.pad(t, padding).contiguous().unflatten(2, (-1, size)) for t in (q, k, e, z, g)
-    )  # [B, H, N, C, ·]
-    t, aqk, prefix, suffix = intra_chunk(q, k, e, g)
+    q, k, e, z, g = (F.pad(t, padding).flatten(0, 1).unflatten(1, (-1, size)) for t in (q, k, e, z, g))  # [BH, N, C, ·]
+    rows = torch.stack([e, q], -3)  # [BH, N, 2, C, K]
+    t, aqk, prefix, suffix = intra_chunk(rows, k, g)
     from_start = prefix.exp()
-    inverse = UnitLowerInverse.apply(t)
-    y, u = inverse @ (from_start * e), inverse @ z
-    reads = torch.cat([y, from_start * q], -2)  # both are products with the state that enters the chunk
+    reads = (rows * from_start.unsqueeze(-3)).flatten(-3, -2)  # what meets the state that enters the chunk
     tails = (suffix.exp() * k).mT
-    total = from_start[..., -1, :].unsqueeze(-1)  # [B, H, N, K or 1, 1]
+    total = from_start[..., -1, :].unsqueeze(-1)  # [BH, N, K or 1, 1]
+    inverse = UnitLowerInverse.apply(t)
+    state = state.flatten(0, 1)
     outputs = []
     # unbind, not indexing: the gradient of an index is a zero tensor of the full size, one for every chunk.
-    for u_i, reads_i, aqk_i, tails_i, total_i in zip(
-        *(x.unbind(2) for x in (u, reads, aqk, tails, total)), strict=True
-    ):
-        y_s, q_s = (reads_i @ state).split(size, -2)
-        r = u_i - y_s
-        outputs.append(q_s + aqk_i @ r)
-        state = total_i * state + tails_i @ r
-    return torch.cat(outputs, 2)[:, :, :steps], state
+    chunks = zip(*(x.unbind(1) for x in (z, reads, inverse, aqk, tails, total)), strict=True)
+    for z_i, reads_i, inverse_i, aqk_i, tails_i, total_i in chunks:
+        e_s, q_s = torch.bmm(reads_i, state).split(size, 1)
+        r = torch.bmm(inverse_i, z_i - e_s)
+        outputs.append(torch.baddbmm(q_s, aqk_i, r))
+        state = torch.baddbmm(total_i * state, tails_i, r)
+    o = torch.cat(outputs, 1)[:, :steps]
+    return o.unflatten(0, (batch, heads)), state.unflatten(0, (batch, heads))

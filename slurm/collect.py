@@ -10,11 +10,12 @@ from typing import Any
 import pandas as pd
 
 from harness.checkpoint import write_atomic
+from harness.config import DataConfig
 from harness.data import load_tokenizer
 from harness.provenance import provenance
 from harness.records import Record, load, load_samples, write_records
 from harness.tables import comparison
-from harness.train import read_summary
+from harness.train import read_birth, read_summary
 from slurm.jobs import read_status
 from slurm.plan import RunPlan, evaluated, evaluation_key
 from suites import suite
@@ -31,16 +32,36 @@ def runs_frame(plans: list[RunPlan]) -> pd.DataFrame:
         row |= {"preset": config.preset, "seed": config.seed, "failure": None}
         summary, status = read_summary(work.folder), read_status(work.folder)
         if summary is not None:
-            row |= asdict(summary) | {"label": config.label}
+            row |= asdict(summary) | {"label": config.label, "trained_on": trained_on(work.folder)}
+            row["mixture"] = mixture(config.data)
         if work.missing and status is not None and status.state == "failed":
             row["failure"] = status.detail
         rows.append(row)
     return pd.DataFrame(rows)
 
 
+def trained_on(folder: Path) -> str:
+    """Device, dtype, threads and code of a finished run's training."""
+    birth = read_birth(folder)
+    code = "code unknown" if birth["git_commit"] is None else f"code {birth['git_commit'][:10]}"
+    dirty = " with uncommitted changes" if birth["git_dirty"] else ""
+    return f"{birth['device']}, {birth['dtype']}, {birth['threads']} threads, {code}{dirty}"
+
+
+def mixture(data: DataConfig) -> str:
+    """What was trained on, phase by phase."""
+    phases = [
+        f"{phase.steps * phase.tokens_per_step:,} tokens in rows of {phase.seq_len}: "
+        + " and ".join(f"{count} {task}" for task, count in phase.rows.items())
+        for phase in data.phases
+    ]
+    return f"{data.source} data; " + ", then ".join(phases)
+
+
 def collect(plans: list[RunPlan], out: Path, command: str) -> tuple[pd.DataFrame, list[str]]:
-    """Write `records.parquet` and `runs.json` of an experiment to `out`, and return its records and the ids of runs
-    that lack some. A language suite with `heldout` adds the unigram baseline, measured on the same documents.
+    """Write `records.parquet`, `samples.json` (per-sample scores) and `runs.json` of an experiment to `out`; return its
+    records and the ids of runs that lack some. A language suite with `heldout` adds the unigram baseline, measured on
+    the same documents.
 
     Raises ValueError when there is nothing to collect.
     """
@@ -56,9 +77,11 @@ def collect(plans: list[RunPlan], out: Path, command: str) -> tuple[pd.DataFrame
     wanted = {(w.config.run_id, name) for w in plans for name in w.suites if name not in w.missing}
     wanted |= {(BASELINE, "language")}
     frame = frame[[key in wanted for key in zip(frame["run"], frame["suite"], strict=True)]]
-    out.mkdir(parents=True, exist_ok=True)
-    frame.to_parquet(out / "records.parquet")
-    runs_frame(plans).to_json(out / "runs.json", orient="records", indent=1)
+    samples = load_samples(folders)
+    kept = [[list(key), list(scores)] for key, scores in samples.items() if (key[0], key[1]) in wanted]
+    write_atomic(out / "records.parquet", frame.drop(columns="file").to_parquet())
+    write_atomic(out / "samples.json", json.dumps(kept).encode())
+    write_atomic(out / "runs.json", runs_frame(plans).to_json(orient="records", indent=1).encode())
     return frame, [work.config.run_id for work in plans if work.missing]
 
 
@@ -66,7 +89,7 @@ def _baseline(work: RunPlan, out: Path, command: str) -> Path:
     """The unigram baseline's record, in a run folder of its own; measured once for the same question."""
     folder = out / "runs" / BASELINE
     options = work.suites["language"]
-    key = evaluation_key(options, work.config.data.tokenizer)
+    key = evaluation_key(options, work.config.data_sha256)
     if evaluated(folder, "language") == key:
         return folder
     module = suite("language")
@@ -75,7 +98,7 @@ def _baseline(work: RunPlan, out: Path, command: str) -> Path:
     birth = provenance(key, "cpu", "float64", backend="none", command=command)
     run = {"run": BASELINE, "label": "unigram frequencies", "mixer": BASELINE, "layout": "baseline"}
     write_records(folder, "language", [Record.of(measurement, birth, **run, preset=work.config.preset, seed=0)])
-    (folder / "records" / "language.done").write_text(key)
+    write_atomic(folder / "records" / "language.done", key.encode())
     return folder
 
 
@@ -88,7 +111,8 @@ def write_table(folder: Path, columns: list[str] | None, allow_mixed: bool) -> s
         raise ValueError(f"{folder}: nothing collected there; run collect first")
     frame = pd.read_parquet(folder / "records.parquet")
     runs = pd.DataFrame(json.loads((folder / "runs.json").read_text()))
-    found = comparison(frame, columns, runs, load_samples(sorted(set(frame["file"]))), allow_mixed)
+    samples = {tuple(key): tuple(scores) for key, scores in json.loads((folder / "samples.json").read_text())}
+    found = comparison(frame, columns, runs, samples, allow_mixed)
     write_atomic(folder / "table.md", found.markdown().encode())
     write_atomic(folder / "table.csv", found.csv().encode())
     return found.markdown()

@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
+from harness import checkpoint
 from harness.checkpoint import write_atomic
 from harness.data import load_tokenizer
 from harness.lm import MixerLM
 from harness.provenance import provenance
 from harness.records import Record, write_records
-from harness.train import load_trained, read_config, read_summary, train
+from harness.train import load_trained, read_config, read_summary, this_device, train
 from slurm.plan import RunPlan, evaluation_key, missing
 from suites import suite
 
@@ -30,8 +31,8 @@ HEARTBEAT = 2.0  # seconds between two writes of a run's status
 class Status:
     """Where a run stands: `status.json` in its folder.
 
-    state: training, evaluating, done or failed. detail: the step, the task, or why it failed, in one line. updated:
-    seconds since the epoch.
+    state: training, evaluating, done, stopped or failed. detail: the step, the task, or why it failed, in one line.
+    updated: seconds since the epoch.
     """
 
     state: str
@@ -53,14 +54,33 @@ def read_status(folder: Path) -> Status | None:
 
 @contextmanager
 def exclusively(folder: Path) -> Iterator[None]:
-    """Hold a run's folder; ValueError when another process of this machine works in it."""
+    """Hold a run's folder; RuntimeError when another process of this machine works in it."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"{folder}: another process is working on this run; wait for it or stop it") from None
+            raise RuntimeError(f"{folder}: another process is working on this run; wait for it or stop it") from None
         yield
+
+
+def at_work(folder: Path) -> bool:
+    """Whether a process of this machine holds a run's folder."""
+    try:
+        with exclusively(folder):
+            return False
+    except RuntimeError:
+        return True
+
+
+def describe(folder: Path) -> str:
+    """What a run is doing or why it is not, in one line; a status whose process is gone says so."""
+    status = read_status(folder)
+    if status is None:
+        return "not started"
+    if status.state in ("training", "evaluating") and not at_work(folder):
+        return f"stopped while {status.state}: {status.detail}; submit again to continue"
+    return f"{status.state}: {status.detail}" if status.detail else status.state
 
 
 def do(work: RunPlan, command: str) -> None:
@@ -70,17 +90,20 @@ def do(work: RunPlan, command: str) -> None:
     """
     with exclusively(work.folder):
         try:
-            _train(work)
+            _train(work, command)
             for name in missing(work.folder, work.suites):
                 evaluate(work.folder, name, work.suites[name], work.config.label, command)
-        except BaseException as error:
+        except KeyboardInterrupt:
+            write_status(work.folder, "stopped", "interrupted")
+            raise
+        except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             write_status(work.folder, "failed", reason)
             raise
         write_status(work.folder, "done", "")
 
 
-def _train(work: RunPlan) -> None:
+def _train(work: RunPlan, command: str) -> None:
     last = 0.0
 
     def progress(metrics: dict[str, float]) -> None:
@@ -98,13 +121,13 @@ def _train(work: RunPlan) -> None:
 
     if read_summary(work.folder) is None:
         write_status(work.folder, "training", "starting")
-        train(work.config, work.folder, progress)
+        train(work.config, work.folder, progress, command)
 
 
 def load_lm(folder: Path) -> MixerLM:
-    """A trained run as an lm-eval model, with the tokenizer that it was trained with."""
+    """A trained run as an lm-eval model, in fp32 on this machine's device, with the tokenizer it was trained with."""
     model, config = load_trained(folder)
-    return MixerLM(model, load_tokenizer(config.data.tokenizer))
+    return MixerLM(model.to(this_device()), load_tokenizer(config.data.tokenizer))
 
 
 def evaluate(folder: Path, name: str, options: dict[str, Any], label: str, command: str) -> None:
@@ -113,16 +136,14 @@ def evaluate(folder: Path, name: str, options: dict[str, Any], label: str, comma
     Raises ValueError for a run that is not trained or options that the suite does not take.
     """
     write_status(folder, "evaluating", name)
-    summary, config = read_summary(folder), read_config(folder)
-    if summary is None:
-        raise ValueError(f"{folder}: the run is not trained to its end; train it first")
+    config = read_config(folder)
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
-    module = suite(name)
+    module, lm = suite(name), load_lm(folder)
     measurements = module.run(
-        load_lm(folder), module.Config(**options), progress=lambda line: write_status(folder, "evaluating", line)
+        lm, module.Config(**options), progress=lambda line: write_status(folder, "evaluating", line)
     )
-    birth = provenance(config.hash, "cpu", "float32", backend="torch", command=command)
+    birth = provenance(config.hash, this_device(), "float32", backend="torch", command=command)
     write_records(
         folder,
         name,
@@ -140,4 +161,6 @@ def evaluate(folder: Path, name: str, options: dict[str, Any], label: str, comma
             for m in measurements
         ],
     )
-    write_atomic(folder / "records" / f"{name}.done", evaluation_key(options, summary.weights_sha256).encode())
+    write_atomic(
+        folder / "records" / f"{name}.done", evaluation_key(options, checkpoint.digest(lm.model.state_dict())).encode()
+    )

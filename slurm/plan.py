@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import suites
 from harness.config import Experiment, RunConfig, expand
 from harness.data import load_tokenizer
-from harness.train import open_data, read_summary
-from suites import suite_config
+from harness.synthetic import recall_words
+from harness.train import data_sha256, open_data, read_summary
 
 
 @dataclass(frozen=True)
@@ -28,29 +29,39 @@ class RunPlan:
     missing: list[str]
 
 
-def plan(experiment: Experiment, runs_root: Path) -> list[RunPlan]:
-    """All runs of an experiment. Checks everything that can be checked before work starts: mixers, matching, suites,
-    tokenizer and data; raises ValueError for the first fault. Makes the shards of the embedded corpus if needed."""
-    suites = {name: suite_config(name, options).model_dump(mode="json") for name, options in experiment.suites.items()}
+def check(experiment: Experiment) -> None:
+    """What can be known before work starts and `plan` does not need: that the data are sound and long enough, and that
+    every suite has its own. Makes the shards of the embedded corpus if they are not there. Raises ValueError."""
     tokenizer = load_tokenizer(experiment.data.tokenizer)
-    runs = expand(experiment, len(tokenizer))
     data = open_data(experiment.data)
     for phase in experiment.data.phases:
         if "text" in phase.rows:
             data.windows("train", phase.seq_len)
-    plans = []
-    for config in runs:
-        folder = runs_root / config.run_id
-        plans.append(RunPlan(config, folder, suites, missing(folder, suites)))
-    return plans
+        if "mqar" in phase.rows:
+            recall_words(tokenizer)
+    for name, options in experiment.suites.items():
+        suites.check(name, suites.suite_config(name, options), tokenizer)
 
 
-def missing(folder: Path, suites: dict[str, dict[str, Any]]) -> list[str]:
+def plan(experiment: Experiment, runs_root: Path) -> list[RunPlan]:
+    """All runs of an experiment and what is left of each. Raises ValueError for mixers, matching, options, a tokenizer
+    or data that cannot be."""
+    options = {
+        name: suites.suite_config(name, given).model_dump(mode="json") for name, given in experiment.suites.items()
+    }
+    vocab_size = len(load_tokenizer(experiment.data.tokenizer))
+    runs = expand(experiment, vocab_size, data_sha256(experiment.data))
+    folders = [runs_root / config.run_id for config in runs]
+    return [RunPlan(c, f, options, missing(f, options)) for c, f in zip(runs, folders, strict=True)]
+
+
+def missing(folder: Path, options: dict[str, dict[str, Any]]) -> list[str]:
     """What a run still lacks: `train`, then suites that have not been run with these options on its weights."""
     summary = read_summary(folder)
     if summary is None:
-        return ["train", *suites]
-    return [name for name in suites if evaluated(folder, name) != evaluation_key(suites[name], summary.weights_sha256)]
+        return ["train", *options]
+    key = summary.weights_sha256
+    return [name for name in options if evaluated(folder, name) != evaluation_key(options[name], key)]
 
 
 def evaluation_key(options: dict[str, Any], weights_sha256: str) -> str:

@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from transformers import PreTrainedTokenizerBase
 
 SUITES = ("language", "ruler", "retrieval", "recall")
 
@@ -19,11 +20,10 @@ def suite(name: str) -> ModuleType:
 
 
 def suite_config(name: str, options: dict[str, Any]) -> BaseModel:
-    """Validated options of a suite whose data are at hand, as far as the suite can tell before it runs; ValueError
-    naming suite, field and value otherwise."""
+    """Validated options of a suite; ValueError naming suite, field and value otherwise."""
     module = suite(name)
     try:
-        config = module.Config(**options)
+        return module.Config(**options)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
@@ -31,9 +31,13 @@ def suite_config(name: str, options: dict[str, Any]) -> BaseModel:
         known = ", ".join(module.Config.model_fields)
         value = "" if first["type"] == "missing" else f" (got {first['input']!r})"
         raise ValueError(f"suites.{name}.{field}: {message}{value}; options: {known}") from None
-    if hasattr(module, "check"):
-        try:
-            module.check(config)
-        except ValueError as error:
-            raise ValueError(f"suites.{name}.{error}") from None
-    return config
+
+
+def check(name: str, config: BaseModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """What a suite can tell before there is a model: data at hand, prompts that fit. ValueError naming the suite."""
+    module = suite(name)
+    try:
+        if hasattr(module, "check"):
+            module.check(config, tokenizer)
+    except ValueError as error:
+        raise ValueError(f"suites.{name}: {error}") from None

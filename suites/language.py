@@ -109,7 +109,7 @@ def run(lm: LM, config: Config, progress: Callable[[str], None] = lambda message
     return found
 
 
-def check(config: Config) -> None:
+def check(config: Config, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
     """ValueError when offline data are asked for that are not there; nothing is loaded."""
     if not config.offline:
         return
@@ -175,6 +175,13 @@ def beginning(text: str, words: int | None) -> str:
     return text[: max(word.end() for word in islice(re.finditer(r"\S+", text), words))]
 
 
+def heldout_stand_in(config: Config) -> str:
+    """Why `heldout` is not the paper's, and how much of each document it reads where not all of it."""
+    if config.heldout_words is None:
+        return HELDOUT_STAND_IN
+    return f"{HELDOUT_STAND_IN}; first {config.heldout_words} words of each document"
+
+
 def heldout_measurement(
     nll: list[float], texts: list[str], total: int, config: Config, reader: dict[str, Any]
 ) -> Measurement:
@@ -184,7 +191,7 @@ def heldout_measurement(
         [len(text.split()) for text in texts],
         suite=SUITE,
         task=HELDOUT,
-        stand_in=HELDOUT_STAND_IN,
+        stand_in=heldout_stand_in(config),
         limit=len(texts) if len(texts) < total else None,
         settings={
             "items_sha256": fingerprint(texts),

@@ -12,6 +12,7 @@ from random import Random
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+from transformers import PreTrainedTokenizerBase
 
 from harness.records import Measurement
 from harness.synthetic import mqar, mqar_text, recall_words
@@ -42,6 +43,11 @@ def samples(words: tuple[list[str], list[str]], pairs: int, count: int, seed: in
         listing = [word for pair in zip(keys, values, strict=True) for word in pair]
         drawn.append((mqar_text([*listing, keys[asked]]), mqar_text([values[asked]])))
     return drawn
+
+
+def check(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
+    """ValueError when the tokenizer has too few words for the most pairs."""
+    samples(recall_words(tokenizer), max(config.pairs), 1, config.seed)
 
 
 def run(lm: LM, config: Config, progress: Callable[[str], None] = lambda message: None) -> list[Measurement]:

@@ -223,8 +223,24 @@ def prompts(
     return [fitting(index, fits) for index in range(n)]
 
 
+def check(config: Config, tokenizer: Any) -> None:
+    """ValueError when a task does not fit a length, or the haystack cannot be had."""
+    for task in config.tasks:
+        for length in config.lengths:
+            prompts(
+                task,
+                length,
+                1,
+                config.seed,
+                tokenizer,
+                max_new_tokens=config.max_new_tokens,
+                haystack=config.haystack,
+                steps=config.steps,
+            )
+
+
 def run(lm: LM, config: Config, progress: Callable[[str], None] = lambda message: None) -> list[Measurement]:
-    """acc (with `generate`), needle_logprob and needle_gain of every task at every length, on any lm-eval model."""
+    """`contains` (with `generate`), needle_logprob and needle_gain of each task and length, on any lm-eval model."""
     tokenizer = tokenizer_of(lm, "ruler")
     check_room(lm, "ruler.lengths", max(config.lengths))
     # Everything is drawn before anything is measured, so a length that cannot be met costs no time on the model.
@@ -273,6 +289,6 @@ def score(lm: LM, task: Task, length: int, samples: list[Sample], config: Config
         questions = [sample.prompt for sample in samples]
         texts = generate(lm, task, questions, until=[], max_new_tokens=config.max_new_tokens)
         found = [contains(text, [sample.answer]) for text, sample in zip(texts, samples, strict=True)]
-        results.append(measure("acc", found, task=task, **rest))
+        results.append(measure("contains", found, task=task, **rest))
     probes = [Probe(sample.prompt, sample.without, f" {sample.answer}") for sample in samples]
     return results + needle_measurements(lm, probes, task, **rest)

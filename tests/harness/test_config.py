@@ -23,7 +23,7 @@ def write(folder: Path, **changes: object) -> Path:
 
 def test_mixers_layouts_and_seeds_are_expanded_and_attention_is_its_own_layout(tmp_path: Path) -> None:
     experiment = load_experiment(write(tmp_path, layouts=["recurrent", "hybrid"], seeds=[1, 2]))
-    runs = expand(experiment, 4096)
+    runs = expand(experiment, 4096, "0" * 64)
     assert [(r.mixer, r.layout, r.seed) for r in runs] == [
         ("gdn2", "recurrent", 1),
         ("gdn2", "recurrent", 2),
@@ -36,16 +36,16 @@ def test_mixers_layouts_and_seeds_are_expanded_and_attention_is_its_own_layout(t
 
 
 def test_a_runs_identity_is_what_is_trained_and_not_how_it_is_called(tmp_path: Path) -> None:
-    first = expand(load_experiment(write(tmp_path)), 4096)[0]
+    first = expand(load_experiment(write(tmp_path)), 4096, "0" * 64)[0]
     relabelled = write(tmp_path, name="other", mixers=[{"mixer": "gdn2", "label": "ours"}], suites={"recall": {}})
-    assert expand(load_experiment(relabelled), 4096)[0].run_id == first.run_id
+    assert expand(load_experiment(relabelled), 4096, "0" * 64)[0].run_id == first.run_id
     for override in ("train.lr=1e-3", "data.tokenizer=other.json", "preset=cpu-600k", "seeds=[1]"):
-        assert expand(load_experiment(write(tmp_path), [override]), 4096)[0].run_id != first.run_id
+        assert expand(load_experiment(write(tmp_path), [override]), 4096, "0" * 64)[0].run_id != first.run_id
 
 
 def test_options_of_a_mixer_reach_its_model(tmp_path: Path) -> None:
     spec = {"mixer": "gdn2", "options": {"erase_gate": "scalar"}, "label": "w only"}
-    run = expand(load_experiment(write(tmp_path, mixers=[spec])), 4096)[0]
+    run = expand(load_experiment(write(tmp_path, mixers=[spec])), 4096, "0" * 64)[0]
     assert run.model.mixer_options["erase_gate"] == "scalar"
     assert run.model.mixer_options["heads"] == 4  # the preset's geometry stays
     assert run.label == "w only"
@@ -85,7 +85,7 @@ def test_a_wrong_field_is_named_with_its_value(tmp_path: Path, changes: dict, me
 )
 def test_a_run_that_cannot_be_built_is_refused_before_work_starts(tmp_path: Path, changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        expand(load_experiment(write(tmp_path, **changes)), 4096)
+        expand(load_experiment(write(tmp_path, **changes)), 4096, "0" * 64)
 
 
 def test_a_file_that_is_missing_or_no_yaml_is_named(tmp_path: Path) -> None:
@@ -103,4 +103,4 @@ def test_a_file_that_is_missing_or_no_yaml_is_named(tmp_path: Path) -> None:
 def test_every_experiment_in_the_project_expands(path: Path) -> None:
     experiment = load_experiment(path)
     assert experiment.name == path.stem
-    assert expand(experiment, 4096)
+    assert expand(experiment, 4096, "0" * 64)

@@ -10,10 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from harness.published import printed_values
 from harness.records import Measurement, Provenance, Record, load, load_samples, write_records
 from harness.stats import mean_stderr
-from harness.table_format import Column
+from harness.table_format import Column, power_of_ten
 from harness.tables import comparison
+from suites import retrieval
+from tests.suites.retriever import SearchingLM
 
 CERTIFICATE = Provenance(
     config_hash="abc123",
@@ -131,10 +134,9 @@ GOLDEN_NOTES = [
     "paper: arXiv 2605.22791v1, at 1.3B parameters, 100B tokens of FineWeb-Edu; ours is at another scale, so levels "
     "are not comparable with it",
     "scale: preset cpu-1m, 1.18M to 1.184M non-embedding parameters, 4.096M tokens seen",
-    "[a] not the paper's measurement: novels_ppl: novels, not WikiText",
-    "[b] not the paper's measurement: s_niah_2@512, s_niah_2_needle_gain@512: essays are novels",
-    "samples a run: 300 (limit 300, not the whole set): piqa_acc; 100: novels_ppl; 50: s_niah_2@512, "
-    "s_niah_2_needle_gain@512",
+    "[a] not the paper's measurement: novels: novels, not WikiText",
+    "[b] not the paper's measurement: s_niah_2 @512: essays are novels",
+    "samples a run: 300 (limit 300, not the whole set): piqa; 100: novels; 50: s_niah_2 @512",
     "seeds: 0",
     "FAILED: mamba2 (recurrent, seed 0, run mamba2-recurrent-0): loss is nan at step 7",
     "measured on Some CPU; float32; python 3.11.7; torch 2.13.0; lm_eval 0.4.13",
@@ -281,6 +283,19 @@ def test_a_baseline_agrees_in_what_it_states_and_has_no_dtype(tmp_path):
         comparison(store(tmp_path / "b", [model, elsewhere]))
 
 
+def test_a_baseline_changes_no_note_about_the_models(tmp_path):
+    changes = {"version_torch": "2.12.0", "device": "Other CPU", "dtype": "float64", "git_commit": "f" * 40}
+    other = Provenance(**{**vars(CERTIFICATE), **changes, "git_dirty": True})
+    models = [record("gdn2", "novels", "word_perplexity", 40.0, 1.0, seed=seed) for seed in (1, 2)]
+    unigram = record(
+        "unigram", "novels", "word_perplexity", 900.0, None, layout="baseline", preset="none", certificate=other
+    )
+    alone, beside = (comparison(store(tmp_path / str(len(r)), r)).notes for r in (models, [*models, unigram]))
+    about_errors = "a number without ± has no known error, and its group of its column no marks"
+    assert [note for note in beside[:-1] if note != about_errors] == alone[:-1]
+    assert "seeds: 1, 2" in beside and beside[-1].startswith("3 records")
+
+
 def test_speeds_of_different_devices_are_not_mixed_but_scores_are(tmp_path):
     elsewhere = Provenance(**{**vars(CERTIFICATE), "device": "Other CPU"})
     scores = [record("gdn2", "piqa", "acc", 0.5, 0.1), record("kda", "piqa", "acc", 0.5, 0.1, certificate=elsewhere)]
@@ -299,7 +314,7 @@ def test_a_label_is_one_mixer_and_a_seed_one_run(tmp_path):
         comparison(store(tmp_path / "a", records))
     frame = store(tmp_path / "b", [record("gdn2", "piqa", "acc", 0.5, 0.1)])
     twice = pd.concat([frame, frame.assign(run="another")])
-    with pytest.raises(ValueError, match="runs gdn2-recurrent-0, another of seed 0"):
+    with pytest.raises(ValueError, match="runs gdn2-recurrent-0, another of seed 0; give each variant its own label"):
         comparison(twice)
     with pytest.raises(ValueError, match="none to compare"):
         comparison(frame.iloc[:0])
@@ -330,8 +345,28 @@ def test_one_bad_seed_does_not_hide_in_an_average(tmp_path):
 
 def test_variants_of_a_mixer_do_not_carry_its_printed_number(tmp_path):
     records = [record(label, "piqa", "acc", 0.5, 0.1, mixer="gdn2") for label in ("gdn2", "gdn2-expanded")]
-    table = comparison(store(tmp_path, records))
+    table = comparison(store(tmp_path / "both", records))
     assert {row.label: cell.paper for (row, _), cell in table.cells.items()} == {"gdn2": 0.728, "gdn2-expanded": None}
+    alone = comparison(store(tmp_path / "alone", records[1:]))
+    assert [cell.paper for cell in alone.cells.values()] == [None]
+
+
+def test_a_mixer_under_its_display_name_carries_its_printed_number(tmp_path):
+    labels = {"Gated DeltaNet-2": "gdn2", "Gated DeltaNet": "gdn2", "KDA": "kda"}
+    records = [record(label, "piqa", "acc", 0.5, 0.1, mixer=mixer) for label, mixer in labels.items()]
+    table = comparison(store(tmp_path, records))
+    found = {row.label: cell.paper for (row, _), cell in table.cells.items()}
+    assert found == {"Gated DeltaNet-2": 0.728, "Gated DeltaNet": None, "KDA": pytest.approx(0.7209)}
+
+
+def test_scores_of_the_retrieval_tasks_are_columns_of_the_papers_table():
+    tasks = [task for task in retrieval.SPECS if task != "factbook"]
+    prompt = retrieval.Prompt("Capital: Paris\nnothing more. Capital:", ("Paris",))
+    config = retrieval.Config(tasks=tasks)
+    found = [m for task in tasks for m in retrieval.score(SearchingLM(sees=True), task, [prompt], [9], None, config)]
+    assert all(m.stand_in is None for m in found)
+    printed = {key[2:] for key in printed_values() if key[2] == "retrieval" and key[3] != "avg"}
+    assert {(m.suite, m.task, m.metric, m.length) for m in found} == printed
 
 
 def test_a_stand_in_has_neither_the_papers_name_nor_its_number(tmp_path):
@@ -340,7 +375,7 @@ def test_a_stand_in_has_neither_the_papers_name_nor_its_number(tmp_path):
     other = comparison(store(tmp_path / "b", [stand_in]))
     assert "Wiki. ppl ↓ |" in paper.markdown() and "paper 15.9 |" in paper.markdown()
     assert "wikitext ppl ↓ [a] |" in other.markdown() and "paper 15.9" not in other.markdown()
-    assert "[a] not the paper's measurement: wikitext_ppl: 105 articles" in other.notes
+    assert "[a] not the paper's measurement: wikitext: 105 articles" in other.notes
 
 
 def test_wide_suites_are_split_by_metric(tmp_path):
@@ -374,6 +409,55 @@ def test_a_frame_kept_as_parquet_makes_the_same_table(tmp_path):
 def test_a_bar_in_a_label_does_not_break_the_table(tmp_path):
     text = comparison(store(tmp_path, [record("a|b", "piqa", "acc", 0.5, 0.1, mixer="gdn2")])).markdown()
     assert "| recurrent | a\\|b | 50.0 ± 10.0" in text
+
+
+def test_notes_name_each_task_once(tmp_path):
+    records = [
+        record("gdn2", task, metric, 0.5, 0.1, 12, suite="ruler", length=length, stand_in="novels")
+        for task in ("s_niah_2", "mk_niah_1")
+        for length in (320, 512)
+        for metric in ("contains", "needle_logprob", "needle_gain")
+    ]
+    records += [record("gdn2", task, "acc", 0.5, 0.1, 12, stand_in="novels") for task in ("piqa", "boolq")]
+    records.append(record("gdn2", "piqa", "acc_norm", 0.5, 0.1, 9, stand_in="fewer"))
+    notes = comparison(store(tmp_path, records)).notes
+    everything = "piqa (acc), boolq and s_niah_2, mk_niah_1 @320/512"
+    assert f"[a] not the paper's measurement: {everything}: novels" in notes
+    assert "[b] not the paper's measurement: piqa (acc_n): fewer" in notes
+    assert f"samples a run: 12: {everything}; 9: piqa (acc_n)" in notes
+
+
+def test_lengths_that_are_not_tokens_say_what_they_count(tmp_path):
+    settings = {"length_unit": "key-value pairs"}
+    frame = store(
+        tmp_path, [record("gdn2", "mqar", "acc", 0.5, 0.1, suite="recall", length=n, settings=settings) for n in (4, 8)]
+    )
+    table = comparison(frame)
+    assert [column.heading for column in table.columns] == ["mqar acc @4 pairs ↑", "mqar acc @8 pairs ↑"]
+    assert [column.name for column in table.columns] == ["mqar_acc@4", "mqar_acc@8"]
+    assert "samples a run: 100: mqar @4/8 pairs" in table.notes
+
+
+def test_what_runs_were_trained_on_is_said_and_marked_where_it_differs(tmp_path):
+    frame = store(tmp_path, [record(label, "piqa", "acc", 0.5, 0.1) for label in ("gdn2", "kda")])
+    runs = RUNS.assign(trained_on=["CPU, float32"] * 2 + ["GPU, bfloat16", None], mixture="90% prose, 10% recall")
+    notes = comparison(frame, runs=runs).notes
+    # The GPU run has failed, and no number of it is shown.
+    assert "trained on CPU, float32" in notes and "trained on mixture: 90% prose, 10% recall" in notes
+    runs["trained_on"] = ["CPU, float32", "GPU, bfloat16", "GPU, bfloat16", "CPU, float32"]
+    said = "MIXED, trained on CPU, float32: gdn2 (recurrent), attention (attention); GPU, bfloat16: kda (recurrent)"
+    assert said in comparison(frame, runs=runs).notes
+    assert not any("trained on" in note for note in comparison(frame, runs=RUNS).notes)
+
+
+def test_huge_perplexities_are_powers_of_ten_to_read_and_exact_in_csv(tmp_path):
+    values = {"gdn2": (153934115.0, 67540947.0), "kda": (99999.0, 10.0), "mamba2": (9.97e8, 2e5)}
+    table = comparison(store(tmp_path, [record(k, "novels", "word_perplexity", *v) for k, v in values.items()]))
+    text = table.markdown()
+    assert "1.5e8 ± 0.7e8" in text and "99999 ± 10" in text and "10.0e8" not in text
+    assert "9.970e8 ± 0.002e8" in text and "153934115,67540947" in table.csv()
+    assert power_of_ten(9.97e8, 6e7) == "1.00e9 ± 0.06e9"
+    assert power_of_ten(2e5, None) == "2.0e5"
 
 
 def test_names_and_headings_are_the_papers():

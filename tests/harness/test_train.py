@@ -13,7 +13,7 @@ from harness.matching import matched_config
 from harness.model import ModelConfig
 from harness.optim import build_optimizer, decays, learning_rate
 from harness.prepare import prepare
-from harness.train import Trainer, TrainingStopped, load_trained, open_data, position, read_summary, train
+from harness.train import Trainer, TrainingStopped, data_sha256, load_trained, open_data, position, read_summary, train
 
 TINY = {
     "gdn2": {"heads": 2, "head_dim": 8},
@@ -35,6 +35,8 @@ def run_config(data: Path, mixer: str = "gdn2", steps: int = 12, **training: obj
     mixed = {"tokens": 4 * 4 * 128, "seq_len": 128, "rows": {"text": 2, "mqar": 2}}
     text = {"tokens": (steps - 4) * 4 * 96, "seq_len": 96, "rows": {"text": 4}}
     recipe = {"lr": 1e-3, "checkpoint_every": 5, "threads": 1}
+    phases = [mixed, text] if steps > 4 else [mixed | {"tokens": steps * 4 * 128}]
+    source = DataConfig(source=str(data), phases=phases)
     return RunConfig(
         label=mixer,
         mixer=mixer,
@@ -44,7 +46,8 @@ def run_config(data: Path, mixer: str = "gdn2", steps: int = 12, **training: obj
         model=ModelConfig(
             layout=layout, mixer=mixer, mixer_options=TINY[mixer], d_model=16, mlp_widths=[32, 32], vocab_size=4096
         ),
-        data=DataConfig(source=str(data), phases=[mixed, text] if steps > 4 else [mixed | {"tokens": steps * 4 * 128}]),
+        data=source,
+        data_sha256=data_sha256(source),
         train=TrainConfig(**(recipe | training)),
     )
 
@@ -115,7 +118,7 @@ def test_a_damaged_checkpoint_is_named_and_not_used(tmp_path: Path, small_data: 
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(checkpoint.CheckpointError, match=r"step_00000005.pt: damaged.*delete it and its line in"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"step_00000005.pt: damaged.*delete it, its line in"):
         load_trained(tmp_path)
 
 
@@ -223,13 +226,13 @@ def test_rows_are_a_function_of_seed_and_number_and_ask_only_for_what_they_told(
 
 
 def test_phases_follow_one_another_and_no_row_is_read_twice() -> None:
-    first = {"tokens": 100, "seq_len": 10, "rows": {"text": 3, "mqar": 1}}
-    second = {"tokens": 95, "seq_len": 20, "rows": {"text": 2}}
+    first = {"tokens": 200, "seq_len": 20, "rows": {"text": 3, "mqar": 1}}
+    second = {"tokens": 190, "seq_len": 40, "rows": {"text": 2}}
     config = DataConfig(phases=[first, second])
-    assert (config.steps, config.tokens, config.seq_len) == (3 + 3, 120 + 120, 20)
+    assert (config.steps, config.tokens, config.seq_len) == (3 + 3, 240 + 240, 40)
     places = [position(config, step) for step in range(6)]
-    assert [p.tokens for p in places] == [40, 80, 120, 160, 200, 240]
+    assert [p.tokens for p in places] == [80, 160, 240, 320, 400, 480]
     assert [p.rows["text"] for p in places] == [0, 3, 6, 9, 11, 13]
-    assert [p.phase.seq_len for p in places] == [10, 10, 10, 20, 20, 20]
+    assert [p.phase.seq_len for p in places] == [20, 20, 20, 40, 40, 40]
     with pytest.raises(ValueError, match="step: 6 is past the last of 6 steps"):
         position(config, 6)

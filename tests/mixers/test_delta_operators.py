@@ -64,6 +64,24 @@ def test_gdn2_chunked_equals_recurrent(steps: int, chunk_size: int, value_heads:
         assert relative(s, s_ref) < tolerance
 
 
+@pytest.mark.parametrize("steps", [1, 33, 150])
+@pytest.mark.parametrize("value_heads", [2, 4])
+def test_kda_and_gated_deltanet_chunked_equal_recurrent(steps: int, value_heads: int) -> None:
+    for dtype, tolerance in ((F64, 1e-9), (F32, 1e-4)):
+        torch.manual_seed(steps)
+        x = inputs(steps, value_heads=value_heads, dtype=dtype)
+        beta = torch.rand(2, steps, value_heads, dtype=F64).to(dtype)
+        channel = brutal_decay((2, steps, value_heads, 16)).to(dtype)
+        state = torch.randn(2, value_heads, 16, 24, dtype=F64).to(dtype)
+        for operator, g in ((kimi_delta_rule, channel), (gated_delta_rule, channel[..., 0])):
+            arguments = (x["q"], x["k"], x["v"], g, beta)
+            o, s = operator(*arguments, initial_state=state, chunk_size=32)
+            exact = [t.double() for t in arguments]
+            o_ref, s_ref = operator(*exact, initial_state=state.double(), backend="recurrent")
+            assert relative(o, o_ref) < tolerance
+            assert relative(s, s_ref) < tolerance
+
+
 @pytest.mark.parametrize("decay", ["brutal", "all at once", "none"])
 def test_gdn2_is_exact_at_any_decay_in_outputs_state_and_gradients(decay: str) -> None:
     x = inputs(200, k=16, v=16)

@@ -17,6 +17,7 @@ from harness.config import load_experiment
 from harness.records import load
 from harness.train import read_summary, train
 from run import app
+from slurm.jobs import at_work, exclusively
 from slurm.plan import plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,12 +30,12 @@ def data_config(data: Path, steps: int) -> dict:
     return {"source": str(data), "phases": [phase]}
 
 
-def experiment(folder: Path, data: Path, **changes: object) -> Path:
+def experiment(folder: Path, shards: Path, **changes: object) -> Path:
     content = {
         "name": "tiny",
         "preset": "cpu-600k",
         "mixers": ["gated_deltanet", "attention"],
-        "data": data_config(data, steps=4),
+        "data": data_config(shards, steps=4),
         "train": {"lr": 1e-3, "checkpoint_every": 2, "threads": 1},
         "suites": {"recall": {"pairs": [2], "samples": 12}},
     }
@@ -118,11 +119,13 @@ def test_one_run_that_fails_is_reported_and_the_others_are_finished(tmp_path: Pa
     ("overrides", "message"),
     [
         (["mixers=[gdn9]"], "mixer: unknown name 'gdn9'; known: attention"),
-        (["data.source=nowhere"], "run data prepare"),
+        (["data.source=nowhere"], "data.source: no index.json in nowhere; make it with"),
         (["data.tokenizer=nowhere.json"], "nowhere.json"),
         (["data.phases=[{tokens: 9, seq_len: 10000000, rows: {text: 1}}]"], "seq_len"),
         (["suites.recall.pears=[1]"], "suites.recall.pears: "),
         (["suites.recal={}"], "suites: unknown name 'recal'; known: language, ruler, retrieval, recall"),
+        (["suites.recall.pairs=[1000]"], "suites.recall: pairs: 1000 is outside 1 to"),
+        (["suites.ruler={lengths: [150], haystack: corpus}"], "suites.ruler: "),
         (["train.lr=fast"], "train.lr: "),
     ],
 )
@@ -136,6 +139,35 @@ def test_wrong_use_ends_in_one_line_and_exit_code_2_before_anything_is_written(
     (line,) = [line for line in result.output.splitlines() if line]
     assert line.startswith("error: ") and message in line
     assert not runs.exists()
+
+
+def test_an_interrupted_submit_stops_its_jobs_and_status_says_so(tmp_path: Path, small_data: Path) -> None:
+    data = data_config(small_data, steps=2000)
+    path = experiment(tmp_path, small_data, mixers=["gated_deltanet"], data=data)
+    runs = tmp_path / "runs"
+    (work,) = plan(load_experiment(path), runs)
+    command = [*RUN, "submit", str(path), "--runs", str(runs)]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.time() + 120
+    while not (work.folder / "checkpoints" / "index.json").exists() and time.time() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and "interrupted; the same command continues" in output
+    status = cli.invoke(app, ["status", str(path), "--runs", str(runs)])
+    assert "stopped" in status.output
+    assert not at_work(work.folder)
+
+
+def test_two_submits_of_one_run_at_once_train_it_once(tmp_path: Path, small_data: Path) -> None:
+    path = experiment(tmp_path, small_data, mixers=["attention"], data=data_config(small_data, steps=60))
+    runs = tmp_path / "runs"
+    (work,) = plan(load_experiment(path), runs)
+    with exclusively(work.folder):
+        result = cli.invoke(app, ["submit", str(path), "--cluster", "local", "--runs", str(runs)])
+        assert result.exit_code == 1
+        assert "another process is working on this run; wait for it or stop it" in result.output
+    assert read_summary(work.folder) is None
 
 
 def test_params_gives_every_mixer_and_layout_as_json() -> None:

@@ -16,6 +16,7 @@ from harness.corpus import Document
 from harness.data import cache_dir, load_tokenizer
 from harness.lm import MixerLM
 from harness.model import ModelConfig, build_model
+from harness.published import printed_values
 from suites import language, offline
 from suites.language import AVERAGED, SPECS, Config
 from suites.lmeval import TASKS_ROOT, load_task
@@ -57,6 +58,12 @@ def test_the_suite_gives_the_papers_columns_and_says_what_it_read(table: dict) -
         assert len(m.settings["items_sha256"]) == 64
         mean = sum(m.samples) / LIMIT
         assert m.value == pytest.approx(math.exp(mean) if m.metric == "perplexity" else mean)
+
+
+def test_every_column_is_one_that_the_paper_prints(table: dict) -> None:
+    printed = {key[2:] for key in printed_values()}
+    wikitext = {("wikitext", metric) for metric in SPECS["wikitext"].metrics}
+    assert {("language", task, metric, None) for task, metric in set(table) | wikitext} <= printed
 
 
 def test_numbers_are_those_of_lm_evals_own_aggregation(lm: MixerLM, table: dict) -> None:
@@ -117,7 +124,8 @@ def test_heldout_perplexity_of_a_uniform_model_is_known(lm: MixerLM) -> None:
     assert [len(text.split()) for text in texts] == [30] * 6 and total > 100
     assert m.value == pytest.approx(len(lm.tokenizer) ** (tokens / 180), rel=1e-4)  # fp32 sums of logarithms
     assert (m.task, m.metric, m.n, m.limit) == ("heldout", "word_perplexity", 6, 6)
-    assert m.stand_in is not None and m.settings["heldout_words"] == 30
+    assert m.stand_in == f"{language.HELDOUT_STAND_IN}; first 30 words of each document"
+    assert m.settings["heldout_words"] == 30
 
 
 def test_heldout_takes_documents_from_every_source() -> None:
@@ -139,6 +147,7 @@ def test_the_unigram_baseline_counts_the_train_split(lm: MixerLM, monkeypatch: p
     assert m.value == pytest.approx(math.exp(nll / 5))
     assert (m.task, m.metric, m.stderr, m.n) == ("heldout", "word_perplexity", None, 1)
     beside = language.heldout(lm, Config(tasks=["heldout"]))
+    assert m.stand_in == beside.stand_in == language.HELDOUT_STAND_IN
     assert m.settings["items_sha256"] == beside.settings["items_sha256"]
 
 
@@ -164,7 +173,7 @@ def test_data_that_cannot_be_had_is_named_with_its_remedy(
         language.run(lm, Config(tasks=["wikitext"], offline=True))
     with pytest.raises(ValueError, match="wikitext cannot be read from the Hub .*; leave it out"):
         language.run(lm, Config(tasks=["wikitext"]))
-    with pytest.raises(ValueError, match="piqa is not in .*; run `python run.py data fetch`"):
+    with pytest.raises(ValueError, match="language tasks are not on this machine; run `python run.py data fetch`"):
         language.run(lm, Config(tasks=["piqa"], offline=True))
     with pytest.raises(ValueError, match="piqa cannot be read from the Hub .*; run `python run.py data fetch`"):
         language.run(lm, Config(tasks=["piqa"], offline=False))

@@ -15,8 +15,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+import harness.published as published_numbers
+from harness.published import column_name, printed_values, published
 from suites import ruler
-from suites.haystack import NOISE, STAND_IN, essay_words, sentences
+from suites.haystack import NOISE, STAND_IN, essay_sentences, essay_words, sentences
 from suites.requests import contains, token_count
 from tests.suites.retriever import KNOWN, UNKNOWN, SearchingLM, tokenizer
 
@@ -199,7 +201,7 @@ def test_a_perfect_reader_scores_everything_and_a_blind_one_nothing():
     assert len(found) == 4 * 2 * 3 and found.keys() == lost.keys()
     for (task, length, metric), measurement in found.items():
         other = lost[task, length, metric]
-        expected = {"acc": (1.0, 0.0), "needle_logprob": (KNOWN, UNKNOWN), "needle_gain": (KNOWN - UNKNOWN, 0.0)}
+        expected = {"contains": (1.0, 0.0), "needle_logprob": (KNOWN, UNKNOWN), "needle_gain": (KNOWN - UNKNOWN, 0.0)}
         # Sums of a few dozen multiples of a quarter, divided by their number: exact but for the division.
         assert (measurement.value, other.value) == pytest.approx(expected[metric], abs=1e-12)
         assert measurement.n == measurement.limit == 12 and measurement.suite == "ruler"
@@ -209,6 +211,37 @@ def test_a_perfect_reader_scores_everything_and_a_blind_one_nothing():
     assert seeing.generation_options[0] == {"until": [], "max_gen_toks": 48, "do_sample": False}
 
 
+@pytest.fixture
+def essays_within_reach(monkeypatch):
+    """The Hub's essays replaced by our prose, and forgotten afterwards."""
+    essays = {"text": [" ".join(essay_words("corpus"))]}
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, split: essays)
+    yield
+    essay_words.cache_clear()
+    essay_sentences.cache_clear()
+
+
+def test_scores_at_the_papers_lengths_are_columns_of_its_table(essays_within_reach):
+    frame = published("table3")
+    found = []
+    for length, columns in frame.groupby("length"):
+        config = ruler.Config(tasks=list(columns["task"].unique()), lengths=[length], samples=1, max_new_tokens=64)
+        found += ruler.run(SearchingLM(sees=True), config)
+    assert all(m.stand_in is None for m in found)
+    # The needle scores are ours, beside the paper's.
+    scores = [m for m in found if not m.metric.startswith("needle_")]
+    assert {column_name(m.task, m.metric, m.length) for m in scores} == csv_columns()
+    assert {(m.suite, m.task, m.metric, m.length) for m in scores} == {key[2:] for key in printed_values() if key[5]}
+    names = {column_name(m.task, m.metric, m.length) for m in found if m.length == 1024 and m.task == "s_niah_2"}
+    assert names == {"s_niah_2@1024", "s_niah_2_needle_logprob@1024", "s_niah_2_needle_gain@1024"}
+
+
+def csv_columns():
+    """Names of table 3's columns as its file has them."""
+    header = (Path(published_numbers.__file__).parent / "table3_ruler.csv").read_text().splitlines()[0]
+    return set(header.split(",")) - {"mixer", "layout"}
+
+
 def test_standard_error_is_that_of_the_samples():
     class EveryThird(SearchingLM):
         def generate_until(self, requests, disable_tqdm=True):
@@ -216,9 +249,10 @@ def test_standard_error_is_that_of_the_samples():
             return [text if i % 3 == 0 else " no" for i, text in enumerate(texts)]
 
     config = CONFIG.model_copy(update={"tasks": ["s_niah_1"], "lengths": [256]})
-    acc = ruler.run(EveryThird(sees=True), config)[0]
-    assert acc.metric == "acc" and acc.value == pytest.approx(1 / 3) and acc.samples == (1.0, 0.0, 0.0) * 4
-    assert acc.stderr == pytest.approx((1 / 3 * 2 / 3 / 11) ** 0.5)
+    score = ruler.run(EveryThird(sees=True), config)[0]
+    assert score.metric == "contains" and score.value == pytest.approx(1 / 3)
+    assert score.samples == (1.0, 0.0, 0.0) * 4
+    assert score.stderr == pytest.approx((1 / 3 * 2 / 3 / 11) ** 0.5)
 
 
 def test_without_generation_only_the_needle_is_scored():
