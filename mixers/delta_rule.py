@@ -15,28 +15,64 @@ product of decayed keys and decayed rows, so a channel is exponentiated log2(C) 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from mixers.common import accumulator_dtype
 from mixers.decay import double_sums, prefix_suffix, segment_sums
+
+P, R = ParamSpec("P"), TypeVar("R")
+
+
+def without_autocast(operator: Callable[P, R]) -> Callable[P, R]:
+    """Decorator of an operator on tensors: what is computed in fp32 stays so inside an autocast region too."""
+
+    @wraps(operator)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        first = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        with torch.autocast(first.device.type, enabled=False):
+            return operator(*args, **kwargs)
+
+    return run
+
+
+def operands(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, scale: float | None, initial_state: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What a rule with one write strength per head computes with, all in the accumulator's dtype.
+
+    q, k: [B, T, H, K] → scaled q, and k, [B, T, HV, K]; v: [B, T, HV, V]; g: [B, T, HV, K or 1]; beta: [B, T, HV] →
+    [B, T, HV, 1]; initial_state: [B, HV, K, V], zeros if None. Returned in this order.
+    """
+    dtype, groups = accumulator_dtype(q, k, v, g, beta), v.shape[2] // k.shape[2]
+    # Not repeat_interleave, which copies even where each key head has one value head, and sums in its backward pass.
+    q, k = (x.to(dtype).unsqueeze(3).expand(-1, -1, -1, groups, -1).flatten(2, 3) for x in (q, k))
+    if initial_state is None:
+        initial_state = q.new_zeros(q.shape[0], v.shape[2], q.shape[-1], v.shape[-1])
+    q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
+    return q, k, v.to(dtype), g.to(dtype), beta.to(dtype).unsqueeze(-1), initial_state.to(dtype)
 
 
 def intra_chunk(rows: Tensor, k: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """T and Aqk of every chunk, with the sums of g from the chunk's start and towards its end.
 
-    rows: e and q stacked, [..., 2, C, K], since both meet the same keys through the same decays; k: [..., C, K];
+    rows: e above q, [..., 2C, K], since both meet the same keys through the same decays; k: [..., C, K];
     g: [..., C, K], or [..., C, 1] for one decay per head; C a power of two.
-    Returns T [..., C, C] (strictly lower), Aqk [..., C, C] (lower), prefix and suffix sums shaped like g.
+    Returns T [..., C, C], of which only what is below the diagonal counts, Aqk [..., C, C] (lower), prefix and suffix
+    sums shaped like g.
     """
     if g.shape[-1] == 1:
-        scores = (rows.flatten(-3, -2) @ k.mT).unflatten(-2, (2, -1))
-        t, aqk = (scores * segment_sums(g.squeeze(-1)).exp().unsqueeze(-3)).unbind(-3)
-        return t.tril(-1), aqk, *prefix_suffix(g, -2)
+        decay = segment_sums(g.squeeze(-1)).exp()
+        t, aqk = ((rows @ k.mT) * torch.cat([decay, decay], -2)).tensor_split(2, -2)
+        return t, aqk, *prefix_suffix(g, -2)
 
-    size = k.shape[-2]
+    size, rows = k.shape[-2], rows.unflatten(-2, (2, -1))
     aqk = (rows.select(-3, 1) * k).sum(-1)[..., None, None]  # [..., C, 1, 1]
     products = torch.stack([torch.zeros_like(aqk), aqk], -4)  # [..., 2, n, m, m]
     prefix, suffix = g.unsqueeze(-2), torch.zeros_like(g).unsqueeze(-2)  # [..., n, m, K]
@@ -57,7 +93,7 @@ def intra_chunk(rows: Tensor, k: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Ten
 
 
 class UnitLowerInverse(torch.autograd.Function):
-    """(I + T)^-1 of strictly lower triangular T [..., C, C], C a power of two.
+    """(I + T)^-1 of strictly lower triangular T [..., C, C], C a power of two. Reads only what is below the diagonal.
 
     By doubling: the inverse of [[L, 0], [X, R]] is [[L^-1, 0], [-R^-1 X L^-1, R^-1]], which is forward substitution
     on blocks. On a CPU it takes a quarter of the time of torch.linalg.solve_triangular and its backward.
@@ -66,23 +102,92 @@ class UnitLowerInverse(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, t: Tensor) -> Tensor:
         size = t.shape[-1]
-        inverse = torch.ones_like(t[..., :1]).unsqueeze(-1)  # [..., n, m, m]
+        inverse = torch.eye(size, dtype=t.dtype, device=t.device).repeat(*t.shape[:-2], 1, 1)
         m = 1
         while m < size:
-            x = torch.stack([t[..., i + m : i + 2 * m, i : i + m] for i in range(0, size, 2 * m)], -3)
-            left, right = inverse.unflatten(-3, (-1, 2)).unbind(-3)
-            cross = -(right @ x @ left)
-            inverse = torch.cat([F.pad(left, (0, m)), torch.cat([cross, right], -1)], -2)
+            x, pairs = _pairs(t, m)[..., 1, :, 0, :], _pairs(inverse, m)
+            if m > 1:  # the inverse of a single token's block is 1
+                x = pairs[..., 1, :, 1, :] @ x @ pairs[..., 0, :, 0, :]
+            torch.neg(x, out=pairs[..., 1, :, 0, :])
             m *= 2
-        inverse = inverse.squeeze(-3)
         ctx.save_for_backward(inverse)
         return inverse
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (inverse,) = ctx.saved_tensors
         transposed = inverse.mT
-        return -(transposed @ grad @ transposed).tril(-1)
+        with torch.autocast(grad.device.type, enabled=False):
+            return (transposed @ grad @ transposed).tril_(-1).neg_()
+
+
+def _pairs(x: Tensor, m: int) -> Tensor:
+    """[..., C, C] → its diagonal blocks of 2m tokens, in quarters: a view [..., C/2m, 2, m, 2, m]."""
+    return x.unflatten(-2, (-1, 2, m)).unflatten(-1, (-1, 2, m)).diagonal(0, -6, -3).movedim(-1, -5)
+
+
+class ChunkScan(torch.autograd.Function):
+    """From chunk to chunk: R = A (z - e S), O = q S + Aqk R, S ← total ⊙ S + tails R.
+
+    Its gradient by hand leaves only what depends on the next chunk's state in the loop; the gradients of all that the
+    chunks were given are then one product over all chunks each, where autograd would make one a chunk.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        reads: Tensor,
+        inverse: Tensor,
+        aqk: Tensor,
+        tails: Tensor,
+        total: Tensor,
+        state: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """z: [N, BH, C, V]; reads: e above q, decayed from the chunk's start, [N, BH, 2C, K]; inverse, aqk:
+        [N, BH, C, C]; tails: [N, BH, K, C]; total: [N, BH, K or 1, 1]; state: [BH, K, V]. Returns O and the last state.
+        """
+        states = torch.cat([state.unsqueeze(0), state.new_empty(len(z), *state.shape)])
+        u, r, o = torch.empty_like(z), torch.empty_like(z), torch.empty_like(z)
+        every = states.unbind()
+        given = zip(*(x.unbind() for x in (z, reads, inverse, aqk, tails, total, u, r, o)), strict=True)
+        for i, (z_i, reads_i, inverse_i, aqk_i, tails_i, total_i, u_i, r_i, o_i) in enumerate(given):
+            e_s, q_s = torch.bmm(reads_i, every[i]).tensor_split(2, 1)
+            torch.sub(z_i, e_s, out=u_i)
+            torch.bmm(inverse_i, u_i, out=r_i)
+            torch.baddbmm(q_s, aqk_i, r_i, out=o_i)
+            torch.mul(every[i], total_i, out=every[i + 1]).baddbmm_(tails_i, r_i)
+        ctx.save_for_backward(reads, inverse, aqk, tails, total, states, u, r)
+        return o, every[-1].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_o: Tensor, d_state: Tensor) -> tuple[Tensor, ...]:
+        reads, inverse, aqk, tails, total, states, u, r = ctx.saved_tensors
+        d_o = d_o.contiguous()
+        with torch.autocast(d_o.device.type, enabled=False):
+            d_reads = torch.cat([torch.empty_like(d_o), d_o], 2)  # d(e S) above d(q S)
+            d_r = aqk.mT @ d_o
+            d_states = torch.cat([torch.empty_like(states[1:]), d_state.unsqueeze(0)])
+            every = d_states.unbind()
+            per_chunk = (reads.mT, inverse.mT, tails.mT, total, d_r, d_reads)
+            given = list(zip(*(x.unbind() for x in per_chunk), strict=True))
+            for i in reversed(range(len(given))):
+                reads_i, inverse_i, tails_i, total_i, d_r_i, d_reads_i = given[i]
+                d_r_i.baddbmm_(tails_i, every[i + 1])
+                torch.neg(torch.bmm(inverse_i, d_r_i), out=d_reads_i.narrow(1, 0, d_r_i.shape[1]))
+                torch.mul(every[i + 1], total_i, out=every[i]).baddbmm_(reads_i, d_reads_i)
+            entering, leaving = states[:-1], d_states[1:]
+            return (
+                -d_reads[:, :, : u.shape[2]],
+                d_reads @ entering.mT,
+                d_r @ u.mT,
+                d_o @ r.mT,
+                leaving @ r.mT,
+                (leaving * entering).sum(-1, keepdim=True).sum_to_size(total.shape),
+                every[0],
+            )
 
 
 def delta_rule_chunked(
@@ -90,30 +195,29 @@ def delta_rule_chunked(
 ) -> tuple[Tensor, Tensor]:
     """The recurrence of the module's docstring for any number of tokens.
 
-    q (scaled), k, e: [B, H, T, K]; z: [B, H, T, V]; g ≤ 0: [B, H, T, K] or [B, H, T, 1]; state: [B, H, K, V];
-    all of one floating dtype. chunk_size: a power of two. Returns o [B, H, T, V] and the state after token T.
+    q (scaled), k, e: [B, T, H, K]; z: [B, T, H, V]; g ≤ 0: [B, T, H, K] or [B, T, H, 1]; state: [B, H, K, V];
+    all of one floating dtype. chunk_size: a power of two. Returns o [B, T, H, V] and the state after token T.
     """
-    batch, heads, steps, _ = q.shape
+    batch, steps, heads, _ = q.shape
     size = min(chunk_size, 1 << (steps - 1).bit_length())
-    # A padded token has no key, no erase, no write and no decay: it changes neither state nor outputs. Batch and heads
-    # become one axis, so that every product is a plain batched one.
-    padding = (0, 0, 0, -steps % size)
-    q, k, e, z, g = (F.pad(t, padding).flatten(0, 1).unflatten(1, (-1, size)) for t in (q, k, e, z, g))  # [BH, N, C, ·]
-    rows = torch.stack([e, q], -3)  # [BH, N, 2, C, K]
+    q, k, e, z, g = (_split_chunks(x, size) for x in (q, k, e, z, g))
+    rows = torch.cat([e, q], -2)  # [N, BH, 2C, K]
     t, aqk, prefix, suffix = intra_chunk(rows, k, g)
     from_start = prefix.exp()
-    reads = (rows * from_start.unsqueeze(-3)).flatten(-3, -2)  # what meets the state that enters the chunk
+    reads = rows * torch.cat([from_start, from_start], -2)
     tails = (suffix.exp() * k).mT
-    total = from_start[..., -1, :].unsqueeze(-1)  # [BH, N, K or 1, 1]
-    inverse = UnitLowerInverse.apply(t)
-    state = state.flatten(0, 1)
-    outputs = []
-    # unbind, not indexing: the gradient of an index is a zero tensor of the full size, one for every chunk.
-    chunks = zip(*(x.unbind(1) for x in (z, reads, inverse, aqk, tails, total)), strict=True)
-    for z_i, reads_i, inverse_i, aqk_i, tails_i, total_i in chunks:
-        e_s, q_s = torch.bmm(reads_i, state).split(size, 1)
-        r = torch.bmm(inverse_i, z_i - e_s)
-        outputs.append(torch.baddbmm(q_s, aqk_i, r))
-        state = torch.baddbmm(total_i * state, tails_i, r)
-    o = torch.cat(outputs, 1)[:, :steps]
-    return o.unflatten(0, (batch, heads)), state.unflatten(0, (batch, heads))
+    total = from_start[..., -1:, :].mT
+    o, state = ChunkScan.apply(z, reads, UnitLowerInverse.apply(t), aqk, tails, total, state.flatten(0, 1))
+    o = o.unflatten(1, (batch, heads)).permute(1, 0, 3, 2, 4).flatten(1, 2)
+    return o[:, :steps], state.unflatten(0, (batch, heads))
+
+
+def _split_chunks(x: Tensor, size: int) -> Tensor:
+    """[B, T, H, X] → [N, B·H, C, X], each chunk in one piece.
+
+    A token that fills up the last chunk has no key, no erase, no write and no decay: it changes nothing.
+    """
+    missing = -x.shape[1] % size
+    if missing:
+        x = F.pad(x, (0, 0, 0, 0, 0, missing))
+    return x.unflatten(1, (-1, size)).permute(1, 0, 3, 2, 4).flatten(1, 2).contiguous()

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from mixers.common import accumulator_dtype, inverse_softplus_dt
 from mixers.delta_layer import DeltaConfig, DeltaMixer
-from mixers.delta_rule import delta_rule_chunked
+from mixers.delta_rule import delta_rule_chunked, operands, without_autocast
 from mixers.registry import register_mixer
 
 
+@without_autocast
 def gated_delta_rule(
     q: Tensor,
     k: Tensor,
@@ -35,26 +36,18 @@ def gated_delta_rule(
 
     Returns (o [B, T, HV, V], final state). scale defaults to K^-1/2.
     """
-    dtype, groups = accumulator_dtype(q, k, v, g, beta), v.shape[2] // k.shape[2]
-    q, k = (x.to(dtype).repeat_interleave(groups, 2) for x in (q, k))
-    q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
-    g, beta, v_in = g.to(dtype), beta.to(dtype), v.to(dtype)
-    state = (
-        q.new_zeros(q.shape[0], v.shape[2], q.shape[-1], v.shape[-1])
-        if initial_state is None
-        else initial_state.to(dtype)
-    )
+    dtype = v.dtype
+    q, k, v, g, beta, state = operands(q, k, v, g.unsqueeze(-1), beta, scale, initial_state)
     if backend == "chunked":
-        q, k, v_in, g, beta = (x.transpose(1, 2) for x in (q, k, v_in, g.unsqueeze(-1), beta.unsqueeze(-1)))
-        o, state = delta_rule_chunked(q, k, beta * k, beta * v_in, g, state, chunk_size)
-        return o.transpose(1, 2).to(v.dtype), state
+        o, state = delta_rule_chunked(q, k, beta * k, beta * v, g, state, chunk_size)
+        return o.to(dtype), state
     outputs = []
     for t in range(q.shape[1]):
-        state = g[:, t].exp()[..., None, None] * state
+        state = g[:, t].exp()[..., None] * state
         old = torch.einsum("bhkv,bhk->bhv", state, k[:, t])
-        state = state + torch.einsum("bhk,bhv->bhkv", k[:, t], beta[:, t][..., None] * (v_in[:, t] - old))
+        state = state + torch.einsum("bhk,bhv->bhkv", k[:, t], beta[:, t] * (v[:, t] - old))
         outputs.append(torch.einsum("bhkv,bhk->bhv", state, q[:, t]))
-    return torch.stack(outputs, 1).to(v.dtype), state
+    return torch.stack(outputs, 1).to(dtype), state
 
 
 @register_mixer("gated_deltanet", display="Gated DeltaNet")

@@ -70,7 +70,7 @@ def collect(plans: list[RunPlan], out: Path, command: str) -> tuple[pd.DataFrame
         raise ValueError("collect: no run of the experiment has records yet; submit it first")
     heldout = [w for w in plans if "heldout" in w.suites.get("language", {}).get("tasks", [])]
     if heldout:
-        folders.append(_baseline(heldout[0], out, command))
+        folders.append(_baseline(heldout[0], command))
     frame = load(folders)
     labels = {work.config.run_id: work.config.label for work in plans}
     frame["label"] = frame["run"].map(labels).fillna(frame["label"])
@@ -85,11 +85,11 @@ def collect(plans: list[RunPlan], out: Path, command: str) -> tuple[pd.DataFrame
     return frame, [work.config.run_id for work in plans if work.missing]
 
 
-def _baseline(work: RunPlan, out: Path, command: str) -> Path:
-    """The unigram baseline's record, in a run folder of its own; measured once for the same question."""
-    folder = out / "runs" / BASELINE
+def _baseline(work: RunPlan, command: str) -> Path:
+    """The unigram baseline's record, in a folder beside the runs; measured once for the same question."""
     options = work.suites["language"]
     key = evaluation_key(options, work.config.data_sha256)
+    folder = work.folder.parent / f"{BASELINE}-{key[:8]}"
     if evaluated(folder, "language") == key:
         return folder
     module = suite("language")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mixers.common import accumulator_dtype, l2_normalise, require
+from mixers.delta_rule import without_autocast
 from mixers.gdn2 import reference
 from mixers.interface import check_cu_seqlens
 
@@ -32,6 +33,7 @@ def check(q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor) -> t
     return batch, steps, heads, key_dim, v.shape[2], v.shape[3]
 
 
+@without_autocast
 def gated_delta_rule_2(
     q: Tensor,
     k: Tensor,

@@ -146,6 +146,48 @@ def test_operators_agree_with_flash_linear_attention(backend: str) -> None:
     assert relative(o, o_fla) < 1e-5 and relative(s, s_fla) < 1e-5
 
 
+@pytest.mark.parametrize("backend", ["recurrent", "chunked"])
+def test_autocast_reaches_neither_the_operators_nor_their_gradients(backend: str) -> None:
+    x = inputs(40, value_heads=4, dtype=F32)
+    beta = torch.rand(2, 40, 4)
+    channel = -torch.rand(2, 40, 4, 16)
+    q, k, v = x["q"], x["k"], x["v"]
+    cases = (
+        (lambda *a: gated_delta_rule_2(*a, output_final_state=True, backend=backend), list(x.values())),
+        (lambda *a: kimi_delta_rule(*a, backend=backend), [q, k, v, channel, beta]),
+        (lambda *a: gated_delta_rule(*a, backend=backend), [q, k, v, channel[..., 0], beta]),
+    )
+    for operator, arguments in cases:
+        leaves = [t.clone().requires_grad_() for t in arguments]
+        expected = operator(*leaves)
+        with torch.autocast("cpu", torch.bfloat16):
+            results = operator(*leaves)
+        assert results[1].dtype == F32
+        assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+        expected_grads = torch.autograd.grad(sum(t.square().sum() for t in expected), leaves)
+        grads = torch.autograd.grad(sum(t.square().sum() for t in results), leaves)
+        assert all(torch.equal(a, b) for a, b in zip(grads, expected_grads, strict=True))
+        # bf16 activations go in as they are, and the output comes back in v's dtype.
+        with torch.autocast("cpu", torch.bfloat16):
+            o, state = operator(*(t.bfloat16() for t in arguments))
+        assert (o.dtype, state.dtype) == (torch.bfloat16, F32)
+
+
+def test_gradients_through_output_and_state_of_one_scan_are_those_of_autograd() -> None:
+    """ChunkScan's gradient is written by hand; here it meets several chunks, a padded one and both decay shapes."""
+    x = inputs(37, batch=2, heads=2, value_heads=2)
+    beta = torch.rand(2, 37, 2, dtype=F64)
+    state = torch.randn(2, 2, 16, 24, dtype=F64)
+    for operator, g in ((kimi_delta_rule, x["g"]), (gated_delta_rule, x["g"][..., 0])):
+        leaves = [t.clone().requires_grad_() for t in (x["q"], x["k"], x["v"], g, beta, state)]
+        grads = []
+        for backend in ("recurrent", "chunked"):
+            o, s = operator(*leaves[:5], initial_state=leaves[5], chunk_size=8, backend=backend)
+            grads.append(torch.autograd.grad(o.sin().sum() + s.cos().sum(), leaves))
+        for a, b in zip(*grads, strict=True):
+            assert relative(b, a) < 1e-9  # float64: some hundred sums at 1e-16
+
+
 @pytest.mark.parametrize("value_heads", [1, 2])
 def test_gdn2_chunked_gradients_are_those_of_its_values(value_heads: int) -> None:
     x = inputs(11, batch=1, heads=1, value_heads=value_heads, k=3, v=2)
