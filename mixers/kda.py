@@ -39,7 +39,7 @@ def kimi_delta_rule(
     dtype = v.dtype
     q, k, v, g, beta, state = operands(q, k, v, g, beta, scale, initial_state)
     if backend == "chunked":
-        o, state = delta_rule_chunked(q, k, beta * k, beta * v, g, state, chunk_size)
+        o, state = delta_rule_chunked(q, k, v, g, beta, beta, state, chunk_size)
         return o.to(dtype), state
     outputs = []
     for t in range(q.shape[1]):

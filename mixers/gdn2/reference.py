@@ -50,8 +50,8 @@ def chunked(
     """
     dtype, heads, groups = accumulator_dtype(q, k, v, g, b, w), k.shape[2], v.shape[2] // k.shape[2]
     q, k, g, b = (x.to(dtype) for x in (q, k, g, b))
-    z = (w.to(dtype) * v.to(dtype)).unflatten(2, (heads, groups)).flatten(-2)  # [B, T, H, G·V]
+    v_in, w = (x.to(dtype).unflatten(2, (heads, groups)).flatten(-2) for x in (v, w))  # [B, T, H, G·V]
     wide = state.unflatten(1, (heads, groups)).transpose(2, 3).flatten(-2)  # [B, H, K, G·V]
-    o, wide = delta_rule_chunked(scale * q, k, b * k, z, g, wide, chunk_size)
+    o, wide = delta_rule_chunked(scale * q, k, v_in, g, b, w, wide, chunk_size)
     o = o.unflatten(-1, (groups, -1)).flatten(2, 3)
     return o.to(v.dtype), wide.unflatten(-1, (groups, -1)).transpose(2, 3).flatten(1, 2)
