@@ -200,7 +200,8 @@ def delta_rule_chunked(
     """The recurrence of the module's docstring for any number of tokens, with e = b ⊙ k and z = w ⊙ v.
 
     q (scaled), k: [B, T, H, K]; v: [B, T, H, V]; g ≤ 0 and b: [B, T, H, K or 1]; w: [B, T, H, V or 1]; state:
-    [B, H, K, V]; all of one floating dtype. chunk_size: a power of two. Returns o [B, T, H, V] and the state after token T.
+    [B, H, K, V]; all of one floating dtype. chunk_size: a power of two. Returns o [B, T, H, V] and the state after
+    token T.
     """
     batch, steps, heads, _ = q.shape
     size = min(chunk_size, 1 << (steps - 1).bit_length())
