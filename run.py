@@ -47,8 +47,6 @@ def errors() -> Iterator[None]:
         _fail(error, 2)
     except (OSError, RuntimeError) as error:
         _fail(error, 1)
-    except (typer.Exit, KeyError, AssertionError):
-        raise
     except Exception as error:
         _fail(RuntimeError(f"{type(error).__name__}: {error}"), 1)
     except KeyboardInterrupt:

@@ -52,7 +52,7 @@ SUFFIXES = {"word_perplexity": "_ppl", "perplexity": "_ppl", "acc": "_acc", "acc
 """What a column's name appends to the task for the metrics of the paper; other metrics append their own name."""
 
 ROW_COLUMNS = ("mixer", "layout", "variant", "erase_gate", "write_gate", "erase_range", "source")
-LANGUAGE_AVERAGE, RETRIEVAL_AVERAGE = "avg_acc", "retrieval_avg"
+RETRIEVAL_AVERAGE = "retrieval_avg"
 
 
 def column_name(task: str, metric: str, length: int | None = None) -> str:
