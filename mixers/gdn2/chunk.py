@@ -1,0 +1,168 @@
+"""Training form of Gated Delta Rule-2: four Triton kernels, two of them parallel over chunks, two scanning the chunks.
+
+LEDGER
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mixers.gdn2.kernels.gradients import CHUNK_GRADIENTS
+from mixers.gdn2.kernels.intra import INTRA_CHUNK
+from mixers.gdn2.kernels.launch import padded
+from mixers.gdn2.kernels.scan import SCAN_BACKWARD, SCAN_FORWARD
+
+
+@lru_cache(maxsize=64)
+def _tables(offsets: tuple[int, ...], size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Where sequences start ([N + 1] tokens, [N + 1] chunks), where chunks start and how many tokens they have [NT].
+
+    No chunk holds tokens of two sequences.
+    """
+    start = torch.tensor(offsets)
+    lengths = start.diff()
+    first = torch.nn.functional.pad(((lengths + size - 1) // size).cumsum(0), (1, 0))
+    of_sequence = torch.repeat_interleave(torch.arange(len(lengths)), first.diff())
+    chunk_start = start[of_sequence] + size * (torch.arange(len(of_sequence)) - first[of_sequence])
+    rows = (start[of_sequence + 1] - chunk_start).clamp(max=size).to(torch.int32)
+    return start.to(device), first.to(device), chunk_start.to(device), rows.to(device)
+
+
+class ChunkedRule(torch.autograd.Function):
+    """(o, final state) of packed tokens, with the gradient of every tensor input."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        g: Tensor,
+        b: Tensor,
+        w: Tensor,
+        A_log: Tensor | None,
+        dt_bias: Tensor | None,
+        initial: Tensor | None,
+        offsets: tuple[int, ...],
+        scale: float,
+        erase_range: float,
+        norm: bool,
+        size: int,
+        keep: bool,
+    ) -> tuple[Tensor, Tensor]:
+        (*_, heads, key_dim), (*_, value_heads, value_dim) = q.shape, v.shape
+        tables = _tables(offsets, size, q.device)
+        sequence_start, sequence_chunk, chunk_start, chunk_rows = tables
+        chunks, sequences = len(chunk_rows), len(offsets) - 1
+        io = compute_dtype(q, k, v, b, w)
+        precision = "tf32x3" if io == torch.float32 else "tf32"
+
+        def new(*shape: int, dtype: torch.dtype = io) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=q.device)
+
+        q_decayed, e_decayed, k_decayed = (new(chunks, heads, size, key_dim) for _ in range(3))
+        total = new(chunks, heads, key_dim, dtype=torch.float32)
+        inverse, aqk = new(chunks, heads, size, size), new(chunks, heads, size, size)
+        whole = new(chunks, heads, size // 8, key_dim, dtype=torch.float32)
+        near = new(chunks, heads, 2, size, 8, dtype=torch.float32)
+        q_rstd, k_rstd = (new(chunks, heads, size, dtype=torch.float32) if norm else None for _ in range(2))
+        sizes = dict(H=heads, K=key_dim, C=size)
+        INTRA_CHUNK(
+            lambda meta: (chunks * heads,),
+            q=q, k=k, g=g, b=b, A_log=A_log, dt_bias=dt_bias, chunk_start=chunk_start, chunk_rows=chunk_rows,
+            q_decayed=q_decayed, e_decayed=e_decayed, k_decayed=k_decayed, total=total, inverse=inverse, aqk=aqk,
+            q_rstd=q_rstd, k_rstd=k_rstd, whole=whole, near=near, scale=scale, erase_range=erase_range,
+            NORM=norm, ACTIVATE=A_log is not None, PRECISION=precision, **sizes,
+        )  # fmt: skip
+        o = torch.empty_like(v)
+        r = new(chunks, value_heads, size, value_dim) if keep else None
+        states = new(chunks, value_heads, key_dim, value_dim) if keep else None
+        final = new(sequences, value_heads, key_dim, value_dim, dtype=torch.float32)
+        sizes |= dict(HV=value_heads, V=value_dim)
+        SCAN_FORWARD(
+            lambda meta: (sequences * value_heads * triton.cdiv(value_dim, meta["BV"]),),
+            v=v, w=w, q_decayed=q_decayed, e_decayed=e_decayed, k_decayed=k_decayed, total=total, inverse=inverse,
+            aqk=aqk, initial=initial, sequence_start=sequence_start, sequence_chunk=sequence_chunk,
+            o=o, r=r, states=states, final=final,
+            KP=padded(key_dim), ACTIVATE=A_log is not None, HAS_INITIAL=initial is not None, KEEP=keep,
+            PRECISION=precision, **sizes,
+        )  # fmt: skip
+        ctx.save_for_backward(
+            q, k, v, g, b, w, A_log, dt_bias, q_decayed, e_decayed, k_decayed, total, inverse, aqk, q_rstd, k_rstd,
+            whole, r, states,
+        )  # fmt: skip
+        ctx.tables, ctx.scale, ctx.erase_range = tables, scale, erase_range
+        ctx.sizes, ctx.precision, ctx.has_initial = sizes, precision, initial is not None
+        ctx.set_materialize_grads(False)
+        return o, final
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_o: Tensor | None, d_final: Tensor | None) -> tuple[Tensor | None, ...]:
+        (
+            q, k, v, g, b, w, A_log, dt_bias, q_decayed, e_decayed, k_decayed, total, inverse, aqk, q_rstd, k_rstd,
+            whole, r, states,
+        ) = ctx.saved_tensors  # fmt: skip
+        sequence_start, sequence_chunk, chunk_start, chunk_rows = ctx.tables
+        (chunks, heads, _, key_dim), (value_heads, value_dim) = q_decayed.shape, v.shape[2:]
+        sequences = len(sequence_start) - 1
+        d_o = torch.zeros_like(v) if d_o is None else d_o.contiguous()
+        dz, d_states = torch.empty_like(r), torch.empty_like(states)
+        d_initial = torch.empty(sequences, value_heads, key_dim, value_dim, dtype=torch.float32, device=q.device)
+        SCAN_BACKWARD(
+            lambda meta: (sequences * value_heads * triton.cdiv(value_dim, meta["BV"]),),
+            do=d_o, q_decayed=q_decayed, e_decayed=e_decayed, k_decayed=k_decayed, total=total, inverse=inverse,
+            aqk=aqk, d_final=None if d_final is None else d_final.contiguous(),
+            sequence_start=sequence_start, sequence_chunk=sequence_chunk,
+            dz=dz, d_states=d_states, d_initial=d_initial,
+            KP=padded(key_dim), HAS_FINAL=d_final is not None, PRECISION=ctx.precision, **ctx.sizes,
+        )  # fmt: skip
+        io = states.dtype
+        dq, dk, dv, db, dw = (torch.empty_like(x, dtype=io) for x in (q, k, v, b, w))
+        dg = torch.empty_like(g)
+        d_aqk, d_t = torch.empty_like(aqk), torch.empty_like(aqk)
+        d_whole = whole.new_empty(chunks, heads, 4 * whole.shape[2] + 1, key_dim)
+        radial = None if q_rstd is None else torch.empty(*q_rstd.shape, 2, dtype=torch.float32, device=q.device)
+        d_log = d_bias = None
+        if A_log is not None:
+            d_log = torch.empty(chunks, heads, dtype=torch.float32, device=q.device)
+            d_bias = torch.empty(chunks, heads * key_dim, dtype=torch.float32, device=q.device)
+        CHUNK_GRADIENTS(
+            lambda meta: (chunks * heads,),
+            q=q, k=k, v=v, g=g, b=b, w=w, A_log=A_log, dt_bias=dt_bias, q_rstd=q_rstd, k_rstd=k_rstd, whole=whole,
+            chunk_start=chunk_start, chunk_rows=chunk_rows, do=d_o, r_saved=r, dz=dz, states=states,
+            d_states=d_states, d_aqk=d_aqk, d_t=d_t, d_whole=d_whole, radial=radial, dq=dq, dk=dk, dv=dv, dg=dg, db=db, dw=dw, d_log=d_log, d_bias=d_bias,
+            scale=ctx.scale, erase_range=ctx.erase_range,
+            NORM=q_rstd is not None, ACTIVATE=A_log is not None, PRECISION=ctx.precision, **ctx.sizes,
+        )  # fmt: skip
+        if A_log is not None:
+            d_log, d_bias = d_log.sum(0).to(A_log.dtype), d_bias.sum(0).to(dt_bias.dtype)
+        dq, dk, dv, db, dw = (d.to(x.dtype) for d, x in zip((dq, dk, dv, db, dw), (q, k, v, b, w), strict=True))
+        return dq, dk, dv, dg, db, dw, d_log, d_bias, d_initial if ctx.has_initial else None, *[None] * 6
+
+
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """What products take in: the common dtype if all have the same 16-bit one, else fp32."""
+    dtypes = {x.dtype for x in tensors}
+    return dtypes.pop() if dtypes in ({torch.bfloat16}, {torch.float16}) else torch.float32
+
+
+def chunk_size_for(chunk_size: int, longest: int) -> int:
+    """Tokens a chunk: as asked, but no more than the longest sequence fills, and at least the 16 of a sub-block."""
+    return max(16, min(chunk_size, triton.next_power_of_2(longest)))
+
+
+def chunked(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor, A_log: Tensor | None, dt_bias: Tensor | None,
+    initial: Tensor | None, offsets: tuple[int, ...], scale: float, erase_range: float, norm: bool, chunk_size: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    inputs = [None if x is None else x.contiguous() for x in (q, k, v, g, b, w, A_log, dt_bias, initial)]
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    size = chunk_size_for(chunk_size, max(b - a for a, b in zip(offsets, offsets[1:], strict=False)))
+    return ChunkedRule.apply(*inputs, offsets, scale, erase_range, norm, size, keep)

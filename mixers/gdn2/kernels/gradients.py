@@ -1,0 +1,359 @@
+"""From dz, the states and their gradients to the gradients of every input, all chunks at once."""
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from mixers.gdn2.kernels.launch import Kernel, padded
+from mixers.gdn2.kernels.tiles import (
+    dot,
+    level_mask,
+    products_of_8,
+    rows_of_8,
+    sibling_product,
+    softplus,
+    store_rows_of_8,
+)
+
+
+@triton.jit
+def _with(tiles, i: tl.constexpr, tile):
+    """The tuple with its i-th element replaced."""
+    out = ()
+    for n in tl.static_range(8):
+        if n == i:
+            out = out + (tile,)
+        else:
+            out = out + (tiles[n],)
+    return out
+
+
+@triton.jit
+def _pairs_of_8(dq, de, dk, dlog, d_aqk, d_t, q, e, k, alpha, block, C: tl.constexpr):
+    """Add what the pairs inside blocks of 8 give; dlog: the gradient of log α, gathered along each pair's product."""
+    corner = block * (8 * C + 8)  # the blocks' first entries in [C, C]
+    for i in tl.static_range(8):
+        da = tl.load(d_aqk + i * (C + 1) + corner).to(tl.float32)[:, None]
+        dq_i, de_i = dq[i] + da * k[i], de[i]
+        dk = _with(dk, i, dk[i] + da * q[i])
+        decays = ()  # from key j = 0, 1, … to row i
+        for back in tl.static_range(1, i + 1):
+            if back == 1:
+                decays = (alpha[i],)
+            else:
+                decays = (decays[0] * alpha[i - back + 1],) + decays
+        moved = tl.zeros_like(dq_i)
+        for j in tl.static_range(i):
+            da = tl.load(d_aqk + (i * C + j) + corner).to(tl.float32)[:, None]
+            dt = tl.load(d_t + (i * C + j) + corner).to(tl.float32)[:, None]
+            key = k[j] * decays[j]
+            dq_i += da * key
+            de_i += dt * key
+            row = da * q[i] + dt * e[i]
+            dk = _with(dk, j, dk[j] + row * decays[j])
+            moved += row * key
+            dlog = _with(dlog, j + 1, dlog[j + 1] + moved)
+        dq, de = _with(dq, i, dq_i), _with(de, i, de_i)
+    return dq, de, dk, dlog
+
+
+@triton.jit
+def _store_block_sums(moved, place, c, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr):
+    """What moved along the tokens' factors, summed over blocks of 8: [C, BK] → memory [C/8, K]."""
+    at = tl.arange(0, C // 8)[:, None] * K + c[None, :]
+    tl.store(place + at, tl.sum(tl.reshape(moved, (C // 8, 8, BK)), 1), (c < K)[None, :])
+
+
+@triton.jit
+def _whole_shares(sums, block, c, K: tl.constexpr, C: tl.constexpr):
+    """What reached the log-decay of each block of 8 as a whole, [C/8, BK], from the sums of `_store_block_sums`.
+
+    A row's factor at level m holds the blocks before its own in its block of m tokens, a key's those behind. sums: of
+    levels 16 and 32, of the chunk's rows and of its keys, [C/8, K] each; then one row, the share of the whole chunk.
+    """
+    SIZE: tl.constexpr = C // 8 * K
+    in_k = c < K
+    share = tl.zeros((C // 8, 1), tl.float32) + tl.load(sums + 4 * SIZE + c, in_k, 0.0)[None, :]
+    for own in tl.static_range(C // 8):
+        before, behind = (block < own)[:, None], (block > own)[:, None]
+        share += tl.where(before, tl.load(sums + (2 * SIZE + own * K) + c, in_k, 0.0)[None, :], 0.0)
+        share += tl.where(behind, tl.load(sums + (3 * SIZE + own * K) + c, in_k, 0.0)[None, :], 0.0)
+        if C >= 32:
+            near = ((block ^ own) < 2)[:, None] & (before if own & 2 else behind)
+            share += tl.where(near, tl.load(sums + own * K + c, in_k, 0.0)[None, :], 0.0)
+        if C >= 64:
+            near = ((block ^ own) < 4)[:, None] & (before if own & 4 else behind)
+            share += tl.where(near, tl.load(sums + (SIZE + own * K) + c, in_k, 0.0)[None, :], 0.0)
+    return share
+
+
+@triton.jit
+def _levels(
+    dq, de, dk, sums, d_aqk, d_t, q, e, k, whole, r, c,
+    K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add what the pairs between blocks of 8, 16 and 32 give; q, e, k: within and behind blocks of 8, [C, BK].
+
+    A loop that runs, not one that is unrolled: the levels' operands would not fit the registers together.
+    """
+    IO: tl.constexpr = d_t.dtype.element_ty
+    row_factor = tl.full((C, BK), 1.0, tl.float32)
+    key_factor = tl.full((C, BK), 1.0, tl.float32)
+    at = r[:, None] * C + r[None, :]
+    m = 8
+    while m < C:
+        mask, is_row = level_mask(r, m), (r & m) != 0
+        factor = tl.where(is_row[:, None], row_factor, key_factor)
+        da, dt = tl.load(d_aqk + at, mask, 0.0), tl.load(d_t + at, mask, 0.0)
+        q_m, e_m, k_m = q * factor, e * factor, k * factor
+        dq_m = dot(da, k_m.to(IO), None, PRECISION)
+        de_m = dot(dt, k_m.to(IO), None, PRECISION)
+        dk_m = dot(tl.trans(da), q_m.to(IO), None, PRECISION)
+        dk_m = dot(tl.trans(dt), e_m.to(IO), dk_m, PRECISION)
+        if m > 8:
+            _store_block_sums(
+                dq_m * q_m + de_m * e_m + dk_m * k_m, sums + (m // 16 - 1) * (C // 8 * K), c, K, C, BK
+            )
+        dq += dq_m * factor
+        de += de_m * factor
+        dk += dk_m * factor
+        sibling = sibling_product(whole, r, c, m, K)
+        row_factor *= tl.where(is_row[:, None], sibling, 1.0)
+        key_factor *= tl.where(is_row[:, None], 1.0, sibling)
+        m *= 2
+    return dq, de, dk
+
+
+@triton.jit
+def _read_of_8(
+    q, k, b, g, A_log, dt_bias, q_rstd, k_rstd, head, block, c, count, scale, erase_range,
+    H: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, ACTIVATE: tl.constexpr,
+):  # fmt: skip
+    """q (scaled), k, b, α and, with ACTIVATE, the projection of g plus its bias, each as eight tiles."""
+    q_i = rows_of_8(q, block, c, count, H * K, K)
+    k_i = rows_of_8(k, block, c, count, H * K, K)
+    b_i = rows_of_8(b, block, c, count, H * K, K)
+    g_i = rows_of_8(g, block, c, count, H * K, K)
+    scaled_q, scaled_k, gate, alpha, raw = (), (), (), (), ()
+    for i in tl.static_range(8):
+        q_row, k_row, b_row, g_row, log_decay = q_i[i] * scale, k_i[i], b_i[i], g_i[i], g_i[i]
+        if NORM:
+            q_row *= tl.load(q_rstd + block * 8 + i)[:, None]
+            k_row *= tl.load(k_rstd + block * 8 + i)[:, None]
+        if ACTIVATE:
+            b_row = erase_range * tl.sigmoid(b_row)
+            g_row += tl.load(dt_bias + head * K + c, c < K, 0.0).to(tl.float32)[None, :]
+            log_decay = -tl.exp(tl.load(A_log + head).to(tl.float32)) * softplus(g_row)
+            log_decay = tl.where((block * 8 + i < count)[:, None] & (c < K)[None, :], log_decay, 0.0)
+        scaled_q, scaled_k, gate = scaled_q + (q_row,), scaled_k + (k_row,), gate + (b_row,)
+        alpha, raw = alpha + (tl.exp(log_decay),), raw + (g_row,)
+    return scaled_q, scaled_k, gate, alpha, raw
+
+
+@triton.jit
+def chunk_gradients(
+    q, k, v, g, b, w, A_log, dt_bias, q_rstd, k_rstd, whole, chunk_start, chunk_rows,
+    do, r_saved, dz, states, d_states,
+    d_aqk, d_t, d_whole, radial, dq, dk, dv, dg, db, dw, d_log, d_bias,
+    scale, erase_range,
+    H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
+    NORM: tl.constexpr, ACTIVATE: tl.constexpr, PRECISION: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+):  # fmt: skip
+    """One program a chunk and key head.
+
+    With dAqk = tril(dO Rᵀ) and dT = -tril(dz Rᵀ, -1), which is -tril(Aᵀ dA Aᵀ, -1) since dz = Aᵀ dR and R = A(z - eS).
+    d_aqk, d_t, d_whole, radial: room to hand over what one part of a program leaves for the next; dq, db and dk serve
+    as such too before they hold gradients.
+    """
+    IO: tl.constexpr = states.dtype.element_ty
+    GROUP: tl.constexpr = HV // H
+    STRIDE: tl.constexpr = H * K
+    pid = tl.program_id(0).to(tl.int64)
+    chunk, head = pid // H, pid % H
+    r, block = tl.arange(0, C), tl.arange(0, C // 8)
+    count = tl.load(chunk_rows + chunk)
+    valid = (r < count)[:, None]
+    start = tl.load(chunk_start + chunk)
+    first = (start * H + head) * K
+    q, k, g, b = q + first, k + first, g + first, b + first
+    dq, dk, dg, db = dq + first, dk + first, dg + first, db + first
+    d_aqk, d_t = d_aqk + pid * (C * C), d_t + pid * (C * C)
+    whole, d_whole = whole + pid * (C // 8 * K), d_whole + pid * (C // 2 * K + K)
+    if NORM:
+        q_rstd, k_rstd, radial = q_rstd + pid * C, k_rstd + pid * C, radial + pid * (2 * C)
+
+    da = tl.zeros((C, C), tl.float32)
+    dt = tl.zeros((C, C), tl.float32)
+    for member in range(0, GROUP):
+        hv = head * GROUP + member
+        token, inner = (start * HV + hv) * V, (chunk * HV + hv) * (C * V)
+        for start_v in range(0, V, BV):
+            x = start_v + tl.arange(0, BV)
+            in_v = (x < V)[None, :]
+            at, mask = token + r[:, None] * (HV * V) + x[None, :], valid & in_v
+            kept = inner + r[:, None] * V + x[None, :]
+            do_i = tl.load(do + at, mask, 0.0).to(IO)
+            r_i = tl.trans(tl.load(r_saved + kept, in_v, 0.0))
+            dz_i = tl.load(dz + kept, in_v, 0.0)
+            da = dot(do_i, r_i, da, PRECISION)
+            dt = dot(dz_i, r_i, dt, PRECISION)
+            v_i = tl.load(v + at, mask, 0.0).to(tl.float32)
+            w_i = tl.load(w + at, mask, 0.0).to(tl.float32)
+            dw_i = dz_i.to(tl.float32) * v_i
+            if ACTIVATE:
+                w_i = tl.sigmoid(w_i)
+                dw_i *= w_i * (1.0 - w_i)
+            tl.store(dv + at, (dz_i.to(tl.float32) * w_i).to(dv.dtype.element_ty), mask)
+            tl.store(dw + at, dw_i.to(dw.dtype.element_ty), mask)
+    square = r[:, None] * C + r[None, :]
+    tl.store(d_aqk + square, da.to(IO))
+    tl.store(d_t + square, (-dt).to(IO))
+
+    column = tl.arange(0, 16)[None, :]
+    radials = tl.zeros((C // 8, 16), tl.float32)  # q's in columns 0 to 7, k's in 8 to 15
+    log_sum = tl.zeros((BK,), tl.float32)
+    for start_k in range(0, K, BK):
+
+        valid = (r < count)[:, None]
+        c = start_k + tl.arange(0, BK)
+        in_k = (c < K)[None, :]
+        at, mask = r[:, None] * STRIDE + c[None, :], valid & in_k
+
+        # Decay q, e and k to the borders of their blocks of 8.
+        q_i, k_i, b_i, alpha, raw = _read_of_8(
+            q, k, b, g, A_log, dt_bias, q_rstd, k_rstd, head, block, c, count, scale, erase_range, H, K, NORM, ACTIVATE
+        )
+        within, behind = products_of_8(alpha)
+        q_8, e_8, k_8 = (), (), ()
+        for i in tl.static_range(8):
+            q_8, e_8, k_8 = q_8 + (q_i[i] * within[i],), e_8 + (b_i[i] * k_i[i] * within[i],), k_8 + (k_i[i] * behind[i],)
+        store_rows_of_8(dq, q_8, block, c, count, STRIDE, K)
+        store_rows_of_8(db, e_8, block, c, count, STRIDE, K)
+        store_rows_of_8(dk, k_8, block, c, count, STRIDE, K)
+        tl.debug_barrier()
+
+        # What reaches the chunk's borders, through the state it began with and the one it leaves.
+        dq_j = tl.zeros((C, BK), tl.float32)
+        de_j = tl.zeros((C, BK), tl.float32)
+        dk_j = tl.zeros((C, BK), tl.float32)
+        d_total = tl.zeros((BK,), tl.float32)
+        for member in range(0, GROUP):
+            hv = head * GROUP + member
+            token, inner = (start * HV + hv) * V, (chunk * HV + hv) * (C * V)
+            for start_v in range(0, V, BV):
+                x = start_v + tl.arange(0, BV)
+                in_v = (x < V)[None, :]
+                kv = (chunk * HV + hv) * (K * V) + c[:, None] * V + x[None, :]
+                in_kv = (c < K)[:, None] & in_v
+                s_i = tl.load(states + kv, in_kv, 0.0)
+                ds_i = tl.load(d_states + kv, in_kv, 0.0)
+                do_i = tl.load(do + token + r[:, None] * (HV * V) + x[None, :], valid & in_v, 0.0).to(IO)
+                kept = inner + r[:, None] * V + x[None, :]
+                dz_i = tl.load(dz + kept, in_v, 0.0)
+                r_i = tl.load(r_saved + kept, in_v, 0.0)
+                dq_j = dot(do_i, tl.trans(s_i), dq_j, PRECISION)
+                de_j = dot(dz_i, tl.trans(s_i), de_j, PRECISION)
+                dk_j = dot(r_i, tl.trans(ds_i), dk_j, PRECISION)
+                d_total += tl.sum(s_i.to(tl.float32) * ds_i.to(tl.float32), 1)
+        q_j = tl.load(dq + at, mask, 0.0).to(tl.float32)
+        e_j = tl.load(db + at, mask, 0.0).to(tl.float32)
+        k_j = tl.load(dk + at, mask, 0.0).to(tl.float32)
+        row_factor = tl.full((C, BK), 1.0, tl.float32)
+        key_factor = tl.full((C, BK), 1.0, tl.float32)
+        for level in tl.static_range(3):
+            if (8 << level) < C:
+                sibling, right = sibling_product(whole, r, c, 8 << level, K), ((r & (8 << level)) != 0)[:, None]
+                row_factor *= tl.where(right, sibling, 1.0)
+                key_factor *= tl.where(right, 1.0, sibling)
+        dq_j *= row_factor
+        de_j *= -row_factor
+        dk_j *= key_factor
+        total = tl.full((BK,), 1.0, tl.float32)
+        for i in tl.static_range(C // 8):
+            total *= tl.load(whole + i * K + c, c < K, 1.0)
+        tl.store(d_whole + 4 * (C // 8 * K) + c, d_total * total, c < K)
+        _store_block_sums(dq_j * q_j + de_j * e_j, d_whole + 2 * (C // 8 * K), c, K, C, BK)
+        _store_block_sums(dk_j * k_j, d_whole + 3 * (C // 8 * K), c, K, C, BK)
+
+        # Pairs between blocks of 8, 16 and 32.
+        dq_j, de_j, dk_j = _levels(
+            dq_j, de_j, dk_j, d_whole, d_aqk, d_t, q_j, e_j, k_j, whole, r, c, K, C, BK, PRECISION
+        )
+        tl.debug_barrier()
+        tl.store(dq + at, dq_j.to(dq.dtype.element_ty), mask)
+        tl.store(db + at, de_j.to(db.dtype.element_ty), mask)
+        tl.store(dk + at, dk_j.to(dk.dtype.element_ty), mask)
+        tl.debug_barrier()
+
+        # Pairs inside blocks of 8.
+        q_i, k_i, b_i, alpha, raw = _read_of_8(
+            q, k, b, g, A_log, dt_bias, q_rstd, k_rstd, head, block, c, count, scale, erase_range, H, K, NORM, ACTIVATE
+        )
+        within, behind = products_of_8(alpha)
+        dq_8 = rows_of_8(dq, block, c, count, STRIDE, K)
+        de_8 = rows_of_8(db, block, c, count, STRIDE, K)
+        dk_8 = rows_of_8(dk, block, c, count, STRIDE, K)
+        reaching = _whole_shares(d_whole, block, c, K, C)
+        dq_i, de_i, dk_i, e_i, dlog = (), (), (), (), ()
+        for i in tl.static_range(8):
+            e_i = e_i + (b_i[i] * k_i[i],)
+            dq_i, de_i, dk_i = dq_i + (dq_8[i] * within[i],), de_i + (de_8[i] * within[i],), dk_i + (dk_8[i] * behind[i],)
+        for back in tl.static_range(8):  # log α_i is in the products up to rows i, …, 7 and in the block's
+            reaching += dq_i[7 - back] * q_i[7 - back] + de_i[7 - back] * e_i[7 - back]
+            dlog = (reaching,) + dlog
+        passing = tl.zeros_like(reaching)
+        for i in tl.static_range(8):  # and in those behind rows 0, …, i - 1
+            dlog = _with(dlog, i, dlog[i] + passing)
+            passing += dk_i[i] * k_i[i]
+        dq_i, de_i, dk_i, dlog = _pairs_of_8(dq_i, de_i, dk_i, dlog, d_aqk, d_t, q_i, e_i, k_i, alpha, block, C)
+
+        bias_sum = tl.zeros((BK,), tl.float32)
+        for i in tl.static_range(8):
+            row = block * 8 + i
+            out, here = row[:, None] * STRIDE + c[None, :], (row < count)[:, None] & in_k
+            dk_row, db_row, dg_row = dk_i[i] + de_i[i] * b_i[i], de_i[i] * k_i[i], dlog[i]
+            if ACTIVATE:
+                db_row *= b_i[i] * (1.0 - b_i[i] / erase_range)
+                rate = -tl.exp(tl.load(A_log + head).to(tl.float32))
+                log_sum += tl.sum(tl.where(here, dg_row * (rate * softplus(raw[i])), 0.0), 0)
+                dg_row *= rate * tl.sigmoid(raw[i])
+                bias_sum += tl.sum(tl.where(here, dg_row, 0.0), 0)
+            tl.store(dg + out, dg_row.to(dg.dtype.element_ty), here)
+            tl.store(db + out, db_row.to(db.dtype.element_ty), here)
+            dq_row = dq_i[i] * scale
+            if NORM:
+                radials += tl.where(column == i, tl.sum(dq_i[i] * q_i[i], 1)[:, None], 0.0)
+                radials += tl.where(column == i + 8, tl.sum(dk_row * k_i[i], 1)[:, None], 0.0)
+                dq_row *= tl.load(q_rstd + row)[:, None]
+                dk_row *= tl.load(k_rstd + row)[:, None]
+            tl.store(dq + out, dq_row.to(dq.dtype.element_ty), here)
+            tl.store(dk + out, dk_row.to(dk.dtype.element_ty), here)
+        if ACTIVATE:
+            tl.store(d_bias + pid * K + c, bias_sum, c < K)
+    if ACTIVATE:
+        tl.store(d_log + pid, tl.sum(log_sum, 0))
+
+    if NORM:
+        # Normalised vectors do not see a change of length: take that part out, now that all channels are known.
+        tl.store(radial + column // 8 * C + block[:, None] * 8 + column % 8, radials)
+        tl.debug_barrier()
+        q_scale, k_scale = tl.load(q_rstd + r) * scale, tl.load(k_rstd + r)
+        q_part, k_part = tl.load(radial + r) * q_scale * q_scale / (scale * scale), tl.load(radial + C + r) * k_scale * k_scale
+        for start_k in range(0, K, BK):
+            c = start_k + tl.arange(0, BK)
+            at, mask = r[:, None] * STRIDE + c[None, :], valid & (c < K)[None, :]
+            dq_j = tl.load(dq + at, mask, 0.0).to(tl.float32)
+            dk_j = tl.load(dk + at, mask, 0.0).to(tl.float32)
+            dq_j -= tl.load(q + at, mask, 0.0).to(tl.float32) * q_part[:, None]
+            dk_j -= tl.load(k + at, mask, 0.0).to(tl.float32) * k_part[:, None]
+            tl.store(dq + at, dq_j.to(dq.dtype.element_ty), mask)
+            tl.store(dk + at, dk_j.to(dk.dtype.element_ty), mask)
+
+
+def _candidates(arguments: dict[str, Any]) -> list[triton.Config]:
+    blocks = {"BK": min(32, padded(arguments["K"])), "BV": min(32, padded(arguments["V"]))}
+    return [triton.Config(blocks, num_warps=4, num_stages=1)]
+
+
+CHUNK_GRADIENTS = Kernel(chunk_gradients, _candidates)

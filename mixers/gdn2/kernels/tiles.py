@@ -1,0 +1,96 @@
+"""Device functions that several kernels share.
+
+Decays inside a chunk. Between tokens s < r of a chunk lies the decay Π_{s<i≤r} α_i, α = exp(g). Blocks of 8 tokens are
+done pair by pair, the product growing by one factor a step. From there on blocks of m = 8, 16, 32 tokens are doubled:
+in a pair of neighbouring blocks the decay from s on the left to r on the right is what lies behind s in its block times
+what lies in r's block up to r. One exponential per token and channel makes all the factors; each is a product of
+numbers in [0, 1]. Nothing is divided or subtracted, so nothing overflows, and no digits are lost behind a token that
+forgets everything.
+
+Tiles. Blocks of 8 are held as eight tiles [C/8, BK], the i-th of which has row i of every block: all that pairs within
+blocks need is then in one place for every thread. Larger blocks are matrix products of tiles [C, BK]. Between the two
+forms numbers pass through global memory, within one program and thus through the cache.
+"""
+
+import triton
+import triton.language as tl
+
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a b. Triton's interpreter multiplies the bit patterns of bf16 numbers; there they are widened first."""
+    if INTERPRETED:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp x), with log1p after Kahan: exact to rounding where exp x is small beside 1."""
+    u = tl.exp(-tl.abs(x))
+    one_more = 1.0 + u
+    log1p = tl.where(one_more == 1.0, u, tl.log(one_more) * u / tl.where(one_more == 1.0, 1.0, one_more - 1.0))
+    return tl.maximum(x, 0.0) + log1p
+
+
+@triton.jit
+def rows_of_8(x, block, c, count, STRIDE: tl.constexpr, K: tl.constexpr):
+    """Rows of x, STRIDE apart, as eight fp32 tiles [C/8, BK]; zeros from row `count` and column K on."""
+    tiles = ()
+    at = block[:, None] * (8 * STRIDE) + c[None, :]
+    for i in tl.static_range(8):
+        mask = (block * 8 < count - i)[:, None] & (c < K)[None, :]
+        tiles = tiles + (tl.load(x + i * STRIDE + at, mask, 0.0).to(tl.float32),)
+    return tiles
+
+
+@triton.jit
+def store_rows_of_8(x, tiles, block, c, count, STRIDE: tl.constexpr, K: tl.constexpr):
+    """The inverse of `rows_of_8`."""
+    at = block[:, None] * (8 * STRIDE) + c[None, :]
+    for i in tl.static_range(8):
+        mask = (block * 8 < count - i)[:, None] & (c < K)[None, :]
+        tl.store(x + i * STRIDE + at, tiles[i].to(x.dtype.element_ty), mask)
+
+
+@triton.jit
+def products_of_8(alpha):
+    """Within blocks of 8: Π up to each row, itself included, and Π behind it. The last of the former is the block's."""
+    within = (alpha[0],)
+    behind = (tl.full(alpha[0].shape, 1.0, tl.float32),)
+    for i in tl.static_range(1, 8):
+        within = within + (within[i - 1] * alpha[i],)
+        behind = (behind[0] * alpha[8 - i],) + behind
+    return within, behind
+
+
+@triton.jit
+def sibling_product(whole, r, c, m, K: tl.constexpr):
+    """Π over the neighbour of each row's block of m tokens, from the products over blocks of 8 in memory, [C/8, K]."""
+    first = ((r ^ m) & -m) // 8
+    product = tl.load(whole + first[:, None] * K + c[None, :], (c < K)[None, :], 1.0)
+    for i in range(1, m // 8):
+        product *= tl.load(whole + i * K + first[:, None] * K + c[None, :], (c < K)[None, :], 1.0)
+    return product
+
+
+@triton.jit
+def level_mask(r, m):
+    """Pairs (row, key) that meet at level m: neighbouring blocks of m tokens, the row on the right. [C, C]"""
+    row, key = r[:, None], r[None, :]
+    apart = row ^ key
+    return (row > key) & (apart >= m) & (apart < 2 * m)
+
+
+@triton.jit
+def reciprocal_norms(x, r, count, STRIDE: tl.constexpr, K: tl.constexpr, BK: tl.constexpr):
+    """1 / √(Σ x² + 1e-6) of rows x[r], [C]."""
+    square = tl.zeros(r.shape, tl.float32)
+    for start in range(0, K, BK):
+        c = start + tl.arange(0, BK)
+        at, mask = r[:, None] * STRIDE + c[None, :], (r < count)[:, None] & (c < K)[None, :]
+        x_i = tl.load(x + at, mask, 0.0).to(tl.float32)
+        square += tl.sum(x_i * x_i, 1)
+    return tl.rsqrt(square + 1e-6)
