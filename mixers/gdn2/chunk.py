@@ -70,14 +70,15 @@ class ChunkedRule(torch.autograd.Function):
         total = new(chunks, heads, key_dim, dtype=torch.float32)
         inverse, aqk = new(chunks, heads, size, size), new(chunks, heads, size, size)
         whole = new(chunks, heads, size // 8, key_dim, dtype=torch.float32)
-        near = new(chunks, heads, 2, size, 8, dtype=torch.float32)
+        near = new(chunks, heads, size, 8, dtype=torch.float32)
+        solved = new(chunks, heads, size, size, dtype=torch.float32)
         q_rstd, k_rstd = (new(chunks, heads, size, dtype=torch.float32) if norm else None for _ in range(2))
         sizes = dict(H=heads, K=key_dim, C=size)
         INTRA_CHUNK(
             lambda meta: (chunks * heads,),
             q=q, k=k, g=g, b=b, A_log=A_log, dt_bias=dt_bias, chunk_start=chunk_start, chunk_rows=chunk_rows,
             q_decayed=q_decayed, e_decayed=e_decayed, k_decayed=k_decayed, total=total, inverse=inverse, aqk=aqk,
-            q_rstd=q_rstd, k_rstd=k_rstd, whole=whole, near=near, scale=scale, erase_range=erase_range,
+            q_rstd=q_rstd, k_rstd=k_rstd, whole=whole, near=near, solved=solved, scale=scale, erase_range=erase_range,
             NORM=norm, ACTIVATE=A_log is not None, PRECISION=precision, **sizes,
         )  # fmt: skip
         o = torch.empty_like(v)
@@ -162,6 +163,8 @@ def chunked(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor, A_log: Tensor | None, dt_bias: Tensor | None,
     initial: Tensor | None, offsets: tuple[int, ...], scale: float, erase_range: float, norm: bool, chunk_size: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(o, final state) of sequences that start at `offsets`, differentiable; the operator's arguments."""
+    initial = None if initial is None else initial.to(torch.float32)
     inputs = [None if x is None else x.contiguous() for x in (q, k, v, g, b, w, A_log, dt_bias, initial)]
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     size = chunk_size_for(chunk_size, max(b - a for a, b in zip(offsets, offsets[1:], strict=False)))

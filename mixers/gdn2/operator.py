@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mixers.common import accumulator_dtype, l2_normalise, require
@@ -13,7 +15,11 @@ from mixers.delta_rule import without_autocast
 from mixers.gdn2 import reference
 from mixers.interface import check_cu_seqlens
 
-Backend = Literal["auto", "recurrent", "chunked"]
+Backend = Literal["auto", "recurrent", "chunked", "triton"]
+LARGEST_HEAD = 256  # of the kernels: a state of 256 by 16 is what fits a block's registers
+# Up to so many tokens a sequence, and without a gradient, one pass with the state on chip moves fewer bytes than chunks,
+# which write and read their operands.
+SHORT = 16
 
 
 def check(q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor) -> tuple[int, int, int, int, int, int]:
@@ -33,6 +39,41 @@ def check(q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor) -> t
     return batch, steps, heads, key_dim, v.shape[2], v.shape[3]
 
 
+def check_kernels(tensors: dict[str, Tensor], chunk_size: int) -> None:
+    """ValueError naming the argument that the Triton kernels do not serve, before anything is launched."""
+    from mixers.gdn2.kernels.launch import interpreted
+
+    device = tensors["q"].device.type
+    if device == "cpu":
+        require(
+            interpreted(),
+            "backend: 'triton' needs a GPU, and q is on the CPU; use 'chunked', or set TRITON_INTERPRET=1 before Python "
+            "starts to run the kernels slowly under Triton's interpreter",
+        )
+    elif device != "meta":  # launches for static checks are recorded on the meta device
+        require(device == "cuda", f"backend: 'triton' serves CUDA devices, and q is on {device}; use 'chunked'")
+    for name in ("q", "v"):
+        size, axis = tensors[name].shape[3], "K" if name == "q" else "V"
+        require(
+            size <= LARGEST_HEAD, f"{name}: the kernels serve {axis} up to {LARGEST_HEAD}, got {size}; use 'chunked'"
+        )
+    for name, tensor in tensors.items():
+        require(
+            tensor.dtype in (torch.bfloat16, torch.float16, torch.float32),
+            f"{name}: the kernels serve bfloat16, float16 and float32, got {tensor.dtype}; use 'chunked'",
+        )
+    require(
+        chunk_size in (16, 32, 64), f"chunk_size: the kernels serve 16, 32 and 64, got {chunk_size}; choose one of them"
+    )
+
+
+def resolve(backend: Backend, device: torch.device, dtype: torch.dtype) -> Backend:
+    """What `auto` stands for: the kernels on a GPU, chunked torch elsewhere and for float64."""
+    if backend != "auto":
+        return backend
+    return "triton" if device.type == "cuda" and dtype != torch.float64 else "chunked"
+
+
 @without_autocast
 def gated_delta_rule_2(
     q: Tensor,
@@ -45,8 +86,12 @@ def gated_delta_rule_2(
     scale: float | None = None,
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
+    update_state: bool = False,
     cu_seqlens: Tensor | None = None,
     use_qk_l2norm: bool = False,
+    A_log: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    erase_range: float = 1.0,
     chunk_size: int = 64,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor | None]:
@@ -55,7 +100,15 @@ def gated_delta_rule_2(
     q, k, g, b: [B, T, H, K]; v, w: [B, T, HV, V], HV a multiple of H. g ≤ 0 is the log-decay, b the erase gate on
     the key axis, w the write gate on the value axis. scale defaults to K^-1/2. initial_state: [N, HV, K, V] with
     N = B, or the number of sequences when cu_seqlens ([N + 1] offsets, B = 1) packs several. use_qk_l2norm
-    normalises q and k per head first. backend: `recurrent` or `chunked`; `auto` is chunked.
+    normalises q and k per head first.
+
+    With A_log [H] and dt_bias [H·K], g, b and w are projections before their activation: the log-decay is
+    -exp(A_log) · softplus(g + dt_bias), the erase gate erase_range · σ(b), the write gate σ(w).
+
+    backend: `recurrent` or `chunked` in torch, `triton` for the kernels (bf16, fp16 or fp32; K, V ≤ 256; chunk_size 16,
+    32 or 64); `auto` is what `resolve` says. The kernels take in products what q, k, v, b and w have in common, bf16 or
+    fp16, and fp32 where they differ; state, decays and accumulators are fp32. update_state: without gradients, write
+    the final state over initial_state (fp32, contiguous) where the kernels serve, and return it.
 
     Returns (o [B, T, HV, V] in v's dtype, final state [N, HV, K, V] or None); the state is fp32, or fp64 for fp64
     inputs. Every tensor input has a gradient. Raises ValueError naming the argument, its value and what was
@@ -66,30 +119,90 @@ def gated_delta_rule_2(
         chunk_size > 0 and chunk_size & (chunk_size - 1) == 0, f"chunk_size: expected a power of two, got {chunk_size}"
     )
     require(
-        backend in ("auto", "recurrent", "chunked"),
-        f"backend: expected auto, recurrent or chunked, got {backend!r}",
+        backend in ("auto", "recurrent", "chunked", "triton"),
+        f"backend: expected auto, recurrent, chunked or triton, got {backend!r}",
     )
-    offsets = [0, steps] if cu_seqlens is None else check_cu_seqlens(q, cu_seqlens)
-    rows = batch if cu_seqlens is None else len(offsets) - 1
-    shape = (rows, value_heads, key_dim, value_dim)
+    scale = key_dim**-0.5 if scale is None else scale
+    require(scale != 0 and math.isfinite(scale), f"scale: expected a finite number other than 0, got {scale}")
+    require((A_log is None) == (dt_bias is None), "A_log, dt_bias: give both, with projections, or neither")
+    if A_log is not None:
+        require(A_log.shape == (heads,), f"A_log: expected [{heads}], got {list(A_log.shape)}")
+        require(dt_bias.shape == (heads * key_dim,), f"dt_bias: expected [{heads * key_dim}], got {list(dt_bias.shape)}")
+    offsets = tuple(range(0, batch * steps + 1, steps))
+    if cu_seqlens is not None:
+        offsets = tuple(check_cu_seqlens(q, cu_seqlens))
+    shape = (len(offsets) - 1, value_heads, key_dim, value_dim)
+    if initial_state is not None:
+        require(initial_state.shape == shape, f"initial_state: expected {list(shape)}, got {list(initial_state.shape)}")
+        require(
+            initial_state.device == q.device, f"initial_state: on {initial_state.device}, but q is on {q.device}"
+        )
+    if update_state:
+        require(
+            initial_state is not None and initial_state.dtype == torch.float32 and initial_state.is_contiguous(),
+            "update_state: needs a contiguous fp32 initial_state to write to; pass one, or leave update_state out",
+        )
+        require(
+            not torch.is_grad_enabled() or not initial_state.requires_grad,
+            "update_state: initial_state requires a gradient, and would be overwritten; use torch.no_grad()",
+        )
     dtype = accumulator_dtype(q, k, v, g, b, w)
+    backend = resolve(backend, q.device, dtype)
+    if backend == "triton":
+        check_kernels({"q": q, "k": k, "v": v, "g": g, "b": b, "w": w}, chunk_size)
+        o, state = _by_kernels(
+            (q, k, v, g, b, w), (A_log, dt_bias), initial_state, offsets, scale, erase_range, use_qk_l2norm, chunk_size,
+            update_state,
+        )  # fmt: skip
+        return o, state if output_final_state else None
+
     if initial_state is None:
         initial_state = torch.zeros(shape, dtype=dtype, device=q.device)
-    require(initial_state.shape == shape, f"initial_state: expected {list(shape)}, got {list(initial_state.shape)}")
-    initial_state = initial_state.to(dtype)
     if use_qk_l2norm:
         q, k = l2_normalise(q), l2_normalise(k)
+    if A_log is not None:
+        step = F.softplus(g.to(dtype) + dt_bias.to(dtype).view(heads, key_dim))
+        g = -A_log.to(dtype).exp()[:, None] * step
+        b, w = erase_range * b.sigmoid(), w.sigmoid()
     run = partial(
         reference.recurrent if backend == "recurrent" else partial(reference.chunked, chunk_size=chunk_size),
-        scale=key_dim**-0.5 if scale is None else scale,
+        scale=scale,
     )
+    entering = initial_state.to(dtype)
     if cu_seqlens is None:
-        o, state = run(q, k, v, g, b, w, state=initial_state)
-        return o, state if output_final_state else None
-    outputs, states = [], []
-    for i, (start, stop) in enumerate(zip(offsets, offsets[1:], strict=False)):
-        piece = (x[:, start:stop] for x in (q, k, v, g, b, w))
-        o, state = run(*piece, state=initial_state[i : i + 1])
-        outputs.append(o)
-        states.append(state)
-    return torch.cat(outputs, 1), torch.cat(states) if output_final_state else None
+        o, state = run(q, k, v, g, b, w, state=entering)
+    else:
+        outputs, states = [], []
+        for i, (start, stop) in enumerate(zip(offsets, offsets[1:], strict=False)):
+            piece = (x[:, start:stop] for x in (q, k, v, g, b, w))
+            part, left = run(*piece, state=entering[i : i + 1])
+            outputs.append(part)
+            states.append(left)
+        o, state = torch.cat(outputs, 1), torch.cat(states)
+    if update_state:
+        state = initial_state.copy_(state)
+    return o, state if output_final_state else None
+
+
+def _by_kernels(
+    inputs: tuple[Tensor, ...],
+    activation: tuple[Tensor | None, Tensor | None],
+    initial: Tensor | None,
+    offsets: tuple[int, ...],
+    scale: float,
+    erase_range: float,
+    norm: bool,
+    chunk_size: int,
+    update_state: bool,
+) -> tuple[Tensor, Tensor]:
+    """Chunks where a gradient is wanted or the sequences are long, else token by token."""
+    from mixers.gdn2.chunk import chunked
+    from mixers.gdn2.recurrent import recurrent
+
+    needed = [x for x in (*inputs, *activation, initial) if x is not None]
+    gradient = torch.is_grad_enabled() and any(x.requires_grad for x in needed)
+    longest = max(stop - start for start, stop in zip(offsets, offsets[1:], strict=False))
+    if not gradient and longest <= SHORT:
+        return recurrent(*inputs, *activation, initial, offsets, scale, erase_range, norm, update_state)
+    o, state = chunked(*inputs, *activation, initial, offsets, scale, erase_range, norm, chunk_size)
+    return o, initial.copy_(state) if update_state else state

@@ -33,8 +33,9 @@ def _with(tiles, i: tl.constexpr, tile):
 def _pairs_of_8(dq, de, dk, dlog, d_aqk, d_t, q, e, k, alpha, block, C: tl.constexpr):
     """Add what the pairs inside blocks of 8 give; dlog: the gradient of log α, gathered along each pair's product."""
     corner = block * (8 * C + 8)  # the blocks' first entries in [C, C]
+    d_aqk, d_t = d_aqk + corner, d_t + corner
     for i in tl.static_range(8):
-        da = tl.load(d_aqk + i * (C + 1) + corner).to(tl.float32)[:, None]
+        da = tl.load(d_aqk + i * (C + 1)).to(tl.float32)[:, None]
         dq_i, de_i = dq[i] + da * k[i], de[i]
         dk = _with(dk, i, dk[i] + da * q[i])
         decays = ()  # from key j = 0, 1, … to row i
@@ -45,8 +46,8 @@ def _pairs_of_8(dq, de, dk, dlog, d_aqk, d_t, q, e, k, alpha, block, C: tl.const
                 decays = (decays[0] * alpha[i - back + 1],) + decays
         moved = tl.zeros_like(dq_i)
         for j in tl.static_range(i):
-            da = tl.load(d_aqk + (i * C + j) + corner).to(tl.float32)[:, None]
-            dt = tl.load(d_t + (i * C + j) + corner).to(tl.float32)[:, None]
+            da = tl.load(d_aqk + (i * C + j)).to(tl.float32)[:, None]
+            dt = tl.load(d_t + (i * C + j)).to(tl.float32)[:, None]
             key = k[j] * decays[j]
             dq_i += da * key
             de_i += dt * key
@@ -74,17 +75,17 @@ def _whole_shares(sums, block, c, K: tl.constexpr, C: tl.constexpr):
     """
     SIZE: tl.constexpr = C // 8 * K
     in_k = c < K
-    share = tl.zeros((C // 8, 1), tl.float32) + tl.load(sums + 4 * SIZE + c, in_k, 0.0)[None, :]
+    share = tl.zeros((C // 8, 1), tl.float32) + tl.load(sums + c + 4 * SIZE, in_k, 0.0)[None, :]
     for own in tl.static_range(C // 8):
         before, behind = (block < own)[:, None], (block > own)[:, None]
-        share += tl.where(before, tl.load(sums + (2 * SIZE + own * K) + c, in_k, 0.0)[None, :], 0.0)
-        share += tl.where(behind, tl.load(sums + (3 * SIZE + own * K) + c, in_k, 0.0)[None, :], 0.0)
+        share += tl.where(before, tl.load(sums + c + (2 * SIZE + own * K), in_k, 0.0)[None, :], 0.0)
+        share += tl.where(behind, tl.load(sums + c + (3 * SIZE + own * K), in_k, 0.0)[None, :], 0.0)
         if C >= 32:
             near = ((block ^ own) < 2)[:, None] & (before if own & 2 else behind)
-            share += tl.where(near, tl.load(sums + own * K + c, in_k, 0.0)[None, :], 0.0)
+            share += tl.where(near, tl.load(sums + c + own * K, in_k, 0.0)[None, :], 0.0)
         if C >= 64:
             near = ((block ^ own) < 4)[:, None] & (before if own & 4 else behind)
-            share += tl.where(near, tl.load(sums + (SIZE + own * K) + c, in_k, 0.0)[None, :], 0.0)
+            share += tl.where(near, tl.load(sums + c + (SIZE + own * K), in_k, 0.0)[None, :], 0.0)
     return share
 
 
@@ -98,36 +99,38 @@ def _levels(
     A loop that runs, not one that is unrolled: the levels' operands would not fit the registers together.
     """
     IO: tl.constexpr = d_t.dtype.element_ty
-    row_factor = tl.full((C, BK), 1.0, tl.float32)
-    key_factor = tl.full((C, BK), 1.0, tl.float32)
     at = r[:, None] * C + r[None, :]
     m = 8
     while m < C:
-        mask, is_row = level_mask(r, m), (r & m) != 0
-        factor = tl.where(is_row[:, None], row_factor, key_factor)
-        da, dt = tl.load(d_aqk + at, mask, 0.0), tl.load(d_t + at, mask, 0.0)
-        q_m, e_m, k_m = q * factor, e * factor, k * factor
-        dq_m = dot(da, k_m.to(IO), None, PRECISION)
-        de_m = dot(dt, k_m.to(IO), None, PRECISION)
-        dk_m = dot(tl.trans(da), q_m.to(IO), None, PRECISION)
-        dk_m = dot(tl.trans(dt), e_m.to(IO), dk_m, PRECISION)
+        is_row = ((r & m) != 0)[:, None]
+        factor = tl.full((C, BK), 1.0, tl.float32)
+        inner = 8
+        while inner < m:  # of the blocks inside those of m tokens, before a row's own or behind a key's
+            factor *= tl.where(((r & inner) != 0)[:, None] == is_row, sibling_product(whole, r, c, inner, K), 1.0)
+            inner *= 2
+        mask = level_mask(r, m)
+        keys = (k * factor).to(IO)
+        da = tl.where(mask, tl.load(d_aqk + at), 0.0).to(IO)
+        dq_m = dot(da, keys, None, PRECISION) * factor
+        dk_m = dot(tl.trans(da), (q * factor).to(IO), None, PRECISION)
+        dq += dq_m
+        moved = dq_m * q
+        tl.debug_barrier()  # one matrix after the other: together they take too many registers
+        dt = tl.where(mask, tl.load(d_t + at), 0.0).to(IO)
+        de_m = dot(dt, keys, None, PRECISION) * factor
+        dk_m = dot(tl.trans(dt), (e * factor).to(IO), dk_m, PRECISION) * factor
+        de += de_m
+        dk += dk_m
         if m > 8:
-            _store_block_sums(
-                dq_m * q_m + de_m * e_m + dk_m * k_m, sums + (m // 16 - 1) * (C // 8 * K), c, K, C, BK
-            )
-        dq += dq_m * factor
-        de += de_m * factor
-        dk += dk_m * factor
-        sibling = sibling_product(whole, r, c, m, K)
-        row_factor *= tl.where(is_row[:, None], sibling, 1.0)
-        key_factor *= tl.where(is_row[:, None], 1.0, sibling)
+            moved += de_m * e + dk_m * k
+            _store_block_sums(moved, sums + (m // 16 - 1) * (C // 8 * K), c, K, C, BK)
         m *= 2
     return dq, de, dk
 
 
 @triton.jit
 def _read_of_8(
-    q, k, b, g, A_log, dt_bias, q_rstd, k_rstd, head, block, c, count, scale, erase_range,
+    q, k, b, g, rate, bias, q_rstd, k_rstd, block, c, count, scale, erase_range,
     H: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, ACTIVATE: tl.constexpr,
 ):  # fmt: skip
     """q (scaled), k, b, α and, with ACTIVATE, the projection of g plus its bias, each as eight tiles."""
@@ -143,8 +146,8 @@ def _read_of_8(
             k_row *= tl.load(k_rstd + block * 8 + i)[:, None]
         if ACTIVATE:
             b_row = erase_range * tl.sigmoid(b_row)
-            g_row += tl.load(dt_bias + head * K + c, c < K, 0.0).to(tl.float32)[None, :]
-            log_decay = -tl.exp(tl.load(A_log + head).to(tl.float32)) * softplus(g_row)
+            g_row += bias[None, :]
+            log_decay = rate * softplus(g_row)
             log_decay = tl.where((block * 8 + i < count)[:, None] & (c < K)[None, :], log_decay, 0.0)
         scaled_q, scaled_k, gate = scaled_q + (q_row,), scaled_k + (k_row,), gate + (b_row,)
         alpha, raw = alpha + (tl.exp(log_decay),), raw + (g_row,)
@@ -214,15 +217,22 @@ def chunk_gradients(
     radials = tl.zeros((C // 8, 16), tl.float32)  # q's in columns 0 to 7, k's in 8 to 15
     log_sum = tl.zeros((BK,), tl.float32)
     for start_k in range(0, K, BK):
-
-        valid = (r < count)[:, None]
         c = start_k + tl.arange(0, BK)
         in_k = (c < K)[None, :]
+        # Read here and not before the loop, so that what follows from them is worked out when it is needed: kept, it
+        # takes more registers than there are.
+        start, count = tl.load(chunk_start + chunk), tl.load(chunk_rows + chunk)
+        valid = (r < count)[:, None]
+        rate = 0.0
+        bias = tl.zeros((BK,), tl.float32)
+        if ACTIVATE:
+            rate = -tl.exp(tl.load(A_log + head).to(tl.float32))
+            bias += tl.load(dt_bias + head * K + c, c < K, 0.0).to(tl.float32)
         at, mask = r[:, None] * STRIDE + c[None, :], valid & in_k
 
         # Decay q, e and k to the borders of their blocks of 8.
         q_i, k_i, b_i, alpha, raw = _read_of_8(
-            q, k, b, g, A_log, dt_bias, q_rstd, k_rstd, head, block, c, count, scale, erase_range, H, K, NORM, ACTIVATE
+            q, k, b, g, rate, bias, q_rstd, k_rstd, block, c, count, scale, erase_range, H, K, NORM, ACTIVATE
         )
         within, behind = products_of_8(alpha)
         q_8, e_8, k_8 = (), (), ()
@@ -256,9 +266,9 @@ def chunk_gradients(
                 de_j = dot(dz_i, tl.trans(s_i), de_j, PRECISION)
                 dk_j = dot(r_i, tl.trans(ds_i), dk_j, PRECISION)
                 d_total += tl.sum(s_i.to(tl.float32) * ds_i.to(tl.float32), 1)
-        q_j = tl.load(dq + at, mask, 0.0).to(tl.float32)
-        e_j = tl.load(db + at, mask, 0.0).to(tl.float32)
-        k_j = tl.load(dk + at, mask, 0.0).to(tl.float32)
+        q_j = tl.load(dq + at, mask, 0.0)
+        e_j = tl.load(db + at, mask, 0.0)
+        k_j = tl.load(dk + at, mask, 0.0)
         row_factor = tl.full((C, BK), 1.0, tl.float32)
         key_factor = tl.full((C, BK), 1.0, tl.float32)
         for level in tl.static_range(3):
@@ -271,7 +281,7 @@ def chunk_gradients(
         dk_j *= key_factor
         total = tl.full((BK,), 1.0, tl.float32)
         for i in tl.static_range(C // 8):
-            total *= tl.load(whole + i * K + c, c < K, 1.0)
+            total *= tl.load(whole + c + i * K, c < K, 1.0)
         tl.store(d_whole + 4 * (C // 8 * K) + c, d_total * total, c < K)
         _store_block_sums(dq_j * q_j + de_j * e_j, d_whole + 2 * (C // 8 * K), c, K, C, BK)
         _store_block_sums(dk_j * k_j, d_whole + 3 * (C // 8 * K), c, K, C, BK)
@@ -288,7 +298,7 @@ def chunk_gradients(
 
         # Pairs inside blocks of 8.
         q_i, k_i, b_i, alpha, raw = _read_of_8(
-            q, k, b, g, A_log, dt_bias, q_rstd, k_rstd, head, block, c, count, scale, erase_range, H, K, NORM, ACTIVATE
+            q, k, b, g, rate, bias, q_rstd, k_rstd, block, c, count, scale, erase_range, H, K, NORM, ACTIVATE
         )
         within, behind = products_of_8(alpha)
         dq_8 = rows_of_8(dq, block, c, count, STRIDE, K)
@@ -309,26 +319,25 @@ def chunk_gradients(
         dq_i, de_i, dk_i, dlog = _pairs_of_8(dq_i, de_i, dk_i, dlog, d_aqk, d_t, q_i, e_i, k_i, alpha, block, C)
 
         bias_sum = tl.zeros((BK,), tl.float32)
+        of_8 = block[:, None] * (8 * STRIDE) + c[None, :]
         for i in tl.static_range(8):
-            row = block * 8 + i
-            out, here = row[:, None] * STRIDE + c[None, :], (row < count)[:, None] & in_k
+            out, here = i * STRIDE, (block * 8 < count - i)[:, None] & in_k
             dk_row, db_row, dg_row = dk_i[i] + de_i[i] * b_i[i], de_i[i] * k_i[i], dlog[i]
             if ACTIVATE:
                 db_row *= b_i[i] * (1.0 - b_i[i] / erase_range)
-                rate = -tl.exp(tl.load(A_log + head).to(tl.float32))
                 log_sum += tl.sum(tl.where(here, dg_row * (rate * softplus(raw[i])), 0.0), 0)
                 dg_row *= rate * tl.sigmoid(raw[i])
                 bias_sum += tl.sum(tl.where(here, dg_row, 0.0), 0)
-            tl.store(dg + out, dg_row.to(dg.dtype.element_ty), here)
-            tl.store(db + out, db_row.to(db.dtype.element_ty), here)
+            tl.store(dg + of_8 + out, dg_row.to(dg.dtype.element_ty), here)
+            tl.store(db + of_8 + out, db_row.to(db.dtype.element_ty), here)
             dq_row = dq_i[i] * scale
             if NORM:
                 radials += tl.where(column == i, tl.sum(dq_i[i] * q_i[i], 1)[:, None], 0.0)
                 radials += tl.where(column == i + 8, tl.sum(dk_row * k_i[i], 1)[:, None], 0.0)
-                dq_row *= tl.load(q_rstd + row)[:, None]
-                dk_row *= tl.load(k_rstd + row)[:, None]
-            tl.store(dq + out, dq_row.to(dq.dtype.element_ty), here)
-            tl.store(dk + out, dk_row.to(dk.dtype.element_ty), here)
+                dq_row *= tl.load(q_rstd + block * 8 + i)[:, None]
+                dk_row *= tl.load(k_rstd + block * 8 + i)[:, None]
+            tl.store(dq + of_8 + out, dq_row.to(dq.dtype.element_ty), here)
+            tl.store(dk + of_8 + out, dk_row.to(dk.dtype.element_ty), here)
         if ACTIVATE:
             tl.store(d_bias + pid * K + c, bias_sum, c < K)
     if ACTIVATE:
@@ -351,9 +360,27 @@ def chunk_gradients(
             tl.store(dk + at, dk_j.to(dk.dtype.element_ty), mask)
 
 
-def _candidates(arguments: dict[str, Any]) -> list[triton.Config]:
-    blocks = {"BK": min(32, padded(arguments["K"])), "BV": min(32, padded(arguments["V"]))}
-    return [triton.Config(blocks, num_warps=4, num_stages=1)]
+def _candidates(arguments: dict[str, Any], capability: int) -> list[triton.Config]:
+    key, value = padded(arguments["K"]), padded(arguments["V"])
+    # ptxas's own idea of how many registers to spend ends in spills of a few; told to save, it needs none.
+    saving = {"ptx_options": "--register-usage-level=0"}
+    return [
+        triton.Config({"BK": min(block, key), "BV": min(32, value)} | saving, num_warps=warps, num_stages=1)
+        for block, warps in ((16, 8), (32, 8), (16, 4))
+    ]
 
 
-CHUNK_GRADIENTS = Kernel(chunk_gradients, _candidates)
+def _flops(arguments: dict[str, Any]) -> int:
+    """dAqk and dT; the three gradients through the states; four products of what is below the diagonal."""
+    (chunks, heads, size, _), key_dim = arguments["d_aqk"].shape, arguments["K"]
+    values = arguments["HV"] * arguments["V"]
+    return chunks * (values * (4 * size * size + 6 * size * key_dim) + heads * 4 * size * size * key_dim)
+
+
+CHUNK_GRADIENTS = Kernel(
+    chunk_gradients,
+    _candidates,
+    _flops,
+    writes=("dq", "dk", "dv", "dg", "db", "dw", "d_log", "d_bias"),
+    scratch=("d_aqk", "d_t", "d_whole", "radial"),
+)

@@ -65,21 +65,55 @@ def _level(t, a, q, e, k, whole, r, c, m: tl.constexpr, K: tl.constexpr, PRECISI
 
 
 @triton.jit
-def _solve(inverse, t, r, m: tl.constexpr):
-    """The inverses of blocks of m rows → of 2m: that of [[L, 0], [X, R]] has -R^-1 X L^-1 in its corner. fp32."""
-    x = tl.where(level_mask(r, m), t, 0.0)
-    return inverse - dot(dot(inverse, x, None, "tf32x3"), inverse, None, "tf32x3")
+def _corner(right, x, left):
+    """What stands below the diagonal blocks in the inverse of [[L, 0], [X, R]]: -R^-1 X L^-1, in fp32 throughout."""
+    return -dot(dot(right, x, None, "tf32x3"), left, None, "tf32x3")
+
+
+@triton.jit
+def _merge_inverses(solved, C: tl.constexpr):
+    """(I + T)^-1 in place: solved [C, C] holds the inverses of the blocks of 8 on its diagonal, T below them.
+
+    Whatever a level of doubling has solved replaces the part of T that it came from, so that nothing but the blocks at
+    hand is in registers.
+    """
+    i = tl.arange(0, 16)
+    row, key = i[None, :, None], i[None, None, :]
+    block = tl.arange(0, C // 16)[:, None, None] * (16 * C + 16) + row * C + key
+    tile = tl.load(solved + block)
+    x = tl.where(row // 8 == key // 8, tile, 0.0)
+    below = (row >= 8) & (key < 8)
+    tl.store(solved + block, _corner(x, tl.where(below, tile, 0.0), x), below & (block >= 0))
+    tl.debug_barrier()
+    if C >= 32:
+        block = tl.arange(0, C // 32)[:, None, None] * (32 * C + 32) + row * C + key
+        lower = (row >= key) & (block >= 0)
+        left = tl.load(solved + block, lower, 0.0)
+        right = tl.load(solved + block + (16 * C + 16), lower, 0.0)
+        tl.store(solved + block + 16 * C, _corner(right, tl.load(solved + block + 16 * C), left))
+        tl.debug_barrier()
+    if C >= 64:
+        i = tl.arange(0, 32)
+        row, key = i[:, None], i[None, :]
+        block = row * C + key
+        left = tl.load(solved + block, row >= key, 0.0)
+        right = tl.load(solved + block + (32 * C + 32), row >= key, 0.0)
+        tl.store(solved + block + 32 * C, _corner(right, tl.load(solved + block + 32 * C), left))
+        tl.debug_barrier()
 
 
 @triton.jit
 def intra_chunk(
     q, k, g, b, A_log, dt_bias, chunk_start, chunk_rows,
-    q_decayed, e_decayed, k_decayed, whole, total, inverse, aqk, q_rstd, k_rstd, near,
+    q_decayed, e_decayed, k_decayed, whole, total, inverse, aqk, q_rstd, k_rstd, near, solved,
     scale, erase_range,
     H: tl.constexpr, K: tl.constexpr, C: tl.constexpr,
     NORM: tl.constexpr, ACTIVATE: tl.constexpr, PRECISION: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """One program a chunk and key head. whole: Π α over the chunk's blocks of 8; near: room for their [8, 8] matrices."""
+    """One program a chunk and key head. whole: Π α over the chunk's blocks of 8.
+
+    near, solved: room for the blocks' [8, 8] matrices of Aqk, and for T until its inverse has taken its place.
+    """
     IO: tl.constexpr = q_decayed.dtype.element_ty
     STRIDE: tl.constexpr = H * K
     pid = tl.program_id(0).to(tl.int64)
@@ -87,7 +121,8 @@ def intra_chunk(
     first = (tl.load(chunk_start + chunk) * H + head) * K
     q, k, g, b = q + first, k + first, g + first, b + first
     q_decayed, e_decayed, k_decayed = q_decayed + pid * (C * K), e_decayed + pid * (C * K), k_decayed + pid * (C * K)
-    whole, near = whole + pid * (C // 8 * K), near + pid * (2 * C * 8)
+    whole, near = whole + pid * (C // 8 * K), near + pid * (C * 8)
+    solved += pid * (C * C)
     count = tl.load(chunk_rows + chunk)
     r, block = tl.arange(0, C), tl.arange(0, C // 8)
 
@@ -97,6 +132,9 @@ def intra_chunk(
         tl.debug_barrier()
 
     # Inside blocks of 8.
+    rate = 0.0
+    if ACTIVATE:
+        rate = -tl.exp(tl.load(A_log + head).to(tl.float32))
     column = tl.arange(0, 64)[None, :]
     t = tl.zeros((C // 8, 64), tl.float32)
     a = tl.zeros((C // 8, 64), tl.float32)
@@ -104,6 +142,9 @@ def intra_chunk(
 
         c = start + tl.arange(0, BK)
         in_k = (c < K)[None, :]
+        bias = tl.zeros((BK,), tl.float32)
+        if ACTIVATE:
+            bias += tl.load(dt_bias + head * K + c, c < K, 0.0).to(tl.float32)
         q_i = rows_of_8(q, block, c, count, STRIDE, K)
         k_i = rows_of_8(k, block, c, count, STRIDE, K)
         b_i = rows_of_8(b, block, c, count, STRIDE, K)
@@ -116,22 +157,20 @@ def intra_chunk(
                 k_row *= tl.load(k_rstd + pid * C + block * 8 + i)[:, None]
             if ACTIVATE:
                 b_row = erase_range * tl.sigmoid(b_row)
-                bias = tl.load(dt_bias + head * K + c, c < K, 0.0).to(tl.float32)
-                g_row = -tl.exp(tl.load(A_log + head).to(tl.float32)) * softplus(g_row + bias[None, :])
+                g_row = rate * softplus(g_row + bias[None, :])
                 g_row = tl.where((block * 8 + i < count)[:, None] & in_k, g_row, 0.0)
             scaled_q, scaled_k = scaled_q + (q_row,), scaled_k + (k_row,)
             e_i, alpha = e_i + (b_row * k_row,), alpha + (tl.exp(g_row),)
         t, a = _pairs_of_8(t, a, scaled_q, e_i, scaled_k, alpha, column)
         within, behind = products_of_8(alpha)
         for i in tl.static_range(8):
-            out = (block * 8 + i)[:, None] * K + c[None, :]
-            tl.store(q_decayed + out, (scaled_q[i] * within[i]).to(IO), in_k)
-            tl.store(e_decayed + out, (e_i[i] * within[i]).to(IO), in_k)
-            tl.store(k_decayed + out, (scaled_k[i] * behind[i]).to(IO), in_k)
+            out = block[:, None] * (8 * K) + c[None, :]
+            tl.store(q_decayed + out + i * K, (scaled_q[i] * within[i]).to(IO), in_k)
+            tl.store(e_decayed + out + i * K, (e_i[i] * within[i]).to(IO), in_k)
+            tl.store(k_decayed + out + i * K, (scaled_k[i] * behind[i]).to(IO), in_k)
         tl.store(whole + block[:, None] * K + c[None, :], within[7], in_k)
-    of_block = near + block[:, None] * 64 + column
-    tl.store(of_block, _inverses_of_8(t, column))
-    tl.store(of_block + C * 8, a)
+    tl.store(near + block[:, None] * 64 + column, a)
+    tl.store(solved + block[:, None] * (8 * C + 8) + column // 8 * C + column % 8, _inverses_of_8(t, column))
     tl.debug_barrier()
 
     # Between blocks of 8, 16 and 32.
@@ -153,24 +192,39 @@ def intra_chunk(
         tl.store(k_decayed + at, k_i, in_k)
         keep = tl.full((BK,), 1.0, tl.float32)
         for i in tl.static_range(C // 8):
-            keep *= tl.load(whole + i * K + c, c < K, 1.0)
+            keep *= tl.load(whole + c + i * K, c < K, 1.0)
         tl.store(total + pid * K + c, keep, c < K)
 
     row, key = r[:, None], r[None, :]
-    same, in_near = row // 8 == key // 8, near + row * 8 + key % 8
-    square = pid * (C * C) + row * C + key
-    tl.store(aqk + square, (a + tl.load(in_near + C * 8, same, 0.0)).to(IO))
-    x = tl.load(in_near, same, 0.0)
-    x = _solve(x, t, r, 8)
-    if C >= 32:
-        x = _solve(x, t, r, 16)
-    if C >= 64:
-        x = _solve(x, t, r, 32)
-    tl.store(inverse + square, x.to(IO))
+    same = row // 8 == key // 8
+    square = row * C + key
+    a += tl.load(near + row * 8 + key % 8, same, 0.0)
+    tl.store(aqk + pid * (C * C) + square, a.to(IO))
+    tl.store(solved + square, t, (row > key) & (row // 8 != key // 8))
+    tl.debug_barrier()
+    _merge_inverses(solved, C)
+    x = tl.load(solved + square, row >= key, 0.0)
+    tl.store(inverse + pid * (C * C) + square, x.to(IO))
 
 
-def _candidates(arguments: dict[str, Any]) -> list[triton.Config]:
-    return [triton.Config({"BK": min(32, padded(arguments["K"]))}, num_warps=4, num_stages=1)]
+def _candidates(arguments: dict[str, Any], capability: int) -> list[triton.Config]:
+    widest = padded(arguments["K"])
+    return [
+        triton.Config({"BK": min(block, widest)}, num_warps=warps, num_stages=1)
+        for block, warps in ((32, 8), (16, 4), (16, 8), (64, 8), (32, 4))
+    ]
 
 
-INTRA_CHUNK = Kernel(intra_chunk, _candidates)
+def _flops(arguments: dict[str, Any]) -> int:
+    """T and Aqk below the diagonal, and the products of the inverse."""
+    (chunks, heads, size, _), key_dim = arguments["aqk"].shape, arguments["K"]
+    return chunks * heads * (2 * size * size * key_dim + 2 * 2 * size**3 // 6)
+
+
+INTRA_CHUNK = Kernel(
+    intra_chunk,
+    _candidates,
+    _flops,
+    writes=("q_decayed", "e_decayed", "k_decayed", "whole", "total", "inverse", "aqk", "q_rstd", "k_rstd"),
+    scratch=("near", "solved"),
+)

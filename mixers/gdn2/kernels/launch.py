@@ -8,14 +8,18 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
 
-SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a block may use; CUDA C++ guide, table 27
+# Bytes of shared memory a block may use, by compute capability (CUDA C++ programming guide, technical specifications).
+SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 
-Candidates = Callable[[dict[str, Any]], list[triton.Config]]
+Candidates = Callable[[dict[str, Any], int], list[triton.Config]]
 
 
 def interpreted() -> bool:
@@ -30,7 +34,9 @@ def padded(size: int) -> int:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a compiled kernel takes: registers a thread, bytes spilled a thread, bytes of shared memory a block."""
+    """What a compiled kernel takes: registers and spilled bytes a thread, bytes of shared memory a block; and how many
+    of each kind of matrix instruction it holds.
+    """
 
     registers: int
     spilled: int
@@ -42,14 +48,14 @@ class Resources:
 
 
 def resources(compiled: Any) -> Resources:
-    """Read from the cubin by cuobjdump, which Triton carries; no GPU needed."""
+    """Read from the machine code by cuobjdump, which Triton carries; no GPU is needed."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
         command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
         usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
-    instructions = re.findall(r"(wgmma\.mma_async|mma\.sync|tcgen05\.mma)", compiled.asm["ptx"])
+    instructions = re.findall(r"wgmma\.mma_async|mma\.sync|tcgen05\.mma", compiled.asm["ptx"])
     return Resources(
         found["REG"],
         found["STACK"] + found["LOCAL"],
@@ -58,45 +64,45 @@ def resources(compiled: Any) -> Resources:
     )
 
 
-@dataclass
-class Launch:
-    """One recorded launch: which kernel, its arguments (tensors on the meta device), its candidates."""
+class AbsentGPU:
+    """A driver for Triton that knows what to compile for and can launch nothing."""
 
-    kernel: Kernel
-    arguments: dict[str, Any]
+    def __init__(self, capability: int):
+        self.capability = capability
 
-    @property
-    def candidates(self) -> list[triton.Config]:
-        return self.kernel.candidates(self.arguments)
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
 
+    def get_current_device(self) -> int:
+        return self.capability  # Triton keeps what it has compiled by device
 
-_recording: list[Launch] | None = None
-
-
-@contextmanager
-def recording() -> Iterator[list[Launch]]:
-    """Within: kernels on tensors of the meta device are noted instead of run."""
-    global _recording
-    before, _recording = _recording, []
-    try:
-        yield _recording
-    finally:
-        _recording = before
+    def get_current_stream(self, device: int) -> int:
+        return 0
 
 
 class Kernel:
-    """A Triton kernel and the configurations worth trying for given arguments, the first one a safe choice.
+    """A Triton kernel, the configurations worth trying for given arguments, and what a launch costs.
 
-    Tuned once a device for each combination of dtypes and of the arguments named in `key`, which are sizes of heads
-    and options, never batch or length; kept on disk by Triton. A configuration that spills or needs more shared
-    memory than the device has is not timed.
+    candidates: (arguments, compute capability) → configurations, the first a safe choice. writes: the arguments that
+    are results; scratch: those that only pass from one part of a program to the next, through the cache. flops: of one
+    launch, given its arguments. Tuned once a device for each combination of dtypes, head sizes and options, never again
+    for another batch or length; Triton keeps the result on disk. A configuration that spills, or needs more shared
+    memory than the device has, is not tried.
     """
 
-    def __init__(self, function: Any, candidates: Candidates, restore: tuple[str, ...] = ()):
+    def __init__(
+        self,
+        function: Any,
+        candidates: Candidates,
+        flops: Callable[[dict[str, Any]], int],
+        writes: tuple[str, ...],
+        scratch: tuple[str, ...] = (),
+    ):
         self.function = function
         self.candidates = candidates
-        self.key = [p.name for p in function.params if p.is_constexpr] if not interpreted() else []
-        self.restore = list(restore)
+        self.flops = flops
+        self.writes = writes
+        self.scratch = scratch
         self._tuned: dict[str, Any] = {}
 
     @property
@@ -104,37 +110,74 @@ class Kernel:
         return self.function.__name__
 
     def __call__(self, grid: Callable[[dict[str, Any]], tuple[int, ...]], **arguments: Any) -> None:
-        if _recording is not None:
-            _recording.append(Launch(self, arguments))
+        if _recorded is not None:
+            _recorded.append(Launch(self, arguments))
         elif interpreted():
-            # The interpreter has no driver to time with: one configuration.
-            chosen = self.candidates(arguments)[0].kwargs
-            self.function[grid](**arguments, **chosen)
+            # The interpreter has no driver to time with, and so one configuration; no compiler, and so no options of it.
+            blocks = {key: value for key, value in self.candidates(arguments, 90)[0].kwargs.items() if key.isupper()}
+            self.function[grid](**arguments, **blocks)
         else:
             self._autotuned(arguments)[grid](**arguments)
 
     def _autotuned(self, arguments: dict[str, Any]) -> Any:
-        candidates = self.candidates(arguments)
+        candidates = self.candidates(arguments, _capability())
         identity = ";".join(map(str, candidates))
         if identity not in self._tuned:
-            meta = set(candidates[0].kwargs)
+            sizes = [p.name for p in self.function.params if p.is_constexpr and p.name not in candidates[0].kwargs]
             self._tuned[identity] = triton.autotune(
-                candidates,
-                key=[name for name in self.key if name not in meta],
-                prune_configs_by={"early_config_prune": self._prune},
-                restore_value=self.restore,
-                cache_results=True,
+                candidates, key=sizes, prune_configs_by={"early_config_prune": self._prune}, cache_results=True
             )(self.function)
         return self._tuned[identity]
 
     def _prune(self, candidates: list[triton.Config], named: dict[str, Any], **arguments: Any) -> list[triton.Config]:
         limit = torch.cuda.get_device_properties(torch.cuda.current_device()).shared_memory_per_block_optin
-        kept = []
-        for candidate in candidates:
-            compiled = self.function.warmup(**named, **arguments, **candidate.all_kwargs(), grid=(1,))
-            if resources(compiled).fit(limit):
-                kept.append(candidate)
+        kept = [c for c in candidates if resources(self.compile({**named, **arguments}, c)).fit(limit)]
         if not kept:
-            sizes = {name: arguments[name] for name in self.key if name in arguments}
+            sizes = {name: value for name, value in arguments.items() if isinstance(value, int)}
             raise RuntimeError(f"{self.name}: no configuration fits this GPU at {sizes}; use backend='chunked'")
         return kept
+
+    def compile(self, arguments: dict[str, Any], candidate: triton.Config) -> Any:
+        """The machine code for the active driver's GPU. Arguments may be on the meta device."""
+        return self.function.warmup(**arguments, **candidate.all_kwargs(), grid=(1,))
+
+
+@cache
+def _capability() -> int:
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor
+
+
+@dataclass
+class Launch:
+    """A launch that was noted instead of made: the kernel and its arguments, tensors of the meta device."""
+
+    kernel: Kernel
+    arguments: dict[str, Any]
+
+    @property
+    def flops(self) -> int:
+        return self.kernel.flops(self.arguments)
+
+    @property
+    def moved(self) -> int:
+        """Bytes to and from memory if each tensor passes once and scratch stays in the cache."""
+        return sum(
+            x.numel() * x.element_size()
+            for name, x in self.arguments.items()
+            if isinstance(x, Tensor) and name not in self.kernel.scratch
+        )
+
+
+_recorded: list[Launch] | None = None
+
+
+@contextmanager
+def recording() -> Iterator[list[Launch]]:
+    """Within, launches are noted and not made."""
+    global _recorded
+    before, _recorded = _recorded, []
+    try:
+        yield _recorded
+    finally:
+        _recorded = before

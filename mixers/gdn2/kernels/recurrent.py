@@ -52,8 +52,16 @@ def recurrent_steps(
     tl.store(final + at, state, in_kv)
 
 
-def _candidates(arguments: dict[str, Any]) -> list[triton.Config]:
+def _candidates(arguments: dict[str, Any], capability: int) -> list[triton.Config]:
+    # One: a step is too short to tune, and what it writes may be what it read. Blocks of V as small as a full line of
+    # 128 bytes of state allows, so that few sequences fill the card too.
     return [triton.Config({"BV": min(32, padded(arguments["V"]))}, num_warps=4, num_stages=1)]
 
 
-RECURRENT_STEPS = Kernel(recurrent_steps, _candidates, restore=("final",))
+def _flops(arguments: dict[str, Any]) -> int:
+    """Decay 1, erase read 2, rank-one write 2, output read 2, for each number of the state and token."""
+    tokens, heads, value_dim = arguments["v"].shape[0] * arguments["v"].shape[1], arguments["HV"], arguments["V"]
+    return 7 * tokens * heads * arguments["K"] * value_dim
+
+
+RECURRENT_STEPS = Kernel(recurrent_steps, _candidates, _flops, writes=("o", "final"))

@@ -108,9 +108,19 @@ def scan_backward(
     tl.store(d_initial + (n * HV + hv) * (K * V) + kv, d_state, in_kv)
 
 
-def _candidates(arguments: dict[str, Any]) -> list[triton.Config]:
-    return [triton.Config({"BV": min(32, padded(arguments["V"]))}, num_warps=4, num_stages=1)]
+def _candidates(arguments: dict[str, Any], capability: int) -> list[triton.Config]:
+    widest = padded(arguments["V"])
+    return [
+        triton.Config({"BV": min(block, widest)}, num_warps=warps, num_stages=stages)
+        for block, warps, stages in ((32, 4, 1), (32, 4, 2), (64, 8, 1), (64, 8, 2), (16, 4, 2), (32, 8, 2), (64, 4, 1))
+    ]
 
 
-SCAN_FORWARD = Kernel(scan_forward, _candidates)
-SCAN_BACKWARD = Kernel(scan_backward, _candidates)
+def _flops(arguments: dict[str, Any]) -> int:
+    """Three products with the state and two inside the chunk."""
+    (chunks, _, size, _), heads = arguments["aqk"].shape, arguments["HV"]
+    return chunks * heads * 2 * size * arguments["V"] * (3 * arguments["K"] + 2 * size)
+
+
+SCAN_FORWARD = Kernel(scan_forward, _candidates, _flops, writes=("o", "r", "states", "final"))
+SCAN_BACKWARD = Kernel(scan_backward, _candidates, _flops, writes=("dz", "d_states", "d_initial"))

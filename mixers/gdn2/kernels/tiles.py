@@ -42,7 +42,7 @@ def rows_of_8(x, block, c, count, STRIDE: tl.constexpr, K: tl.constexpr):
     at = block[:, None] * (8 * STRIDE) + c[None, :]
     for i in tl.static_range(8):
         mask = (block * 8 < count - i)[:, None] & (c < K)[None, :]
-        tiles = tiles + (tl.load(x + i * STRIDE + at, mask, 0.0).to(tl.float32),)
+        tiles = tiles + (tl.load(x + at + i * STRIDE, mask, 0.0).to(tl.float32),)
     return tiles
 
 
@@ -52,7 +52,7 @@ def store_rows_of_8(x, tiles, block, c, count, STRIDE: tl.constexpr, K: tl.const
     at = block[:, None] * (8 * STRIDE) + c[None, :]
     for i in tl.static_range(8):
         mask = (block * 8 < count - i)[:, None] & (c < K)[None, :]
-        tl.store(x + i * STRIDE + at, tiles[i].to(x.dtype.element_ty), mask)
+        tl.store(x + at + i * STRIDE, tiles[i].to(x.dtype.element_ty), mask)
 
 
 @triton.jit
