@@ -80,9 +80,11 @@ def doctor(as_json: AsJson = False) -> None:
 
     with errors():
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        found = asdict(provenance("", device, "float32", backend="torch"))
+        found = asdict(provenance("", device, "float32", backend=""))
         report = {key: value for key, value in found.items() if key.startswith(("version", "device", "git", "threads"))}
-        report["mixers"] = dict.fromkeys(sorted(entries()), "torch")
+        serving = {name: entry.cls.serving(torch.device(device)) for name, entry in sorted(entries().items())}
+        report["mixers"] = serving
+        report["triton_kernels"] = "serve gdn2" if serving["gdn2"] == "triton" else "idle: they need a CUDA device"
         report["language_data"] = "fetched" if offline.available() else "missing: run `python run.py data fetch`"
         report["slurm"] = shutil.which("sbatch") or "missing: sbatch is not on the PATH; use --cluster local"
     rows = [f"{key:24} {value}" for key, value in report.items() if key != "mixers"]
@@ -400,16 +402,57 @@ def table(
 
 @bench_app.command("kernels")
 def bench_kernels(
-    repeats: Annotated[int, typer.Option(help="Timed repetitions.")] = 20,
+    repeats: Annotated[int, typer.Option(help="Timed repetitions, on a CPU.")] = 20,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    static: Annotated[
+        bool, typer.Option("--static", help="Compile the Triton kernels for GPUs that need not be there.")
+    ] = False,
+    shapes: Annotated[
+        str, typer.Option(help="With --static: which head shapes, separated by commas, or `all`.")
+    ] = "paper",
+    capabilities: Annotated[str | None, typer.Option(help="With --static: 80, 90, 100, separated by commas.")] = None,
+    out: Annotated[Path, typer.Option(help="Where results measured on a GPU go.")] = Path("results/kernels"),
+    seconds: Annotated[float, typer.Option(help="On a GPU: start no new case after so long.")] = 480,
     as_json: AsJson = False,
 ) -> None:
-    """Time the chunked torch forms beside flash-linear-attention's naive ones, same inputs, with their errors."""
-    from suites.kernels import render, run
+    """Time our operators beside flash-linear-attention's, same inputs, with their errors.
 
-    with errors():
-        rows = run(repeats, threads)
-    _print(rows, as_json, render(rows))
+    On a CUDA device the Triton kernels, else the chunked torch forms. --static times nothing: it compiles every
+    configuration of the kernels for sm_80, sm_90 and sm_100, prints registers, spills, shared memory, matrix
+    instructions and the bytes and FLOPs of each launch, and fails if one spills or does not fit.
+    """
+    import torch
+
+    def say(line: str) -> None:
+        typer.echo(line, err=True)
+
+    if static:
+        from suites import static_kernels
+
+        with errors():
+            chosen = list(static_kernels.SHAPES) if shapes == "all" else shapes.split(",")
+            try:
+                targets = [int(c) for c in capabilities.split(",")] if capabilities else None
+            except ValueError:
+                raise ValueError(f"--capabilities: {capabilities!r} are no numbers; give e.g. 80,90") from None
+            rows = static_kernels.run(chosen, targets, say)
+        _print(rows, as_json, static_kernels.render(rows))
+        unfit = [row for row in rows if not row["fits"]]
+        if unfit:
+            typer.echo(f"error: {len(unfit)} of {len(rows)} configurations spill or do not fit", err=True)
+            raise typer.Exit(1)
+    elif torch.cuda.is_available():
+        from suites import gpu_kernels
+
+        with errors():
+            rows = gpu_kernels.run(out, seconds, say)
+        _print(rows, as_json, gpu_kernels.render(rows))
+    else:
+        from suites.kernels import render, run
+
+        with errors():
+            rows = run(repeats, threads)
+        _print(rows, as_json, render(rows))
 
 
 def main() -> None:

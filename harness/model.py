@@ -167,6 +167,11 @@ class LanguageModel(nn.Module):
         """Join states along the batch, in order."""
         return [block.mixer.cat_states([s[i] for s in states]) for i, block in enumerate(self.blocks)]
 
+    def backend(self) -> str:
+        """Which implementations run its mixers where it is now, as records name them: `torch`, `torch+triton`."""
+        device = next(self.parameters()).device
+        return "+".join(sorted({block.mixer.serving(device, block.mixer.backend) for block in self.blocks}))
+
     def cost(self, seq_len: int) -> ModelCost:
         """Counted from the modules themselves, so what is reported is what is built (works on the meta device)."""
         embedding = self.embedding.weight.numel() * (1 if self.config.tie_embeddings else 2)

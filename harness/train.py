@@ -294,7 +294,7 @@ def train(config: RunConfig, run_dir: Path, progress: Progress | None = None, co
         tokens_per_second=config.data.tokens / trainer.seconds,
         weights_sha256=checkpoint.digest(trainer.model.state_dict()),
     )
-    birth = provenance(config.hash, trainer.device, trainer.dtype, backend="torch", command=command)
+    birth = provenance(config.hash, trainer.device, trainer.dtype, backend=trainer.model.backend(), command=command)
     write_atomic(run_dir / "train.json", json.dumps(asdict(summary) | {"provenance": asdict(birth)}, indent=1).encode())
     return summary
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from mixers.common import ShortConvolution, accumulator_dtype, l2_normalise, require
+from mixers.common import ShortConvolution, accumulator_dtype, require
 from mixers.interface import Cost, Mixer, MixerConfig, State
 
 
@@ -80,7 +80,10 @@ class DeltaMixer(Mixer):
         self.o_proj = nn.Linear(value_width, d_model, bias=False)
 
     def operate(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, recurrent: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Gates from x [B, T, D], then the operator: q, k [B, T, H, K], v [B, T, HV, V] → o like v, final state."""
+        """Gates from x [B, T, D], then the operator on q and k [B, T, H, K], which it L2-normalises, and v [B, T, HV, V].
+
+        Returns o like v, and the final state.
+        """
         raise NotImplementedError
 
     def gate(self, x: Tensor) -> Tensor:
@@ -93,8 +96,7 @@ class DeltaMixer(Mixer):
         q, q_tail = self.q_conv1d(self.q_proj(x), tails[0])
         k, k_tail = self.k_conv1d(self.k_proj(x), tails[1])
         v, v_tail = self.v_conv1d(self.v_proj(x), tails[2])
-        q = l2_normalise(q.unflatten(-1, (self.heads, -1)))
-        k = l2_normalise(k.unflatten(-1, (self.heads, -1)))
+        q, k = q.unflatten(-1, (self.heads, -1)), k.unflatten(-1, (self.heads, -1))
         v = v.unflatten(-1, (self.value_heads, -1))
         o, recurrent = self.operate(q, k, v, x, None if state is None else state["recurrent"])
         o = self.o_norm(o, self.gate(x).unflatten(-1, (self.value_heads, -1)))

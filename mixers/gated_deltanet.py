@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixers.common import accumulator_dtype, inverse_softplus_dt
+from mixers.common import accumulator_dtype, inverse_softplus_dt, l2_normalise
 from mixers.delta_layer import DeltaConfig, DeltaMixer
 from mixers.delta_rule import delta_rule_chunked, operands, without_autocast
 from mixers.registry import register_mixer
@@ -69,8 +69,8 @@ class GatedDeltaNet(DeltaMixer):
         dtype = accumulator_dtype(x)
         g = -self.A_log.to(dtype).exp() * F.softplus(self.a_proj(x).to(dtype) + self.dt_bias)
         return gated_delta_rule(
-            q,
-            k,
+            l2_normalise(q),
+            l2_normalise(k),
             v,
             g,
             self.b_proj(x).sigmoid(),

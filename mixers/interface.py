@@ -46,6 +46,8 @@ class Mixer(nn.Module):
     """
 
     config_class: type[MixerConfig]
+    # Which implementation to use. Not part of the configuration: all compute the same function of the same weights.
+    backend: str = "auto"
 
     def __init__(self, d_model: int, config: MixerConfig):
         super().__init__()
@@ -73,6 +75,11 @@ class Mixer(nn.Module):
     def mix(self, x: Tensor, state: State | None, return_state: bool) -> tuple[Tensor, State | None]:
         """The mixer itself on sequences of one length: what `forward` promises, without packing."""
         raise NotImplementedError
+
+    @classmethod
+    def serving(cls, device: torch.device, backend: str = "auto") -> str:
+        """The implementation that runs on a device: `torch`, unless a mixer has others."""
+        return "torch"
 
     def cost(self, seq_len: int) -> Cost:
         """Parameters, state and forward FLOPs a token at sequences of `seq_len` tokens."""

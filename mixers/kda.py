@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixers.common import accumulator_dtype, inverse_softplus_dt
+from mixers.common import accumulator_dtype, inverse_softplus_dt, l2_normalise
 from mixers.delta_layer import DeltaConfig, DeltaMixer
 from mixers.delta_rule import delta_rule_chunked, operands, without_autocast
 from mixers.registry import register_mixer
@@ -74,8 +74,8 @@ class KimiDeltaAttention(DeltaMixer):
         dtype = accumulator_dtype(x)
         step = F.softplus(self.f_proj(x).to(dtype) + self.dt_bias).unflatten(-1, (self.value_heads, -1))
         return kimi_delta_rule(
-            q,
-            k,
+            l2_normalise(q),
+            l2_normalise(k),
             v,
             -self.A_log.to(dtype).exp()[:, None] * step,
             self.b_proj(x).sigmoid(),

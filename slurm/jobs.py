@@ -143,7 +143,7 @@ def evaluate(folder: Path, name: str, options: dict[str, Any], label: str, comma
     measurements = module.run(
         lm, module.Config(**options), progress=lambda line: write_status(folder, "evaluating", line)
     )
-    birth = provenance(config.hash, this_device(), "float32", backend="torch", command=command)
+    birth = provenance(config.hash, this_device(), "float32", backend=lm.model.backend(), command=command)
     write_records(
         folder,
         name,

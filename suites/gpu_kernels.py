@@ -35,12 +35,13 @@ from mixers.kda import kimi_delta_rule
 Row = dict[str, Any]
 
 FORWARD, BOTH, DECODE = "forward", "forward+backward", "decode"
+ERRORS = ("output", "gradient", "state")
 CHUNK = 64  # tokens a chunk, of every implementation and of the FLOPs
 CHECKED_STEPS = 256  # four chunks: the float64 recurrence keeps a state for each of its steps
 WRONG = 3e-2  # a relative error in norm that rounding to bf16, 4e-3 at most a number, does not explain
 WARM_UP, REPEATS = 3, 30
 FLUSH_BYTES = 256 * 2**20  # several times the L2 of any device
-LEAD_CYCLES = 4_000_000  # some 2 ms, in which the host issues every launch of the timed call
+LEAD_CYCLES = 8_000_000  # some 4 ms, in which the host issues every launch of the timed call
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def plan() -> list[tuple[Case, str]]:
 OPERATORS: dict[str, tuple[dict[str, str], Callable[..., Any]]] = {
     "gdn2": (
         {name: name for name in ("q", "k", "v", "g", "b", "w")},
-        partial(gated_delta_rule_2, backend="recurrent", output_final_state=True),
+        partial(gated_delta_rule_2, backend="recurrent"),
     ),
     "kda": (
         {"q": "q", "k": "k", "v": "v", "g": "value_g", "beta": "beta"},
@@ -154,7 +155,7 @@ def chunk_flops(case: Case, direction: str) -> float:
 
     Per chunk: T and Aqk 4C²K, the triangular inverse C³/3, Y 2C²K for each key head; U 2C²V, Aqk R 2C²V, and Y S, q S
     and kᵀR 2CKV each for each value head. Backward is two products for each of these; what an implementation computes
-    again is not counted. decode: decay 1, erase read 2, rank-one write 2 and output read 2 for each number of the state.
+    again is not counted. decode: decay 1, erase read 2, rank-one write 2 and output read 2 a number of the state.
     """
     tokens, c, k, v = case.steps * case.batch, CHUNK, case.key_dim, case.value_dim
     if direction == DECODE:
@@ -272,13 +273,17 @@ def truth(operator: str, case: Case, direction: str, device: str) -> list[Tensor
 
 
 def errors(implementation: Implementation, call: Callable[..., Any], case: Case, direction: str, device: str) -> Row:
-    """Errors of output and worst gradient, or of output and final state, on one short sequence (decode: one step)."""
+    """Errors of output and worst gradient, or of output and final state, on one short sequence (decode: one step).
+
+    Raises ArithmeticError for a result that is not finite.
+    """
     checked = Case(min(case.steps, CHECKED_STEPS), 1, case.heads, case.value_heads, case.key_dim, case.value_dim)
     # The truth of both directions shares its forward pass, so it is computed once for both.
     exact = truth(implementation.operator, checked, DECODE if direction == DECODE else BOTH, device)
     results = evaluate(call, implementation.operator, inputs(checked, device, seed=0), direction)
     found = [((a.double() - t).norm() / t.norm()).item() for a, t in zip(results, exact, strict=False)]
-    found = [error if math.isfinite(error) else math.inf for error in found]
+    if not all(map(math.isfinite, found)):
+        raise ArithmeticError(f"a result is not finite at {checked}")
     return {
         "output_error": found[0],
         "gradient_error": max(found[1:]) if direction == BOTH else None,
@@ -340,9 +345,14 @@ def measure(case: Case, direction: str, flush: Tensor, ceilings: dict[str, float
         except Exception as error:  # whatever a library says no with: its reason is the result
             rows[form]["refused"] = reason(error)
     times: dict[Implementation, list[tuple[float, float]]] = {form: [] for form in runs}
-    for repeat in range(REPEATS):
-        for form in list(runs)[:: -1 if repeat % 2 else 1]:
-            times[form].append(timed(runs[form], flush))
+    try:
+        for repeat in range(REPEATS):
+            for form in list(runs)[:: -1 if repeat % 2 else 1]:
+                times[form].append(timed(runs[form], flush))
+    except torch.AcceleratorError as error:
+        for form in runs:
+            rows[form]["refused"] = f"no time, the device failed: {reason(error)}"
+        times.clear()
     for form, pairs in times.items():
         rows[form] |= summary(form, case, direction, [device for device, _ in pairs], ceilings)
         rows[form]["host_ms"] = statistics.median(host for _, host in pairs)
@@ -357,7 +367,7 @@ def reason(error: BaseException) -> str:
 
 def wrong(row: Row) -> bool:
     """Whether an error is beyond what bf16 explains."""
-    return any(row[key] is not None and row[key] > WRONG for key in ("output_error", "gradient_error", "state_error"))
+    return any(row[f"{key}_error"] is not None and row[f"{key}_error"] > WRONG for key in ERRORS)
 
 
 def run(out: Path, seconds: float = 480, progress: Callable[[str], Any] = print) -> list[Row]:
@@ -377,21 +387,24 @@ def run(out: Path, seconds: float = 480, progress: Callable[[str], Any] = print)
     ceilings = device_ceilings(flush)
     progress(f"{birth['device']}: {_ceilings_text(ceilings)}")
     rows: list[Row] = []
+    stop = ""
     for case, direction in plan():
-        used = time.perf_counter() - started
-        if used >= seconds:
-            over = f"not started: {seconds:.0f} s were used up"
+        if not stop and time.perf_counter() - started >= seconds:
+            stop = f"not started: {seconds:.0f} s were used up"
+        if not stop:
+            try:
+                gc.collect()  # a refused backward pass leaves its graph in a cycle with the traceback
+                torch.cuda.empty_cache()
+                fresh = measure(case, direction, flush, ceilings, birth)
+            except torch.AcceleratorError as error:  # after a wild access nothing more can run in this process
+                stop = f"not started: the device failed: {reason(error)}"
+        if stop:
             forms = implementations(direction)
-            rows += [identity(form, case, direction) | ceilings | birth | {"left_out": over} for form in forms]
-            progress(f"{direction} {case}: {over}")
-        else:
-            fresh = measure(case, direction, flush, ceilings, birth)
-            rows += fresh
-            cells = ", ".join(f"{r['operator']} {r['implementation']} {_cell(r)}" for r in fresh)
-            progress(f"{direction} {case}: {cells}; {time.perf_counter() - started:.0f} s")
+            fresh = [identity(form, case, direction) | ceilings | birth | {"left_out": stop} for form in forms]
+        rows += fresh
+        cells = stop or ", ".join(f"{r['operator']} {r['implementation']} {_cell(r)}" for r in fresh)
+        progress(f"{direction} {case}: {cells}; {time.perf_counter() - started:.0f} s")
         write_atomic(out / "kernels.json", json.dumps({"ceilings": ceilings, "rows": rows}, indent=1).encode())
-        gc.collect()  # a refused backward pass leaves its graph in a cycle with the traceback
-        torch.cuda.empty_cache()
     truth.cache_clear()
     figure(rows, ceilings, out / "kernels.png")
     progress(render(rows))
@@ -401,7 +414,7 @@ def run(out: Path, seconds: float = 480, progress: Callable[[str], Any] = print)
 def birth_certificate(device: torch.device) -> Row:
     """Versions, device, driver, commit and time, for every row."""
     known = asdict(provenance("", device, torch.bfloat16, "triton"))
-    kept = ("git_commit", "git_dirty", "version_python", "version_torch", "version_triton", "device", "time", "command")
+    kept = ("git_commit", "git_dirty", "version_python", "version_torch", "version_triton", "device", "time")
     return {key: known[key] for key in kept} | {
         "version_fla": known["version_fla"] or version("fla-core"),  # the part of fla that holds its kernels
         "version_cuda": torch.version.cuda,
@@ -497,13 +510,12 @@ def _remarks(rows: list[Row]) -> list[str]:
             if r["refused"]:
                 refusals.setdefault(r["refused"], []).append(f"{r['direction']} {_case(r)}")
         remarks += [f"refused, {operator} {form}, {_listed(where)}: {why}" for why, where in refusals.items()]
-    left = dict.fromkeys(f"{r['direction']} {_case(r)}" for r in rows if r["left_out"])
-    if left:
-        remarks.append(f"left out for want of time: {'; '.join(left)}")
+    left: dict[str, dict[str, None]] = {}
+    for r in rows:
+        if r["left_out"]:
+            left.setdefault(r["left_out"], {})[f"{r['direction']} {_case(r)}"] = None
+    remarks += [f"{why}: {'; '.join(cases)}" for why, cases in left.items()]
     return remarks
-
-
-ERRORS = ("output", "gradient", "state")
 
 
 def _listed(where: list[str]) -> str:

@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    # The Triton kernels run on CPU tensors then. It must be said before triton is imported.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from harness.prepare import prepare
 from suites import offline
 

@@ -6,6 +6,7 @@ RMSNorm per head times SiLU of a low-rank gate (the paper's recipe). Parameter n
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from mixers.common import accumulator_dtype, inverse_softplus_dt
 from mixers.delta_layer import DeltaConfig, DeltaMixer
-from mixers.gdn2.operator import gated_delta_rule_2
+from mixers.gdn2.operator import gated_delta_rule_2, resolve
 from mixers.registry import register_mixer
 
 
@@ -49,27 +50,37 @@ class GatedDeltaNet2(DeltaMixer):
             nn.Linear(d_model, self.value_dim, bias=False), nn.Linear(self.value_dim, value_width, bias=True)
         )
 
+    @classmethod
+    def serving(cls, device: torch.device, backend: str = "auto") -> str:
+        return "triton" if resolve(backend, device, torch.float32) == "triton" else "torch"
+
     def operate(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, recurrent: Tensor | None) -> tuple[Tensor, Tensor]:
+        g = self.f_proj(x).unflatten(-1, (self.heads, -1))
+        b = self.b_proj(x).unflatten(-1, (self.heads, -1))
+        w = self.w_proj(x).unflatten(-1, (self.value_heads, -1))
+        backend = resolve(self.backend, x.device, x.dtype)
+        if backend == "chunked":
+            backend = self.backend_for(x.shape[1])
+        run = partial(
+            gated_delta_rule_2,
+            initial_state=recurrent,
+            output_final_state=True,
+            use_qk_l2norm=True,
+            chunk_size=self.config.chunk_size,
+            backend=backend,
+        )
+        if self.config.erase_gate == self.config.write_gate == "channel":
+            activation = dict(A_log=self.A_log, dt_bias=self.dt_bias, erase_range=float(self.config.erase_range))
+            return run(q, k, v, g, b, w, **activation)
+        # A mean over channels is taken of gates, not of projections, so these are activated here.
         dtype = accumulator_dtype(x)
-        b = self.config.erase_range * self.b_proj(x).sigmoid().unflatten(-1, (self.heads, -1))
-        w = self.w_proj(x).sigmoid().unflatten(-1, (self.value_heads, -1))
+        g = -self.A_log.to(dtype).exp()[:, None] * F.softplus(g.to(dtype) + self.dt_bias.unflatten(0, (self.heads, -1)))
+        b, w = self.config.erase_range * b.sigmoid(), w.sigmoid()
         if self.config.erase_gate == "scalar":
             b = b.mean(-1, keepdim=True).expand_as(b)
         if self.config.write_gate == "scalar":
             w = w.mean(-1, keepdim=True).expand_as(w)
-        step = F.softplus(self.f_proj(x).to(dtype) + self.dt_bias).unflatten(-1, (self.heads, -1))
-        return gated_delta_rule_2(
-            q,
-            k,
-            v,
-            -self.A_log.to(dtype).exp()[:, None] * step,
-            b,
-            w,
-            initial_state=recurrent,
-            output_final_state=True,
-            chunk_size=self.config.chunk_size,
-            backend=self.backend_for(x.shape[1]),
-        )
+        return run(q, k, v, g, b, w)
 
     def gate(self, x: Tensor) -> Tensor:
         return self.g_proj(x)

@@ -127,16 +127,16 @@ def gated_delta_rule_2(
     require((A_log is None) == (dt_bias is None), "A_log, dt_bias: give both, with projections, or neither")
     if A_log is not None:
         require(A_log.shape == (heads,), f"A_log: expected [{heads}], got {list(A_log.shape)}")
-        require(dt_bias.shape == (heads * key_dim,), f"dt_bias: expected [{heads * key_dim}], got {list(dt_bias.shape)}")
+        require(
+            dt_bias.shape == (heads * key_dim,), f"dt_bias: expected [{heads * key_dim}], got {list(dt_bias.shape)}"
+        )
     offsets = tuple(range(0, batch * steps + 1, steps))
     if cu_seqlens is not None:
         offsets = tuple(check_cu_seqlens(q, cu_seqlens))
     shape = (len(offsets) - 1, value_heads, key_dim, value_dim)
     if initial_state is not None:
         require(initial_state.shape == shape, f"initial_state: expected {list(shape)}, got {list(initial_state.shape)}")
-        require(
-            initial_state.device == q.device, f"initial_state: on {initial_state.device}, but q is on {q.device}"
-        )
+        require(initial_state.device == q.device, f"initial_state: on {initial_state.device}, but q is on {q.device}")
     if update_state:
         require(
             initial_state is not None and initial_state.dtype == torch.float32 and initial_state.is_contiguous(),

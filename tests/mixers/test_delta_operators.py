@@ -247,7 +247,7 @@ def test_l2_normalisation_and_scale_are_what_they_say() -> None:
         ({"g": torch.zeros(2, 5, 2, 16, dtype=torch.long)}, r"g: expected a floating dtype, got torch.int64"),
         ({"q": torch.zeros(2, 0, 2, 16)}, r"q: expected a non-empty"),
         ({"chunk_size": 48}, r"chunk_size: expected a power of two, got 48"),
-        ({"backend": "fast"}, r"backend: expected auto, recurrent or chunked, got 'fast'"),
+        ({"backend": "fast"}, r"backend: expected auto, recurrent, chunked or triton, got 'fast'"),
         ({"initial_state": torch.zeros(1, 2, 16, 24)}, r"initial_state: expected \[2, 2, 16, 24\]"),
         ({"cu_seqlens": torch.tensor([0, 5])}, r"cu_seqlens: packed sequences need a batch of 1, got 2"),
     ],

@@ -237,7 +237,11 @@ def chunk_gradients(
         within, behind = products_of_8(alpha)
         q_8, e_8, k_8 = (), (), ()
         for i in tl.static_range(8):
-            q_8, e_8, k_8 = q_8 + (q_i[i] * within[i],), e_8 + (b_i[i] * k_i[i] * within[i],), k_8 + (k_i[i] * behind[i],)
+            q_8, e_8, k_8 = (
+                q_8 + (q_i[i] * within[i],),
+                e_8 + (b_i[i] * k_i[i] * within[i],),
+                k_8 + (k_i[i] * behind[i],),
+            )
         store_rows_of_8(dq, q_8, block, c, count, STRIDE, K)
         store_rows_of_8(db, e_8, block, c, count, STRIDE, K)
         store_rows_of_8(dk, k_8, block, c, count, STRIDE, K)
@@ -308,7 +312,11 @@ def chunk_gradients(
         dq_i, de_i, dk_i, e_i, dlog = (), (), (), (), ()
         for i in tl.static_range(8):
             e_i = e_i + (b_i[i] * k_i[i],)
-            dq_i, de_i, dk_i = dq_i + (dq_8[i] * within[i],), de_i + (de_8[i] * within[i],), dk_i + (dk_8[i] * behind[i],)
+            dq_i, de_i, dk_i = (
+                dq_i + (dq_8[i] * within[i],),
+                de_i + (de_8[i] * within[i],),
+                dk_i + (dk_8[i] * behind[i],),
+            )
         for back in tl.static_range(8):  # log α_i is in the products up to rows i, …, 7 and in the block's
             reaching += dq_i[7 - back] * q_i[7 - back] + de_i[7 - back] * e_i[7 - back]
             dlog = (reaching,) + dlog
@@ -348,7 +356,10 @@ def chunk_gradients(
         tl.store(radial + column // 8 * C + block[:, None] * 8 + column % 8, radials)
         tl.debug_barrier()
         q_scale, k_scale = tl.load(q_rstd + r) * scale, tl.load(k_rstd + r)
-        q_part, k_part = tl.load(radial + r) * q_scale * q_scale / (scale * scale), tl.load(radial + C + r) * k_scale * k_scale
+        q_part, k_part = (
+            tl.load(radial + r) * q_scale * q_scale / (scale * scale),
+            tl.load(radial + C + r) * k_scale * k_scale,
+        )
         for start_k in range(0, K, BK):
             c = start_k + tl.arange(0, BK)
             at, mask = r[:, None] * STRIDE + c[None, :], valid & (c < K)[None, :]

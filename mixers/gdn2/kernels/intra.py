@@ -139,7 +139,6 @@ def intra_chunk(
     t = tl.zeros((C // 8, 64), tl.float32)
     a = tl.zeros((C // 8, 64), tl.float32)
     for start in range(0, K, BK):
-
         c = start + tl.arange(0, BK)
         in_k = (c < K)[None, :]
         bias = tl.zeros((BK,), tl.float32)
@@ -177,7 +176,6 @@ def intra_chunk(
     t = tl.zeros((C, C), tl.float32)
     a = tl.zeros((C, C), tl.float32)
     for start in range(0, K, BK):
-
         c = start + tl.arange(0, BK)
         in_k = (c < K)[None, :]
         at = r[:, None] * K + c[None, :]
@@ -211,7 +209,7 @@ def _candidates(arguments: dict[str, Any], capability: int) -> list[triton.Confi
     widest = padded(arguments["K"])
     return [
         triton.Config({"BK": min(block, widest)}, num_warps=warps, num_stages=1)
-        for block, warps in ((32, 8), (16, 4), (16, 8), (64, 8), (32, 4))
+        for block, warps in ((16, 4), (32, 8), (16, 8))
     ]
 
 

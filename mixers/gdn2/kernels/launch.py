@@ -113,8 +113,10 @@ class Kernel:
         if _recorded is not None:
             _recorded.append(Launch(self, arguments))
         elif interpreted():
-            # The interpreter has no driver to time with, and so one configuration; no compiler, and so no options of it.
-            blocks = {key: value for key, value in self.candidates(arguments, 90)[0].kwargs.items() if key.isupper()}
+            # The interpreter has no driver to time with, and so one configuration, with the largest blocks, which take
+            # it the fewest steps; no compiler, and so no options of it.
+            sizes = [{k: v for k, v in c.kwargs.items() if k.isupper()} for c in self.candidates(arguments, 90)]
+            blocks = max(sizes, key=lambda blocks: tuple(blocks.values()))
             self.function[grid](**arguments, **blocks)
         else:
             self._autotuned(arguments)[grid](**arguments)

@@ -9,7 +9,6 @@ from mixers.gdn2.kernels.launch import Kernel, padded
 from mixers.gdn2.kernels.tiles import dot
 
 
-
 @triton.jit
 def scan_forward(
     v, w, q_decayed, e_decayed, k_decayed, total, inverse, aqk, initial, sequence_start, sequence_chunk,

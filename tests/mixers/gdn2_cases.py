@@ -1,0 +1,101 @@
+"""Inputs of Gated Delta Rule-2 and its float64 recurrence, for the kernels' tests on a CPU and on a GPU."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixers.gdn2 import gated_delta_rule_2
+
+DECAYS = ("normal", "uniform", "brutal", "none")
+NAMES = ("q", "k", "v", "g", "b", "w", "initial_state")
+
+
+def log_decay(kind: str, shape: tuple[int, ...]) -> Tensor:
+    """normal: -|N(0, 1)|; uniform: U(-5, -0.1); brutal: U(-0.5, 0) with single steps of -50 and, on a third of the
+    channels, -1e4; none: 0.
+    """
+    if kind == "normal":
+        return -torch.randn(shape, dtype=torch.float64).abs()
+    if kind == "uniform":
+        return -0.1 - 4.9 * torch.rand(shape, dtype=torch.float64)
+    g = -0.5 * torch.rand(shape, dtype=torch.float64)
+    if kind == "none":
+        return 0 * g
+    g[:, ::7] = -50
+    g[:, ::11, :, ::3] = -1e4
+    return g
+
+
+def inputs(
+    steps: int,
+    *,
+    batch: int = 1,
+    heads: int = 1,
+    value_heads: int = 2,
+    K: int = 32,
+    V: int = 48,
+    decay: str = "normal",
+    sequences: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    unit: bool = True,
+) -> dict[str, Tensor]:
+    """q, k, v, g, b, w and initial_state. Rounded to `dtype`; g and the state at least fp32."""
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64)
+
+    key, value = (batch, steps, heads, K), (batch, steps, value_heads, V)
+    x = {
+        "q": draw(*key),
+        "k": draw(*key),
+        "v": draw(*value),
+        "g": log_decay(decay, key),
+        "b": draw(*key).sigmoid(),
+        "w": draw(*value).sigmoid(),
+        "initial_state": draw(sequences or batch, value_heads, K, V),
+    }
+    if unit:
+        x["q"], x["k"] = F.normalize(x["q"], dim=-1), F.normalize(x["k"], dim=-1)
+    wide = torch.promote_types(dtype, torch.float32)
+    return {name: t.to(device, wide if name in ("g", "initial_state") else dtype) for name, t in x.items()}
+
+
+def evaluate(x: dict[str, Tensor], seed: int = 1, **options: object) -> dict[str, Tensor]:
+    """Output, final state and the gradient of every input, for a gradient of both that `seed` draws."""
+    leaves = {name: t.detach().clone().requires_grad_() for name, t in x.items()}
+    o, state = gated_delta_rule_2(**leaves, output_final_state=True, **options)
+    generator = torch.Generator().manual_seed(seed)
+    loss = sum(
+        (t.double() * torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.device)).sum()
+        for t in (o, state)
+    )
+    loss.backward()
+    gradients = {f"d_{name}": leaf.grad for name, leaf in leaves.items()}
+    return {"o": o.detach(), "state": state.detach(), **gradients}
+
+
+def errors(x: dict[str, Tensor], smallest: float = 0.0, **options: object) -> dict[str, float]:
+    """Relative error in norm of the kernels against the recurrence in float64, of everything `evaluate` gives.
+
+    smallest: what the dtype can still represent; where all is smaller, errors are relative to that.
+    """
+    found = evaluate(x, backend="triton", **options)
+    options.pop("chunk_size", None)
+    exact = evaluate({name: t.double() for name, t in x.items()}, backend="recurrent", **options)
+    for name, t in found.items():
+        assert torch.isfinite(t).all(), name
+    return {
+        name: ((found[name].double() - t).norm() / t.norm().clamp_min(smallest * t.numel() ** 0.5 + 1e-300)).item()
+        for name, t in exact.items()
+    }
+
+
+def worst(found: dict[str, float]) -> tuple[float, float]:
+    """Of output and state, and of the gradients."""
+    return (
+        max(found["o"], found["state"]),
+        max(error for name, error in found.items() if name.startswith("d_")),
+    )
