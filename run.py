@@ -445,14 +445,42 @@ def bench_kernels(
         from suites import gpu_kernels
 
         with errors():
-            rows = gpu_kernels.run(out, seconds, say)
-        _print(rows, as_json, gpu_kernels.render(rows))
+            rows = gpu_kernels.run(out, seconds, say if as_json else typer.echo)  # the table is its last line
+        if as_json:
+            _print(rows, True, "")
     else:
         from suites.kernels import render, run
 
         with errors():
             rows = run(repeats, threads)
         _print(rows, as_json, render(rows))
+
+
+@bench_app.command("throughput")
+def bench_throughput(
+    preset: Annotated[str, typer.Option(help="A scale; see `list`.")],
+    mixers: Annotated[str | None, typer.Option(help="Only these mixers, separated by commas.")] = None,
+    length: Annotated[int, typer.Option(help="Tokens a sequence.")] = 2048,
+    batch: Annotated[int, typer.Option(help="Sequences a step.")] = 8,
+    steps: Annotated[int, typer.Option(help="Steps a timed window.")] = 10,
+    seconds: Annotated[float, typer.Option(help="For all mixers together.")] = 300,
+    out: Annotated[Path | None, typer.Option(help="Also write the rows to this JSON file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time training steps of every matched model at a scale, on this machine's device."""
+    from harness.checkpoint import write_atomic
+    from harness.train import this_device
+    from suites.throughput import render, run
+
+    with errors():
+        names = mixers.split(",") if mixers else None
+        rows = run(
+            preset, names, length, batch, steps, str(this_device()), seconds, lambda line: typer.echo(line, err=True)
+        )
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(out, json.dumps(rows, indent=1).encode())
+    _print(rows, as_json, render(rows))
 
 
 def main() -> None:

@@ -80,7 +80,7 @@ class DeltaMixer(Mixer):
         self.o_proj = nn.Linear(value_width, d_model, bias=False)
 
     def operate(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, recurrent: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Gates from x [B, T, D], then the operator on q and k [B, T, H, K], which it L2-normalises, and v [B, T, HV, V].
+        """Gates from x [B, T, D], then the operator. q, k: [B, T, H, K], not yet L2-normalised; v: [B, T, HV, V].
 
         Returns o like v, and the final state.
         """

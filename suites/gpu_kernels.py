@@ -168,7 +168,7 @@ def summary(
     implementation: Implementation, case: Case, direction: str, times: list[float], ceilings: dict[str, float]
 ) -> Row:
     """The part of a row that follows from the times, in ms; fractions are of the device's measured ceilings."""
-    low, *_, high = statistics.quantiles(times, n=5)
+    low, *_, high = statistics.quantiles(times, n=5, method="inclusive")
     middle = statistics.median(times)
     moved, done = byte_floor(implementation.operator, case, direction), chunk_flops(case, direction)
     return {
@@ -343,7 +343,7 @@ def measure(case: Case, direction: str, flush: Tensor, ceilings: dict[str, float
             rows[form] |= errors(form, call, case, direction, str(flush.device))
             runs[form] = run
         except Exception as error:  # whatever a library says no with: its reason is the result
-            rows[form]["refused"] = reason(error)
+            rows[form] = identity(form, case, direction) | ceilings | birth | {"refused": reason(error)}
     times: dict[Implementation, list[tuple[float, float]]] = {form: [] for form in runs}
     try:
         for repeat in range(REPEATS):
@@ -390,7 +390,7 @@ def run(out: Path, seconds: float = 480, progress: Callable[[str], Any] = print)
     stop = ""
     for case, direction in plan():
         if not stop and time.perf_counter() - started >= seconds:
-            stop = f"not started: {seconds:.0f} s were used up"
+            stop = f"not started: {seconds:g} s were used up"
         if not stop:
             try:
                 gc.collect()  # a refused backward pass leaves its graph in a cycle with the traceback
@@ -541,7 +541,7 @@ def figure(rows: list[Row], ceilings: dict[str, float], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    drawn, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
+    drawn, axes = plt.subplots(figsize=(7.5, 5.2), layout="constrained")
     positions = {case: i for i, case in enumerate(LENGTHS)}
     for form in CHUNKED:
         mine = [
@@ -576,7 +576,7 @@ def figure(rows: list[Row], ceilings: dict[str, float], path: Path) -> None:
     axes.grid(axis="y", alpha=0.3)
     where = rows[0]["device"] if rows else "no device"
     axes.set_title(f"H = 16, K = V = 128, bf16, {where}\nceilings: {_ceilings_text(ceilings)}", fontsize=10)
-    axes.legend(fontsize=8)
+    drawn.legend(loc="outside lower center", ncols=2, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     drawn.savefig(path, dpi=150)
     plt.close(drawn)

@@ -27,17 +27,17 @@ def launches(K: int, V: int, dtype: str, HV: int = HEADS) -> list[Launch]:
     """Forward, backward and a decoding step of the layer's operator, as launched for tensors of these sizes."""
     from mixers.gdn2.operator import gated_delta_rule_2
 
-    def new(*shape: int, of: torch.dtype = getattr(torch, dtype)) -> torch.Tensor:
-        return torch.empty(*shape, dtype=of, device="meta", requires_grad=True)
+    def new(*shape: int, of: str = dtype) -> torch.Tensor:
+        return torch.empty(*shape, dtype=getattr(torch, of), device="meta", requires_grad=True)
 
     key, value = (BATCH, STEPS, HEADS, K), (BATCH, STEPS, HV, V)
     tensors = [new(*key), new(*key), new(*value), new(*key), new(*key), new(*value)]
-    gates = dict(A_log=new(HEADS, of=torch.float32), dt_bias=new(HEADS * K, of=torch.float32), use_qk_l2norm=True)
+    gates = dict(A_log=new(HEADS, of="float32"), dt_bias=new(HEADS * K, of="float32"), use_qk_l2norm=True)
     with recording() as noted:
         o, _ = gated_delta_rule_2(*tensors, **gates, backend="triton")
         o.backward(torch.empty_like(o))
         with torch.no_grad():
-            state = new(BATCH, HV, K, V, of=torch.float32)
+            state = new(BATCH, HV, K, V, of="float32")
             step = [x[:, :1] for x in tensors]
             gated_delta_rule_2(*step, **gates, initial_state=state, output_final_state=True, backend="triton")
     return noted

@@ -1,12 +1,14 @@
 """Training throughput of matched models: tokens a second of whole training steps, one mixer after another.
 
 A step is what training does between two batches: forward pass under training's autocast, backward pass, clipping of the
-gradients and the optimiser's step. Tokens are random and already on the device, so reading data is not in it.
+gradients and the optimiser's step. Tokens are random and already on the device, and the loss is not
+read back, so what is left out is the making of batches and the log.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -80,14 +82,15 @@ def run(
         row |= {key: value for key, value in birth.items() if key not in ("config_hash", "backend", "command")}
         left = deadline - time.perf_counter()
         if left <= 0:
-            row["left_out"] = f"not started: {seconds:.0f} s were used up"
+            row["left_out"] = f"not started: {seconds:g} s were used up"
         else:
             try:
                 config = matched_config(preset, layout, name)
                 share = time.perf_counter() + left / (len(names) - i)
                 row |= measure(config, length, batch, steps, where, dtype, share)
-            except (ValueError, RuntimeError) as error:  # no match, out of memory, a kernel that does not serve this
+            except Exception as error:  # no match, no memory, a kernel that does not compile: the reason is the result
                 row["refused"] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            gc.collect()  # a failed step leaves its graph in a cycle with the traceback
             if where.type == "cuda":
                 torch.cuda.empty_cache()
         rows.append(row)
@@ -118,6 +121,7 @@ def measure(
     tokens = torch.randint(config.vocab_size, (batch, length + 1), generator=generator).to(device)
     counted = torch.ones(batch, length, dtype=torch.bool, device=device)
     row: Row = {
+        "backend": model.backend(),
         "non_embedding_params": cost.non_embedding_params,
         "embedding_params": cost.embedding_params,
         "state_floats_per_layer": cost.state_floats_per_layer,
@@ -147,7 +151,7 @@ def measure(
         return row | too_short
     rates = [steps * batch * length / t for t in times]
     # One window has no spread, and to say 0 would claim one.
-    low, *_, high = statistics.quantiles(rates, n=5) if len(rates) > 1 else (None, None)
+    low, *_, high = statistics.quantiles(rates, n=5, method="inclusive") if len(rates) > 1 else (None, None)
     middle = statistics.median(rates)
     return row | {
         "windows": len(rates),

@@ -1,6 +1,32 @@
-"""Training form of Gated Delta Rule-2: four Triton kernels, two of them parallel over chunks, two scanning the chunks.
+"""Training form of Gated Delta Rule-2: four Triton kernels, two parallel over the chunks and two that scan them.
 
-LEDGER
+With P the product of α from the chunk's start to a token and F that from behind it to the end, C tokens a chunk,
+
+    intra_chunk      T and Aqk by doubling blocks, A = (I + T)^-1, P ⊙ q, P ⊙ e, F ⊙ k
+    scan_forward     R = A (z - (P ⊙ e) S),  O = (P ⊙ q) S + Aqk R,  S ← Π α ⊙ S + (F ⊙ k)ᵀ R
+    scan_backward    dR = Aqkᵀ dO + (F ⊙ k) dS,  dz = Aᵀ dR,  dS ← Π α ⊙ dS + (P ⊙ q)ᵀ dO - (P ⊙ e)ᵀ dz
+    chunk_gradients  dAqk = dO Rᵀ,  dT = -dz Rᵀ,  and from these, the states and their gradients all the rest
+
+(arXiv 2605.22791, section 3 and appendices, with A (z - (P ⊙ e) S) for U - Y S: a product less, and no Y and U to keep.
+As dz = Aᵀ dR, and R = A x for x = z - (P ⊙ e) S, the gradient of T, -Aᵀ dA Aᵀ with dA = dR xᵀ, is -dz Rᵀ: no product
+with A is needed for it.)
+
+Bytes a token and head at K = V = 128 and C = 64, bf16 with bf16 projections of g, each tensor passing once:
+
+                     reads                                                  writes                                 sum
+    intra_chunk      q, k, g, b 1024                                        P⊙q, P⊙e, F⊙k 768; A, Aqk 256         2128
+    scan_forward     P⊙q, P⊙e, F⊙k 768; A, Aqk 256; v, w 512                o 256; R 256; states 512             2584
+    scan_backward    P⊙q, P⊙e, F⊙k 768; A, Aqk 256; dO 256                  dz 256; their gradients 512          2072
+    chunk_gradients  q, k, g, b, v, w 1536; dO, R, dz 768; states 1024      dq, dk, dg, db, dv, dw 1536          4944
+
+and small ones (Π α over blocks of 8, 1 / |q|, 1 / |k|). The floor is 1792 for the forward pass (inputs and o) and 3328
+for the backward one (inputs, dO, gradients). `run.py bench kernels --static` counts the sums from the launches.
+
+What is kept and why: the decayed operands, A and Aqk (1 KB) cost one write each, which the scan needs anyway; making
+them again would cost the backward pass another 2128. R and the states (768) would cost it another serial scan. With V
+split over programs to fill the card, the key side is read once per block of V; the programs of one head run side by
+side and share it through the L2 cache. The matrices inside chunks, their gradients and what one part of a program
+hands to the next stay in the cache: they are written for the same program to read.
 """
 
 from __future__ import annotations
@@ -17,6 +43,8 @@ from mixers.gdn2.kernels.gradients import CHUNK_GRADIENTS
 from mixers.gdn2.kernels.intra import INTRA_CHUNK
 from mixers.gdn2.kernels.launch import padded
 from mixers.gdn2.kernels.scan import SCAN_BACKWARD, SCAN_FORWARD
+
+KEY_BLOCK = 64  # channels of a state that enter a product at a time: with more, the operands leave no registers
 
 
 @lru_cache(maxsize=64)
@@ -91,7 +119,7 @@ class ChunkedRule(torch.autograd.Function):
             v=v, w=w, q_decayed=q_decayed, e_decayed=e_decayed, k_decayed=k_decayed, total=total, inverse=inverse,
             aqk=aqk, initial=initial, sequence_start=sequence_start, sequence_chunk=sequence_chunk,
             o=o, r=r, states=states, final=final,
-            KP=padded(key_dim), ACTIVATE=A_log is not None, HAS_INITIAL=initial is not None, KEEP=keep,
+            KB=min(KEY_BLOCK, padded(key_dim)), ACTIVATE=A_log is not None, HAS_INITIAL=initial is not None, KEEP=keep,
             PRECISION=precision, **sizes,
         )  # fmt: skip
         ctx.save_for_backward(
@@ -122,7 +150,7 @@ class ChunkedRule(torch.autograd.Function):
             aqk=aqk, d_final=None if d_final is None else d_final.contiguous(),
             sequence_start=sequence_start, sequence_chunk=sequence_chunk,
             dz=dz, d_states=d_states, d_initial=d_initial,
-            KP=padded(key_dim), HAS_FINAL=d_final is not None, PRECISION=ctx.precision, **ctx.sizes,
+            KB=min(KEY_BLOCK, padded(key_dim)), HAS_FINAL=d_final is not None, PRECISION=ctx.precision, **ctx.sizes,
         )  # fmt: skip
         io = states.dtype
         dq, dk, dv, db, dw = (torch.empty_like(x, dtype=io) for x in (q, k, v, b, w))
@@ -132,18 +160,20 @@ class ChunkedRule(torch.autograd.Function):
         radial = None if q_rstd is None else torch.empty(*q_rstd.shape, 2, dtype=torch.float32, device=q.device)
         d_log = d_bias = None
         if A_log is not None:
-            d_log = torch.empty(chunks, heads, dtype=torch.float32, device=q.device)
-            d_bias = torch.empty(chunks, heads * key_dim, dtype=torch.float32, device=q.device)
+            d_log = torch.empty(chunks, heads, key_dim, dtype=torch.float32, device=q.device)
+            d_bias = torch.empty_like(d_log)
         CHUNK_GRADIENTS(
             lambda meta: (chunks * heads,),
             q=q, k=k, v=v, g=g, b=b, w=w, A_log=A_log, dt_bias=dt_bias, q_rstd=q_rstd, k_rstd=k_rstd, whole=whole,
             chunk_start=chunk_start, chunk_rows=chunk_rows, do=d_o, r_saved=r, dz=dz, states=states,
-            d_states=d_states, d_aqk=d_aqk, d_t=d_t, d_whole=d_whole, radial=radial, dq=dq, dk=dk, dv=dv, dg=dg, db=db, dw=dw, d_log=d_log, d_bias=d_bias,
+            d_states=d_states, d_aqk=d_aqk, d_t=d_t, d_whole=d_whole, radial=radial,
+            dq=dq, dk=dk, dv=dv, dg=dg, db=db, dw=dw, d_log=d_log, d_bias=d_bias,
             scale=ctx.scale, erase_range=ctx.erase_range,
             NORM=q_rstd is not None, ACTIVATE=A_log is not None, PRECISION=ctx.precision, **ctx.sizes,
         )  # fmt: skip
         if A_log is not None:
-            d_log, d_bias = d_log.sum(0).to(A_log.dtype), d_bias.sum(0).to(dt_bias.dtype)
+            d_log = d_log.sum((0, 2)).to(A_log.dtype)
+            d_bias = d_bias.sum(0).flatten().to(dt_bias.dtype)
         dq, dk, dv, db, dw = (d.to(x.dtype) for d, x in zip((dq, dk, dv, db, dw), (q, k, v, b, w), strict=True))
         return dq, dk, dv, dg, db, dw, d_log, d_bias, d_initial if ctx.has_initial else None, *[None] * 6
 
@@ -154,9 +184,12 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     return dtypes.pop() if dtypes in ({torch.bfloat16}, {torch.float16}) else torch.float32
 
 
-def chunk_size_for(chunk_size: int, longest: int) -> int:
-    """Tokens a chunk: as asked, but no more than the longest sequence fills, and at least the 16 of a sub-block."""
-    return max(16, min(chunk_size, triton.next_power_of_2(longest)))
+def chunk_size_for(chunk_size: int, longest: int, io: torch.dtype) -> int:
+    """Tokens a chunk: as asked, but no more than the longest sequence fills, and at least the 16 of matrix instructions.
+
+    In fp32 always 16: the three parts of a tf32x3 product take the registers of a longer one.
+    """
+    return 16 if io == torch.float32 else max(16, min(chunk_size, triton.next_power_of_2(longest)))
 
 
 def chunked(
@@ -167,5 +200,6 @@ def chunked(
     initial = None if initial is None else initial.to(torch.float32)
     inputs = [None if x is None else x.contiguous() for x in (q, k, v, g, b, w, A_log, dt_bias, initial)]
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    size = chunk_size_for(chunk_size, max(b - a for a, b in zip(offsets, offsets[1:], strict=False)))
+    longest = max(stop - start for start, stop in zip(offsets, offsets[1:], strict=False))
+    size = chunk_size_for(chunk_size, longest, compute_dtype(q, k, v, b, w))
     return ChunkedRule.apply(*inputs, offsets, scale, erase_range, norm, size, keep)

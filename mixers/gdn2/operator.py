@@ -17,8 +17,8 @@ from mixers.interface import check_cu_seqlens
 
 Backend = Literal["auto", "recurrent", "chunked", "triton"]
 LARGEST_HEAD = 256  # of the kernels: a state of 256 by 16 is what fits a block's registers
-# Up to so many tokens a sequence, and without a gradient, one pass with the state on chip moves fewer bytes than chunks,
-# which write and read their operands.
+# Up to so many tokens a sequence, and without a gradient, one pass with the state on chip moves fewer bytes than
+# chunks do, which write and read their operands.
 SHORT = 16
 
 
@@ -47,8 +47,8 @@ def check_kernels(tensors: dict[str, Tensor], chunk_size: int) -> None:
     if device == "cpu":
         require(
             interpreted(),
-            "backend: 'triton' needs a GPU, and q is on the CPU; use 'chunked', or set TRITON_INTERPRET=1 before Python "
-            "starts to run the kernels slowly under Triton's interpreter",
+            "backend: 'triton' needs a GPU, and q is on the CPU; use 'chunked', or set TRITON_INTERPRET=1 before "
+            "Python starts to run the kernels slowly under Triton's interpreter",
         )
     elif device != "meta":  # launches for static checks are recorded on the meta device
         require(device == "cuda", f"backend: 'triton' serves CUDA devices, and q is on {device}; use 'chunked'")

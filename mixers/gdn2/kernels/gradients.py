@@ -91,10 +91,11 @@ def _whole_shares(sums, block, c, K: tl.constexpr, C: tl.constexpr):
 
 @triton.jit
 def _levels(
-    dq, de, dk, sums, d_aqk, d_t, q, e, k, whole, r, c,
+    dq, de, dk, sums, d_aqk, d_t, q, e, k, here, whole, r, c,
     K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add what the pairs between blocks of 8, 16 and 32 give; q, e, k: within and behind blocks of 8, [C, BK].
+    """Add what the pairs between blocks of 8, 16 and 32 give; q, e, k: where [C, BK] of each are, within and behind
+    blocks of 8.
 
     A loop that runs, not one that is unrolled: the levels' operands would not fit the registers together.
     """
@@ -109,20 +110,22 @@ def _levels(
             factor *= tl.where(((r & inner) != 0)[:, None] == is_row, sibling_product(whole, r, c, inner, K), 1.0)
             inner *= 2
         mask = level_mask(r, m)
-        keys = (k * factor).to(IO)
+        keys = (tl.load(k, here, 0.0) * factor).to(IO)
         da = tl.where(mask, tl.load(d_aqk + at), 0.0).to(IO)
         dq_m = dot(da, keys, None, PRECISION) * factor
-        dk_m = dot(tl.trans(da), (q * factor).to(IO), None, PRECISION)
+        q_m = tl.load(q, here, 0.0)
+        dk_m = dot(tl.trans(da), (q_m * factor).to(IO), None, PRECISION)
         dq += dq_m
-        moved = dq_m * q
+        moved = dq_m * q_m
         tl.debug_barrier()  # one matrix after the other: together they take too many registers
         dt = tl.where(mask, tl.load(d_t + at), 0.0).to(IO)
         de_m = dot(dt, keys, None, PRECISION) * factor
-        dk_m = dot(tl.trans(dt), (e * factor).to(IO), dk_m, PRECISION) * factor
+        e_m = tl.load(e, here, 0.0)
+        dk_m = dot(tl.trans(dt), (e_m * factor).to(IO), dk_m, PRECISION) * factor
         de += de_m
         dk += dk_m
         if m > 8:
-            moved += de_m * e + dk_m * k
+            moved += de_m * e_m + dk_m * tl.load(k, here, 0.0)
             _store_block_sums(moved, sums + (m // 16 - 1) * (C // 8 * K), c, K, C, BK)
         m *= 2
     return dq, de, dk
@@ -133,12 +136,12 @@ def _read_of_8(
     q, k, b, g, rate, bias, q_rstd, k_rstd, block, c, count, scale, erase_range,
     H: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, ACTIVATE: tl.constexpr,
 ):  # fmt: skip
-    """q (scaled), k, b, α and, with ACTIVATE, the projection of g plus its bias, each as eight tiles."""
+    """q (scaled), k, b and α, each as eight tiles."""
     q_i = rows_of_8(q, block, c, count, H * K, K)
     k_i = rows_of_8(k, block, c, count, H * K, K)
     b_i = rows_of_8(b, block, c, count, H * K, K)
     g_i = rows_of_8(g, block, c, count, H * K, K)
-    scaled_q, scaled_k, gate, alpha, raw = (), (), (), (), ()
+    scaled_q, scaled_k, gate, alpha = (), (), (), ()
     for i in tl.static_range(8):
         q_row, k_row, b_row, g_row, log_decay = q_i[i] * scale, k_i[i], b_i[i], g_i[i], g_i[i]
         if NORM:
@@ -150,8 +153,8 @@ def _read_of_8(
             log_decay = rate * softplus(g_row)
             log_decay = tl.where((block * 8 + i < count)[:, None] & (c < K)[None, :], log_decay, 0.0)
         scaled_q, scaled_k, gate = scaled_q + (q_row,), scaled_k + (k_row,), gate + (b_row,)
-        alpha, raw = alpha + (tl.exp(log_decay),), raw + (g_row,)
-    return scaled_q, scaled_k, gate, alpha, raw
+        alpha = alpha + (tl.exp(log_decay),)
+    return scaled_q, scaled_k, gate, alpha
 
 
 @triton.jit
@@ -214,9 +217,7 @@ def chunk_gradients(
     tl.store(d_t + square, (-dt).to(IO))
 
     column = tl.arange(0, 16)[None, :]
-    radials = tl.zeros((C // 8, 16), tl.float32)  # q's in columns 0 to 7, k's in 8 to 15
-    log_sum = tl.zeros((BK,), tl.float32)
-    for start_k in range(0, K, BK):
+    for start_k in tl.range(0, K, BK, disable_licm=True):
         c = start_k + tl.arange(0, BK)
         in_k = (c < K)[None, :]
         # Read here and not before the loop, so that what follows from them is worked out when it is needed: kept, it
@@ -231,7 +232,7 @@ def chunk_gradients(
         at, mask = r[:, None] * STRIDE + c[None, :], valid & in_k
 
         # Decay q, e and k to the borders of their blocks of 8.
-        q_i, k_i, b_i, alpha, raw = _read_of_8(
+        q_i, k_i, b_i, alpha = _read_of_8(
             q, k, b, g, rate, bias, q_rstd, k_rstd, block, c, count, scale, erase_range, H, K, NORM, ACTIVATE
         )
         within, behind = products_of_8(alpha)
@@ -252,10 +253,10 @@ def chunk_gradients(
         de_j = tl.zeros((C, BK), tl.float32)
         dk_j = tl.zeros((C, BK), tl.float32)
         d_total = tl.zeros((BK,), tl.float32)
-        for member in range(0, GROUP):
+        for member in tl.range(0, GROUP, disable_licm=True):
             hv = head * GROUP + member
             token, inner = (start * HV + hv) * V, (chunk * HV + hv) * (C * V)
-            for start_v in range(0, V, BV):
+            for start_v in tl.range(0, V, BV, disable_licm=True):
                 x = start_v + tl.arange(0, BV)
                 in_v = (x < V)[None, :]
                 kv = (chunk * HV + hv) * (K * V) + c[:, None] * V + x[None, :]
@@ -292,7 +293,7 @@ def chunk_gradients(
 
         # Pairs between blocks of 8, 16 and 32.
         dq_j, de_j, dk_j = _levels(
-            dq_j, de_j, dk_j, d_whole, d_aqk, d_t, q_j, e_j, k_j, whole, r, c, K, C, BK, PRECISION
+            dq_j, de_j, dk_j, d_whole, d_aqk, d_t, dq + at, db + at, dk + at, mask, whole, r, c, K, C, BK, PRECISION
         )
         tl.debug_barrier()
         tl.store(dq + at, dq_j.to(dq.dtype.element_ty), mask)
@@ -301,7 +302,7 @@ def chunk_gradients(
         tl.debug_barrier()
 
         # Pairs inside blocks of 8.
-        q_i, k_i, b_i, alpha, raw = _read_of_8(
+        q_i, k_i, b_i, alpha = _read_of_8(
             q, k, b, g, rate, bias, q_rstd, k_rstd, block, c, count, scale, erase_range, H, K, NORM, ACTIVATE
         )
         within, behind = products_of_8(alpha)
@@ -327,15 +328,22 @@ def chunk_gradients(
         dq_i, de_i, dk_i, dlog = _pairs_of_8(dq_i, de_i, dk_i, dlog, d_aqk, d_t, q_i, e_i, k_i, alpha, block, C)
 
         bias_sum = tl.zeros((BK,), tl.float32)
+        log_sum = tl.zeros((BK,), tl.float32)
+        radials = tl.zeros((C // 8, 16), tl.float32)  # q's in columns 0 to 7, k's in 8 to 15
         of_8 = block[:, None] * (8 * STRIDE) + c[None, :]
         for i in tl.static_range(8):
             out, here = i * STRIDE, (block * 8 < count - i)[:, None] & in_k
-            dk_row, db_row, dg_row = dk_i[i] + de_i[i] * b_i[i], de_i[i] * k_i[i], dlog[i]
+            # b and g once more: kept since above, they would take the registers that the pairs need.
+            b_row = tl.load(b + of_8 + out, here, 0.0).to(tl.float32)
+            db_row, dg_row = de_i[i] * k_i[i], dlog[i]
             if ACTIVATE:
-                db_row *= b_i[i] * (1.0 - b_i[i] / erase_range)
-                log_sum += tl.sum(tl.where(here, dg_row * (rate * softplus(raw[i])), 0.0), 0)
-                dg_row *= rate * tl.sigmoid(raw[i])
+                b_row = erase_range * tl.sigmoid(b_row)
+                db_row *= b_row * (1.0 - b_row / erase_range)
+                raw = tl.load(g + of_8 + out, here, 0.0).to(tl.float32) + bias[None, :]
+                log_sum += tl.sum(tl.where(here, dg_row * (rate * softplus(raw)), 0.0), 0)
+                dg_row *= rate * tl.sigmoid(raw)
                 bias_sum += tl.sum(tl.where(here, dg_row, 0.0), 0)
+            dk_row = dk_i[i] + de_i[i] * b_row
             tl.store(dg + of_8 + out, dg_row.to(dg.dtype.element_ty), here)
             tl.store(db + of_8 + out, db_row.to(db.dtype.element_ty), here)
             dq_row = dq_i[i] * scale
@@ -348,12 +356,15 @@ def chunk_gradients(
             tl.store(dk + of_8 + out, dk_row.to(dk.dtype.element_ty), here)
         if ACTIVATE:
             tl.store(d_bias + pid * K + c, bias_sum, c < K)
-    if ACTIVATE:
-        tl.store(d_log + pid, tl.sum(log_sum, 0))
+            tl.store(d_log + pid * K + c, log_sum, c < K)
+        if NORM:
+            place = radial + column // 8 * C + block[:, None] * 8 + column % 8
+            if start_k > 0:
+                radials += tl.load(place)
+            tl.store(place, radials)
 
     if NORM:
         # Normalised vectors do not see a change of length: take that part out, now that all channels are known.
-        tl.store(radial + column // 8 * C + block[:, None] * 8 + column % 8, radials)
         tl.debug_barrier()
         q_scale, k_scale = tl.load(q_rstd + r) * scale, tl.load(k_rstd + r)
         q_part, k_part = (

@@ -1,4 +1,4 @@
-"""What the chunks are to the scan, all chunks at once: Aqk, A = (I + T)^-1, and the decayed queries, erasers and keys."""
+"""What the scan needs of each chunk, all chunks at once: Aqk, A = (I + T)^-1, decayed queries, erasers and keys."""
 
 from typing import Any
 
@@ -206,11 +206,9 @@ def intra_chunk(
 
 
 def _candidates(arguments: dict[str, Any], capability: int) -> list[triton.Config]:
-    widest = padded(arguments["K"])
-    return [
-        triton.Config({"BK": min(block, widest)}, num_warps=warps, num_stages=1)
-        for block, warps in ((16, 4), (32, 8), (16, 8))
-    ]
+    """(BK, num_warps) that compile without spills."""
+    fitting = [(16, 4), (32, 8)] if padded(arguments["K"]) > 16 else [(16, 4)]
+    return [triton.Config({"BK": block}, num_warps=warps, num_stages=1) for block, warps in fitting]
 
 
 def _flops(arguments: dict[str, Any]) -> int:
