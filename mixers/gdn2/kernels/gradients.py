@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 
@@ -327,13 +328,15 @@ def chunk_gradients(
             passing += dk_i[i] * k_i[i]
         dq_i, de_i, dk_i, dlog = _pairs_of_8(dq_i, de_i, dk_i, dlog, d_aqk, d_t, q_i, e_i, k_i, alpha, block, C)
 
+        if ACTIVATE:  # read once more, like b and g below: kept since above, they take registers that the pairs need
+            rate = -tl.exp(tl.load(A_log + head).to(tl.float32))
+            bias = tl.load(dt_bias + head * K + c, c < K, 0.0).to(tl.float32)
         bias_sum = tl.zeros((BK,), tl.float32)
         log_sum = tl.zeros((BK,), tl.float32)
         radials = tl.zeros((C // 8, 16), tl.float32)  # q's in columns 0 to 7, k's in 8 to 15
         of_8 = block[:, None] * (8 * STRIDE) + c[None, :]
         for i in tl.static_range(8):
             out, here = i * STRIDE, (block * 8 < count - i)[:, None] & in_k
-            # b and g once more: kept since above, they would take the registers that the pairs need.
             b_row = tl.load(b + of_8 + out, here, 0.0).to(tl.float32)
             db_row, dg_row = de_i[i] * k_i[i], dlog[i]
             if ACTIVATE:
@@ -383,13 +386,12 @@ def chunk_gradients(
 
 
 def _candidates(arguments: dict[str, Any], capability: int) -> list[triton.Config]:
-    key, value = padded(arguments["K"]), padded(arguments["V"])
+    """One for each generation: every other that was compiled spills."""
+    fp32 = arguments["states"].dtype == torch.float32
+    key, value, warps = (16, 16, 8) if fp32 else (16, 32, 4) if capability < 90 else (32, 32, 8)
+    blocks = {"BK": min(key, padded(arguments["K"])), "BV": min(value, padded(arguments["V"]))}
     # ptxas's own idea of how many registers to spend ends in spills of a few; told to save, it needs none.
-    saving = {"ptx_options": "--register-usage-level=0"}
-    return [
-        triton.Config({"BK": min(block, key), "BV": min(32, value)} | saving, num_warps=warps, num_stages=1)
-        for block, warps in ((16, 8), (32, 8), (16, 4))
-    ]
+    return [triton.Config(blocks | {"ptx_options": "--register-usage-level=0"}, num_warps=warps, num_stages=1)]
 
 
 def _flops(arguments: dict[str, Any]) -> int:
