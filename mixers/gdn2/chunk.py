@@ -185,7 +185,7 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def chunk_size_for(chunk_size: int, longest: int, io: torch.dtype) -> int:
-    """Tokens a chunk: as asked, but no more than the longest sequence fills, and at least the 16 of matrix instructions.
+    """Tokens a chunk: as asked, but no more than the longest sequence fills; at least the 16 of matrix instructions.
 
     In fp32 always 16: the three parts of a tf32x3 product take the registers of a longer one.
     """

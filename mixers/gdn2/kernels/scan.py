@@ -137,7 +137,7 @@ def scan_backward(
 
 
 def _candidates(arguments: dict[str, Any], capability: int) -> list[triton.Config]:
-    """(BV, num_warps, num_stages) that compile without spills; narrower blocks of V fill the card with few sequences."""
+    """(BV, num_warps, num_stages) without spills; narrower blocks of V fill the card with few sequences."""
     if arguments["q_decayed"].dtype == torch.float32:
         fitting = [(16, 8, 1)] if capability < 100 else [(16, 4, 1)]
     elif arguments["K"] > 128:
