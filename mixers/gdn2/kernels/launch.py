@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,8 +87,8 @@ class Kernel:
     candidates: (arguments, compute capability) → configurations, the first a safe choice. writes: the arguments that
     are results; scratch: those that only pass from one part of a program to the next, through the cache. flops: of one
     launch, given its arguments. Tuned once a device for each combination of dtypes, head sizes and options, never again
-    for another batch or length; Triton keeps the result on disk. A configuration that spills, or needs more shared
-    memory than the device has, is not tried.
+    for another batch or length; Triton keeps the result on disk. A configuration that needs more shared memory than the
+    device has is not tried, nor one that spills where another does not.
     """
 
     def __init__(
@@ -133,11 +134,15 @@ class Kernel:
 
     def _prune(self, candidates: list[triton.Config], named: dict[str, Any], **arguments: Any) -> list[triton.Config]:
         limit = torch.cuda.get_device_properties(torch.cuda.current_device()).shared_memory_per_block_optin
-        kept = [c for c in candidates if resources(self.compile({**named, **arguments}, c)).fit(limit)]
-        if not kept:
-            sizes = {name: value for name, value in arguments.items() if isinstance(value, int)}
+        found = [(resources(self.compile({**named, **arguments}, c)), c) for c in candidates]
+        within = [(taken, c) for taken, c in found if taken.shared <= limit]
+        sizes = {name: value for name, value in arguments.items() if isinstance(value, int)}
+        if not within:
             raise RuntimeError(f"{self.name}: no configuration fits this GPU at {sizes}; use backend='chunked'")
-        return kept
+        least = min(taken.spilled for taken, _ in within)
+        if least:
+            warnings.warn(f"{self.name}: spills {least} bytes a thread on this GPU at {sizes}", stacklevel=2)
+        return [c for taken, c in within if taken.spilled == least]
 
     def compile(self, arguments: dict[str, Any], candidate: triton.Config) -> Any:
         """The machine code for the active driver's GPU. Arguments may be on the meta device."""
