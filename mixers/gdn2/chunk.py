@@ -17,7 +17,7 @@ Bytes a token and head at K = V = 128 and C = 64, bf16 with bf16 projections of 
     intra_chunk      q, k, g, b 1024                                        P⊙q, P⊙e, F⊙k 768; A, Aqk 256         2128
     scan_forward     P⊙q, P⊙e, F⊙k 768; A, Aqk 256; v, w 512                o 256; R 256; states 512             2584
     scan_backward    P⊙q, P⊙e, F⊙k 768; A, Aqk 256; dO 256                  dz 256; their gradients 512          2072
-    chunk_gradients  q, k, g, b, v, w 1536; dO, R, dz 768; states 1024      dq, dk, dg, db, dv, dw 1536          4944
+    chunk_gradients  q, k, g, b, v, w 1536; dO, R, dz 768; states 1024      dq, dk, dg, db, dv, dw 1536          4952
 
 and small ones (Π α over blocks of 8, 1 / |q|, 1 / |k|). The floor is 1792 for the forward pass (inputs and o) and 3328
 for the backward one (inputs, dO, gradients). `run.py bench kernels --static` counts the sums from the launches.

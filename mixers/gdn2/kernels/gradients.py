@@ -405,6 +405,5 @@ CHUNK_GRADIENTS = Kernel(
     chunk_gradients,
     _candidates,
     _flops,
-    writes=("dq", "dk", "dv", "dg", "db", "dw", "d_log", "d_bias"),
     scratch=("d_aqk", "d_t", "d_whole", "radial"),
 )

@@ -221,6 +221,5 @@ INTRA_CHUNK = Kernel(
     intra_chunk,
     _candidates,
     _flops,
-    writes=("q_decayed", "e_decayed", "k_decayed", "whole", "total", "inverse", "aqk", "q_rstd", "k_rstd"),
     scratch=("near", "solved"),
 )

@@ -84,11 +84,11 @@ class AbsentGPU:
 class Kernel:
     """A Triton kernel, the configurations worth trying for given arguments, and what a launch costs.
 
-    candidates: (arguments, compute capability) → configurations, the first a safe choice. writes: the arguments that
-    are results; scratch: those that only pass from one part of a program to the next, through the cache. flops: of one
-    launch, given its arguments. Tuned once a device for each combination of dtypes, head sizes and options, never again
-    for another batch or length; Triton keeps the result on disk. A configuration that needs more shared memory than the
-    device has is not tried, nor one that spills where another does not.
+    candidates: (arguments, compute capability) → configurations. flops: of one launch, given its arguments. scratch:
+    arguments that only pass from one part of a program to the next, through the cache. Tuned once a device for each
+    combination of dtypes, head sizes and options, never again for another batch or length; Triton keeps the result on
+    disk. A configuration that needs more shared memory than the device has is not tried, nor one that spills where
+    another does not.
     """
 
     def __init__(
@@ -96,13 +96,11 @@ class Kernel:
         function: Any,
         candidates: Candidates,
         flops: Callable[[dict[str, Any]], int],
-        writes: tuple[str, ...],
         scratch: tuple[str, ...] = (),
     ):
         self.function = function
         self.candidates = candidates
         self.flops = flops
-        self.writes = writes
         self.scratch = scratch
         self._tuned: dict[str, Any] = {}
 

@@ -64,4 +64,4 @@ def _flops(arguments: dict[str, Any]) -> int:
     return 7 * tokens * heads * arguments["K"] * value_dim
 
 
-RECURRENT_STEPS = Kernel(recurrent_steps, _candidates, _flops, writes=("o", "final"))
+RECURRENT_STEPS = Kernel(recurrent_steps, _candidates, _flops)

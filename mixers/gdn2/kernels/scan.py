@@ -160,5 +160,5 @@ def _flops(arguments: dict[str, Any]) -> int:
     return chunks * heads * 2 * size * arguments["V"] * (3 * arguments["K"] + 2 * size)
 
 
-SCAN_FORWARD = Kernel(scan_forward, _candidates, _flops, writes=("o", "r", "states", "final"))
-SCAN_BACKWARD = Kernel(scan_backward, _candidates, _flops, writes=("dz", "d_states", "d_initial"))
+SCAN_FORWARD = Kernel(scan_forward, _candidates, _flops)
+SCAN_BACKWARD = Kernel(scan_backward, _candidates, _flops)
