@@ -51,12 +51,13 @@ def run_plan(
             if running:
                 time.sleep(POLL)
     finally:
-        for _, job, _ in running:
-            job.cancel()
-        # A job that is still ending would hold its run against the next submit.
-        deadline = time.time() + 5
-        while time.time() < deadline and not all(job.done() for _, job, _ in running):
-            time.sleep(0.1)
+        # A job that is still ending would hold its run against the next submit. An interrupt that reaches Python inside
+        # a destructor or a callback is dropped there, so it is said again until the job has heard it.
+        deadline = time.time() + 15
+        while time.time() < deadline and (alive := [job for _, job, _ in running if not job.done()]):
+            for job in alive:
+                job.cancel()
+            time.sleep(1)
     return failures
 
 

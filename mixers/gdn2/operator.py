@@ -125,6 +125,10 @@ def gated_delta_rule_2(
     scale = key_dim**-0.5 if scale is None else scale
     require(scale != 0 and math.isfinite(scale), f"scale: expected a finite number other than 0, got {scale}")
     require((A_log is None) == (dt_bias is None), "A_log, dt_bias: give both, with projections, or neither")
+    require(
+        A_log is not None or erase_range == 1,
+        f"erase_range: {erase_range} without A_log would be ignored; give A_log and dt_bias, or scale b yourself",
+    )
     if A_log is not None:
         require(A_log.shape == (heads,), f"A_log: expected [{heads}], got {list(A_log.shape)}")
         require(
@@ -142,9 +146,11 @@ def gated_delta_rule_2(
             initial_state is not None and initial_state.dtype == torch.float32 and initial_state.is_contiguous(),
             "update_state: needs a contiguous fp32 initial_state to write to; pass one, or leave update_state out",
         )
+        given = [x for x in (q, k, v, g, b, w, A_log, dt_bias, initial_state) if x is not None]
         require(
-            not torch.is_grad_enabled() or not initial_state.requires_grad,
-            "update_state: initial_state requires a gradient, and would be overwritten; use torch.no_grad()",
+            not torch.is_grad_enabled() or not any(x.requires_grad for x in given),
+            "update_state: an input requires a gradient, which needs the state that would be overwritten; "
+            "use torch.no_grad()",
         )
     dtype = accumulator_dtype(q, k, v, g, b, w)
     backend = resolve(backend, q.device, dtype)

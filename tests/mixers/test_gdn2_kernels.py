@@ -185,6 +185,11 @@ def test_with_one_gate_it_is_kda_and_with_one_decay_gated_deltanet() -> None:
         ({"A_log": torch.zeros(1)}, r"A_log, dt_bias: give both"),
         ({"A_log": torch.zeros(2), "dt_bias": torch.zeros(16)}, r"A_log: expected \[1\], got \[2\]"),
         ({"initial_state": torch.zeros(1, 1, 16, 8)}, r"initial_state: expected \[1, 1, 16, 16\]"),
+        ({"erase_range": 2.0}, r"erase_range: 2.0 without A_log would be ignored"),
+        (
+            {"update_state": True, "q": torch.zeros(1, 4, 1, 16, requires_grad=True)},
+            r"update_state: an input requires a gradient",
+        ),
         ({"update_state": True, "initial_state": None}, r"update_state: needs a contiguous fp32 initial_state"),
     ],
 )

@@ -152,7 +152,7 @@ def test_an_interrupted_submit_stops_its_jobs_and_status_says_so(tmp_path: Path,
     while not (work.folder / "checkpoints" / "index.json").exists() and time.time() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=240)  # other tests compile on all cores meanwhile
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 1 and "interrupted; the same command continues" in output
     status = cli.invoke(app, ["status", str(path), "--runs", str(runs)])
     assert "stopped" in status.output
