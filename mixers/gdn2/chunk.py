@@ -44,7 +44,8 @@ from mixers.gdn2.kernels.intra import INTRA_CHUNK
 from mixers.gdn2.kernels.launch import padded
 from mixers.gdn2.kernels.scan import SCAN_BACKWARD, SCAN_FORWARD
 
-KEY_BLOCK = 64  # channels of a state that enter a product at a time: with more, the operands leave no registers
+# Channels of a state that enter a product at a time: with more, the operands leave no registers.
+KEY_BLOCK = {torch.bfloat16: 64, torch.float16: 64, torch.float32: 16}
 
 
 @lru_cache(maxsize=64)
@@ -119,8 +120,8 @@ class ChunkedRule(torch.autograd.Function):
             v=v, w=w, q_decayed=q_decayed, e_decayed=e_decayed, k_decayed=k_decayed, total=total, inverse=inverse,
             aqk=aqk, initial=initial, sequence_start=sequence_start, sequence_chunk=sequence_chunk,
             o=o, r=r, states=states, final=final,
-            KB=min(KEY_BLOCK, padded(key_dim)), ACTIVATE=A_log is not None, HAS_INITIAL=initial is not None, KEEP=keep,
-            PRECISION=precision, **sizes,
+            KB=min(KEY_BLOCK[io], padded(key_dim)), ACTIVATE=A_log is not None, HAS_INITIAL=initial is not None,
+            KEEP=keep, PRECISION=precision, **sizes,
         )  # fmt: skip
         ctx.save_for_backward(
             q, k, v, g, b, w, A_log, dt_bias, q_decayed, e_decayed, k_decayed, total, inverse, aqk, q_rstd, k_rstd,
@@ -140,7 +141,7 @@ class ChunkedRule(torch.autograd.Function):
         ) = ctx.saved_tensors  # fmt: skip
         sequence_start, sequence_chunk, chunk_start, chunk_rows = ctx.tables
         (chunks, heads, _, key_dim), (value_heads, value_dim) = q_decayed.shape, v.shape[2:]
-        sequences = len(sequence_start) - 1
+        sequences, io = len(sequence_start) - 1, states.dtype
         d_o = torch.zeros_like(v) if d_o is None else d_o.contiguous()
         dz, d_states = torch.empty_like(r), torch.empty_like(states)
         d_initial = torch.empty(sequences, value_heads, key_dim, value_dim, dtype=torch.float32, device=q.device)
@@ -150,9 +151,9 @@ class ChunkedRule(torch.autograd.Function):
             aqk=aqk, d_final=None if d_final is None else d_final.contiguous(),
             sequence_start=sequence_start, sequence_chunk=sequence_chunk,
             dz=dz, d_states=d_states, d_initial=d_initial,
-            KB=min(KEY_BLOCK, padded(key_dim)), HAS_FINAL=d_final is not None, PRECISION=ctx.precision, **ctx.sizes,
+            KB=min(KEY_BLOCK[io], padded(key_dim)), HAS_FINAL=d_final is not None, PRECISION=ctx.precision,
+            **ctx.sizes,
         )  # fmt: skip
-        io = states.dtype
         dq, dk, dv, db, dw = (torch.empty_like(x, dtype=io) for x in (q, k, v, b, w))
         dg = torch.empty_like(g)
         d_aqk, d_t = torch.empty_like(aqk), torch.empty_like(aqk)

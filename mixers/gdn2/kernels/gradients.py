@@ -11,6 +11,7 @@ from mixers.gdn2.kernels.tiles import (
     dot,
     level_mask,
     products_of_8,
+    read_of_8,
     rows_of_8,
     sibling_product,
     softplus,
@@ -133,32 +134,6 @@ def _levels(
 
 
 @triton.jit
-def _read_of_8(
-    q, k, b, g, rate, bias, q_rstd, k_rstd, block, c, count, scale, erase_range,
-    H: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, ACTIVATE: tl.constexpr,
-):  # fmt: skip
-    """q (scaled), k, b and α, each as eight tiles."""
-    q_i = rows_of_8(q, block, c, count, H * K, K)
-    k_i = rows_of_8(k, block, c, count, H * K, K)
-    b_i = rows_of_8(b, block, c, count, H * K, K)
-    g_i = rows_of_8(g, block, c, count, H * K, K)
-    scaled_q, scaled_k, gate, alpha = (), (), (), ()
-    for i in tl.static_range(8):
-        q_row, k_row, b_row, g_row, log_decay = q_i[i] * scale, k_i[i], b_i[i], g_i[i], g_i[i]
-        if NORM:
-            q_row *= tl.load(q_rstd + block * 8 + i)[:, None]
-            k_row *= tl.load(k_rstd + block * 8 + i)[:, None]
-        if ACTIVATE:
-            b_row = erase_range * tl.sigmoid(b_row)
-            g_row += bias[None, :]
-            log_decay = rate * softplus(g_row)
-            log_decay = tl.where((block * 8 + i < count)[:, None] & (c < K)[None, :], log_decay, 0.0)
-        scaled_q, scaled_k, gate = scaled_q + (q_row,), scaled_k + (k_row,), gate + (b_row,)
-        alpha = alpha + (tl.exp(log_decay),)
-    return scaled_q, scaled_k, gate, alpha
-
-
-@triton.jit
 def chunk_gradients(
     q, k, v, g, b, w, A_log, dt_bias, q_rstd, k_rstd, whole, chunk_start, chunk_rows,
     do, r_saved, dz, states, d_states,
@@ -233,7 +208,7 @@ def chunk_gradients(
         at, mask = r[:, None] * STRIDE + c[None, :], valid & in_k
 
         # Decay q, e and k to the borders of their blocks of 8.
-        q_i, k_i, b_i, alpha = _read_of_8(
+        q_i, k_i, b_i, alpha = read_of_8(
             q, k, b, g, rate, bias, q_rstd, k_rstd, block, c, count, scale, erase_range, H, K, NORM, ACTIVATE
         )
         within, behind = products_of_8(alpha)
@@ -303,7 +278,7 @@ def chunk_gradients(
         tl.debug_barrier()
 
         # Pairs inside blocks of 8.
-        q_i, k_i, b_i, alpha = _read_of_8(
+        q_i, k_i, b_i, alpha = read_of_8(
             q, k, b, g, rate, bias, q_rstd, k_rstd, block, c, count, scale, erase_range, H, K, NORM, ACTIVATE
         )
         within, behind = products_of_8(alpha)
@@ -389,6 +364,8 @@ def _candidates(arguments: dict[str, Any], capability: int) -> list[triton.Confi
     """One for each generation: every other that was compiled spills."""
     fp32 = arguments["states"].dtype == torch.float32
     key, value, warps = (16, 16, 8) if fp32 else (16, 32, 4) if capability < 90 else (32, 32, 8)
+    if warps == 8 and any(arguments[size] % 32 for size in ("K", "V")):
+        value = 16  # the masks of odd sizes take registers too
     blocks = {"BK": min(key, padded(arguments["K"])), "BV": min(value, padded(arguments["V"]))}
     # ptxas's own idea of how many registers to spend ends in spills of a few; told to save, it needs none.
     return [triton.Config(blocks | {"ptx_options": "--register-usage-level=0"}, num_warps=warps, num_stages=1)]

@@ -10,10 +10,9 @@ from mixers.gdn2.kernels.tiles import (
     dot,
     level_mask,
     products_of_8,
+    read_of_8,
     reciprocal_norms,
-    rows_of_8,
     sibling_product,
-    softplus,
 )
 
 
@@ -127,8 +126,9 @@ def intra_chunk(
     r, block = tl.arange(0, C), tl.arange(0, C // 8)
 
     if NORM:
-        tl.store(q_rstd + pid * C + r, reciprocal_norms(q, r, count, STRIDE, K, BK))
-        tl.store(k_rstd + pid * C + r, reciprocal_norms(k, r, count, STRIDE, K, BK))
+        q_rstd, k_rstd = q_rstd + pid * C, k_rstd + pid * C
+        tl.store(q_rstd + r, reciprocal_norms(q, r, count, STRIDE, K, BK))
+        tl.store(k_rstd + r, reciprocal_norms(k, r, count, STRIDE, K, BK))
         tl.debug_barrier()
 
     # Inside blocks of 8.
@@ -144,29 +144,19 @@ def intra_chunk(
         bias = tl.zeros((BK,), tl.float32)
         if ACTIVATE:
             bias += tl.load(dt_bias + head * K + c, c < K, 0.0).to(tl.float32)
-        q_i = rows_of_8(q, block, c, count, STRIDE, K)
-        k_i = rows_of_8(k, block, c, count, STRIDE, K)
-        b_i = rows_of_8(b, block, c, count, STRIDE, K)
-        g_i = rows_of_8(g, block, c, count, STRIDE, K)
-        scaled_q, scaled_k, e_i, alpha = (), (), (), ()
+        q_i, k_i, b_i, alpha = read_of_8(
+            q, k, b, g, rate, bias, q_rstd, k_rstd, block, c, count, scale, erase_range, H, K, NORM, ACTIVATE
+        )
+        e_i = ()
         for i in tl.static_range(8):
-            q_row, k_row, b_row, g_row = q_i[i] * scale, k_i[i], b_i[i], g_i[i]
-            if NORM:
-                q_row *= tl.load(q_rstd + pid * C + block * 8 + i)[:, None]
-                k_row *= tl.load(k_rstd + pid * C + block * 8 + i)[:, None]
-            if ACTIVATE:
-                b_row = erase_range * tl.sigmoid(b_row)
-                g_row = rate * softplus(g_row + bias[None, :])
-                g_row = tl.where((block * 8 + i < count)[:, None] & in_k, g_row, 0.0)
-            scaled_q, scaled_k = scaled_q + (q_row,), scaled_k + (k_row,)
-            e_i, alpha = e_i + (b_row * k_row,), alpha + (tl.exp(g_row),)
-        t, a = _pairs_of_8(t, a, scaled_q, e_i, scaled_k, alpha, column)
+            e_i = e_i + (b_i[i] * k_i[i],)
+        t, a = _pairs_of_8(t, a, q_i, e_i, k_i, alpha, column)
         within, behind = products_of_8(alpha)
         for i in tl.static_range(8):
             out = block[:, None] * (8 * K) + c[None, :]
-            tl.store(q_decayed + out + i * K, (scaled_q[i] * within[i]).to(IO), in_k)
+            tl.store(q_decayed + out + i * K, (q_i[i] * within[i]).to(IO), in_k)
             tl.store(e_decayed + out + i * K, (e_i[i] * within[i]).to(IO), in_k)
-            tl.store(k_decayed + out + i * K, (scaled_k[i] * behind[i]).to(IO), in_k)
+            tl.store(k_decayed + out + i * K, (k_i[i] * behind[i]).to(IO), in_k)
         tl.store(whole + block[:, None] * K + c[None, :], within[7], in_k)
     tl.store(near + block[:, None] * 64 + column, a)
     tl.store(solved + block[:, None] * (8 * C + 8) + column // 8 * C + column % 8, _inverses_of_8(t, column))

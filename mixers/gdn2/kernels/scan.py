@@ -139,19 +139,16 @@ def scan_backward(
 def _candidates(arguments: dict[str, Any], capability: int) -> list[triton.Config]:
     """(BV, num_warps, num_stages) without spills; narrower blocks of V fill the card with few sequences."""
     if arguments["q_decayed"].dtype == torch.float32:
-        fitting = [(16, 8, 1)] if capability < 100 else [(16, 4, 1)]
+        fitting = [(32, 8, 1)]
     elif arguments["K"] > 128:
-        fitting = [(16, 4, 1), (16, 8, 1)] + ([(32, 4, 1), (32, 8, 1)] if capability >= 90 else [])
+        fitting = [(16, 4, 1), (16, 8, 1)] + ([(32, 8, 1)] if capability >= 90 else [])
     elif capability < 90:
         fitting = [(16, 4, 2), (32, 4, 2), (32, 8, 2), (16, 8, 2)]
     else:
         fitting = [(32, 4, 2), (32, 4, 1), (16, 4, 2), (64, 8, 1)]
     widest = padded(arguments["V"])
-    return [
-        triton.Config({"BV": block}, num_warps=warps, num_stages=stages)
-        for block, warps, stages in fitting
-        if block <= widest
-    ]
+    within = {(min(block, widest), warps, stages) for block, warps, stages in fitting}
+    return [triton.Config({"BV": block}, num_warps=warps, num_stages=stages) for block, warps, stages in sorted(within)]
 
 
 def _flops(arguments: dict[str, Any]) -> int:

@@ -56,6 +56,32 @@ def store_rows_of_8(x, tiles, block, c, count, STRIDE: tl.constexpr, K: tl.const
 
 
 @triton.jit
+def read_of_8(
+    q, k, b, g, rate, bias, q_rstd, k_rstd, block, c, count, scale, erase_range,
+    H: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, ACTIVATE: tl.constexpr,
+):  # fmt: skip
+    """q (scaled), k, b and α, each as eight tiles."""
+    q_i = rows_of_8(q, block, c, count, H * K, K)
+    k_i = rows_of_8(k, block, c, count, H * K, K)
+    b_i = rows_of_8(b, block, c, count, H * K, K)
+    g_i = rows_of_8(g, block, c, count, H * K, K)
+    scaled_q, scaled_k, gate, alpha = (), (), (), ()
+    for i in tl.static_range(8):
+        q_row, k_row, b_row, g_row, log_decay = q_i[i] * scale, k_i[i], b_i[i], g_i[i], g_i[i]
+        if NORM:
+            q_row *= tl.load(q_rstd + block * 8 + i)[:, None]
+            k_row *= tl.load(k_rstd + block * 8 + i)[:, None]
+        if ACTIVATE:
+            b_row = erase_range * tl.sigmoid(b_row)
+            g_row += bias[None, :]
+            log_decay = rate * softplus(g_row)
+            log_decay = tl.where((block * 8 + i < count)[:, None] & (c < K)[None, :], log_decay, 0.0)
+        scaled_q, scaled_k, gate = scaled_q + (q_row,), scaled_k + (k_row,), gate + (b_row,)
+        alpha = alpha + (tl.exp(log_decay),)
+    return scaled_q, scaled_k, gate, alpha
+
+
+@triton.jit
 def products_of_8(alpha):
     """Within blocks of 8: Π up to each row, itself included, and Π behind it. The last of the former is the block's."""
     within = (alpha[0],)
