@@ -52,12 +52,15 @@ def run_plan(
                 time.sleep(POLL)
     finally:
         # A job that is still ending would hold its run against the next submit. An interrupt that reaches Python inside
-        # a destructor or a callback is dropped there, so it is said again until the job has heard it.
-        deadline = time.time() + 15
-        while time.time() < deadline and (alive := [job for _, job, _ in running if not job.done()]):
-            for job in alive:
-                job.cancel()
-            time.sleep(1)
+        # a destructor or a callback is dropped there, so it is said again; but not while submitit's controller waits,
+        # for a second, to kill what did not hear the first: interrupted in that, it would leave the job behind.
+        for _ in range(6):
+            for _, job, _ in running:
+                if not job.done():
+                    job.cancel()
+            said = time.time()
+            while time.time() < said + 5 and not all(job.done() for _, job, _ in running):
+                time.sleep(0.1)
     return failures
 
 
