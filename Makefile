@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python run.py
 STAMP := $(VENV)/.installed
+# Its Python and Triton parts; its CUDA extension, which would need a compiler for GPUs, is Mamba-1's alone.
+PIN_MAMBA := grep -o 'mamba-ssm==[^"]*' pyproject.toml
 
 .PHONY: demo test lint venv gpu
 
@@ -20,15 +22,22 @@ lint: $(STAMP)
 
 venv: $(STAMP)
 
-# On a machine with a CUDA device, with a PYTHON that has torch for it and the packages of pyproject.toml: correctness,
-# kernels, training throughput, a small comparison; each bounded in time, all measured results under results/. A step
-# that fails does not keep the next ones from running, but fails the whole.
+MIXERS := gdn2 gated_deltanet kda mamba2 mamba3_siso mamba3_mimo attention
+
+# On a machine with a CUDA device, with a PYTHON that has torch for it and the packages of pyproject.toml: correctness of
+# kernels and backends, kernels, training throughput, a small comparison; each bounded in time, all measured results
+# under results/. A step that fails does not keep the next ones from running, but fails the whole.
 gpu:
-	mkdir -p results/gpu
+	mkdir -p results/gpu results/conformance
 	failed=; \
-	timeout 600 $(PYTHON) -m pytest -q tests/mixers/test_gdn2_kernels.py tests/mixers/test_gdn2_gpu.py \
-	  --junitxml=results/gpu/tests.xml || failed="$$failed correctness"; \
-	timeout 590 $(PYTHON) run.py bench kernels --out results/kernels || failed="$$failed kernels"; \
+	timeout 600 $(PYTHON) -m pytest -q tests/mixers/test_gdn2_kernels.py \
+	  --junitxml=results/gpu/kernels.xml || failed="$$failed kernels"; \
+	timeout 600 $(PYTHON) -m pytest -q -m gpu --junitxml=results/gpu/tests.xml || failed="$$failed backends"; \
+	for mixer in $(MIXERS); do \
+	  timeout 120 $(PYTHON) run.py check $$mixer --device cuda --json > results/conformance/$$mixer.json \
+	    || failed="$$failed $$mixer"; \
+	done; \
+	timeout 590 $(PYTHON) run.py bench kernels --out results/kernels || failed="$$failed benchmark"; \
 	timeout 400 $(PYTHON) run.py bench throughput --preset 125m --seconds 300 --out results/gpu/throughput.json \
 	  || failed="$$failed throughput"; \
 	timeout 900 $(PYTHON) run.py submit demo --cluster local --parallel 1 --runs runs/gpu --set train.dtype=bf16 \
@@ -43,5 +52,7 @@ $(STAMP): requirements-cpu.txt pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -q "$$(grep '^torch==' requirements-cpu.txt)"
 	$(VENV)/bin/python -m pip install -q -r requirements-cpu.txt
+	MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE \
+	  $(VENV)/bin/python -m pip install -q --no-deps --no-build-isolation "$$($(PIN_MAMBA))"
 	$(VENV)/bin/python -m pip install -q --no-deps --no-build-isolation -e .
 	touch $@

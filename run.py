@@ -34,6 +34,7 @@ app.add_typer(bench_app, name="bench")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a field of the experiment: a.b=value.")]
+MixerFiles = Annotated[list[Path] | None, typer.Option("--mixer-file", help="A Python file that registers mixers.")]
 RunsRoot = Annotated[Path, typer.Option("--runs", help="Where runs live.")]
 RUNS = Path("runs")
 
@@ -67,39 +68,60 @@ def _command() -> str:
     return shlex.join(["python", *sys.argv])
 
 
+def _load_mixers(files: list[Path] | None) -> list[str]:
+    from mixers.registry import load_file
+
+    return [name for file in files or [] for name in load_file(file)]
+
+
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Say what this machine has: versions, device, data at hand, Slurm."""
+    """Say what this machine has: versions, device, what computes each mixer and what would, data at hand, Slurm."""
     import shutil
 
     import torch
 
     from harness.provenance import provenance
+    from mixers.backends import choose, convolution, reasons
+    from mixers.mamba3 import cute_missing
     from mixers.registry import entries
     from suites import offline
 
     with errors():
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        found = asdict(provenance("", device, "float32", backend=""))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        found = asdict(provenance("", device, dtype, backend=""))
         report = {key: value for key, value in found.items() if key.startswith(("version", "device", "git", "threads"))}
-        serving = {name: entry.cls.serving(torch.device(device)) for name, entry in sorted(entries().items())}
-        report["mixers"] = serving
-        report["triton_kernels"] = "serve gdn2" if serving["gdn2"] == "triton" else "idle: they need a CUDA device"
+        report["mixers"] = {
+            name: {
+                "serving": choose(entry.cls.backends, "auto", device, dtype),
+                "backends": reasons(entry.cls.backends, device, dtype),
+            }
+            for name, entry in sorted(entries().items())
+        }
+        report["short_convolutions"] = convolution() if device.type == "cuda" else "torch"
+        missing = "" if device.type == "cpu" else cute_missing()
+        report["mamba3_mimo_step"] = "CuTe" if missing is None else f"torch; {missing}".removesuffix("; ")
         report["language_data"] = "fetched" if offline.available() else "missing: run `python run.py data fetch`"
         report["slurm"] = shutil.which("sbatch") or "missing: sbatch is not on the PATH; use --cluster local"
     rows = [f"{key:24} {value}" for key, value in report.items() if key != "mixers"]
-    rows += [f"mixer {name:18} {backend}" for name, backend in report["mixers"].items()]
+    for name, mixer in report["mixers"].items():
+        rows.append(f"mixer {name:18} runs on {mixer['serving']}")
+        rows += [f"{'':24}   not {backend}: {why}" for backend, why in mixer["backends"].items() if why is not None]
     _print(report, as_json, "\n".join(rows))
 
 
 @app.command("list")
-def list_(as_json: AsJson = False) -> None:
-    """List mixers, presets, suites and experiments."""
+def list_(mixer_file: MixerFiles = None, as_json: AsJson = False) -> None:
+    """List mixers, presets, suites and experiments. `fla:<Layer>` names any recurrent layer of
+    flash-linear-attention."""
     from harness.config import EXPERIMENTS
     from harness.presets import PRESETS
     from mixers.registry import entries
     from suites import SUITES
 
+    with errors():
+        _load_mixers(mixer_file)
     known = {
         "mixers": sorted(entries()),
         "presets": list(PRESETS),
@@ -115,6 +137,7 @@ def params(
     length: Annotated[
         int | None, typer.Option(help="Tokens a sequence, for FLOPs; the preset's context by default.")
     ] = None,
+    mixer_file: MixerFiles = None,
     as_json: AsJson = False,
 ) -> None:
     """Show every mixer's matched model at a scale: parameters, state, FLOPs, widths."""
@@ -123,7 +146,11 @@ def params(
     with errors():
         if length is not None and length < 1:
             raise ValueError(f"--length: {length} is no length; give at least 1 token")
+        own = _load_mixers(mixer_file)  # first: a file may give its mixers a geometry in PRESETS
         rows = parameter_table(preset, length)
+        lacking = sorted(set(own) - {row["mixer"] for row in rows})
+        reason = f"PRESETS[{preset!r}].mixers has no options for it; add them in its file, or use an experiment"
+        rows += [{"mixer": name, "layout": "recurrent", "refused": reason} for name in lacking]
     header = (
         f"{'mixer':16}{'layout':12}{'non-embedding':>15}{'embedding':>13}{'state/layer':>13}{'FLOPs/token':>13}  MLP"
     )
@@ -136,6 +163,59 @@ def params(
         for r in rows
     ]
     _print(rows, as_json, "\n".join([header, *lines]))
+
+
+@app.command()
+def check(
+    mixer: Annotated[str, typer.Argument(help="The mixer; see `list`.")],
+    backend: Annotated[str, typer.Option(help="What computes bf16 activations; see `doctor`.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda where there is one by default.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Take the mixer's geometry from this scale; see `list`.")] = None,
+    options: Annotated[list[str] | None, typer.Option("--set", help="An option of the mixer: a=value.")] = None,
+    d_model: Annotated[int | None, typer.Option(help="The width; by default the preset's, else 64.")] = None,
+    long_tokens: Annotated[int, typer.Option(help="Length of the longest input.")] = 65536,
+    seed: Annotated[int, typer.Option(help="Of weights and inputs.")] = 0,
+    mixer_file: MixerFiles = None,
+    as_json: AsJson = False,
+) -> None:
+    """Try a mixer on everything that the interface promises; exit code 1 if it breaks one promise."""
+    import torch
+
+    from harness.config import parse_value
+    from harness.presets import preset as scale
+    from harness.provenance import provenance
+    from mixers import build_mixer
+    from mixers.conformance import HEADER, SMALL, Finding, conform, counts, row
+
+    with errors():
+        _load_mixers(mixer_file)
+        pairs = [option.partition("=") for option in options or []]
+        given = scale(preset).mixers.get(mixer, {}) if preset else SMALL.get(mixer, {})
+        given = given | {key: parse_value(value, f"{key}={value}") for key, _, value in pairs}
+        width = d_model or (scale(preset).d_model if preset else 64)
+        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if place.partition(":")[0] not in ("cpu", "cuda") or (place != "cpu" and not torch.cuda.is_available()):
+            raise ValueError(f"--device: {place!r} is not on this machine; take cpu, or cuda where there is one")
+        head = [f"{mixer} at width {width}, {given}, on {place}", HEADER]  # above the first row, not above an error
+
+        def show(finding: Finding) -> None:
+            typer.echo("\n".join([*head, row(finding)]))
+            head.clear()
+
+        findings = conform(
+            lambda: build_mixer(mixer, width, given),
+            device=place,
+            backend=backend,
+            seed=seed,
+            long_tokens=long_tokens,
+            progress=None if as_json else show,
+        )
+    report = {"mixer": mixer, "d_model": width, "options": given, "seed": seed, "long_tokens": long_tokens}
+    report["findings"] = [asdict(finding) for finding in findings]
+    report["provenance"] = asdict(provenance("", place, torch.bfloat16, backend))
+    _print(report, as_json, counts(findings))
+    if any(finding.status == "fail" for finding in findings):
+        raise typer.Exit(1)
 
 
 @data_app.command()
@@ -188,6 +268,7 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     runs: RunsRoot = RUNS,
     overrides: Overrides = None,
+    mixer_file: MixerFiles = None,
 ) -> None:
     """Train and evaluate all runs of an experiment; what is done is not done again."""
     from harness.config import load_experiment
@@ -199,6 +280,7 @@ def submit(
             raise ValueError(f"--cluster: unknown value {cluster!r}; known: local, debug")
         if parallel < 1:
             raise ValueError(f"--parallel: {parallel} runs at a time; give at least 1")
+        _load_mixers(mixer_file)
         loaded = load_experiment(experiment, overrides)
         plans = plan(loaded, runs.resolve())
         check(loaded)
@@ -250,6 +332,7 @@ def train(
     run: Annotated[str, typer.Option(help="The run: its id, or a mixer that the experiment has once.")],
     runs: RunsRoot = RUNS,
     overrides: Overrides = None,
+    mixer_file: MixerFiles = None,
 ) -> None:
     """Train one run of an experiment in this process."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -258,6 +341,7 @@ def train(
     from slurm.jobs import exclusively
 
     with errors():
+        _load_mixers(mixer_file)
         work = _one_run(experiment, run, runs, overrides)
         columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}")]
         with Progress(*columns, TimeRemainingColumn()) as bar, exclusively(work.folder):
@@ -348,6 +432,7 @@ def status(
     experiment: Annotated[str, typer.Argument(help="An experiment file, or the name of one.")],
     runs: RunsRoot = RUNS,
     overrides: Overrides = None,
+    mixer_file: MixerFiles = None,
     as_json: AsJson = False,
 ) -> None:
     """Say where each run of an experiment stands."""
@@ -356,6 +441,7 @@ def status(
     from slurm.plan import plan
 
     with errors():
+        _load_mixers(mixer_file)
         plans = plan(load_experiment(experiment, overrides), runs.resolve())
         rows = [{"run": w.config.run_id, "missing": w.missing, "status": describe(w.folder)} for w in plans]
     _print(rows, as_json, "\n".join(f"{r['run']:40} {r['status'] if r['missing'] else 'done'}" for r in rows))
@@ -367,6 +453,7 @@ def collect_(
     out: Annotated[Path | None, typer.Option(help="Output folder; by default collected/NAME among the runs.")] = None,
     runs: RunsRoot = RUNS,
     overrides: Overrides = None,
+    mixer_file: MixerFiles = None,
 ) -> None:
     """Gather the records of an experiment into one data frame."""
     from harness.config import load_experiment
@@ -374,6 +461,7 @@ def collect_(
     from slurm.plan import plan
 
     with errors():
+        _load_mixers(mixer_file)
         loaded = load_experiment(experiment, overrides)
         target = out or runs.resolve() / "collected" / loaded.name
         frame, lacking = collect(plan(loaded, runs.resolve()), target, _command())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,13 +28,13 @@ from pydantic import (
 from harness.matching import matched_config
 from harness.model import Layout, ModelConfig
 from harness.presets import preset
-from mixers.registry import get, mixer_config
+from harness.synthetic import shortest_row
+from mixers.registry import MixerFile, file_of, get, load_file, mixer_config
 
 EXPERIMENTS = Path(__file__).parent / "experiments"
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
-SHORTEST_MQAR = 17  # tokens a row: four pairs and as many questions
 
 
 class Closed(BaseModel):
@@ -51,12 +52,13 @@ class Phase(Closed):
 
     tokens: PositiveInt
     seq_len: PositiveInt
-    rows: dict[Literal["text", "mqar"], PositiveInt] = Field(min_length=1)
+    rows: dict[Literal["text", "mqar", "overwrite", "protect", "interference"], PositiveInt] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _room(self) -> Phase:
-        if "mqar" in self.rows and self.seq_len < SHORTEST_MQAR:
-            raise ValueError(f"seq_len: {self.seq_len} is too short for mqar; use at least {SHORTEST_MQAR}")
+        for task in self.rows:
+            if task != "text" and self.seq_len < shortest_row(task):
+                raise ValueError(f"seq_len: {self.seq_len} is too short for {task}; use at least {shortest_row(task)}")
         return self
 
     @property
@@ -128,18 +130,35 @@ class MixerSpec(Closed):
 class Experiment(Closed):
     """An experiment file: mixers × layouts × seeds at one scale, trained one way and measured by the suites.
 
+    presets: several scales instead of the one `preset`, for an axis of width.
     layouts: where a mixer names none itself; attention is always its own layout. suites: options per suite.
+    mixer_files: Python files that define mixers, relative to the experiment file.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
     description: str = ""
-    preset: str
+    preset: str | None = None
+    presets: list[str] = []
     mixers: list[MixerSpec] = Field(min_length=1)
+    mixer_files: list[str] = []
     layouts: list[Literal["recurrent", "hybrid"]] = ["recurrent"]
     seeds: list[NonNegativeInt] = Field(default=[0], min_length=1)
     data: DataConfig
     train: TrainConfig = TrainConfig()
     suites: dict[str, dict[str, Any]] = {}
+
+    @property
+    def scales(self) -> list[str]:
+        """The presets by name, however given."""
+        return self.presets if self.preset is None else [self.preset]
+
+    @model_validator(mode="after")
+    def _one_way_of_naming_scales(self) -> Experiment:
+        if (self.preset is None) == (not self.presets):
+            raise ValueError(f"preset, presets: got {self.preset!r} and {self.presets}; give exactly one of them")
+        if len(set(self.presets)) < len(self.presets):
+            raise ValueError(f"presets: {self.presets} names one twice; name each once")
+        return self
 
     @model_validator(mode="after")
     def _pieces(self) -> Experiment:
@@ -166,6 +185,7 @@ class RunConfig(Closed):
     """One run, resolved: nothing about it is decided later. `label` is how tables call it and not part of its id.
 
     data_sha256: of the data and the tokenizer, so that other data in the same place make another run.
+    mixer_file: that defines the mixer, where it is none of ours or of an installed package.
     """
 
     label: str
@@ -177,16 +197,20 @@ class RunConfig(Closed):
     data: DataConfig
     data_sha256: str
     train: TrainConfig
+    mixer_file: MixerFile | None = None
 
     @property
     def hash(self) -> str:
         """Of everything that changes what is trained."""
-        content = self.model_dump(mode="json", exclude={"label"})
+        content = self.model_dump(mode="json", exclude={"label", "mixer_file"})
+        if self.mixer_file is not None:  # its content and not its place
+            content["mixer_file"] = self.mixer_file.sha256
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
     def run_id(self) -> str:
-        return f"{self.mixer}-{self.layout}-s{self.seed}-{self.hash[:8]}"
+        name = self.mixer.replace(":", "-")  # a folder's name with a colon reads as a host's to scp and rsync
+        return f"{name}-{self.layout}-s{self.seed}-{self.hash[:8]}"
 
 
 def describe(error: ValidationError, subject: str) -> str:
@@ -220,9 +244,11 @@ def load_experiment(path_or_name: str | Path, overrides: list[str] | None = None
     for override in overrides or []:
         _override(values, override)
     try:
-        return Experiment.model_validate(values)
+        experiment = Experiment.model_validate(values)
     except ValidationError as error:
         raise ValueError(describe(error, str(path))) from None
+    files = [str((path.parent / file).resolve()) for file in experiment.mixer_files]
+    return experiment.model_copy(update={"mixer_files": files})
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -250,11 +276,13 @@ def expand(experiment: Experiment, vocab_size: int, data_sha256: str) -> list[Ru
 
     vocab_size: that of the tokenizer in use; it replaces the preset's. data_sha256: see RunConfig.
     """
-    scale = preset(experiment.preset)
+    for file in experiment.mixer_files:
+        load_file(file)
     if len(set(experiment.seeds)) < len(experiment.seeds):
         raise ValueError(f"seeds: {experiment.seeds} names one twice; name each once")
     runs: dict[str, RunConfig] = {}
-    for spec in experiment.mixers:
+    for name, spec in product(experiment.scales, experiment.mixers):
+        scale = preset(name)
         attention = spec.mixer == "attention"
         if attention and spec.layout not in (None, "attention"):
             raise ValueError(f"mixers: layout {spec.layout!r} does not go with attention, which is its own; remove it")
@@ -262,25 +290,26 @@ def expand(experiment: Experiment, vocab_size: int, data_sha256: str) -> list[Ru
         entry = get(spec.mixer)
         mixer_config(spec.mixer, scale.mixers.get(spec.mixer, {}) | spec.options)
         for layout in layouts:
-            model = matched_config(experiment.preset, layout, spec.mixer, spec.options, vocab_size)
+            model = matched_config(name, layout, spec.mixer, spec.options, vocab_size)
             for seed in experiment.seeds:
                 run = RunConfig(
                     label=spec.label or entry.display,
                     mixer=spec.mixer,
                     layout=layout,
-                    preset=experiment.preset,
+                    preset=name,
                     seed=seed,
                     model=model,
                     data=experiment.data,
                     data_sha256=data_sha256,
                     train=experiment.train,
+                    mixer_file=file_of(spec.mixer),
                 )
                 if run.run_id in runs:
                     raise ValueError(
                         f"{experiment.name}: mixers: {spec.mixer} ({layout}) is listed twice with the same options; "
                         "remove one"
                     )
-                if any((r.label, r.layout, r.seed) == (run.label, layout, seed) for r in runs.values()):
+                if any((r.label, r.layout, r.preset, r.seed) == (run.label, layout, name, seed) for r in runs.values()):
                     raise ValueError(
                         f"{experiment.name}: mixers: two entries are called {run.label!r} ({layout}); give each a label"
                     )

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_va
 from torch import Tensor, nn
 
 from mixers import State, build_mixer
-from mixers.common import RMSNorm
+from mixers.backends import TORCH, convolution
+from mixers.common import RMSNorm, ShortConvolution
 from mixers.interface import index_state
 
 Layout = Literal["recurrent", "hybrid", "attention"]
@@ -123,10 +124,11 @@ class LanguageModel(nn.Module):
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        kept = {id(m) for block in self.blocks if block.mixer.keeps_biases for m in block.mixer.modules()}
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight, gain=LINEAR_GAIN)
-                if module.bias is not None:
+                if module.bias is not None and id(module) not in kept:
                     nn.init.zeros_(module.bias)
         nn.init.normal_(self.embedding.weight, std=config.embedding_std)
         if config.tie_embeddings:
@@ -167,10 +169,14 @@ class LanguageModel(nn.Module):
         """Join states along the batch, in order."""
         return [block.mixer.cat_states([s[i] for s in states]) for i, block in enumerate(self.blocks)]
 
-    def backend(self) -> str:
-        """Which implementations run its mixers where it is now, as records name them: `torch`, `torch+triton`."""
+    def backend(self, dtype: torch.dtype) -> str:
+        """Which implementations compute activations of a dtype where the model is now, as records name them: `torch`,
+        `torch+triton+conv:fla`."""
         device = next(self.parameters()).device
-        return "+".join(sorted({block.mixer.serving(device, block.mixer.backend) for block in self.blocks}))
+        names = {block.mixer.serving(device, dtype) for block in self.blocks}
+        if names != {TORCH.name} and any(isinstance(m, ShortConvolution) for m in self.modules()):
+            names.add(f"conv:{convolution()}")
+        return "+".join(sorted(names))
 
     def cost(self, seq_len: int) -> ModelCost:
         """Counted from the modules themselves, so what is reported is what is built (works on the meta device)."""

@@ -12,8 +12,9 @@ from harness.config import TrainConfig
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
     """Whether weight decay reaches a parameter: matrices only. Biases (mamba-3's B_bias and C_bias have three axes),
-    norms, A_log, dt_bias and D do not decay; the released GDN-2 code marks them so and then decays all the same."""
-    return parameter.dim() >= 2 and not name.endswith("bias")
+    norms, A_log, dt_bias and D do not decay; the released GDN-2 code marks them so and then decays all the same. What a
+    layer of fla or mamba-ssm marks so does not decay either."""
+    return parameter.dim() >= 2 and not name.endswith("bias") and not getattr(parameter, "_no_weight_decay", False)
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:

@@ -108,6 +108,40 @@ PRESETS: dict[str, Preset] = {
         hybrid_attention={"heads": 2, "window": 128},
         embedding_std=64**-0.5,
     ),
+    # The width axis of recall. MLPs are the narrowest whose steps of 32 match all mixers.
+    "cpu-recall-32": Preset(
+        d_model=32,
+        layers=2,
+        vocab_size=4096,
+        context=128,
+        tie_embeddings=True,
+        reference_mlp_width={"recurrent": 992},
+        mixers=_geometry(2, 16, d_inner=64, ssm_head_dim=16, d_state=8, attention_heads=2),
+        hybrid_attention={"heads": 2, "window": 128},
+        embedding_std=32**-0.5,
+    ),
+    "cpu-recall-64": Preset(
+        d_model=64,
+        layers=2,
+        vocab_size=4096,
+        context=128,
+        tie_embeddings=True,
+        reference_mlp_width={"recurrent": 1024},
+        mixers=_geometry(2, 32, d_inner=128, ssm_head_dim=32, d_state=16, attention_heads=2),
+        hybrid_attention={"heads": 2, "window": 128},
+        embedding_std=64**-0.5,
+    ),
+    "cpu-recall-128": Preset(
+        d_model=128,
+        layers=2,
+        vocab_size=4096,
+        context=128,
+        tie_embeddings=True,
+        reference_mlp_width={"recurrent": 800},
+        mixers=_geometry(4, 32, d_inner=256, ssm_head_dim=32, d_state=16, attention_heads=4),
+        hybrid_attention={"heads": 4, "window": 128},
+        embedding_std=128**-0.5,
+    ),
 }
 
 

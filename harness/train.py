@@ -28,6 +28,7 @@ from harness.model import LanguageModel, build_model
 from harness.optim import build_optimizer, learning_rate
 from harness.prepare import prepare
 from harness.provenance import provenance
+from mixers.registry import require_file
 
 LOG_EVERY = 10  # optimiser steps between two lines of metrics.jsonl
 
@@ -156,6 +157,7 @@ class Trainer:
         if data_sha256(config.data) != config.data_sha256:
             raise ValueError(f"data.source: {config.data.source} has changed since the run was planned; submit again")
         self.data.require_vocab(config.model.vocab_size)
+        require_file(config.mixer_file)
         self.model = build_model(config.model, config.seed).to(self.device)
         self.optimizer = build_optimizer(self.model, config.train)
         self.step, self.seconds = 0, 0.0
@@ -294,7 +296,8 @@ def train(config: RunConfig, run_dir: Path, progress: Progress | None = None, co
         tokens_per_second=config.data.tokens / trainer.seconds,
         weights_sha256=checkpoint.digest(trainer.model.state_dict()),
     )
-    birth = provenance(config.hash, trainer.device, trainer.dtype, backend=trainer.model.backend(), command=command)
+    backend = trainer.model.backend(trainer.dtype)
+    birth = provenance(config.hash, trainer.device, trainer.dtype, backend=backend, command=command)
     write_atomic(run_dir / "train.json", json.dumps(asdict(summary) | {"provenance": asdict(birth)}, indent=1).encode())
     return summary
 
@@ -336,6 +339,7 @@ def load_trained(run_dir: Path) -> tuple[LanguageModel, RunConfig]:
         raise checkpoint.CheckpointError(
             f"{path}: not the weights that the run ended with; delete {run_dir / 'train.json'} and submit it again"
         )
+    require_file(config.mixer_file)
     model = LanguageModel(config.model)
     model.load_state_dict(content["model"])
     return model.eval(), config

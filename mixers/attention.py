@@ -14,7 +14,6 @@ from mixers.common import accumulator_dtype, require
 from mixers.interface import Cost, Mixer, MixerConfig, State
 from mixers.registry import register_mixer
 
-# Queries are taken in blocks, so that the scores of a long sequence never exist all at once.
 QUERY_BLOCK = 1024
 
 
@@ -84,8 +83,14 @@ class Attention(Mixer):
         cached = k.shape[1] - steps
         ragged = cached > 0 and bool((seen < cached).any())
         keys, values = (t.transpose(1, 2).repeat_interleave(self.heads // self.kv_heads, 1) for t in (k, v))
-        blocks = []
-        for start in range(0, steps, QUERY_BLOCK):
+        queries, blocks = q.transpose(1, 2), []
+        # Without a mask of ours torch takes its flash kernels; else in blocks, so that scores never exist all at once.
+        if cached == 0 and (window is None or steps <= window):
+            blocks.append(F.scaled_dot_product_attention(queries, keys, values, is_causal=True))
+            starts = range(0)
+        else:
+            starts = range(0, steps, QUERY_BLOCK)
+        for start in starts:
             stop = min(start + QUERY_BLOCK, steps)
             first = 0 if window is None else max(0, cached + start - window + 1)
             rows = torch.arange(cached + start, cached + stop, device=x.device)[:, None]
@@ -95,13 +100,9 @@ class Attention(Mixer):
                 mask = mask & (cols > rows - window)
             if ragged:
                 mask = mask & (cols >= (cached - seen).view(-1, 1, 1, 1))
+            keep = slice(first, cached + stop)
             blocks.append(
-                F.scaled_dot_product_attention(
-                    q[:, start:stop].transpose(1, 2),
-                    keys[:, :, first : cached + stop],
-                    values[:, :, first : cached + stop],
-                    attn_mask=mask,
-                )
+                F.scaled_dot_product_attention(queries[:, :, start:stop], keys[:, :, keep], values[:, :, keep], mask)
             )
         y = self.o_proj(torch.cat(blocks, 2).transpose(1, 2).flatten(-2))
         if not return_state:
@@ -124,8 +125,17 @@ class Attention(Mixer):
         # A query at position t sees min(t + 1, window) keys; the mean over the sequence, exactly.
         visible = (window * (window + 1) / 2 + (seq_len - window) * window) / seq_len
         parameters = self.parameter_count()
+        width = self.heads * self.head_dim
+
+        def flops(keys: float) -> float:
+            return 2 * parameters + 4 * keys * width
+
+        floats = 2 * self.kv_heads * self.head_dim
         return Cost(
             parameters=parameters,
-            state_floats=2 * window * self.kv_heads * self.head_dim,
-            flops_per_token=2 * parameters + 4 * visible * self.heads * self.head_dim,
+            state_floats=floats * window,
+            flops_per_token=flops(visible),
+            decode_flops=flops(min(self.config.window or seq_len + 1, seq_len + 1)),
+            # Keys and values in bf16: those seen so far are read, those of the token written.
+            decode_bytes=2 * floats * (window + 1),
         )

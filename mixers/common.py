@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixers.backends import TORCH, convolution
+
 
 def accumulator_dtype(*tensors: Tensor) -> torch.dtype:
     """fp32, or fp64 when an input is: what states and sums are kept in."""
@@ -37,14 +39,44 @@ class ShortConvolution(nn.Module):
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
 
-    def forward(self, x: Tensor, tail: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x: [B, T, C]; tail: the last W-1 inputs before it, [B, W-1, C], zeros if None → (y, new tail)."""
+    def forward(self, x: Tensor, tail: Tensor | None = None, backend: str = TORCH.name) -> tuple[Tensor, Tensor]:
+        """x: [B, T, C]; tail: the last W-1 inputs before it, [B, W-1, C], zeros if None → (y, new tail).
+
+        backend: of the mixer. Beside kernels, whichever, stands `mixers.backends.convolution()`: one for all mixers.
+        """
         channels, _, width = self.weight.shape
         if tail is None:
             tail = x.new_zeros(x.shape[0], width - 1, channels)
-        padded = torch.cat([tail.to(x.dtype), x], 1)
+        tail = tail.to(x.dtype)
+        if backend != TORCH.name:
+            missing = max(0, width - 1 - x.shape[1])
+            left = torch.cat([tail[:, width - 1 - missing :], x[:, max(0, x.shape[1] - (width - 1)) :]], 1)
+            return self._by_kernel(x, tail), left
+        padded = torch.cat([tail, x], 1)
         y = F.conv1d(padded.transpose(1, 2), self.weight.to(x.dtype), self.bias, groups=channels).transpose(1, 2)
         return F.silu(y), padded[:, padded.shape[1] - (width - 1) :]
+
+    def _by_kernel(self, x: Tensor, tail: Tensor) -> Tensor:
+        weight = self.weight.squeeze(1).to(x.dtype)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        channels, width = weight.shape
+        # What causal-conv1d is compiled for: up to four taps, rows of channels that start at multiples of 16 bytes.
+        if convolution() == "causal-conv1d" and 2 <= width <= 4 and channels % 8 == 0 and x.shape[1] > 1:
+            from causal_conv1d import causal_conv1d_fn
+
+            y = causal_conv1d_fn(
+                x.contiguous().transpose(1, 2),
+                weight,
+                bias,
+                initial_states=tail.contiguous().transpose(1, 2),
+                activation="silu",
+            )
+            return y.transpose(1, 2)
+        from fla.modules.causal_conv1d import causal_conv1d
+
+        # fla keeps the last W inputs, of which the first is not read again.
+        cache = F.pad(tail.transpose(1, 2), (1, 0))
+        return causal_conv1d(x.contiguous(), weight, bias, initial_state=cache, activation="silu")[0]
 
 
 class RMSNorm(nn.Module):

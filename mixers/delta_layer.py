@@ -6,6 +6,7 @@ per head, gated; output projection. Parameter names are those of flash-linear-at
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from mixers.backends import TORCH
 from mixers.common import ShortConvolution, accumulator_dtype, require
 from mixers.interface import Cost, Mixer, MixerConfig, State
 
@@ -32,6 +34,12 @@ class DeltaConfig(MixerConfig):
     norm_eps: float = 1e-5
 
 
+class ScalarWriteConfig(DeltaConfig):
+    """beta_range: 1 for write strengths β in [0, 1], 2 for [0, 2], which lets states change sign (arXiv 2411.12537)."""
+
+    beta_range: Literal[1, 2] = 1
+
+
 class GatedNorm(nn.Module):
     """RMSNorm of each head's output times an activation of the gate."""
 
@@ -39,12 +47,18 @@ class GatedNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
-        self.activation = {"silu": F.silu, "sigmoid": torch.sigmoid}[activation]
+        self.activation = activation
 
-    def forward(self, o: Tensor, gate: Tensor) -> Tensor:
+    def forward(self, o: Tensor, gate: Tensor, backend: str = TORCH.name) -> Tensor:
+        """o, gate: [..., size]. Beside kernels, whichever, stands fla's fused form of it: one for all mixers."""
+        if backend != TORCH.name:
+            from fla.modules.norm.fused_norm_gate import rms_norm_gated
+
+            return rms_norm_gated(o, gate.to(o.dtype), self.weight, None, activation=self.activation, eps=self.eps)
         h = o.to(accumulator_dtype(o))
         h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + self.eps) * self.weight
-        return (h * self.activation(gate.to(h.dtype))).to(o.dtype)
+        activation = F.silu if self.activation == "silu" else torch.sigmoid
+        return (h * activation(gate.to(h.dtype))).to(o.dtype)
 
 
 class DeltaMixer(Mixer):
@@ -78,11 +92,14 @@ class DeltaMixer(Mixer):
         self.v_conv1d = ShortConvolution(value_width, config.conv_width)
         self.o_norm = GatedNorm(self.value_dim, config.norm_eps, output_gate)
         self.o_proj = nn.Linear(value_width, d_model, bias=False)
+        self.widths = [key_width, key_width, value_width]
 
-    def operate(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, recurrent: Tensor | None) -> tuple[Tensor, Tensor]:
+    def operate(
+        self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, recurrent: Tensor | None, backend: str
+    ) -> tuple[Tensor, Tensor]:
         """Gates from x [B, T, D], then the operator. q, k: [B, T, H, K], not yet L2-normalised; v: [B, T, HV, V].
 
-        Returns o like v, and the final state.
+        Returns o like v, and the final state [B, HV, K, V].
         """
         raise NotImplementedError
 
@@ -91,26 +108,58 @@ class DeltaMixer(Mixer):
         raise NotImplementedError
 
     def mix(self, x: Tensor, state: State | None, return_state: bool) -> tuple[Tensor, State | None]:
-        widths = [self.heads * self.head_dim] * 2 + [self.value_heads * self.value_dim]
-        tails = (None, None, None) if state is None else state["conv"].split(widths, -1)
-        q, q_tail = self.q_conv1d(self.q_proj(x), tails[0])
-        k, k_tail = self.k_conv1d(self.k_proj(x), tails[1])
-        v, v_tail = self.v_conv1d(self.v_proj(x), tails[2])
+        backend = self.implementation(x)
+        tails = (None, None, None) if state is None else state["conv"].split(self.widths, -1)
+        q, q_tail = self.q_conv1d(self.q_proj(x), tails[0], backend)
+        k, k_tail = self.k_conv1d(self.k_proj(x), tails[1], backend)
+        v, v_tail = self.v_conv1d(self.v_proj(x), tails[2], backend)
         q, k = q.unflatten(-1, (self.heads, -1)), k.unflatten(-1, (self.heads, -1))
         v = v.unflatten(-1, (self.value_heads, -1))
-        o, recurrent = self.operate(q, k, v, x, None if state is None else state["recurrent"])
-        o = self.o_norm(o, self.gate(x).unflatten(-1, (self.value_heads, -1)))
+        o, recurrent = self.operate(q, k, v, x, None if state is None else state["recurrent"], backend)
+        o = self.o_norm(o, self.gate(x).unflatten(-1, (self.value_heads, -1)), backend)
         y = self.o_proj(o.flatten(-2))
         if not return_state:
             return y, None
         return y, {"conv": torch.cat([q_tail, k_tail, v_tail], -1), "recurrent": recurrent}
 
-    def backend_for(self, steps: int) -> Literal["recurrent", "chunked"]:
-        """One token needs no chunk."""
+    def form(self, steps: int) -> Literal["recurrent", "chunked"]:
+        """Of the operator in torch: one token needs no chunk."""
         return "recurrent" if steps == 1 else "chunked"
 
     def cost(self, seq_len: int) -> Cost:
+        """For each number of the state: decay 1, erase read 2, rank-one write 2, output read 2. Norms, gates and
+        activations are not counted."""
+        products = sum(m.weight.numel() for m in self.modules() if isinstance(m, (nn.Linear, ShortConvolution)))
+        tail = 2 * (self.config.conv_width - 1) * sum(self.widths)
         state = self.value_heads * self.head_dim * self.value_dim
-        parameters = self.parameter_count()
-        # The recurrence: decay 1, erase read 2, rank-one write 2, output read 2, for every number of the state.
-        return Cost(parameters, state, 2 * parameters + 7 * state)
+        return Cost.recurrent(self.parameter_count(), products, state, 7, tail)
+
+
+FLA_SHORT = 64  # tokens up to which fla's layers decode token by token where no gradient is wanted
+
+
+def by_fla(
+    chunked: Callable[..., tuple[Tensor, Tensor]],
+    recurrent: Callable[..., tuple[Tensor, Tensor]],
+    inputs: dict[str, Tensor],
+    initial_state: Tensor | None,
+    beta_range: int,
+) -> tuple[Tensor, Tensor]:
+    """One of two operators of flash-linear-attention, as its layers call them.
+
+    inputs: q, k, v as they leave the convolutions; g, beta before their activation; A_log, dt_bias. Returns o and the
+    final state [B, HV, K, V].
+    """
+    gradient = torch.is_grad_enabled() and any(
+        t.requires_grad for t in (*inputs.values(), initial_state) if t is not None
+    )
+    operator = recurrent if not gradient and inputs["q"].shape[1] <= FLA_SHORT else chunked
+    return operator(
+        **inputs,
+        initial_state=None if initial_state is None else initial_state.float(),
+        output_final_state=True,
+        use_qk_l2norm_in_kernel=True,
+        use_gate_in_kernel=True,
+        use_beta_sigmoid_in_kernel=True,
+        allow_neg_eigval=beta_range == 2,
+    )

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixers.backends import FLA, TORCH
 from mixers.common import accumulator_dtype, inverse_softplus_dt, l2_normalise
-from mixers.delta_layer import DeltaConfig, DeltaMixer
+from mixers.delta_layer import DeltaMixer, ScalarWriteConfig, by_fla
 from mixers.delta_rule import delta_rule_chunked, operands, without_autocast
 from mixers.registry import register_mixer
 
@@ -50,14 +51,21 @@ def gated_delta_rule(
     return torch.stack(outputs, 1).to(dtype), state
 
 
+class GatedDeltaNetConfig(ScalarWriteConfig):
+    """output_gate: its activation; the paper's is SiLU."""
+
+    output_gate: Literal["silu", "sigmoid"] = "silu"
+
+
 @register_mixer("gated_deltanet", display="Gated DeltaNet")
 class GatedDeltaNet(DeltaMixer):
     """The layer: decay exp(-exp(A_log) · softplus(a(x) + dt_bias)), write strength σ(b(x)), SiLU output gate."""
 
-    config_class = DeltaConfig
+    config_class = GatedDeltaNetConfig
+    backends = (FLA, TORCH)
 
-    def __init__(self, d_model: int, config: DeltaConfig):
-        super().__init__(d_model, config, output_gate="silu")
+    def __init__(self, d_model: int, config: GatedDeltaNetConfig):
+        super().__init__(d_model, config, config.output_gate)
         self.a_proj = nn.Linear(d_model, self.value_heads, bias=False)
         self.b_proj = nn.Linear(d_model, self.value_heads, bias=False)
         # U(0, 16) can draw 0, whose logarithm is -inf: a head that would never forget, and no gradient for it.
@@ -65,18 +73,26 @@ class GatedDeltaNet(DeltaMixer):
         self.dt_bias = nn.Parameter(inverse_softplus_dt(self.value_heads))
         self.g_proj = nn.Linear(d_model, self.value_heads * self.value_dim, bias=False)
 
-    def operate(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, recurrent: Tensor | None) -> tuple[Tensor, Tensor]:
+    def operate(
+        self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, recurrent: Tensor | None, backend: str
+    ) -> tuple[Tensor, Tensor]:
+        g, beta = self.a_proj(x), self.b_proj(x)
+        if backend == FLA.name:
+            from fla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
+
+            inputs = dict(q=q, k=k, v=v, g=g, beta=beta, A_log=self.A_log, dt_bias=self.dt_bias)
+            operators = chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
+            return by_fla(*operators, inputs, recurrent, self.config.beta_range)
         dtype = accumulator_dtype(x)
-        g = -self.A_log.to(dtype).exp() * F.softplus(self.a_proj(x).to(dtype) + self.dt_bias)
         return gated_delta_rule(
             l2_normalise(q),
             l2_normalise(k),
             v,
-            g,
-            self.b_proj(x).sigmoid(),
+            -self.A_log.to(dtype).exp() * F.softplus(g.to(dtype) + self.dt_bias),
+            self.config.beta_range * beta.sigmoid(),
             initial_state=recurrent,
             chunk_size=self.config.chunk_size,
-            backend=self.backend_for(x.shape[1]),
+            backend=self.form(x.shape[1]),
         )
 
     def gate(self, x: Tensor) -> Tensor:

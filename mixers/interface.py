@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+
+from mixers.backends import TORCH, Backend, activation_dtype, choose
 
 State = dict[str, Tensor]
 """Everything a mixer carries from one token to the next. Every tensor is batch-first."""
@@ -25,27 +28,46 @@ class MixerConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Cost:
-    """What a mixer costs, from its shapes alone.
+    """What a mixer costs a sequence of some length, from its shapes alone. FLOPs are two per multiply-add.
 
     parameters: learnable numbers.
     state_floats: numbers that the recurrence carries per sequence, convolution tails not counted;
         for attention the keys and values of the whole context (or window).
-    flops_per_token: floating-point operations of the forward pass per token, two per multiply-add,
-        averaged over a sequence of the length asked for.
+    flops_per_token: of the forward pass in its recurrent form, averaged over the sequence; training takes three times
+        as many. A chunked form does more: what is counted is the work that the function asks for, not a kernel's.
+    decode_flops: of one more token behind the sequence.
+    decode_bytes: what that token reads and writes of the state, for each sequence of a batch, in the dtypes that the
+        state has under bf16 activations. Beside them a step reads all weights once, whatever the batch.
     """
 
     parameters: int
     state_floats: int
     flops_per_token: float
+    decode_flops: float
+    decode_bytes: int
+
+    @classmethod
+    def recurrent(cls, parameters: int, products: int, state: int, flops_per_state: int, tail_bytes: int = 0) -> Cost:
+        """A recurrence with an fp32 state of fixed size: every token costs the same.
+
+        products: weights of linear layers and convolutions, each one multiply-add a token. flops_per_state: FLOPs for
+        each number of the state. tail_bytes: of what else is carried, such as a convolution's last inputs.
+        """
+        flops = 2 * products + flops_per_state * state
+        return cls(parameters, state, flops, flops, 2 * (4 * state + tail_bytes))
 
 
 class Mixer(nn.Module):
     """Base class of all token mixers.
 
-    Subclasses set `config_class`, take `(d_model, config)` and implement `mix` and `cost`.
+    Subclasses set `config_class`, take `(d_model, config)` and implement `mix` and `cost`. One with more than one
+    implementation lists them in `backends`, best first and torch last, and asks `implementation` which to use.
     """
 
     config_class: type[MixerConfig]
+    backends: ClassVar[tuple[Backend, ...]] = (TORCH,)
+    # Whether biases of linear layers start as the mixer has set them, and not at 0 as the training recipe has it.
+    keeps_biases: ClassVar[bool] = False
     # Which implementation to use. Not part of the configuration: all compute the same function of the same weights.
     backend: str = "auto"
 
@@ -76,13 +98,17 @@ class Mixer(nn.Module):
         """The mixer itself on sequences of one length: what `forward` promises, without packing."""
         raise NotImplementedError
 
-    @classmethod
-    def serving(cls, device: torch.device, backend: str = "auto") -> str:
-        """The implementation that runs on a device: `torch`, unless a mixer has others."""
-        return "torch"
+    def serving(self, device: torch.device, dtype: torch.dtype) -> str:
+        """The implementation that computes activations of a dtype on a device. Raises ValueError for a `backend` that
+        does not serve there, with the reason."""
+        return choose(self.backends, self.backend, device, dtype, self.config)
+
+    def implementation(self, x: Tensor) -> str:
+        """The implementation that computes the present input, under the present autocast."""
+        return self.serving(x.device, activation_dtype(x))
 
     def cost(self, seq_len: int) -> Cost:
-        """Parameters, state and forward FLOPs a token at sequences of `seq_len` tokens."""
+        """Parameters, state, FLOPs and bytes at sequences of `seq_len` tokens."""
         raise NotImplementedError
 
     @staticmethod

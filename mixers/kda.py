@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixers.backends import FLA, TORCH, Backend
 from mixers.common import accumulator_dtype, inverse_softplus_dt, l2_normalise
-from mixers.delta_layer import DeltaConfig, DeltaMixer
+from mixers.delta_layer import DeltaMixer, ScalarWriteConfig, by_fla
 from mixers.delta_rule import delta_rule_chunked, operands, without_autocast
 from mixers.registry import register_mixer
 
@@ -50,13 +51,20 @@ def kimi_delta_rule(
     return torch.stack(outputs, 1).to(dtype), state
 
 
+def _absent(device: torch.device, dtype: torch.dtype, config: ScalarWriteConfig | None) -> str | None:
+    if config is not None and config.head_dim > 256:
+        return f"fla's KDA takes head_dim up to 256, not {config.head_dim}; use torch"
+    return FLA.absent(device, dtype, config)
+
+
 @register_mixer("kda", display="KDA")
 class KimiDeltaAttention(DeltaMixer):
     """The layer: low-rank decay branch per channel with A per value head, σ(b(x)), low-rank sigmoid output gate."""
 
-    config_class = DeltaConfig
+    config_class = ScalarWriteConfig
+    backends = (Backend(FLA.name, _absent), TORCH)
 
-    def __init__(self, d_model: int, config: DeltaConfig):
+    def __init__(self, d_model: int, config: ScalarWriteConfig):
         super().__init__(d_model, config, output_gate="sigmoid")
         decay_width = self.value_heads * self.head_dim
         self.f_proj = nn.Sequential(
@@ -70,18 +78,26 @@ class KimiDeltaAttention(DeltaMixer):
             nn.Linear(self.value_dim, self.value_heads * self.value_dim, bias=True),
         )
 
-    def operate(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, recurrent: Tensor | None) -> tuple[Tensor, Tensor]:
+    def operate(
+        self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, recurrent: Tensor | None, backend: str
+    ) -> tuple[Tensor, Tensor]:
+        g, beta = self.f_proj(x).unflatten(-1, (self.value_heads, -1)), self.b_proj(x)
+        if backend == FLA.name:
+            from fla.ops.kda import chunk_kda, fused_recurrent_kda
+
+            inputs = dict(q=q, k=k, v=v, g=g, beta=beta, A_log=self.A_log, dt_bias=self.dt_bias)
+            return by_fla(chunk_kda, fused_recurrent_kda, inputs, recurrent, self.config.beta_range)
         dtype = accumulator_dtype(x)
-        step = F.softplus(self.f_proj(x).to(dtype) + self.dt_bias).unflatten(-1, (self.value_heads, -1))
+        step = F.softplus(g.to(dtype) + self.dt_bias.view(self.value_heads, -1))
         return kimi_delta_rule(
             l2_normalise(q),
             l2_normalise(k),
             v,
             -self.A_log.to(dtype).exp()[:, None] * step,
-            self.b_proj(x).sigmoid(),
+            self.config.beta_range * beta.sigmoid(),
             initial_state=recurrent,
             chunk_size=self.config.chunk_size,
-            backend=self.backend_for(x.shape[1]),
+            backend=self.form(x.shape[1]),
         )
 
     def gate(self, x: Tensor) -> Tensor:

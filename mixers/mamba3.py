@@ -24,6 +24,7 @@ A rotation turns (a, b) into (a cos θ - b sin θ, a sin θ + b cos θ). SISO pa
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -31,12 +32,15 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from mixers.backends import MAMBA_SSM, TORCH, Backend, mamba_ssm, mamba_ssm_absent
 from mixers.common import RMSNorm, accumulator_dtype, inverse_softplus_dt, require
 from mixers.interface import Cost, Mixer, MixerConfig, State
 from mixers.registry import register_mixer
 from mixers.ssd import ssd_chunked, ssd_recurrent
 
 A_FLOOR = 1e-4
+KERNEL_CHUNK = 64  # rows, tokens × rank, a chunk of mamba-ssm's kernels, as its layer recommends
+MIMO_STATES, MIMO_HEADS = (16, 32, 64, 128, 256), (32, 64, 128)  # sizes that mamba-ssm has tested its kernels with
 # Of the chunk sizes that agree, the fastest on a CPU has about this many rows, tokens × rank.
 CHUNK_ROWS = 32
 
@@ -82,8 +86,52 @@ def rotate(x: Tensor, angles: Tensor, pairwise: bool) -> Tensor:
     return torch.cat([a * cos - b * sin, first[..., turned:], a * sin + b * cos, second[..., turned:]], -1)
 
 
-@register_mixer("mamba3_siso", display="Mamba-3 SISO", mimo=False)
-@register_mixer("mamba3_mimo", display="Mamba-3 MIMO", mimo=True)
+def _power_of_two(size: int, least: int) -> bool:
+    return size >= least and size & (size - 1) == 0
+
+
+def _absent(device: torch.device, dtype: torch.dtype, config: Mamba3Config | None) -> str | None:
+    if (reason := mamba_ssm_absent(device, dtype, config)) is not None:
+        return reason
+    if dtype != torch.bfloat16:
+        return f"its kernels compute in bfloat16, and this is {str(dtype).removeprefix('torch.')}; use torch"
+    return None
+
+
+def _siso_absent(device: torch.device, dtype: torch.dtype, config: Mamba3Config | None) -> str | None:
+    if config is not None:
+        for name, size in (("d_state", config.d_state), ("head_dim", config.head_dim)):
+            if not _power_of_two(size, 16):
+                return f"its kernels take {name} in powers of two from 16, not {size}; use torch"
+        if int(config.d_state * config.rope_fraction) // 2 % 2:
+            return f"its kernels take an even number of angles, which d_state={config.d_state} has not; use torch"
+    return _absent(device, dtype, config)
+
+
+def _mimo_absent(device: torch.device, dtype: torch.dtype, config: Mamba3Config | None) -> str | None:
+    if config is not None:
+        rank = config.rank or 4
+        for name, size, known in (("d_state", config.d_state, MIMO_STATES), ("head_dim", config.head_dim, MIMO_HEADS)):
+            if size not in known:
+                return f"its kernels are tested for {name} in {known}, not for {size}; use torch"
+        if rank not in (1, 2, 4, 8):
+            return f"its kernels take a rank of 1, 2, 4 or 8, not {rank}; use torch"
+    if (reason := _absent(device, dtype, config)) is not None:
+        return reason
+    if device.type == "cpu":
+        return "its TileLang kernels need a CUDA device; use torch"
+    if find_spec("tilelang") is None:
+        return "TileLang is missing; pip install tilelang==0.1.8"
+    return None
+
+
+def cute_missing() -> str | None:
+    """What keeps mamba-ssm's step of MIMO from running; torch does it then."""
+    if find_spec("cutlass") is None or find_spec("quack") is None:
+        return "CuTe is missing; pip install nvidia-cutlass-dsl quack-kernels"
+    return None
+
+
 class Mamba3(Mixer):
     """State: `angle` [B, H, K] θ of the last token, `ssm` [B, H, P, N], and the last token's `k` [B, H, R, N], its B
     after rotation, and `v` [B, H, P], its x before mimo_x."""
@@ -138,43 +186,137 @@ class Mamba3(Mixer):
         dtype = accumulator_dtype(x, self.dt_bias)
         dt = F.softplus(dd_dt.to(dtype) + self.dt_bias)
         g = (-F.softplus(dd_A.to(dtype))).clamp(max=-A_FLOOR) * dt
-        trap = trap.to(dtype)
-        now, before = trap.sigmoid() * dt, (-trap).sigmoid() * dt
+        B, C = (
+            norm(t.to(dtype).unflatten(-1, (self.rank, c.d_state))) for t, norm in ((B, self.B_norm), (C, self.C_norm))
+        )
+        operate = self._in_torch
+        if self.implementation(x) == MAMBA_SSM.name and self._kernels_serve(x.shape[1], state, return_state):
+            operate = self._mimo_kernels if c.mimo else self._siso_kernels
+        y, state = operate(z, v, B, C, dt, g, trap.to(dtype), angle.to(dtype), state)
+        y = self.out_proj(y.flatten(2).to(v.dtype))
+        return y, state if return_state else None
 
+    def _in_torch(
+        self, z: Tensor, v: Tensor, B: Tensor, C: Tensor, dt: Tensor, g: Tensor, trap: Tensor, angle: Tensor,
+        state: State | None,
+    ) -> tuple[Tensor, State]:  # fmt: skip
+        """z, v: [b, T, H, P]; B, C after their norm: [b, T, R, N]; dt, g, trap: [b, T, H]; angle: [b, T, K]; trap and
+        angle before their activations → gated y [b, T, H, P] and the state."""
+        c = self.config
         if state is None:
             start, ssm = None, None
-            k = g.new_zeros(x.shape[0], self.heads, self.rank, c.d_state)
-            last = v.new_zeros(x.shape[0], self.heads, c.head_dim)
+            k = g.new_zeros(v.shape[0], self.heads, self.rank, c.d_state)
+            last = v.new_zeros(v.shape[0], self.heads, c.head_dim)
         else:
             start, ssm, k, last = state["angle"], state["ssm"], state["k"], state["v"]
-        angles = advance_angles(angle.to(dtype), dt, start)
+        angles = advance_angles(angle, dt, start)
         B, C = (
-            rotate(norm(t.to(dtype).unflatten(-1, (1, self.rank, c.d_state))) + bias, angles, pairwise=not c.mimo)
-            for t, norm, bias in ((B, self.B_norm, self.B_bias), (C, self.C_norm, self.C_bias))
+            rotate(t.unsqueeze(2) + bias, angles, pairwise=not c.mimo)
+            for t, bias in ((B, self.B_bias), (C, self.C_bias))
         )  # [b, T, H, R, N]
+        now, before = trap.sigmoid() * dt, (-trap).sigmoid() * dt
         inputs, last_inputs = (t.unsqueeze(-2) * self.mimo_x if c.mimo else t.unsqueeze(-2) for t in (v, last))
         previous = (last_inputs, k)
-        if x.shape[1] == 1:
+        if v.shape[1] == 1:
             y, ssm = ssd_recurrent(inputs, g, now, B, C, ssm, before, previous)
         else:
             y, ssm = ssd_chunked(inputs, g, now, B, C, ssm, before, previous, chunk_size=self.chunk_size)
-
         y = y + self.D[:, None, None] * inputs  # [b, T, H, R, P]
-        gate = z.to(dtype).unsqueeze(-2)
+        gate = z.to(g.dtype).unsqueeze(-2)
         y = y * F.silu(gate * self.mimo_z) * self.mimo_o if c.mimo else y * F.silu(gate)
-        y = self.out_proj(y.sum(-2).flatten(2).to(v.dtype))
-        if not return_state:
-            return y, None
-        return y, {"angle": angles[:, -1], "ssm": ssm, "k": B[:, -1], "v": v[:, -1]}
+        return y.sum(-2), {"angle": angles[:, -1], "ssm": ssm, "k": B[:, -1], "v": v[:, -1]}
+
+    def _kernels_serve(self, steps: int, state: State | None, return_state: bool) -> bool:
+        """Whether mamba-ssm has a kernel for what is asked. MIMO's take no state, and give none a gradient; its step
+        needs CuTe."""
+        if not self.config.mimo:
+            return True
+        if state is None:
+            return not (return_state and torch.is_grad_enabled())
+        return steps == 1 and not torch.is_grad_enabled() and cute_missing() is None
+
+    def _siso_kernels(
+        self, z: Tensor, v: Tensor, B: Tensor, C: Tensor, dt: Tensor, g: Tensor, trap: Tensor, angle: Tensor,
+        state: State | None,
+    ) -> tuple[Tensor, State]:  # fmt: skip
+        """As `_in_torch`, by mamba-ssm's Triton kernels; in bf16, whatever the input."""
+        angle = angle.unsqueeze(2).expand(-1, -1, self.heads, -1)
+        biases = self.C_bias.squeeze(1), self.B_bias.squeeze(1)
+        entering = None
+        if state is not None:
+            entering = state["angle"].float(), state["ssm"], state["k"].squeeze(2), state["v"]
+        if state is not None and v.shape[1] == 1 and not torch.is_grad_enabled():
+            step = mamba_ssm("ops.triton.mamba3.mamba3_siso_step").mamba3_siso_step
+            tokens = C[:, 0], B[:, 0], v[:, 0], g[:, 0], dt[:, 0], trap[:, 0]
+            y, left = step(*tokens, *biases, angle[:, 0], self.D, z[:, 0], entering)
+            y = y.unsqueeze(1)
+        else:
+            scan = mamba_ssm("ops.triton.mamba3.mamba3_siso_combined").mamba3_siso_combined
+            y, *left = scan(
+                C, B, v, *(t.transpose(1, 2) for t in (g, dt, trap)), *biases, angle, self.D, z,
+                Input_States=entering, chunk_size=KERNEL_CHUNK, return_final_states=True,
+            )  # fmt: skip
+        start, ssm, k, last = left
+        return y, {"angle": start, "ssm": ssm, "k": k.unsqueeze(2), "v": last}
+
+    def _mimo_kernels(
+        self, z: Tensor, v: Tensor, B: Tensor, C: Tensor, dt: Tensor, g: Tensor, trap: Tensor, angle: Tensor,
+        state: State | None,
+    ) -> tuple[Tensor, State]:  # fmt: skip
+        """As `_in_torch`, by mamba-ssm's TileLang kernels, and by its CuTe kernel for one token behind a state."""
+        angle = angle.unsqueeze(2).expand(-1, -1, self.heads, -1)
+        if state is not None:
+            return self._mimo_step(
+                z[:, 0], v[:, 0], B[:, 0], C[:, 0], dt[:, 0], g[:, 0], trap[:, 0], angle[:, 0], state
+            )
+        scan = mamba_ssm("ops.tilelang.mamba3.mamba3_mimo").mamba3_mimo
+        B, C = (t.unsqueeze(3).to(v.dtype) for t in (B, C))
+        y, start, ssm, k, last = scan(
+            C, B, v, *(t.transpose(1, 2) for t in (g, dt, trap)), self.C_bias, self.B_bias,
+            self.mimo_x, self.mimo_z, self.mimo_o, angle, self.D, z,
+            chunk_size=KERNEL_CHUNK // self.rank,
+            rotary_dim_divisor=round(2 / self.config.rope_fraction),
+            dtype=v.dtype,
+            return_state=True,
+        )  # fmt: skip
+        return y, {"angle": start, "ssm": ssm, "k": k.transpose(1, 2), "v": last}
+
+    def _mimo_step(
+        self, z: Tensor, v: Tensor, B: Tensor, C: Tensor, dt: Tensor, g: Tensor, trap: Tensor, angle: Tensor,
+        state: State,
+    ) -> tuple[Tensor, State]:  # fmt: skip
+        rotated = mamba_ssm("ops.triton.mamba3.mamba3_mimo_rotary_step").apply_rotary_qk_inference_fwd
+        step = mamba_ssm("ops.cute.mamba3.mamba3_step_fn").mamba3_step_fn
+        B, C = (t.unsqueeze(2).expand(-1, -1, self.heads, -1).to(v.dtype) for t in (B, C))  # [b, R, H, N]
+        C, B, start = rotated(
+            q=C, k=B, angle_state=state["angle"], angle_proj=angle, dt=dt, bias_q=self.C_bias.transpose(0, 1),
+            bias_k=self.B_bias.transpose(0, 1), rotate_pairwise=False,
+        )  # fmt: skip
+        x_in, z_in, out = (t.transpose(0, 1).contiguous() for t in (self.mimo_x, self.mimo_z, self.mimo_o))
+        ssm, y = state["ssm"].clone(), torch.empty_like(v)  # the kernel updates the state in place
+        step(
+            ssm, state["k"].transpose(1, 2).to(v.dtype).contiguous(), state["v"].to(v.dtype), g / dt, B, C, self.D,
+            v.contiguous(), dt, trap.sigmoid(), x_in, outproj=out, out=y, z=z.contiguous(), zproj=z_in,
+            tile_D=64, num_warps=4,
+        )  # fmt: skip
+        return y.unsqueeze(1), {"angle": start, "ssm": ssm, "k": B.transpose(1, 2), "v": v}
 
     def cost(self, seq_len: int) -> Cost:
-        """The recurrent form's FLOPs: projections, and for each number of the state 1 for its decay and 2·R each to
-        write the token before, to write the token and to read. Rotations, norms, gates and the elementwise MIMO
-        projections are not counted, nor, as state, are the angles and the last token's B and x."""
-        state = self.d_inner * self.config.d_state
+        """For each number of the state 1 for its decay and 2·R each to write the token before, to write the token and
+        to read. Rotations, norms, gates and the elementwise MIMO projections are not counted, nor, as state, are the
+        angles and the last token's B and x."""
+        c = self.config
+        tail = 4 * self.heads * self.angles + 4 * self.heads * self.rank * c.d_state + 2 * self.d_inner
         products = self.in_proj.weight.numel() + self.out_proj.weight.numel()
-        return Cost(
-            parameters=self.parameter_count(),
-            state_floats=state,
-            flops_per_token=2 * products + (1 + 6 * self.rank) * state,
-        )
+        state = self.d_inner * c.d_state
+        return Cost.recurrent(self.parameter_count(), products, state, 1 + 6 * self.rank, tail)
+
+
+@register_mixer("mamba3_siso", display="Mamba-3 SISO", mimo=False)
+class Mamba3SISO(Mamba3):
+    backends = (Backend(MAMBA_SSM.name, _siso_absent), TORCH)
+
+
+@register_mixer("mamba3_mimo", display="Mamba-3 MIMO", mimo=True)
+class Mamba3MIMO(Mamba3):
+    backends = (Backend(MAMBA_SSM.name, _mimo_absent), TORCH)

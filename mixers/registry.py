@@ -1,17 +1,32 @@
-"""Names of mixers, and how to build one from its name and options."""
+"""Names of mixers, and how to build one from its name and options.
+
+Beside the built-in ones a name can be `fla:<Layer>` for a layer of flash-linear-attention, come from an installed
+package through the entry point group `mixerbench.mixers`, or from a single Python file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import re
+import sys
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mixers.interface import Mixer, MixerConfig
 
 BUILT_IN = ("gated_deltanet", "gdn2.layer", "kda", "mamba2", "mamba3", "attention")
+FLA_PREFIX = "fla:"
+PLUGINS = "mixerbench.mixers"
 
 
 @dataclass(frozen=True)
@@ -24,11 +39,23 @@ class Entry:
     fixed: dict[str, Any]
 
 
+class MixerFile(BaseModel):
+    """The file that defines a mixer. path: absolute. sha256: of its content when it was loaded."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str
+    sha256: str
+
+
 _entries: dict[str, Entry] = {}
+_files: dict[str, MixerFile] = {}  # by the name of the mixer
 
 
 def register_mixer(name: str, *, display: str, **fixed: Any) -> Callable[[type[Mixer]], type[Mixer]]:
     """Class decorator: make a Mixer available as `name`, shown as `display`. `fixed` options belong to the name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise ValueError(f"mixer: {name!r} cannot name a run's folder; use letters, digits, _, . and -")
 
     def add(cls: type[Mixer]) -> type[Mixer]:
         if name in _entries and _entries[name].cls is not cls:
@@ -40,17 +67,117 @@ def register_mixer(name: str, *, display: str, **fixed: Any) -> Callable[[type[M
 
 
 def entries() -> dict[str, Entry]:
-    """All registered mixers by name, the built-in ones loaded."""
+    """All registered mixers by name: the built-in ones, those of installed packages, those of files loaded so far."""
     for module in BUILT_IN:
         import_module(f"mixers.{module}")
+    _load_plugins()
     return _entries
+
+
+@contextmanager
+def _whole_or_not_at_all() -> Iterator[None]:
+    """Code that fails half-way leaves no mixer behind."""
+    before = dict(_entries)
+    try:
+        yield
+    except BaseException:
+        _entries.clear()
+        _entries.update(before)
+        raise
+
+
+@cache
+def _load_plugins() -> None:
+    """Mixers of installed packages; one that cannot be loaded is left out with a warning."""
+    for point in entry_points(group=PLUGINS):
+        try:
+            with _whole_or_not_at_all():
+                _load_plugin(point)
+        except Exception as error:
+            warnings.warn(
+                f"mixers of {point.dist.name if point.dist else 'a package'} left out: {PLUGINS} entry point "
+                f"{point.name} = {point.value}: {type(error).__name__}: {error}",
+                stacklevel=3,
+            )
+
+
+def _load_plugin(point: EntryPoint) -> None:
+    """A module, which registers on import; a Mixer, under the entry point's name if it has none; or what registers
+    when called."""
+    loaded = point.load()
+    if isinstance(loaded, types.ModuleType):
+        return
+    if not (isinstance(loaded, type) and issubclass(loaded, Mixer)):
+        loaded()
+    elif all(entry.cls is not loaded for entry in _entries.values()):
+        register_mixer(point.name, display=point.name)(loaded)
+
+
+def load_file(path: str | Path) -> list[str]:
+    """Run a Python file that registers mixers; returns their names. Content that is loaded already is not run again.
+
+    Raises ValueError for a file that is missing, fails, registers nothing, or takes a name that is taken.
+    """
+    path = Path(path).resolve()
+    if not path.is_file():
+        raise ValueError(f"mixer_file: {path} is missing; give the path of a Python file")
+    source = path.read_bytes()
+    sha256 = hashlib.sha256(source).hexdigest()
+    if names := [name for name, file in _files.items() if file.sha256 == sha256]:
+        return names
+    before = set(entries())
+    # Found by pickle and inspect, so that dataclasses, annotations and Triton kernels of the file work.
+    module = types.ModuleType(f"mixer_file_{sha256[:16]}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module
+    try:
+        with _whole_or_not_at_all():
+            exec(compile(source, str(path), "exec"), module.__dict__)
+            names = [name for name in _entries if name not in before]
+            if not names:
+                raise ValueError("registers no mixer; decorate a class with @register_mixer(name, display=...)")
+    except Exception as error:
+        del sys.modules[module.__name__]
+        loaded = [name for name, file in _files.items() if file.path == str(path)]
+        remedy = "; it has changed since this process loaded it: start a new one" if loaded else ""
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"mixer_file: {path}: {kind}{error}{remedy}") from error
+    _files.update(dict.fromkeys(names, MixerFile(path=str(path), sha256=sha256)))
+    return names
+
+
+def file_of(name: str) -> MixerFile | None:
+    """The file that defines a mixer, if it was loaded from one."""
+    return _files.get(name)
+
+
+def require_file(file: MixerFile | None) -> None:
+    """Load the file that a run's mixer comes from, if any. Raises ValueError unless it is there and unchanged."""
+    if file is None:
+        return
+    path = Path(file.path)
+    if not path.is_file():
+        raise ValueError(f"mixer_file: {path}, which defines this run's mixer, is missing; put it back")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != file.sha256:
+        raise ValueError(
+            f"mixer_file: {path} has changed since the run was planned; put back the content with sha256 "
+            f"{file.sha256[:16]}…, or submit again for a run of the new one"
+        )
+    load_file(path)
 
 
 def get(name: str) -> Entry:
     """The entry of `name`; ValueError listing the known names otherwise."""
+    if name.startswith(FLA_PREFIX):
+        from mixers.fla_layer import entry
+
+        return entry(name)
     known = entries()
     if name not in known:
-        raise ValueError(f"mixer: unknown name {name!r}; known: {', '.join(sorted(known))}")
+        raise ValueError(
+            f"mixer: unknown name {name!r}; known: {', '.join(sorted(known))}, and {FLA_PREFIX}<Layer> for a layer of "
+            "flash-linear-attention"
+        )
     return known[name]
 
 

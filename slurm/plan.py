@@ -37,7 +37,7 @@ def check(experiment: Experiment) -> None:
     for phase in experiment.data.phases:
         if "text" in phase.rows:
             data.windows("train", phase.seq_len)
-        if "mqar" in phase.rows:
+        if phase.rows.keys() - {"text"}:
             recall_words(tokenizer)
     for name, options in experiment.suites.items():
         suites.check(name, suites.suite_config(name, options), tokenizer)

@@ -43,7 +43,8 @@ def run(
     seconds: float = 300,
     progress: Callable[[str], Any] = print,
 ) -> list[Row]:
-    """A row for each mixer of the preset, or for those named: tokens/s of training steps at [batch, length] tokens.
+    """A row for each mixer of the preset, or for those named: tokens/s of training steps at [batch, length] tokens, and
+    the model's own FLOPs as a part of what matrix products reach on the device.
 
     Median, 20th and 80th percentile are over windows of `steps` steps, as many as the mixer's share of `seconds` allows
     and WINDOWS at most, after warm-up. A mixer that cannot be matched, or does not fit the memory, has `refused`, one
@@ -62,6 +63,7 @@ def run(
         raise ValueError("mixers: an empty list; name at least one, or none for all of the preset")
     dtype = activation_dtype(RECIPE, where)
     deadline = time.perf_counter() + seconds
+    ceiling = matmul_rate(where, dtype)
     rows: list[Row] = []
     for i, name in enumerate(names):
         layout = "attention" if name == "attention" else "recurrent"
@@ -77,6 +79,7 @@ def run(
             "refused": None,
             "left_out": None,
             "tokens_per_s": None,
+            "matmul_flop_per_s": ceiling,
         }
         birth = asdict(provenance("", where, dtype, "auto"))
         row |= {key: value for key, value in birth.items() if key not in ("config_hash", "backend", "command")}
@@ -93,6 +96,8 @@ def run(
             gc.collect()  # a failed step leaves its graph in a cycle with the traceback
             if where.type == "cuda":
                 torch.cuda.empty_cache()
+        if row["tokens_per_s"] is not None:
+            row["utilisation"] = row["flop_per_s"] / ceiling
         rows.append(row)
         progress(f"{name}: {_result(row)}")
     return rows
@@ -121,7 +126,7 @@ def measure(
     tokens = torch.randint(config.vocab_size, (batch, length + 1), generator=generator).to(device)
     counted = torch.ones(batch, length, dtype=torch.bool, device=device)
     row: Row = {
-        "backend": model.backend(),
+        "backend": model.backend(dtype),
         "non_embedding_params": cost.non_embedding_params,
         "embedding_params": cost.embedding_params,
         "state_floats_per_layer": cost.state_floats_per_layer,
@@ -162,6 +167,20 @@ def measure(
         "flop_per_s": middle * cost.flops_per_token,
         "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
     }
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of square matrix products in a dtype: the best of ten, each of some milliseconds."""
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = torch.randn(2, size, size, device=device).to(dtype)
+    best = 0.0
+    for _ in range(10):
+        _wait(device)
+        started = time.perf_counter()
+        a @ b
+        _wait(device)
+        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best
 
 
 def training_step(
@@ -205,9 +224,10 @@ def render(rows: list[Row]) -> str:
         f"{first['preset']}, {first['batch']} × {first['length']} tokens a step, {first['dtype']}, {first['device']}, "
         f"threads={first['threads']}, torch {first['version_torch']}, commit {(first['git_commit'] or 'unknown')[:10]}",
         f"tokens/s: median [20th–80th percentile] of up to {WINDOWS} windows of {first['steps']} training steps, "
-        "optimiser step included; parameters without embeddings",
+        "optimiser step included; parameters without embeddings; utilisation: model FLOPs of "
+        f"{first['matmul_flop_per_s'] / 1e12:.3g} TFLOP/s, the best that square matrix products reached here",
     ]
-    table = [["mixer", "layout", "parameters", "tokens/s", "ms/step", "TFLOP/s", "peak GiB", "windows"]]
+    table = [["mixer", "layout", "parameters", "tokens/s", "ms/step", "TFLOP/s", "utilisation", "peak GiB", "windows"]]
     for row in rows:
         if row["tokens_per_s"] is None:
             continue
@@ -220,6 +240,7 @@ def render(rows: list[Row]) -> str:
                 f"{row['tokens_per_s']:,.0f}{_spread(row)}",
                 f"{row['ms_per_step']:.1f}",
                 f"{row['flop_per_s'] / 1e12:.3g}",
+                f"{row['utilisation']:.1%}",
                 "–" if memory is None else f"{memory / 2**30:.2f}",
                 str(row["windows"]),
             ]

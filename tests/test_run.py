@@ -77,6 +77,10 @@ def test_data_prepare_makes_shards_from_a_file(tmp_path: Path) -> None:
 def test_doctor_and_list_name_what_there_is() -> None:
     report = json.loads(cli.invoke(app, ["doctor", "--json"]).output)
     assert report["version_torch"] and set(report["mixers"]) >= {"gdn2", "mamba3_mimo", "attention"}
+    for name, backend in (("gdn2", "triton"), ("gated_deltanet", "fla"), ("mamba2", "mamba-ssm")):
+        mixer = report["mixers"][name]
+        assert mixer["serving"] in ("torch", backend) and set(mixer["backends"]) == {"torch", backend}
+        assert (mixer["serving"] == "torch") == (mixer["backends"][backend] is not None)
     known = json.loads(cli.invoke(app, ["list", "--json"]).output)
     assert "demo" in known["experiments"] and "release-1.3b" in known["presets"]
 

@@ -13,20 +13,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixers.backends import TORCH, Backend, needs_gpu
 from mixers.common import accumulator_dtype, inverse_softplus_dt
 from mixers.delta_layer import DeltaConfig, DeltaMixer
-from mixers.gdn2.operator import gated_delta_rule_2, resolve
+from mixers.gdn2.operator import gated_delta_rule_2, unserved
 from mixers.registry import register_mixer
 
 
 class GatedDeltaNet2Config(DeltaConfig):
     """erase_gate, write_gate: `channel`, or `scalar` for the mean over the channel axis broadcast back (the paper's
-    ablation; the projections stay). erase_range: 1 for b in [0, 1], 2 for b in [0, 2].
+    ablation; the projections stay). erase_range: 1 for b in [0, 1], 2 for b in [0, 2]. output_gate: its activation; the
+    paper's is SiLU, flash-linear-attention's sigmoid.
     """
 
     erase_gate: Literal["channel", "scalar"] = "channel"
     write_gate: Literal["channel", "scalar"] = "channel"
     erase_range: Literal[1, 2] = 1
+    output_gate: Literal["silu", "sigmoid"] = "silu"
+
+
+def _absent(device: torch.device, dtype: torch.dtype, config: GatedDeltaNet2Config | None) -> str | None:
+    if (reason := needs_gpu(device, dtype)) is not None or config is None:
+        return reason
+    return unserved(config.head_dim, config.value_dim or config.head_dim, config.chunk_size)
+
+
+TRITON = Backend("triton", _absent)
 
 
 @register_mixer("gdn2", display="Gated DeltaNet-2")
@@ -35,9 +47,10 @@ class GatedDeltaNet2(DeltaMixer):
 
     config_class = GatedDeltaNet2Config
     config: GatedDeltaNet2Config
+    backends = (TRITON, TORCH)
 
     def __init__(self, d_model: int, config: GatedDeltaNet2Config):
-        super().__init__(d_model, config, output_gate="silu")
+        super().__init__(d_model, config, config.output_gate)
         key_width, value_width = self.heads * self.head_dim, self.value_heads * self.value_dim
         self.f_proj = nn.Sequential(
             nn.Linear(d_model, self.value_dim, bias=False), nn.Linear(self.value_dim, key_width, bias=False)
@@ -50,24 +63,19 @@ class GatedDeltaNet2(DeltaMixer):
             nn.Linear(d_model, self.value_dim, bias=False), nn.Linear(self.value_dim, value_width, bias=True)
         )
 
-    @classmethod
-    def serving(cls, device: torch.device, backend: str = "auto") -> str:
-        return "triton" if resolve(backend, device, torch.float32) == "triton" else "torch"
-
-    def operate(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, recurrent: Tensor | None) -> tuple[Tensor, Tensor]:
+    def operate(
+        self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, recurrent: Tensor | None, backend: str
+    ) -> tuple[Tensor, Tensor]:
         g = self.f_proj(x).unflatten(-1, (self.heads, -1))
         b = self.b_proj(x).unflatten(-1, (self.heads, -1))
         w = self.w_proj(x).unflatten(-1, (self.value_heads, -1))
-        backend = resolve(self.backend, x.device, x.dtype)
-        if backend == "chunked":
-            backend = self.backend_for(x.shape[1])
         run = partial(
             gated_delta_rule_2,
             initial_state=recurrent,
             output_final_state=True,
             use_qk_l2norm=True,
             chunk_size=self.config.chunk_size,
-            backend=backend,
+            backend=TRITON.name if backend == TRITON.name else self.form(x.shape[1]),
         )
         if self.config.erase_gate == self.config.write_gate == "channel":
             activation = dict(A_log=self.A_log, dt_bias=self.dt_bias, erase_range=float(self.config.erase_range))

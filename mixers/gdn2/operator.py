@@ -52,19 +52,23 @@ def check_kernels(tensors: dict[str, Tensor], chunk_size: int) -> None:
         )
     elif device != "meta":  # launches for static checks are recorded on the meta device
         require(device == "cuda", f"backend: 'triton' serves CUDA devices, and q is on {device}; use 'chunked'")
-    for name in ("q", "v"):
-        size, axis = tensors[name].shape[3], "K" if name == "q" else "V"
-        require(
-            size <= LARGEST_HEAD, f"{name}: the kernels serve {axis} up to {LARGEST_HEAD}, got {size}; use 'chunked'"
-        )
+    reason = unserved(tensors["q"].shape[3], tensors["v"].shape[3], chunk_size)
+    require(reason is None, f"{reason}; use 'chunked'")
     for name, tensor in tensors.items():
         require(
             tensor.dtype in (torch.bfloat16, torch.float16, torch.float32),
             f"{name}: the kernels serve bfloat16, float16 and float32, got {tensor.dtype}; use 'chunked'",
         )
-    require(
-        chunk_size in (16, 32, 64), f"chunk_size: the kernels serve 16, 32 and 64, got {chunk_size}; choose one of them"
-    )
+
+
+def unserved(key_dim: int, value_dim: int, chunk_size: int) -> str | None:
+    """What keeps the kernels from sizes, or None."""
+    for name, axis, size in (("q", "K", key_dim), ("v", "V", value_dim)):
+        if size > LARGEST_HEAD:
+            return f"{name}: the kernels serve {axis} up to {LARGEST_HEAD}, got {size}"
+    if chunk_size not in (16, 32, 64):
+        return f"chunk_size: the kernels serve 16, 32 and 64, got {chunk_size}"
+    return None
 
 
 def resolve(backend: Backend, device: torch.device, dtype: torch.dtype) -> Backend:

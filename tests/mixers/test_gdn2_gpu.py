@@ -6,7 +6,7 @@ import torch
 from mixers.gdn2 import gated_delta_rule_2
 from tests.mixers.gdn2_cases import DECAYS, errors, evaluate, inputs, worst
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 # As in test_gdn2_kernels, and for the same reasons. Hardware rounds where the interpreter cuts off, so 16-bit bounds
 # are half of those there; tf32x3 products leave fp32 its bounds.

@@ -177,6 +177,8 @@ def test_attention_is_softmax_over_rotated_queries_and_keys_whatever_the_block(
     for block in (1024, 11):
         monkeypatch.setattr(mixers.attention, "QUERY_BLOCK", block)
         torch.testing.assert_close(m(x)[0][0], expected, **CLOSE)
+        _, state = m(x[:, :4], return_state=True)  # behind a state the mask is ours
+        torch.testing.assert_close(m(x[:, 4:], state)[0][0], expected[4:], **CLOSE)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,86 @@
+"""Running other projects' Triton kernels on a CPU, as they are, under Triton's interpreter.
+
+Their kernels are autotuned, for which there is no driver; loop over plain integers and use instructions of PTX, which
+the interpreter does not know; ask for the GPU's properties; and Mamba-3's cast their inputs to bfloat16, on which the
+interpreter computes nonsense. `upstream_kernels` answers for all of that: the first configuration of each kernel is
+taken, loop counters are tensors as they are when compiled, approximate instructions give the exact value, and Mamba-3
+stays in fp32. What the kernels compute is theirs.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import sys
+import types
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+import triton.language as tl
+from triton.runtime.autotuner import Autotuner
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+PTX = {"cos.approx.f32": np.cos, "sin.approx.f32": np.sin, "tanh.approx.f32": np.tanh}
+LOOPING = ("fla.ops.", "fla.modules.")  # packages whose kernels use methods of loop counters
+
+
+def _first_configuration(self: Autotuner, *args, **kwargs):
+    self.best_config = first = self.configs[0]
+    if first.pre_hook is not None:
+        first.pre_hook({**dict(zip(self.arg_names, args, strict=False)), **kwargs, **first.all_kwargs()})
+    return self.fn.run(*args, **kwargs, **first.all_kwargs())
+
+
+def _range(*bounds):
+    """`range` inside a kernel: counters are int32 tensors. Code around kernels in the same module keeps Python's."""
+    try:
+        tl.full((), 0, tl.int32)
+    except ValueError:  # Triton's functions can be called within kernels only
+        return builtins.range(*bounds)
+    return _counters(*bounds)
+
+
+def _counters(*bounds):
+    for i in builtins.range(*(int(b.handle.data.item()) if isinstance(b, tl.tensor) else int(b) for b in bounds)):
+        yield tl.full((), i, tl.int32)
+
+
+def _inline_asm(self, text, constraints, values, types_, pure, pack):
+    result = TensorHandle(PTX[text.split()[0]](values[0].data), values[0].dtype)
+    return types.SimpleNamespace(get_result=lambda i: result)
+
+
+def _wide(tensor: TensorHandle) -> TensorHandle:
+    """bfloat16, which the interpreter keeps as its bits, as fp32."""
+    if tensor.dtype.scalar != tl.bfloat16:
+        return tensor
+    return TensorHandle((tensor.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+
+def _dot(self, a, b, d, *precision, compute=InterpreterBuilder.create_dot):
+    return compute(self, _wide(a), _wide(b), d, *precision)
+
+
+@contextlib.contextmanager
+def upstream_kernels() -> Iterator[None]:
+    """Within, Triton kernels of fla and mamba-ssm run on CPU tensors. Where there is a GPU, nothing is changed."""
+    if torch.cuda.is_available():
+        yield
+        return
+    device = torch.cuda.device
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Autotuner, "run", _first_configuration)
+        patch.setattr(InterpreterBuilder, "create_inline_asm", _inline_asm)
+        patch.setattr(InterpreterBuilder, "create_dot", _dot)
+        patch.setattr(torch.cuda, "device", lambda i: contextlib.nullcontext() if i is None else device(i))
+        properties = types.SimpleNamespace(multi_processor_count=4)
+        patch.setattr(torch.cuda, "get_device_properties", lambda *args: properties)
+        patch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
+        for name, module in list(sys.modules.items()):
+            if name.startswith(LOOPING) and module is not None and not hasattr(module, "range"):
+                patch.setattr(module, "range", _range, raising=False)
+            if name.startswith("mamba_ssm.ops.triton.mamba3.") and hasattr(module, "torch"):
+                patch.setattr(module, "torch", types.SimpleNamespace(**vars(torch) | {"bfloat16": torch.float32}))
+        yield
