@@ -35,7 +35,8 @@ class MixerLM(TemplateLM):
 
     max_length: the longest input in tokens, BOS included. Longer contexts lose their beginning and documents are
     scored in windows, as HFLM does it; None reads everything, documents in one go. batch_tokens, batch_rows: how much
-    is read at once; they bound memory and do not change scores beyond rounding. The model is put in evaluation mode.
+    is read at once; they bound memory and do not change scores beyond rounding. dtype: of activations, the weights' if
+    None, else by autocast. The model is put in evaluation mode.
     Raises ValueError when the tokenizer has no BOS or more tokens than the model.
     """
 
@@ -48,6 +49,7 @@ class MixerLM(TemplateLM):
         max_length: int | None = None,
         batch_tokens: int = BATCH_TOKENS,
         batch_rows: int = BATCH_ROWS,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
         if tokenizer.bos_token_id is None:
@@ -65,7 +67,11 @@ class MixerLM(TemplateLM):
         self.max_length = max_length
         self.batch_tokens = batch_tokens
         self.batch_rows = batch_rows
+        self.dtype = dtype or model.embedding.weight.dtype
         self._device = model.embedding.weight.device
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self._device.type, self.dtype, enabled=self.dtype != self.model.embedding.weight.dtype)
 
     @property
     def eot_token_id(self) -> int:
@@ -89,7 +95,8 @@ class MixerLM(TemplateLM):
         return [self.prefix_token_id, *ids]
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[Score]:
-        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        with self._precision():
+            return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
     @torch.no_grad()
     def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any) -> list[Score]:
@@ -170,7 +177,8 @@ class MixerLM(TemplateLM):
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """Log-likelihood of whole documents given BOS: in one go through the state, or in windows of max_length."""
         documents = [self.tok_encode(request.args[0], add_special_tokens=False) for request in requests]
-        totals = self._whole(documents) if self.max_length is None else self._windows(documents)
+        with self._precision():
+            totals = self._whole(documents) if self.max_length is None else self._windows(documents)
         for request, total in zip(requests, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals
@@ -217,15 +225,16 @@ class MixerLM(TemplateLM):
         texts = [""] * len(requests)
         for (until, max_new_tokens), members in alike.items():
             prompts = [self._prompt(requests[i].args[0], max_new_tokens) for i in members]
-            outputs = generate(
-                self.model,
-                prompts,
-                max_new_tokens,
-                stop_tokens={self.prefix_token_id, self.eot_token_id},
-                finished=stop_at(self.tokenizer, until),
-                batch_tokens=self.batch_tokens,
-                batch_rows=self.batch_rows,
-            )
+            with self._precision():
+                outputs = generate(
+                    self.model,
+                    prompts,
+                    max_new_tokens,
+                    stop_tokens={self.prefix_token_id, self.eot_token_id},
+                    finished=stop_at(self.tokenizer, until),
+                    batch_tokens=self.batch_tokens,
+                    batch_rows=self.batch_rows,
+                )
             for i, tokens in zip(members, outputs, strict=True):
                 texts[i] = cut(self.tokenizer.decode(tokens, skip_special_tokens=True), until)
                 self.cache_hook.add_partial("generate_until", requests[i].args, texts[i])

@@ -17,10 +17,11 @@ import torch
 from harness import checkpoint
 from harness.checkpoint import write_atomic
 from harness.data import load_tokenizer
+from harness.journal import Journal
 from harness.lm import MixerLM
 from harness.provenance import provenance
 from harness.records import Record, write_records
-from harness.train import load_trained, read_config, read_summary, this_device, train
+from harness.train import activation_dtype, load_trained, read_config, read_summary, this_device, train
 from slurm.plan import RunPlan, evaluation_key, missing
 from suites import suite
 
@@ -103,21 +104,27 @@ def do(work: RunPlan, command: str) -> None:
         write_status(work.folder, "done", "")
 
 
+class Heartbeat:
+    """Keeps a run's status fresh, without writing more often than anyone looks."""
+
+    def __init__(self, folder: Path, state: str):
+        self.folder, self.state, self.last = folder, state, 0.0
+
+    def __call__(self, detail: str) -> None:
+        if time.time() - self.last >= HEARTBEAT:
+            self.last = time.time()
+            write_status(self.folder, self.state, detail)
+
+
 def _train(work: RunPlan, command: str) -> None:
-    last = 0.0
+    beat = Heartbeat(work.folder, "training")
 
     def progress(metrics: dict[str, float]) -> None:
-        nonlocal last
-        now = time.time()
-        if now - last >= HEARTBEAT:
-            last = now
-            left = metrics["total_tokens"] - metrics["tokens"]
-            write_status(
-                work.folder,
-                "training",
-                f"step {metrics['step']:.0f}/{metrics['total_steps']:.0f}  loss {metrics['loss']:.3f}  "
-                f"{metrics['tokens_per_second']:,.0f} tok/s  {left / metrics['tokens_per_second']:.0f} s left",
-            )
+        left = metrics["total_tokens"] - metrics["tokens"]
+        beat(
+            f"step {metrics['step']:.0f}/{metrics['total_steps']:.0f}  loss {metrics['loss']:.3f}  "
+            f"{metrics['tokens_per_second']:,.0f} tok/s  {left / metrics['tokens_per_second']:.0f} s left"
+        )
 
     if read_summary(work.folder) is None:
         write_status(work.folder, "training", "starting")
@@ -125,13 +132,17 @@ def _train(work: RunPlan, command: str) -> None:
 
 
 def load_lm(folder: Path) -> MixerLM:
-    """A trained run as an lm-eval model, in fp32 on this machine's device, with the tokenizer it was trained with."""
+    """A trained run as an lm-eval model on this machine's device, with the tokenizer it was trained with, and with
+    activations in the dtype that its recipe asks for here."""
     model, config = load_trained(folder)
-    return MixerLM(model.to(this_device()), load_tokenizer(config.data.tokenizer))
+    device = this_device()
+    dtype = activation_dtype(config.train, device)
+    return MixerLM(model.to(device), load_tokenizer(config.data.tokenizer), dtype=dtype)
 
 
 def evaluate(folder: Path, name: str, options: dict[str, Any], label: str, command: str) -> None:
-    """Run a suite on a trained run and write its records, whole or not at all.
+    """Run a suite on a trained run and write its records, whole or not at all. One that was killed goes on behind the
+    last answers that it wrote down.
 
     Raises ValueError for a run that is not trained or options that the suite does not take.
     """
@@ -140,10 +151,16 @@ def evaluate(folder: Path, name: str, options: dict[str, Any], label: str, comma
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
     module, lm = suite(name), load_lm(folder)
+    key = evaluation_key(options, checkpoint.digest(lm.model.state_dict()))
+    beat = Heartbeat(folder, "evaluating")
+    answers = folder / "answers" / f"{name}-{key[:12]}.jsonl"
+    for other in answers.parent.glob(f"{name}-*.jsonl"):
+        if other != answers:  # of other options or other weights
+            other.unlink()
     measurements = module.run(
-        lm, module.Config(**options), progress=lambda line: write_status(folder, "evaluating", line)
+        Journal(lm, answers, lambda line: beat(f"{name}: {line}")), module.Config(**options), progress=beat
     )
-    birth = provenance(config.hash, this_device(), "float32", backend=lm.model.backend(), command=command)
+    birth = provenance(config.hash, this_device(), lm.dtype, backend=lm.model.backend(lm.dtype), command=command)
     write_records(
         folder,
         name,
@@ -161,6 +178,4 @@ def evaluate(folder: Path, name: str, options: dict[str, Any], label: str, comma
             for m in measurements
         ],
     )
-    write_atomic(
-        folder / "records" / f"{name}.done", evaluation_key(options, checkpoint.digest(lm.model.state_dict())).encode()
-    )
+    write_atomic(folder / "records" / f"{name}.done", key.encode())

@@ -1,0 +1,103 @@
+"""An evaluation that can be killed: every answer of a model is written down as it comes, and never asked for twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+
+# Requests that are answered before their answers are written: enough for full batches, little to lose.
+CHUNK = 512
+
+
+class Journal(LM):
+    """An lm-eval model around another, with the answers of the latter in a JSONL file.
+
+    A line is a request's `key` (a hash of its kind and arguments), `task`, `doc` and `answer`. The same file must only
+    serve the same model; its name should say which. A last line that was cut off when its process died is dropped.
+    progress: called with how far a list of requests is. Everything else is the inner model's.
+    """
+
+    def __init__(self, lm: LM, path: Path, progress: Callable[[str], None] = lambda line: None, chunk: int = CHUNK):
+        super().__init__()
+        self.lm, self.path, self.progress, self.chunk = lm, path, progress, chunk
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.answers = _read(path)
+
+    def __getattr__(self, name: str) -> Any:
+        # Only what is not found here; `lm` itself is missing while a copy of this object is being made.
+        if name == "lm":
+            raise AttributeError(name)
+        return getattr(self.lm, name)
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self.lm.tokenizer_name
+
+    def loglikelihood(self, requests: list[Instance], **options: Any) -> list[tuple[float, bool]]:
+        found = self._answered("loglikelihood", requests, options)
+        return [(value, greedy) for value, greedy in found]
+
+    def loglikelihood_rolling(self, requests: list[Instance], **options: Any) -> list[float]:
+        return self._answered("loglikelihood_rolling", requests, options)
+
+    def generate_until(self, requests: list[Instance], **options: Any) -> list[str]:
+        return self._answered("generate_until", requests, options)
+
+    def _answered(self, kind: str, requests: Sequence[Instance], options: dict[str, Any]) -> list[Any]:
+        keys = [_key(kind, request.args) for request in requests]
+        missing: dict[str, Instance] = {}
+        for key, request in zip(keys, requests, strict=True):
+            if key not in self.answers:
+                missing.setdefault(key, request)
+        started, left = time.perf_counter(), list(missing.items())
+        with open(self.path, "a", encoding="utf-8") as file:
+            while left:
+                part, left = _split(left, self.chunk)
+                answers = getattr(self.lm, kind)([request for _, request in part], **options)
+                for (key, request), answer in zip(part, answers, strict=True):
+                    line = {"key": key, "task": request.task_name, "doc": request.doc_id, "answer": answer}
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    self.answers[key] = answer
+                file.flush()
+                done = len(missing) - len(left)
+                eta = (time.perf_counter() - started) / done * len(left)
+                self.progress(f"{requests[0].task_name}: {done}/{len(missing)} requests, {eta:.0f} s left")
+        return [self.answers[key] for key in keys]
+
+
+def _split(requests: list[tuple[str, Instance]], size: int) -> tuple[list[Any], list[Any]]:
+    """The first `size` requests or a few more, so that those of one document, which share their beginning, stay
+    together; and the rest."""
+    while 0 < size < len(requests) and requests[size][1].doc_id == requests[size - 1][1].doc_id:
+        size += 1
+    return requests[:size], requests[size:]
+
+
+def _key(kind: str, arguments: Sequence[Any]) -> str:
+    content = json.dumps([kind, arguments], sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Answers by key. A line cut off at the end is taken off the file, so that the next one starts on its own."""
+    if not path.exists():
+        return {}
+    answers, whole = {}, 0
+    with open(path, "rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            content = json.loads(line)
+            answers[content["key"]] = content["answer"]
+            whole += len(line)
+    if whole < path.stat().st_size:
+        with open(path, "r+b") as file:
+            file.truncate(whole)
+    return answers
