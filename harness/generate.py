@@ -1,7 +1,7 @@
 """Feeding sequences of different lengths to a model, and decoding from its recurrent state.
 
-No sequence is ever padded: sequences of one length form a batch, others are packed one after the other
-(`cu_seqlens`), and a finished row leaves the batch.
+Where a state is kept, no sequence is padded: sequences of one length form a batch, others are packed one after the
+other (`cu_seqlens`), and a finished row leaves the batch.
 """
 
 from __future__ import annotations
@@ -20,35 +20,51 @@ BATCH_ROWS = 64
 
 
 def advance(
-    model: LanguageModel, rows: Sequence[Sequence[int]], state: ModelState | None = None, return_state: bool = True
-) -> tuple[list[Tensor], ModelState | None]:
+    model: LanguageModel, rows: Sequence[Sequence[int]], state: ModelState | None = None
+) -> tuple[list[Tensor], ModelState]:
     """Feed each row its own tokens, at least one.
 
     rows: B token lists of any lengths. state: batched over B, None at the start of a text.
-    Returns the hidden vectors of each row, [T_i, D], and the state after the last token of each if asked for.
+    Returns the hidden vectors of each row, [T_i, D], and the state after the last token of each.
     """
     device = model.embedding.weight.device
     lengths = [len(row) for row in rows]
     if len(set(lengths)) == 1:
         tokens = torch.tensor([list(row) for row in rows], device=device)
-        hidden, state = model.hidden(tokens, state, None, return_state)
+        hidden, state = model.hidden(tokens, state, None, True)
         return list(hidden), state
     tokens = torch.tensor([token for row in rows for token in row], device=device)
     offsets = torch.tensor([0, *accumulate(lengths)], device=device)
-    hidden, state = model.hidden(tokens[None], state, offsets, return_state)
+    hidden, state = model.hidden(tokens[None], state, offsets, True)
     return list(hidden[0].split(lengths)), state
 
 
-def batches(lengths: Sequence[int], batch_tokens: int, batch_rows: int) -> list[list[int]]:
-    """Indices of `lengths`, the longest first, in batches of at most so many tokens and rows; a longer one is alone."""
+def read(model: LanguageModel, rows: Sequence[Sequence[int]], state: ModelState | None = None) -> list[Tensor]:
+    """The hidden vectors, [T_i, D], of rows behind which nothing follows; `state` as in `advance`.
+
+    Shorter rows are filled up at their end. What stands there comes after every token that counts, and no state is
+    kept that it could reach.
+    """
+    longest = max(map(len, rows))
+    tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=model.embedding.weight.device)
+    hidden, _ = model.hidden(tokens, state)
+    return [h[: len(row)] for h, row in zip(hidden, rows, strict=True)]
+
+
+def batches(lengths: Sequence[int], batch_tokens: int, batch_rows: int, padded: bool = False) -> list[list[int]]:
+    """Indices of `lengths`, the longest first, in batches of at most so many tokens and rows; a longer one is alone.
+
+    padded: each counts as much as the longest of its batch.
+    """
     result: list[list[int]] = []
     tokens = 0
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not result or tokens + lengths[index] > batch_tokens or len(result[-1]) == batch_rows:
+        taken = lengths[result[-1][0]] if padded and result else lengths[index]
+        if not result or tokens + taken > batch_tokens or len(result[-1]) == batch_rows:
             result.append([])
-            tokens = 0
+            tokens, taken = 0, lengths[index]
         result[-1].append(index)
-        tokens += lengths[index]
+        tokens += taken
     return result
 
 
@@ -57,7 +73,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     stop_tokens: Collection[int] = (),
-    finished: Callable[[list[int]], bool] = lambda tokens: False,
+    finished: Callable[[int, list[int]], bool] = lambda row, tokens: False,
     temperature: float = 0.0,
     seed: int = 0,
     batch_tokens: int = BATCH_TOKENS,
@@ -65,8 +81,8 @@ def generate(
 ) -> list[list[int]]:
     """Continue each prompt (a list of at least one token) by at most `max_new_tokens` tokens.
 
-    A row ends before a stop token, and as soon as `finished` says so of its new tokens. temperature 0 takes the
-    likeliest token; above it, row i samples from its own generator seeded with seed + i, so that what it draws does
+    A row ends before a stop token, and as soon as `finished` says so of its index and new tokens. temperature 0 takes
+    the likeliest token; above it, row i samples from its own generator seeded with seed + i, so that what it draws does
     not depend on the rows beside it. Prompts are read at most `batch_tokens` at a time and decoded `batch_rows` at a
     time. Raises ValueError for an empty prompt or a negative temperature.
     """
@@ -97,7 +113,7 @@ def generate(
                     if token in stop_tokens:
                         continue
                     outputs[i].append(token)
-                    if len(outputs[i]) < max_new_tokens and not finished(outputs[i]):
+                    if len(outputs[i]) < max_new_tokens and not finished(i, outputs[i]):
                         alive.append(k)
                 if not alive:
                     break
@@ -116,16 +132,22 @@ def pick(logits: Tensor, temperature: float, generators: Sequence[torch.Generato
     return [int(torch.multinomial(p, 1, generator=g)) for p, g in zip(probabilities, generators, strict=True)]
 
 
-def stop_at(tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> Callable[[list[int]], bool]:
-    """Whether new tokens have come to a stop string, for `generate`; `cut` then takes it off the text."""
+def stop_at(
+    tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], enough: Sequence[Callable[[str], bool]] = ()
+) -> Callable[[int, list[int]], bool]:
+    """Whether new tokens have come to a stop string, for `generate`; `cut` then takes it off the text.
+
+    enough: for each row, whether its text up to here is all that is wanted.
+    """
     # A token decodes to at least one byte, so these last tokens hold any stop string that ends with the newest.
     tail = max((len(s.encode()) for s in stop), default=0) + 4
 
-    def finished(tokens: list[int]) -> bool:
-        if not stop:
-            return False
-        text = tokenizer.decode(tokens[-tail:], skip_special_tokens=True)
-        return any(s in text for s in stop)
+    def finished(row: int, tokens: list[int]) -> bool:
+        if stop:
+            text = tokenizer.decode(tokens[-tail:], skip_special_tokens=True)
+            if any(s in text for s in stop):
+                return True
+        return bool(enough) and enough[row](tokenizer.decode(tokens, skip_special_tokens=True))
 
     return finished
 

@@ -1,13 +1,15 @@
 """Our models as an lm-eval model: log-likelihoods and generation over recurrent state.
 
-A text is read as training packed it: [bos] + ids, the BOS never scored. Nothing is padded; endings of one context
-continue from the state that the context, read once, left behind; a long document is read in pieces through the state.
+A text is read as training packed it: [bos] + ids, the BOS never scored. No padding comes before a token that counts or
+into a state that is kept; what several texts begin with is read once, and each goes on from the state that it left; a
+long document is read in pieces through the state.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,13 +20,18 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from harness.generate import BATCH_ROWS, BATCH_TOKENS, advance, batches, cut, generate, stop_at
-from harness.model import LanguageModel
+from harness.generate import BATCH_ROWS, BATCH_TOKENS, advance, batches, cut, generate, read, stop_at
+from harness.model import LanguageModel, ModelState
 
 # Logits that exist at once, in numbers: 256 MiB of fp32.
 LOGITS = 2**26
 # New tokens where a task does not say: lm-eval's own default.
 MAX_NEW_TOKENS = 256
+
+# Beginnings that texts share are cut to multiples of so many tokens; what is left of them is read with each.
+PREFIX_STEP = 16
+# The generation option by which a suite says that it needs no text behind the answers.
+ENOUGH = "enough"
 
 Score = tuple[float, bool]
 """Log-likelihood in nats, and whether greedy decoding gives the same tokens."""
@@ -41,6 +48,7 @@ class MixerLM(TemplateLM):
     """
 
     add_bos_token = True
+    generation_options = frozenset({ENOUGH})  # beside lm-eval's: what suites may ask of it and of no other model
 
     def __init__(
         self,
@@ -100,44 +108,33 @@ class MixerLM(TemplateLM):
 
     @torch.no_grad()
     def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any) -> list[Score]:
-        """Scores of (_, context tokens, continuation tokens), contexts that recur being read once."""
-        by_context: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for i, (text, context, continuation) in enumerate(requests):
-            by_context[self._window(text, context, continuation)].append(i)
+        """Scores of (_, context tokens, continuation tokens); beginnings that texts have in common are read once."""
+        contexts = [self._window(*request) for request in requests]
+        targets = [continuation for _, _, continuation in requests]
+        # What is read is everything but the last token. The last of a context predicts, so no prefix may hold it.
+        texts = [[*context, *target[:-1]] for context, target in zip(contexts, targets, strict=True)]
+        clusters = shared_prefixes(texts, [len(context) - 1 for context in contexts])
         answers: list[Score] = [(0.0, True)] * len(requests)
 
-        def add(members: Sequence[int], scores: Sequence[Score]) -> None:
-            for i, (value, greedy) in zip(members, scores, strict=True):
-                answers[i] = (answers[i][0] + value, answers[i][1] and greedy)
+        def score(members: Sequence[int], starts: Sequence[int], state: ModelState | None) -> None:
+            """Read texts from where their state stands, in batches, and score their targets."""
+            rests = [texts[i][start:] for i, start in zip(members, starts, strict=True)]
+            for part in batches([len(rest) for rest in rests], self.batch_tokens, self.batch_rows, padded=True):
+                entering = None if state is None else self.model.index_state(state, part)
+                hidden = read(self.model, [rests[k] for k in part], entering)
+                wanted = [targets[members[k]] for k in part]
+                found = self._score([h[-len(t) :] for h, t in zip(hidden, wanted, strict=True)], wanted)
+                for k, value in zip(part, found, strict=True):
+                    answers[members[k]] = value
 
-        # A context of one ending is read together with it; what is read is everything but the last token.
-        single = [
-            (members[0], [*context, *requests[members[0]][2]])
-            for context, members in by_context.items()
-            if len(members) == 1
-        ]
-        for batch in self._batches([tokens[:-1] for _, tokens in single]):
-            hidden, _ = advance(self.model, [single[k][1][:-1] for k in batch], return_state=False)
-            members = [single[k][0] for k in batch]
-            targets = [requests[i][2] for i in members]
-            add(members, self._score([h[-len(t) :] for h, t in zip(hidden, targets, strict=True)], targets))
-        shared = [(context, members) for context, members in by_context.items() if len(members) > 1]
-        for batch in self._batches([context for context, _ in shared]):
-            hidden, state = advance(self.model, [shared[k][0] for k in batch])
-            # An ending's first token is predicted by the context, the others by the tokens before them.
-            owners = [(row, i) for row, k in enumerate(batch) for i in shared[k][1]]
-            add(
-                [i for _, i in owners],
-                self._score([hidden[row][-1:] for row, _ in owners], [requests[i][2][:1] for _, i in owners]),
-            )
-            longer = [(row, i) for row, i in owners if len(requests[i][2]) > 1]
-            for part in self._batches([requests[i][2][:-1] for _, i in longer]):
-                rows, members = zip(*(longer[k] for k in part), strict=True)
-                endings = [requests[i][2] for i in members]
-                after, _ = advance(
-                    self.model, [e[:-1] for e in endings], self.model.index_state(state, list(rows)), return_state=False
-                )
-                add(members, self._score(after, [e[1:] for e in endings]))
+        alone = [members[0] for length, members in clusters if length == 0]
+        score(alone, [0] * len(alone), None)
+        shared = [(length, members) for length, members in clusters if length > 0]
+        for batch in batches([length for length, _ in shared], self.batch_tokens, self.batch_rows):
+            _, state = advance(self.model, [texts[shared[k][1][0]][: shared[k][0]] for k in batch])
+            owners = [(row, i, shared[k][0]) for row, k in enumerate(batch) for i in shared[k][1]]
+            rows, members, starts = zip(*owners, strict=True)
+            score(members, starts, self.model.index_state(state, list(rows)))
         for request, (value, greedy) in zip(requests, answers, strict=True):
             if request[0] is not None:
                 self.cache_hook.add_partial("loglikelihood", request[0], (value, greedy))
@@ -154,9 +151,6 @@ class MixerLM(TemplateLM):
                 f"max_length: {self.max_length} tokens cannot hold a continuation of {len(continuation)}; raise it"
             )
         return tuple(context[-(self.max_length + 1 - len(continuation)) :])
-
-    def _batches(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
-        return batches([len(row) for row in rows], self.batch_tokens, self.batch_rows)
 
     def _score(self, hidden: Sequence[Tensor], targets: Sequence[Sequence[int]]) -> list[Score]:
         """Scores of token lists from the hidden vectors, [T_i, D], that predict them; logits come in slices."""
@@ -216,8 +210,9 @@ class MixerLM(TemplateLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Greedy continuations, each cut before its first stop string.
 
-        generation_kwargs: `until` and `max_gen_toks` (or one of lm-eval's aliases of it). Raises ValueError for
-        sampling and for anything else.
+        generation_kwargs: `until` and `max_gen_toks` (or one of lm-eval's aliases of it); and of our own `enough`,
+        strings of which all, ignoring case, are wanted and nothing behind them: decoding ends when the text holds
+        them. Raises ValueError for sampling and for anything else.
         """
         alike: dict[tuple[tuple[str, ...], int], list[int]] = defaultdict(list)
         for i, request in enumerate(requests):
@@ -225,13 +220,14 @@ class MixerLM(TemplateLM):
         texts = [""] * len(requests)
         for (until, max_new_tokens), members in alike.items():
             prompts = [self._prompt(requests[i].args[0], max_new_tokens) for i in members]
+            enough = [partial(holds_all, requests[i].args[1].get(ENOUGH)) for i in members]
             with self._precision():
                 outputs = generate(
                     self.model,
                     prompts,
                     max_new_tokens,
                     stop_tokens={self.prefix_token_id, self.eot_token_id},
-                    finished=stop_at(self.tokenizer, until),
+                    finished=stop_at(self.tokenizer, until, enough),
                     batch_tokens=self.batch_tokens,
                     batch_rows=self.batch_rows,
                 )
@@ -253,10 +249,40 @@ class MixerLM(TemplateLM):
         return tokens[-room:]
 
 
+def shared_prefixes(texts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """Which texts have a beginning in common that is worth reading once: (its length, the texts), each text once.
+
+    limits: of each text, how many tokens a beginning may have at most. Lengths are multiples of PREFIX_STEP, so that
+    many are equal and make one batch; 0 for a text that shares nothing, alone.
+    """
+    clusters: list[tuple[int, list[int]]] = []
+    last: Sequence[int] = ()
+    for i in sorted(range(len(texts)), key=lambda i: texts[i]):
+        own = limits[i] // PREFIX_STEP * PREFIX_STEP
+        if clusters:
+            length, members = clusters[-1]
+            common = next((k for k, (a, b) in enumerate(zip(last, texts[i], strict=False)) if a != b), len(last))
+            joint = min(length, own, common // PREFIX_STEP * PREFIX_STEP)
+            # A text that shares little would take from the others what they share.
+            if joint > 0 and 2 * joint >= length:
+                clusters[-1] = (joint, [*members, i])
+                last = texts[i]
+                continue
+        clusters.append((own, [i]))
+        last = texts[i]
+    return [(length if len(members) > 1 else 0, members) for length, members in clusters]
+
+
+def holds_all(wanted: Sequence[str] | None, text: str) -> bool:
+    """Whether a text holds all strings, ignoring case; False where none are asked for."""
+    return bool(wanted) and all(string.lower() in text.lower() for string in wanted)
+
+
 def greedy_options(generation_kwargs: dict[str, Any]) -> tuple[tuple[str, ...], int]:
     """(stop strings, new tokens) of a request, or ValueError naming what greedy decoding cannot do."""
     options = dict(normalize_gen_kwargs(generation_kwargs, MAX_NEW_TOKENS))
     until, max_new_tokens = options.pop("until"), options.pop("max_gen_toks")
+    options.pop(ENOUGH, None)
     unsupported = {key: value for key, value in options.items() if key not in ("do_sample", "temperature") or value}
     if unsupported:
         raise ValueError(

@@ -10,16 +10,35 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
+from harness.lm import ENOUGH
 from harness.records import Measurement
 from harness.stats import mean_stderr
 
 
-def generate(lm: LM, task: str, prompts: Sequence[str], until: Sequence[str], max_new_tokens: int) -> list[str]:
-    """Greedy continuations, one a prompt, cut before the first string of `until`."""
+def generate(
+    lm: LM,
+    task: str,
+    prompts: Sequence[str],
+    until: Sequence[str],
+    max_new_tokens: int,
+    answers: Sequence[Sequence[str]] | None = None,
+) -> list[str]:
+    """Greedy continuations, one a prompt, cut before the first string of `until`.
+
+    answers: for each prompt, the strings that its score looks for, ignoring case. A model that can stop when it has
+    given them all does; the score is the same.
+    """
     options = {"until": list(until), "max_gen_toks": max_new_tokens, "do_sample": False}
+    early = answers is not None and ENOUGH in getattr(lm, "generation_options", ())
     instances = [
         # Each request has its own options: some models take them apart in place.
-        Instance("generate_until", {}, (prompt, dict(options)), index, (task, index, 1))
+        Instance(
+            "generate_until",
+            {},
+            (prompt, options | ({ENOUGH: list(answers[index])} if early else {})),
+            index,
+            (task, index, 1),
+        )
         for index, prompt in enumerate(prompts)
     ]
     return lm.generate_until(instances)

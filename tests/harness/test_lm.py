@@ -248,3 +248,17 @@ def test_what_cannot_be_scored_is_named() -> None:
     small = build_model(built.config.model_copy(update={"vocab_size": 16}), 0)
     with pytest.raises(ValueError, match="vocab_size: 16 is less than the tokenizer's"):
         MixerLM(small, tokenizer())
+
+
+def test_decoding_ends_with_the_answer_when_nothing_behind_it_is_wanted(lm: MixerLM) -> None:
+    options = {"until": ["\n"], "max_gen_toks": 20}
+    whole = lm.generate_until(ask("generate_until", [(c, dict(options)) for c in CONTEXTS]))
+    wanted = [[text[2:5].upper(), text[4:7]] for text in whole]
+    early = lm.generate_until(
+        ask("generate_until", [(c, options | {"enough": w}) for c, w in zip(CONTEXTS, wanted, strict=True)])
+    )
+    for text, short, strings in zip(whole, early, wanted, strict=True):
+        assert text.startswith(short) and len(short) < len(text)
+        assert all(s.lower() in short.lower() for s in strings)
+    never = lm.generate_until(ask("generate_until", [(c, options | {"enough": ["\0"]}) for c in CONTEXTS]))
+    assert never == whole
