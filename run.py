@@ -261,6 +261,24 @@ def fetch() -> None:
 
 
 @app.command()
+def prefetch(
+    experiment: Annotated[str, typer.Argument(help="An experiment file, or the name of one.")],
+    overrides: Overrides = None,
+) -> None:
+    """Fetch and freeze what an experiment's jobs read from outside; then they run with HF_HUB_OFFLINE=1."""
+    from harness.config import load_experiment
+    from suites.prefetch import prefetch as freeze
+
+    with errors():
+        manifest, items = freeze(load_experiment(experiment, overrides), typer.echo)
+    missing = [item.name for item in items if item.sha256 is None]
+    typer.echo(f"{manifest}: {len(items) - len(missing)} of {len(items)} items")
+    if missing:
+        typer.echo(f"error: missing: {', '.join(missing)}", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
 def submit(
     experiment: Annotated[str, typer.Argument(help="An experiment file, or the name of one.")],
     cluster: Annotated[str, typer.Option(help="local: processes of this machine; debug: this process.")] = "local",
@@ -373,24 +391,35 @@ def evaluate(
     run: Annotated[Path | None, typer.Option(help="The folder of a trained run.")] = None,
     lm: Annotated[str | None, typer.Option(help="Instead of a run: any model class of lm-eval, such as hf.")] = None,
     lm_args: Annotated[str, typer.Option(help="Its arguments, as lm-eval takes them.")] = "",
+    untrained: Annotated[
+        str | None, typer.Option(help="Instead: PRESET/MIXER at its initial weights, for what chance gives.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Samples of each task at most.")] = None,
+    answers: Annotated[Path | None, typer.Option(help="Keep answers here, and go on behind those there.")] = None,
     options: Annotated[list[str] | None, typer.Option("--set", help="An option of the suite: a=value.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure one suite on a trained run, or on any model that lm-eval can load, and print the numbers."""
     from harness.config import parse_value
+    from harness.journal import Journal
     from harness.records import shallow
+    from suites import limited, suite_config
     from suites import suite as suite_module
-    from suites import suite_config
 
     with errors():
         pairs = [option.partition("=") for option in options or []]
-        config = suite_config(suite, {key: parse_value(value, f"{key}={value}") for key, _, value in pairs})
-        if (run is None) == (lm is None):
-            raise ValueError("--run, --lm: give exactly one of them")
+        given = {key: parse_value(value, f"{key}={value}") for key, _, value in pairs}
+        config = suite_config(suite, given if limit is None else limited(suite, given, limit))
+        if [run, lm, untrained].count(None) != 2:
+            raise ValueError("--run, --lm, --untrained: give exactly one of them")
         if run is not None:
             from slurm.jobs import load_lm
 
             model = load_lm(run)
+        elif untrained is not None:
+            from harness.lm import untrained_lm
+
+            model = untrained_lm(untrained)
         else:
             from lm_eval.api.registry import get_model
 
@@ -398,6 +427,8 @@ def evaluate(
                 model = get_model(lm).create_from_arg_string(lm_args)
             except (TypeError, KeyError, ImportError) as error:
                 raise ValueError(f"--lm {lm}, --lm-args {lm_args!r}: {error}") from None
+        if answers is not None:
+            model = Journal(model, answers, lambda line: typer.echo(line, err=True))
         found = suite_module(suite).run(model, config, progress=lambda line: typer.echo(line, err=True))
     rows = [{key: value for key, value in shallow(m).items() if key != "samples"} for m in found]
     text = [
@@ -425,6 +456,18 @@ def generate(
     with errors():
         lm = load_lm(run)
         typer.echo(generate_text(lm.model, lm.tokenizer, prompt, max_new_tokens, temperature=temperature, seed=seed))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Option(help="The folder of a trained run.")],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+) -> None:
+    """Write a trained run as a folder that transformers' AutoModelForCausalLM and AutoTokenizer load."""
+    from harness.export import export as write
+
+    with errors():
+        typer.echo(write(run, out))
 
 
 @app.command()
@@ -486,6 +529,23 @@ def table(
         loaded = load_experiment(experiment)
         target = out or runs.resolve() / "collected" / loaded.name
         typer.echo(write_table(target, columns.split(",") if columns else None, allow_mixed))
+
+
+@app.command()
+def figure(
+    experiment: Annotated[str, typer.Argument(help="An experiment file, or the name of one.")],
+    what: Annotated[str, typer.Option(help="Which figure: recall.")],
+    out: Annotated[Path | None, typer.Option(help="Where collect wrote, and where the .png and .svg go.")] = None,
+    runs: RunsRoot = RUNS,
+) -> None:
+    """Draw a figure of the collected records, as PNG and SVG beside them."""
+    from harness.config import load_experiment
+    from harness.figures import write_figure
+
+    with errors():
+        loaded = load_experiment(experiment)
+        for path in write_figure(out or runs.resolve() / "collected" / loaded.name, what):
+            typer.echo(path)
 
 
 @bench_app.command("kernels")
@@ -568,6 +628,24 @@ def bench_throughput(
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(out, json.dumps(rows, indent=1).encode())
+    _print(rows, as_json, render(rows))
+
+
+@bench_app.command("lm")
+def bench_lm(
+    preset: Annotated[str, typer.Option(help="The scale of the model; see `list`.")] = "cpu-1m",
+    samples: Annotated[int, typer.Option(help="Of each kind of work.")] = 64,
+    length: Annotated[int, typer.Option(help="Tokens of the needles' haystack.")] = 512,
+    as_json: AsJson = False,
+) -> None:
+    """Time our lm-eval model beside lm-eval's HFLM on equal weights: language tasks and needles."""
+    from harness.train import this_device
+    from suites.lm_speed import render, run
+
+    with errors():
+        if samples < 1:
+            raise ValueError(f"--samples: {samples} leaves nothing to time; give at least 1")
+        rows = run(preset, samples, length, this_device(), lambda line: typer.echo(line, err=True))
     _print(rows, as_json, render(rows))
 
 

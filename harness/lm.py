@@ -20,8 +20,10 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from harness.data import load_tokenizer
 from harness.generate import BATCH_ROWS, BATCH_TOKENS, advance, batches, cut, generate, read, stop_at
-from harness.model import LanguageModel, ModelState
+from harness.matching import matched_config
+from harness.model import LanguageModel, ModelState, build_model
 
 # Logits that exist at once, in numbers: 256 MiB of fp32.
 LOGITS = 2**26
@@ -247,6 +249,16 @@ class MixerLM(TemplateLM):
                 f"max_length: {self.max_length} leaves no context beside {max_new_tokens} new tokens; raise it"
             )
         return tokens[-room:]
+
+
+def untrained_lm(name: str) -> MixerLM:
+    """PRESET/MIXER at its initial weights, with the embedded tokenizer. Raises ValueError for any other name."""
+    scale, slash, mixer = name.partition("/")
+    if not slash:
+        raise ValueError(f"--untrained: expected PRESET/MIXER, such as 125m/gdn2, got {name!r}")
+    tokenizer = load_tokenizer()
+    layout = "attention" if mixer == "attention" else "recurrent"
+    return MixerLM(build_model(matched_config(scale, layout, mixer, vocab_size=len(tokenizer)), 0), tokenizer)
 
 
 def shared_prefixes(texts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[tuple[int, list[int]]]:

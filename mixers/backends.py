@@ -47,7 +47,6 @@ def reasons(
     return {backend.name: backend.absent(device, dtype, config) for backend in backends}
 
 
-@cache
 def choose(
     backends: tuple[Backend, ...], asked: str, device: torch.device, dtype: torch.dtype, config: Any = None
 ) -> str:

@@ -75,6 +75,7 @@ class Mixer(nn.Module):
         super().__init__()
         self.d_model = d_model
         self.config = config
+        self._served: dict[tuple[str, torch.device, torch.dtype], str] = {}
 
     def forward(
         self,
@@ -101,7 +102,10 @@ class Mixer(nn.Module):
     def serving(self, device: torch.device, dtype: torch.dtype) -> str:
         """The implementation that computes activations of a dtype on a device. Raises ValueError for a `backend` that
         does not serve there, with the reason."""
-        return choose(self.backends, self.backend, device, dtype, self.config)
+        key = (self.backend, device, dtype)
+        if key not in self._served:  # asked at every call, and what is installed does not change
+            self._served[key] = choose(self.backends, self.backend, device, dtype, self.config)
+        return self._served[key]
 
     def implementation(self, x: Tensor) -> str:
         """The implementation that computes the present input, under the present autocast."""

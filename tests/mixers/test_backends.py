@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mixers import build_mixer
-from mixers.backends import TORCH, Backend, choose, mamba_ssm, reasons
+from mixers.backends import TORCH, Backend, mamba_ssm, reasons
 from mixers.interface import Mixer, State
 from tests.mixers.interpreter import upstream_kernels
 
@@ -123,7 +123,6 @@ def test_packed_sequences_do_not_see_each_other_in_kernels(name: str, options: d
 
 def test_on_a_cpu_auto_is_torch_and_a_kernel_asked_for_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    choose.cache_clear()
     cpu = torch.device("cpu")
     for name, options in CASES:
         built = build_mixer(name, D, options)
@@ -134,7 +133,6 @@ def test_on_a_cpu_auto_is_torch_and_a_kernel_asked_for_says_what_it_needs(monkey
         built.backend = "cuda"
         with pytest.raises(ValueError, match=r"backend: unknown name 'cuda'; known: auto, .*torch"):
             built(torch.zeros(1, 3, D))
-    choose.cache_clear()
 
 
 GPU = torch.device("cuda")
@@ -144,9 +142,7 @@ GPU = torch.device("cuda")
 def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    choose.cache_clear()
-    yield monkeypatch
-    choose.cache_clear()
+    return monkeypatch
 
 
 def why(name: str, backend: str, dtype: torch.dtype = torch.bfloat16, **options: object) -> str | None:

