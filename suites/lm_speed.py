@@ -1,7 +1,8 @@
 """Our lm-eval model beside lm-eval's own HFLM, on the same weights and the same requests: time, and that scores agree.
 
-The model is a preset's Transformer at random weights, which transformers has as LLaMA. Weights do not change what is
-computed, but for one thing: a model that knows answers ends its decoding early in ours, and this one never does.
+The model is a preset's Transformer at random weights, which transformers has as LLaMA. Weights do not change how much
+is computed, but for one thing: ours ends decoding with the answer. What that is worth to a model that knows answers is
+measured by taking for the answer what this one says first.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tokenizers.processors import TemplateProcessing
 
 from harness.data import load_tokenizer
 from harness.export import to_llama
-from harness.lm import MixerLM
+from harness.lm import ENOUGH, MixerLM
 from harness.matching import matched_config
 from harness.model import build_model
 from suites import language, ruler
@@ -31,13 +32,14 @@ TASKS = ("lambada", "piqa", "arc_easy", "hellaswag")
 NEEDLE = "s_niah_1"
 # HFLM is given the best of these.
 BATCH_SIZES = (1, 8, 32)
-NEW_TOKENS = 64
+# RULER's 128 of a needle, and about as many as its number takes.
+NEW_TOKENS, ANSWER = 128, 8
 
 
 def run(
     preset: str, samples: int, length: int, device: torch.device, progress: Callable[[str], None] = lambda line: None
 ) -> list[Row]:
-    """A row for each of four language tasks and for needles of `length` tokens, read and generated, `samples` of each:
+    """A row for each of four language tasks and for needles of `length` tokens, read and answered, `samples` of each:
     seconds of both, HFLM at the batch size that suits it best, their ratio, and how far answers differ.
 
     Raises ValueError when the offline tasks are not here.
@@ -69,9 +71,9 @@ def run(
         for size in BATCH_SIZES
     }
     rows = []
-    for name, requests in _work(samples, length, tokenizer).items():
+    for name, (requests, plain) in _work(ours, samples, length).items():
         seconds, answers = _timed(ours, requests)
-        found = {size: _timed(lm, requests) for size, lm in theirs.items()}
+        found = {size: _timed(lm, plain) for size, lm in theirs.items()}
         best = min(found, key=lambda size: found[size][0])
         row = {"work": name, "requests": len(requests), "seconds": seconds, "hflm_seconds": found[best][0]}
         row |= {"hflm_batch_size": best, "ratio": found[best][0] / seconds, **_agreement(answers, found[best][1])}
@@ -80,19 +82,25 @@ def run(
     return rows
 
 
-def _work(samples: int, length: int, tokenizer: Any) -> dict[str, list[Instance]]:
-    """Requests by what they are."""
+def _work(lm: MixerLM, samples: int, length: int) -> dict[str, tuple[list[Instance], list[Instance]]]:
+    """Requests to ours and to HFLM by what they are; the same but for when an answer is enough."""
     work = {}
     for name in TASKS:
         task, _ = language.load(name, True)
         with contained():
             task.build_all_requests(limit=samples, rank=0, world_size=1)
-        work[name] = task.instances
-    drawn = ruler.prompts(NEEDLE, length, samples, 0, tokenizer, max_new_tokens=NEW_TOKENS)
-    pairs = [(text, f" {s.answer}") for s in drawn for text in (s.prompt, s.without)]
-    work["needle, read"] = _instances("loglikelihood", pairs)
+        work[name] = (task.instances, task.instances)
+    config = ruler.Config(tasks=[NEEDLE], lengths=[length], samples=samples, max_new_tokens=NEW_TOKENS)
+    _, drawn = ruler.samples(NEEDLE, length, config, lm.tokenizer)
+    pairs = [(text, sample.continuation) for sample in drawn for text in (sample.prompt, sample.without)]
+    work["needle, read"] = (_instances("loglikelihood", pairs),) * 2
     options = {"until": [], "max_gen_toks": NEW_TOKENS, "do_sample": False}
-    work["needle, generate"] = _instances("generate_until", [(s.prompt, dict(options)) for s in drawn])
+    plain = _instances("generate_until", [(sample.prompt, options) for sample in drawn])
+    work["needle, generate"] = (plain, plain)
+    first = _instances("generate_until", [(sample.prompt, options | {"max_gen_toks": ANSWER}) for sample in drawn])
+    said = lm.generate_until(first)
+    known = [(sample.prompt, options | {ENOUGH: [text]}) for sample, text in zip(drawn, said, strict=True)]
+    work["needle, answered"] = (_instances("generate_until", known), plain)
     return work
 
 
@@ -111,9 +119,9 @@ def _timed(lm: LM, requests: list[Instance]) -> tuple[float, list[Any]]:
 
 
 def _agreement(ours: list[Any], theirs: list[Any]) -> Row:
-    if isinstance(ours[0], str):
-        return {"equal": sum(a == b for a, b in zip(ours, theirs, strict=True)) / len(ours), "difference": None}
     pairs = list(zip(ours, theirs, strict=True))
+    if isinstance(ours[0], str):  # one that ended with its answer is the beginning of the other
+        return {"equal": sum(b.startswith(a) and a != "" for a, b in pairs) / len(pairs), "difference": None}
     return {
         "equal": sum(a[1] == b[1] for a, b in pairs) / len(pairs),
         "difference": max(abs(a[0] - b[0]) for a, b in pairs),
@@ -124,8 +132,8 @@ HEADER = f"{'work':18}{'requests':>9}{'ours, s':>9}{'HFLM, s':>9}{'batch':>6}{'r
 
 
 def line(row: Row) -> str:
-    """A row under HEADER. nats: the largest difference of a log-likelihood; equal: the share of equal greedy texts, or
-    of endings on whose being greedy both agree."""
+    """A row under HEADER. nats: the largest difference of a log-likelihood; equal: the share of greedy texts that are,
+    as far as ours goes, or of endings on whose being greedy both agree."""
     nats = "–" if row["difference"] is None else f"{row['difference']:.1e}"
     return (
         f"{row['work']:18}{row['requests']:9}{row['seconds']:9.2f}{row['hflm_seconds']:9.2f}{row['hflm_batch_size']:6}"
