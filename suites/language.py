@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
@@ -25,6 +26,7 @@ from harness.corpus import documents
 from harness.records import Measurement
 from suites import offline
 from suites.lmeval import TASKS_ROOT, lm_settings, load_task, measurement, perplexity_measurement, run_tasks
+from suites.prefetch import Item, attempt
 from suites.requests import fingerprint
 
 SUITE = "language"
@@ -118,6 +120,21 @@ def check(config: Config, tokenizer: PreTrainedTokenizerBase | None = None) -> N
             raise ValueError(f"tasks: {task} has no offline copy; leave it out, or set offline: null and reach the Hub")
         if task != HELDOUT and not offline.available():
             raise ValueError(f"offline: true, but the language tasks are not on this machine; {offline.REMEDY}")
+
+
+def prefetch(
+    config: Config, tokenizer: PreTrainedTokenizerBase | None, progress: Callable[[str], None] = lambda message: None
+) -> Iterator[Item]:
+    """Loads every task once: from the Hub, whose cache keeps it, or from the offline copy, which is checked."""
+    for task in config.tasks:
+        if task != HELDOUT:
+            yield attempt(f"{SUITE} {task}", partial(documents_sha256, task, config.offline))
+
+
+def documents_sha256(task: str, use_offline: bool | None) -> str:
+    """The hash of a task's documents, once they are on this machine. Raises ValueError when they cannot be had."""
+    definition, _ = load(task, use_offline)
+    return fingerprint(definition.eval_docs)
 
 
 def load(task: str, use_offline: bool | None) -> tuple[Task, str]:

@@ -21,17 +21,19 @@ from suites.requests import log_likelihoods, measure
 class Probe:
     """A question asked twice: over a passage that holds the needle, and over the same passage `without` it.
 
-    continuation: the gold answer as it would follow either prompt, its leading space included.
+    continuation: the gold answer as it would follow either prompt, its leading space included. without: None where
+    there is no needle to take out; then there is no gain either.
     """
 
     prompt: str
-    without: str
+    without: str | None
     continuation: str
 
 
 def needle_scores(lm: LM, task: str, probes: Sequence[Probe]) -> tuple[list[float], list[float]]:
     """Per probe, the answer's log-likelihood and its gain over the prompt without the needle, both in nats per token.
 
+    Gains are of the probes that have a prompt without the needle.
     Tokens of the answer are counted with the model's own tokenizer where they stand, after the prompt, as lm-eval
     scores them: SentencePiece splits a leading space differently on its own.
     """
@@ -42,19 +44,19 @@ def needle_scores(lm: LM, task: str, probes: Sequence[Probe]) -> tuple[list[floa
             raise ValueError(f"{task}: the answer {probe.continuation!r} adds no token to its prompt; use another task")
         counts.append(count)
     pairs = [(probe.prompt, probe.continuation) for probe in probes]
-    pairs += [(probe.without, probe.continuation) for probe in probes]
+    paired = [i for i, probe in enumerate(probes) if probe.without is not None]
+    pairs += [(probes[i].without, probes[i].continuation) for i in paired]
     values = log_likelihoods(lm, task, pairs)
     found, lost = values[: len(probes)], values[len(probes) :]
     return (
         [value / count for value, count in zip(found, counts, strict=True)],
-        [(value - other) / count for value, other, count in zip(found, lost, counts, strict=True)],
+        [(found[i] - other) / counts[i] for i, other in zip(paired, lost, strict=True)],
     )
 
 
 def needle_measurements(lm: LM, probes: Sequence[Probe], task: str, **rest: Any) -> list[Measurement]:
-    """needle_logprob and needle_gain of the probes; `rest` are further fields of Measurement."""
+    """needle_logprob of the probes, and needle_gain where they have a prompt without the needle; `rest` are further
+    fields of Measurement."""
     logprobs, gains = needle_scores(lm, task, probes)
-    return [
-        measure("needle_logprob", logprobs, task=task, **rest),
-        measure("needle_gain", gains, task=task, **rest),
-    ]
+    found = [measure("needle_logprob", logprobs, task=task, **rest)]
+    return [*found, measure("needle_gain", gains, task=task, **rest)] if gains else found

@@ -1,294 +1,215 @@
-"""RULER's needles in a haystack: S-NIAH-1/2/3 and MK-NIAH-1, with the continuous needle score beside the accuracy.
+"""RULER's thirteen tasks, with the continuous needle score beside the accuracy.
 
-Templates and the way a sample is put together are those of RULER (arXiv 2404.06654; NVIDIA/RULER) as lm-eval 0.4.13
-runs it (niah_single_1/2/3, niah_multikey_1). The samples are drawn here: each from its own generator, seeded by task,
-length, seed and index, so they depend neither on order nor on process nor on how many are asked for, and a length that
-cannot be met is an error. Unlike lm-eval's, a sample's length counts the whole prompt, BOS and answer prefix included.
+The paper's are S-NIAH-1/2/3 and MK-NIAH-1. Samples are made once for a tokenizer, task, length, seed and options, and
+kept with their hash under the project's cache (`suites.ruler_samples`); what they say is in `suites.ruler_tasks`.
 """
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
-from random import Random
-from typing import Any, Literal
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 from lm_eval.api.model import LM
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
+from harness.data import cache_dir, file_sha256, tokenizer_hash
 from harness.records import Measurement
-from suites.haystack import NOISE, STAND_IN, Source, essay_sentences
+from suites.haystack import COPY, COPY_STAND_IN, HUB, STAND_IN, Source, Unreachable
 from suites.needle import Probe, needle_measurements
-from suites.requests import (
-    check_room,
-    contains,
-    each_once,
-    encode,
-    fingerprint,
-    generate,
-    measure,
-    token_count,
-    tokenizer_of,
-)
+from suites.prefetch import Item, attempt
+from suites.requests import check_room, contains, each_once, fingerprint, generate, measure, tokenizer_of
+from suites.ruler_samples import Progress, Steps, prompts, read_samples, write_samples
+from suites.ruler_tasks import SPECS, VERSION, Sample
 
-Task = Literal["s_niah_1", "s_niah_2", "s_niah_3", "mk_niah_1"]
-Steps = Literal["lm_eval", "unit"]
+Task = Literal[
+    "s_niah_1",
+    "s_niah_2",
+    "s_niah_3",
+    "mk_niah_1",
+    "mk_niah_2",
+    "mk_niah_3",
+    "mv_niah",
+    "mq_niah",
+    "vt",
+    "cwe",
+    "fwe",
+    "qa_1",
+    "qa_2",
+]
+T = TypeVar("T")
 
-# RULER's wording for one question with one answer.
-TEMPLATE = (
-    "A special magic {kind} is hidden within the following text. Make sure to memorize it. "
-    "I will quiz you about the {kind} afterwards.\n{context}\n"
-    "What is the special magic {kind} for {key} mentioned in the provided text?"
-)
-PREFIX = " The special magic {kind} for {key} mentioned in the provided text is"
-NEEDLE = "One of the special magic {kind}s for {key} is: {value}."
-# Percent of the essay's sentences before a needle.
-DEPTHS = [round(100 * i / 39) for i in range(40)]
 PAPER_SAMPLES = 500
-# An essay with fewer words than this is shorter than two needles and hides nothing.
-FEWEST_WORDS = 20
-# Tokens by which samples of one size differ, generously: what an error's remedy adds to the size it has seen.
-SLACK = 32
-# Changed whenever the same (task, length, seed) would give other prompts.
-VERSION = 1
-
-
-@dataclass(frozen=True)
-class Spec:
-    """A task: how its haystack is made, what the needles' values are, and how many needles there are."""
-
-    essay: bool
-    kind: Literal["number", "uuid"]
-    needles: int = 1
-
-
-SPECS: dict[str, Spec] = {
-    "s_niah_1": Spec(essay=False, kind="number"),
-    "s_niah_2": Spec(essay=True, kind="number"),
-    "s_niah_3": Spec(essay=True, kind="uuid"),
-    "mk_niah_1": Spec(essay=True, kind="number", needles=4),
-}
 
 
 class Config(BaseModel):
     """What to measure of RULER.
 
-    tasks, lengths: each task at each length in tokens, answer included. samples: of each, the paper's being 500.
-    seed: of the samples. max_new_tokens: kept free for the answer. generate: also generate and score by substring,
-    beside the needle score. haystack: what the essay tasks hide needles in. steps: how finely a haystack is made to
-    fill its length; `lm_eval` grows essays by 500 words and noise by 5 lines (25 from 4096 on), which leaves up to a
-    fifth of 2048 empty and is what the paper's numbers were measured with, `unit` by one word or line.
+    tasks, lengths: each task at each length in tokens, answer included; no lengths are the paper's, which differ by
+    task, and 4096 for tasks that it leaves out. samples: of each, the paper's being 500. seed: of the samples.
+    max_new_tokens: kept free for the answer; null is RULER's own number for each task. generate: also generate and
+    score by substring, beside the log-likelihood of the answers. haystack: what the essay tasks hide needles in; qa_1's
+    passages are the Hub's, or a stand-in where it does not answer. steps: how finely a context is made to fill its
+    length; `lm_eval` grows essays by 500 words, noise and needles by 5 lines (25 from 4096 on), the rest by 10 lines,
+    words or documents (fwe: a 32nd of the length), which leaves up to a fifth of 2048 empty and is what the paper's
+    numbers were measured with, `unit` by one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     tasks: list[Task] = Field(default=["s_niah_1", "s_niah_2", "s_niah_3", "mk_niah_1"], min_length=1)
-    lengths: list[PositiveInt] = Field(min_length=1)
+    lengths: list[PositiveInt] | None = Field(default=None, min_length=1)
     samples: PositiveInt = PAPER_SAMPLES
     seed: int = 0
-    max_new_tokens: PositiveInt = 128
+    max_new_tokens: PositiveInt | None = None
     generate: bool = True
     haystack: Source = "paul_graham"
     steps: Steps = "lm_eval"
 
-    _each_once = field_validator("tasks", "lengths")(each_once)
+    @field_validator("tasks", "lengths")
+    @classmethod
+    def _each_once(cls, values: list[Any] | None) -> list[Any] | None:
+        return values and each_once(values)
 
+    def pairs(self) -> list[tuple[Task, int]]:
+        """Every task with each of its lengths."""
+        return [(task, length) for task in self.tasks for length in self.lengths or SPECS[task].lengths]
 
-@dataclass(frozen=True)
-class Sample:
-    """A prompt and its gold answer.
-
-    without: the prompt with the needle that is asked for removed, the others kept. tokens: what a model reads for
-    the prompt, BOS included. depth: the fraction of the context's characters before the needle.
-    """
-
-    prompt: str
-    without: str
-    answer: str
-    key: str
-    tokens: int
-    depth: float
-
-
-@cache
-def key_parts() -> tuple[list[str], list[str]]:
-    """Adjectives and nouns of which RULER makes its keys (wonderwords), sorted."""
-    from wonderwords import RandomWord
-
-    words = RandomWord()
-    return tuple(sorted(set(words.filter(include_categories=[name]))) for name in ("adjective", "noun"))
-
-
-def draw_keys(rng: Random, count: int) -> list[str]:
-    """Distinct keys, adjective-noun."""
-    adjectives, nouns = key_parts()
-    picked = rng.sample(range(len(adjectives) * len(nouns)), count)
-    return [f"{adjectives[i // len(nouns)]}-{nouns[i % len(nouns)]}" for i in picked]
-
-
-def draw_values(rng: Random, kind: str, count: int) -> list[str]:
-    """Distinct values: numbers of seven digits, or UUIDs."""
-    if kind == "number":
-        return [str(value) for value in rng.sample(range(10**6, 10**7), count)]
-    return [str(uuid.UUID(int=rng.getrandbits(128), version=4)) for _ in range(count)]
-
-
-def compose(spec: Spec, rng: Random, size: int, haystack: Source, tokenizer: Any) -> Sample:
-    """The sample that `rng` gives with a haystack of `size` words (essays) or lines (noise)."""
-    keys, values = draw_keys(rng, spec.needles), draw_values(rng, spec.kind, spec.needles)
-    asked = rng.randrange(spec.needles)
-    if spec.essay:
-        hay, joint = essay_sentences(haystack, size), " "
-        places = sorted(len(hay) * depth // 100 for depth in rng.sample(DEPTHS, spec.needles))
-    else:
-        hay, joint = (NOISE,) * size, "\n"
-        places = sorted(rng.sample(range(size), spec.needles))
-    order = rng.sample(range(spec.needles), spec.needles)
-    pieces, start = [], 0
-    for place, index in zip(places, order, strict=True):
-        pieces += hay[start:place]
-        start = place
-        if index == asked:
-            at = len(pieces)
-        pieces.append(NEEDLE.format(kind=spec.kind, key=keys[index], value=values[index]))
-    pieces += hay[start:]
-
-    def prompt(parts: list[str]) -> str:
-        return (TEMPLATE + PREFIX).format(kind=spec.kind, context=joint.join(parts), key=keys[asked])
-
-    text = prompt(pieces)
-    return Sample(
-        prompt=text,
-        without=prompt(pieces[:at] + pieces[at + 1 :]),
-        answer=values[asked],
-        key=keys[asked],
-        tokens=token_count(tokenizer, text),
-        depth=len(joint.join(pieces[:at])) / len(joint.join(pieces)),
-    )
-
-
-def prompts(
-    task: Task,
-    length: int,
-    n: int,
-    seed: int,
-    tokenizer: Any,
-    *,
-    max_new_tokens: int = 128,
-    haystack: Source = "paul_graham",
-    steps: Steps = "lm_eval",
-) -> list[Sample]:
-    """`n` samples whose prompt and `max_new_tokens` fit in `length` tokens; see Config.
-
-    As in RULER, the size of the haystack is found on one draw, and a sample that turns out longer is shortened step
-    by step. Raises ValueError when the smallest haystack does not fit, or an answer not in `max_new_tokens`.
-    """
-    spec, room = SPECS[task], length - max_new_tokens
-    step = 1 if steps == "unit" else 500 if spec.essay else 5 if length < 4096 else 25
-    smallest = max(step, FEWEST_WORDS if spec.essay else spec.needles)
-
-    def sample(index: int | str, size: int) -> Sample:
-        return compose(spec, Random(f"{task}:{length}:{seed}:{index}"), size, haystack, tokenizer)
-
-    def fitting(index: int | str, largest: int) -> Sample:
-        for size in range(largest, smallest - 1, -step):
-            if (found := sample(index, size)).tokens <= room:
-                break
-        else:
-            finer = "" if steps == "unit" else ", or steps: unit"
-            raise ValueError(
-                f"ruler.lengths: {task} does not fit {length} tokens: its smallest prompt takes {found.tokens} and "
-                f"{max_new_tokens} are kept for the answer; use a length of at least "
-                f"{found.tokens + max_new_tokens + SLACK}, a smaller max_new_tokens{finer}"
-            )
-        if (answer := len(encode(tokenizer, f" {found.answer}"))) > max_new_tokens:
-            raise ValueError(
-                f"ruler.max_new_tokens: {max_new_tokens} cannot hold an answer of {task}, {answer} tokens long; "
-                f"use at least {answer + SLACK}"
-            )
-        return found
-
-    fitting("size", smallest)
-    fits, exceeds = smallest, smallest + step
-    while sample("size", exceeds).tokens <= room:
-        fits, exceeds = exceeds, smallest + 2 * (exceeds - smallest)
-    while exceeds - fits > step:
-        middle = fits + (exceeds - fits) // step // 2 * step
-        if sample("size", middle).tokens <= room:
-            fits = middle
-        else:
-            exceeds = middle
-    return [fitting(index, fits) for index in range(n)]
+    def room(self, task: str) -> int:
+        """Tokens kept free for the answers of a task."""
+        return self.max_new_tokens or SPECS[task].max_new_tokens
 
 
 def check(config: Config, tokenizer: Any) -> None:
-    """ValueError when a task does not fit a length, or the haystack cannot be had."""
-    for task in config.tasks:
-        for length in config.lengths:
-            prompts(
-                task,
-                length,
-                1,
-                config.seed,
-                tokenizer,
-                max_new_tokens=config.max_new_tokens,
-                haystack=config.haystack,
-                steps=config.steps,
-            )
+    """ValueError when a task does not fit a length, or the haystack or passages cannot be had. Keeps nothing."""
+    for task, length in config.pairs():
+
+        def first(source: str, task: str = task, length: int = length) -> list[Sample]:
+            found = read_samples(sample_file(task, length, source, config, tokenizer))
+            return found or draw(task, length, source, config, tokenizer, 1)
+
+        from_sources(task, config, first)
 
 
-def run(lm: LM, config: Config, progress: Callable[[str], None] = lambda message: None) -> list[Measurement]:
-    """`contains` (with `generate`), needle_logprob and needle_gain of each task and length, on any lm-eval model."""
+def run(lm: LM, config: Config, progress: Progress = lambda message: None) -> list[Measurement]:
+    """`contains` (with `generate`) and needle_logprob of each task and length, on any lm-eval model, and needle_gain
+    where there are needles to take out."""
     tokenizer = tokenizer_of(lm, "ruler")
-    check_room(lm, "ruler.lengths", max(config.lengths))
+    check_room(lm, "ruler.lengths", max(length for _, length in config.pairs()))
     # Everything is drawn before anything is measured, so a length that cannot be met costs no time on the model.
-    drawn = {
-        (task, length): prompts(
-            task,
-            length,
-            config.samples,
-            config.seed,
-            tokenizer,
-            max_new_tokens=config.max_new_tokens,
-            haystack=config.haystack,
-            steps=config.steps,
-        )
-        for task in config.tasks
-        for length in config.lengths
-    }
+    drawn = {pair: samples(*pair, config, tokenizer, progress) for pair in config.pairs()}
     results = []
-    for (task, length), samples in drawn.items():
-        progress(f"ruler {task}@{length}: {len(samples)} samples")
-        results += score(lm, task, length, samples, config)
+    for (task, length), (source, found) in drawn.items():
+        progress(f"ruler {task}@{length}: {len(found)} samples")
+        results += score(lm, task, length, source, found, config)
     return results
 
 
-def score(lm: LM, task: Task, length: int, samples: list[Sample], config: Config) -> list[Measurement]:
+def prefetch(config: Config, tokenizer: Any, progress: Progress = lambda message: None) -> Iterator[Item]:
+    """Freezes the samples of every task and length, which also brings what they are made from."""
+    for task, length in config.pairs():
+
+        def freeze(task: str = task, length: int = length) -> str:
+            if tokenizer is None:
+                raise ValueError("its samples are sized with the tokenizer; get that first")
+            source, _ = samples(task, length, config, tokenizer, progress)
+            if source == COPY:
+                progress(f"ruler {task}@{length}: the Hub does not answer; {COPY_STAND_IN}")
+            return file_sha256(sample_file(task, length, source, config, tokenizer))
+
+        yield attempt(f"ruler {task}@{length}", freeze)
+
+
+def samples(
+    task: str, length: int, config: Config, tokenizer: Any, progress: Progress = lambda message: None
+) -> tuple[str, list[Sample]]:
+    """The source of a task's samples at a length, and the samples: those kept, else drawn anew and kept."""
+
+    def get(source: str) -> list[Sample]:
+        path = sample_file(task, length, source, config, tokenizer)
+        found = read_samples(path, progress)
+        if found is None:
+            found = draw(task, length, source, config, tokenizer, config.samples)
+            if path is not None:
+                write_samples(path, found, progress)
+        return found
+
+    return from_sources(task, config, get)
+
+
+def from_sources(task: str, config: Config, get: Callable[[str], T]) -> tuple[str, T]:
+    """What the first source of a task's haystack or passages that can be reached gives, and that source."""
+    spec = SPECS[task]
+    sources: Sequence[str] = (config.haystack if spec.hay == "essay" else spec.hay,)
+    if spec.family == "qa":
+        sources = (HUB, COPY) if spec.hay == "squad" else (HUB,)
+    for source in sources[:-1]:
+        try:
+            return source, get(source)
+        except Unreachable:
+            continue
+    return sources[-1], get(sources[-1])
+
+
+def draw(task: str, length: int, source: str, config: Config, tokenizer: Any, n: int) -> list[Sample]:
+    return prompts(
+        task, length, n, config.seed, tokenizer, source=source, max_new_tokens=config.room(task), steps=config.steps
+    )
+
+
+def sample_file(task: str, length: int, source: str, config: Config, tokenizer: Any) -> Path | None:
+    """Where the samples lie, its name telling apart whatever would give others; None for a tokenizer without a hash."""
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        return None
+    identity = [VERSION, task, length, config.seed, source, config.room(task), config.steps, config.samples]
+    digest = hashlib.sha256(json.dumps([*identity, tokenizer_hash(tokenizer)]).encode()).hexdigest()
+    return cache_dir() / "ruler" / f"{task}-{length}-{digest[:16]}.jsonl"
+
+
+def matched(task: str, text: str, answers: Sequence[str]) -> float:
+    """RULER's score of an answer, ignoring case: the fraction of the gold answers that it contains (string_match_all),
+    of qa whether it contains any (string_match_part).
+
+    Any, as in NVIDIA's; lm-eval 0.4.13 takes the fraction of qa's gold answers, too.
+    """
+    if SPECS[task].family == "qa":
+        return contains(text, answers)
+    return sum(contains(text, [answer]) for answer in answers) / len(answers)
+
+
+def stand_in(task: str, source: str) -> str | None:
+    """Why samples from a source are not RULER's own, if they are not."""
+    if SPECS[task].family == "qa":
+        return COPY_STAND_IN if source == COPY else None
+    return STAND_IN if SPECS[task].hay == "essay" and source == "corpus" else None
+
+
+def score(lm: LM, task: str, length: int, source: str, found: list[Sample], config: Config) -> list[Measurement]:
     """The measurements of one task at one length."""
-    essay = SPECS[task].essay
-    tokens = [sample.tokens for sample in samples]
+    spec = SPECS[task]
+    tokens = [sample.tokens for sample in found]
     rest = {
         "suite": "ruler",
         "length": length,
-        "stand_in": STAND_IN if essay and config.haystack == "corpus" else None,
+        "stand_in": stand_in(task, source),
         "limit": config.samples if config.samples < PAPER_SAMPLES else None,
         "settings": {
-            "prompts": f"ruler-niah-{VERSION}",
-            "items_sha256": fingerprint([sample.prompt, sample.without, sample.answer] for sample in samples),
+            "prompts": f"ruler-{spec.family}-{VERSION}",
+            "items_sha256": fingerprint([sample.prompt, sample.without, *sample.answers] for sample in found),
             "seed": config.seed,
-            "max_new_tokens": config.max_new_tokens,
-            "haystack": config.haystack if essay else "noise",
+            "max_new_tokens": config.room(task),
+            "haystack": f"{spec.hay}, {source}" if spec.family == "qa" else source,
             "steps": config.steps,
             "prompt_tokens": {"least": min(tokens), "mean": sum(tokens) / len(tokens), "most": max(tokens)},
         },
     }
     results = []
     if config.generate:
-        questions = [sample.prompt for sample in samples]
-        texts = generate(lm, task, questions, until=[], max_new_tokens=config.max_new_tokens)
-        found = [contains(text, [sample.answer]) for text, sample in zip(texts, samples, strict=True)]
-        results.append(measure("contains", found, task=task, **rest))
-    probes = [Probe(sample.prompt, sample.without, f" {sample.answer}") for sample in samples]
+        questions = [sample.prompt for sample in found]
+        texts = generate(lm, task, questions, until=[], max_new_tokens=config.room(task))
+        scores = [matched(task, text, sample.answers) for text, sample in zip(texts, found, strict=True)]
+        results.append(measure("contains", scores, task=task, **rest))
+    probes = [Probe(sample.prompt, sample.without, sample.continuation) for sample in found]
     return results + needle_measurements(lm, probes, task, **rest)

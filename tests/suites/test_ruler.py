@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -17,13 +18,52 @@ from pydantic import ValidationError
 
 import harness.published as published_numbers
 from harness.published import column_name, printed_values, published
-from suites import ruler
+from suites import ruler, ruler_tasks
 from suites.haystack import NOISE, STAND_IN, essay_sentences, essay_words, sentences
-from suites.requests import contains, token_count
+from suites.requests import contains, fingerprint, token_count
+from suites.ruler_samples import prompts
 from tests.suites.retriever import KNOWN, UNKNOWN, SearchingLM, tokenizer
 
-SHORT = {"max_new_tokens": 48, "haystack": "corpus", "steps": "unit"}
-TASKS = list(ruler.SPECS)
+SHORT = {"max_new_tokens": 48, "source": "corpus", "steps": "unit"}
+TASKS = ruler.Config().tasks
+ASKED = re.compile(r" The special magic \w+ for (.+) mentioned in the provided text is$")
+# The first 50 of demo's and 10 of lm_eval's own steps, since results in results/demo were measured on them.
+ITEMS = {
+    ("s_niah_1", 320): "f944fbee23d70553fdbd02e37df2806dad54922a25309b92edf35279e31dc121",
+    ("s_niah_2", 320): "cb9a41e974869b3b6540839a5fc2d9956ad4ffc864005198f0714d6bc1eb2463",
+    ("s_niah_3", 320): "483bbebba81d32739293ef041148765b52fb22da07a689d2b3d72397dbe77e56",
+    ("mk_niah_1", 320): "df29706f8589b3a08cb6de50936db9c79645ecefe26203c7635c49a10f2ad331",
+    ("s_niah_1", 2048): "489672001a277411ea18568b19f3af057897cac9e53ec5a21e72c16187d73352",
+    ("s_niah_2", 2048): "9a9d76a0a32a659fdec3461789570ac75239b4d3ba32a97dece2af87bbe01323",
+    ("s_niah_3", 2048): "d74ec2799d2a3a9e4189fecb87545994c462d3f7af90c63a11e79b1d0673b85d",
+    ("mk_niah_1", 2048): "2496d73e1093ffd4f99d052daf8d81ff5e30e8bad0a548466acaa2a16f53c0af",
+}
+
+
+@dataclass(frozen=True)
+class Needle:
+    """What a prompt for one needle says, read from it."""
+
+    prompt: str
+    without: str
+    key: str
+    answer: str
+    tokens: int
+    depth: float
+
+
+def read(sample):
+    key = ASKED.search(sample.prompt)[1]
+    context = sample.prompt.split("\n", 1)[1].rpartition("\n")[0]
+    depth = re.search(rf"One of the special magic \w+ for {re.escape(key)} is: ", context).start() / len(context)
+    (answer,) = sample.answers
+    assert sample.continuation == f" {answer}"
+    return Needle(sample.prompt, sample.without, key, answer, sample.tokens, depth)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIXERBENCH_CACHE", str(tmp_path))
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +72,7 @@ def tok():
 
 
 def drawn(tok, task, length=512, n=40, seed=0, **options):
-    return ruler.prompts(task, length, n, seed, tok, **{**SHORT, **options})
+    return [read(sample) for sample in prompts(task, length, n, seed, tok, **{**SHORT, **options})]
 
 
 def digest(samples):
@@ -52,18 +92,18 @@ def test_wording_is_that_of_lm_evals_ruler():
     for old, new in (("Some", "A"), ("are all", "is"), ("are", "is"), ("answers", "answer")):
         template = template.replace(old, new)
     expected = template.format(type_needle_v="number", context="HAY", query="KEY")
-    assert ruler.TEMPLATE.format(kind="number", context="HAY", key="KEY") == expected
+    assert ruler_tasks.TEMPLATE.format(kind="number", context="HAY", key="KEY") == expected
     constants = lm_eval_constants("prepare_niah")
     assert NOISE in constants
     assert (
-        ruler.NEEDLE.format(kind="{t}", key="{k}", value="{v}")
+        ruler_tasks.NEEDLE.format(kind="{t}", key="{k}", value="{v}")
         .replace("{t}s", "{type_needle_v}")
         .replace("{k}", "{key}")
         .replace("{v}", "{value}")
         in constants
     )
     assert "The special magic " in constants and " mentioned in the provided text is" in constants
-    assert ruler.PREFIX.startswith(" The special magic ") and ruler.PREFIX.endswith(
+    assert ruler_tasks.PREFIX.startswith(" The special magic ") and ruler_tasks.PREFIX.endswith(
         " mentioned in the provided text is"
     )
 
@@ -88,11 +128,11 @@ def test_prompt_of_a_noise_sample_is_exact(tok):
 @pytest.mark.parametrize("task", TASKS)
 def test_needle_is_asked_for_present_once_and_gone_without(tok, task):
     for sample in drawn(tok, task):
-        kind = ruler.SPECS[task].kind
+        kind = ruler_tasks.SPECS[task].kind
         needle = f"One of the special magic {kind}s for {sample.key} is: {sample.answer}."
         assert sample.prompt.count(needle) == 1 and sample.prompt.count(sample.answer) == 1
         assert sample.answer not in sample.without
-        others = ruler.SPECS[task].needles - 1
+        others = ruler_tasks.SPECS[task].needles - 1
         assert sample.without.count("One of the special magic") == others
         # Nothing but the needle and the white space it brought is gone.
         assert sample.without.split() == [w for part in sample.prompt.split(needle) for w in part.split()]
@@ -123,10 +163,18 @@ def test_length_is_recorded_within_the_budget_and_close_to_it(tok, task, length)
 
 def test_lm_eval_steps_grow_essays_by_500_words(tok):
     counts = set()
-    for sample in ruler.prompts("s_niah_2", 2048, 10, 0, tok, haystack="corpus"):
+    for sample in prompts("s_niah_2", 2048, 10, 0, tok, source="corpus"):
         assert sample.tokens <= 2048 - 128
         counts.add(len(sample.without.split("\n")[1].split()))
     assert counts == {1000}
+
+
+@pytest.mark.parametrize(("task", "length"), ITEMS)
+def test_prompts_are_those_that_results_were_measured_on(tok, task, length):
+    n, options = (50, SHORT) if length == 320 else (10, {"source": "corpus"})
+    samples = prompts(task, length, n, 0, tok, **options)
+    found = fingerprint([sample.prompt, sample.without, *sample.answers] for sample in samples)
+    assert found == ITEMS[task, length], "other prompts need another VERSION"
 
 
 def test_samples_depend_on_neither_order_nor_number_nor_process(tok):
@@ -179,7 +227,7 @@ def test_paul_graham_out_of_reach_is_one_line_with_the_remedy(tok, monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(ValueError, match=r"ruler.haystack: .*baber/paul_graham_essays.*offline.*haystack: corpus"):
-        drawn(tok, "s_niah_2", haystack="paul_graham")
+        drawn(tok, "s_niah_2", source="paul_graham")
 
 
 def test_scoring_is_substring_ignoring_case():
@@ -268,11 +316,21 @@ def test_a_model_that_would_cut_the_prompt_is_refused():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"lengths": []}, {"lengths": [256, 256]}, {"lengths": [0]}, {"lengths": [256], "task": "niah"}]
+    "options",
+    [{"samples": 0}, {"lengths": []}, {"lengths": [256, 256]}, {"lengths": [0]}, {"lengths": [256], "task": "niah"}],
 )
 def test_config_is_closed_and_checked(options):
     with pytest.raises(ValidationError):
         ruler.Config(**options)
+
+
+def test_lengths_are_the_papers_and_options_hold_for_all_tasks():
+    frame = published("table3")
+    assert set(ruler.Config().pairs()) == set(zip(frame["task"], frame["length"], strict=True))
+    config = ruler.Config(tasks=["s_niah_1", "vt"], lengths=[512])
+    assert config.pairs() == [("s_niah_1", 512), ("vt", 512)]
+    assert [config.room(task) for task in config.tasks] == [128, 30]
+    assert ruler.Config(max_new_tokens=64).room("vt") == 64
 
 
 def test_our_own_model_is_scored_end_to_end_and_the_same_twice():
