@@ -1,10 +1,53 @@
-"""Models of the attention layout as transformers' LLaMA, the same function in another library's class."""
+"""Our models in transformers: a run as a folder that its Auto classes load, and attention alone as a LLaMA."""
 
 from __future__ import annotations
 
-from transformers import LlamaConfig, LlamaForCausalLM
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
+import torch
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from harness.config import RunConfig
+from harness.data import load_tokenizer
+from harness.hf.modeling_mixerbench import MIXER_FILE, MixerbenchConfig, MixerbenchForCausalLM
 from harness.model import LanguageModel
+from harness.train import Summary, load_trained, read_birth, read_summary
+
+CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [mixerbench]
+---
+# {run}
+
+{label}, {layout} layout, trained by mixerbench. The code of the model is in that package: install it, then
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
+print(tokenizer.decode(model.generate(**tokenizer("The king", return_tensors="pt"), max_new_tokens=32)[0]))
+```
+
+The tokenizer puts the BOS token that every document started with in training, and pads on the left; padding is not
+read. `dtype=torch.bfloat16` computes as training under autocast: weights of linear layers are stored in it, all others
+stay in fp32. lm-eval's `hf` takes `pretrained=FOLDER,trust_remote_code=True` and `max_length`, which is 2048 if not
+given; for rolling log-likelihoods, before which it puts a BOS itself, also `add_bos_token=False`.
+
+Where it comes from; `train_loss` is the mean of the last steps, in nats a token:
+
+| | |
+|---|---|
+{rows}
+"""
 
 
 def to_llama(model: LanguageModel, bos_token_id: int, max_length: int) -> LlamaForCausalLM:
@@ -54,3 +97,98 @@ def to_llama(model: LanguageModel, bos_token_id: int, max_length: int) -> LlamaF
             weights |= {f"model.layers.{i}.{name}.{key}": value for key, value in part.state_dict().items()}
     llama.to(model.head.weight.dtype).load_state_dict(weights)
     return llama.eval()
+
+
+def export(run_dir: Path, out: Path) -> Path:
+    """Write a trained run to a folder for AutoModelForCausalLM (with trust_remote_code) and AutoTokenizer, in fp32.
+
+    The folder appears as a whole or not at all. One that holds the same weights of the same run is left as it is.
+    Returns the folder. Raises ValueError for a run that is not trained, for anything else that lies at `out`, and for a
+    tokenizer that does not fit.
+    """
+    model, config = load_trained(run_dir)
+    summary, birth = read_summary(run_dir), read_birth(run_dir)
+    run = {"id": config.run_id, "weights_sha256": summary.weights_sha256}
+    run |= {key: birth[key] for key in ("config_hash", "git_commit", "git_dirty", "backend")}
+    out = Path(out).expanduser().resolve()
+    if out.exists():
+        if all(_exported(out).get(key) == run[key] for key in ("id", "weights_sha256")):
+            return out
+        raise ValueError(f"--out: {out} exists and is no export of {config.run_id}; delete it or give another folder")
+    tokenizer = _tokenizer(config, model)
+    ids = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    ends = sorted({tokenizer.bos_token_id, tokenizer.eos_token_id})  # a document's end is the next one's BOS
+    ids["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+    with torch.device("meta"):  # its own weights are not wanted
+        theirs = MixerbenchForCausalLM(MixerbenchConfig(model.config.model_dump(mode="json"), run, **ids))
+    theirs.model = model
+    theirs.config.mixer_file = MIXER_FILE if config.mixer_file else None
+    theirs.generation_config = GenerationConfig(**ids)
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        theirs.save_pretrained(partial, max_shard_size=2**60)
+        tokenizer.save_pretrained(partial)
+        _check_bos(partial, tokenizer)
+        (partial / "README.md").write_text(_card(config, summary, birth), encoding="utf-8")
+        for file in partial.iterdir():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def _exported(folder: Path) -> dict[str, Any]:
+    """The run that a folder is an export of; empty if it is none."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config["run"] if config.get("model_type") == MixerbenchConfig.model_type else {}
+
+
+def _tokenizer(config: RunConfig, model: LanguageModel) -> PreTrainedTokenizerFast:
+    """A run's tokenizer that puts the BOS, as training did, and pads on the left."""
+    trained = load_tokenizer(config.data.tokenizer)
+    if len(trained) > model.config.vocab_size:
+        raise ValueError(
+            f"data.tokenizer: {config.data.tokenizer!r} has {len(trained)} tokens, but the model "
+            f"{model.config.vocab_size}; put back the tokenizer that it was trained with"
+        )
+    backend, bos = Tokenizer.from_str(trained.backend_tokenizer.to_str()), trained.bos_token
+    backend.post_processor = TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, trained.bos_token_id)]
+    )
+    eos = trained.eos_token or bos
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=bos,
+        eos_token=eos,
+        pad_token=trained.pad_token or eos,
+        padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
+        clean_up_tokenization_spaces=trained.clean_up_tokenization_spaces,
+    )
+
+
+def _check_bos(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raise ValueError unless the tokenizer that is read back puts one BOS before the ids of a text."""
+    text = "One text."
+    expected = [tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False)]
+    found = PreTrainedTokenizerFast.from_pretrained(folder)(text)["input_ids"]
+    if found != expected:
+        raise ValueError(f"data.tokenizer: read back, it gives {found} instead of {expected}; it cannot be exported")
+
+
+def _card(config: RunConfig, summary: Summary, birth: dict[str, Any]) -> str:
+    facts = {
+        "run": config.run_id,
+        "mixer": config.mixer,
+        **{key: value for key, value in asdict(summary).items() if key not in ("run", "label", "mixer", "layout")},
+        "context of the last phase": config.data.seq_len,
+        **birth,
+    }
+    cells = {key: str(value).replace("|", r"\|") for key, value in facts.items() if value is not None}
+    rows = "\n".join(f"| {key} | {cell} |" for key, cell in cells.items())
+    return CARD.format(run=config.run_id, label=config.label, layout=config.layout, rows=rows)

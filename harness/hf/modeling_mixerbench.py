@@ -1,0 +1,264 @@
+"""Models of mixerbench in transformers: `AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)`.
+
+`run.py export` copies this file beside the weights. The model itself is that of the installed package mixerbench.
+
+dtype=float32, the exported one, computes in fp32. bfloat16 and float16 compute as training under autocast does: weights
+of linear layers are stored in that dtype, all others (embedding, norms, convolutions, A_log, dt_bias) in fp32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.initialization import no_init_weights
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_utils import local_torch_dtype
+from transformers.utils import cached_file
+from transformers.utils.generic import can_return_tuple
+
+try:
+    from harness.generate import advance, read
+    from harness.model import LanguageModel, ModelConfig, ModelState
+    from mixers.interface import index_state
+    from mixers.registry import file_of, load_file
+except ImportError as error:
+    raise ImportError(
+        f"the package mixerbench, which holds the code of this model, cannot be imported ({error}); install it with "
+        "`pip install PATH_OF_ITS_CHECKOUT`"
+    ) from error
+
+MIXER_FILE = "mixer_file.py"
+HALF = (torch.bfloat16, torch.float16)
+
+
+class MixerbenchConfig(PretrainedConfig):
+    """language_model: the fields of harness.model.ModelConfig. run: the run that it comes from. mixer_file: the file in
+    the model's folder that defines its mixer, where that is none of mixerbench or of an installed package."""
+
+    model_type = "mixerbench"
+
+    def __init__(
+        self,
+        language_model: dict[str, Any] | None = None,
+        run: dict[str, Any] | None = None,
+        mixer_file: str | None = None,
+        **kwargs: Any,
+    ):
+        self.language_model = language_model or {}
+        self.run = run or {}
+        self.mixer_file = mixer_file
+        super().__init__(**kwargs)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.language_model["vocab_size"]
+
+    @property
+    def hidden_size(self) -> int:
+        return self.language_model["d_model"]
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return len(self.language_model["mlp_widths"])
+
+    @property
+    def tie_word_embeddings(self) -> bool:
+        return self.language_model.get("tie_embeddings", False)
+
+
+class MixerbenchCache(Cache):
+    """What the rows of a batch have read.
+
+    state: after the last token of each of `rows`, in any order, which are those that have read one; padding is never
+    read. length: columns seen, padding included. batch: rows in all.
+    """
+
+    is_croppable = False
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self.reset()
+
+    def reset(self) -> None:
+        self.state: ModelState | None = None
+        self.rows: list[int] = []
+        self.length = 0
+        self.batch: int | None = None
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.length
+
+    def select(self, rows: list[int]) -> ModelState | None:
+        """The state of some rows, all of which have read something or none."""
+        known = [self.rows.index(row) for row in rows if row in self.rows]
+        if not known or rows == self.rows:
+            return self.state if known else None
+        return [index_state(s, known) for s in self.state]
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        chosen = indices.tolist()
+        begun = [(place, row) for place, row in enumerate(chosen) if row in self.rows]
+        self.state = self.select([row for _, row in begun])
+        self.rows, self.batch = [place for place, _ in begun], len(chosen)
+
+    reorder_cache = batch_select_indices
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.batch_select_indices(torch.arange(self.batch or 0).repeat_interleave(repeats))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        if tokens_to_remove:
+            raise ValueError("crop: a recurrent state cannot forget its last tokens; read the shorter text again")
+
+
+class MixerbenchForCausalLM(PreTrainedModel, GenerationMixin):
+    """`harness.model.LanguageModel` behind the interface of transformers. Gradient checkpointing is not supported."""
+
+    config_class = MixerbenchConfig
+    base_model_prefix = "model"
+    _tied_weights_keys = {"model.head.weight": "model.embedding.weight"}
+    _is_stateful = True  # no generation that has to take tokens back
+
+    def __init__(self, config: MixerbenchConfig):
+        super().__init__(config)
+        if config.mixer_file and config.name_or_path:
+            load_file(cached_file(config.name_or_path, config.mixer_file))
+        dtype = torch.get_default_dtype()
+        # from_pretrained builds on the meta device, where buffers that are not saved, and tensors that are neither
+        # parameter nor buffer, would be lost. Here they exist, and nothing is spent on values that will be loaded.
+        self._loading = torch.empty(0).is_meta
+        skipped = no_init_weights() if self._loading else contextlib.nullcontext()
+        with torch.device("cpu"), local_torch_dtype(torch.float32), skipped:
+            self.model = LanguageModel(ModelConfig(**config.language_model))
+        self._unsaved = {
+            module: {k: b for k, b in module.named_buffers(recurse=False) if k in module._non_persistent_buffers_set}
+            for module in self.model.modules()
+        }
+        # What is loaded takes on the dtype that it finds here.
+        if dtype in HALF:
+            for module in self.model.modules():
+                if isinstance(module, nn.Linear) and module.weight is not self.model.embedding.weight:
+                    module.weight.data = module.weight.data.to(dtype)
+        else:
+            self.model.to(dtype)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Never initialises: LanguageModel has done so. Called for modules that a checkpoint did not fill, which get
+        their unsaved buffers back. Raises ValueError where it lacks anything else."""
+        if not self._loading:
+            return
+        unsaved = self._unsaved.get(module, {})
+        tensors = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        lacking = [k for k, t in tensors if k not in unsaved and not getattr(t, "_is_hf_initialized", False)]
+        if lacking:
+            raise ValueError(f"{type(module).__name__}.{lacking[0]}: not among the weights; export the run again")
+        for name, value in unsaved.items():
+            module.get_buffer(name).copy_(value)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of activations, and of the weights of linear layers."""
+        return self.model.blocks[0].mlp.down_proj.weight.dtype
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False  # `forward` makes its own
+
+    def _prepare_attention_mask_for_generation(
+        self, inputs_tensor: Tensor, generation_config: Any, *rest: Any
+    ) -> Tensor:
+        """Without a mask everything is read: where BOS is also what pads, the rest would be guessed without it."""
+        if generation_config.pad_token_id == self.config.bos_token_id:
+            return torch.ones_like(inputs_tensor)
+        return super()._prepare_attention_mask_for_generation(inputs_tensor, generation_config, *rest)
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if self.config.mixer_file:
+            shutil.copyfile(file_of(self.model.config.mixer).path, Path(save_directory) / self.config.mixer_file)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: MixerbenchCache | None = None,
+        use_cache: bool | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int = 0,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """input_ids [B, T] → logits [B, T, V], or of the last logits_to_keep positions.
+
+        attention_mask: [B, T], or [B, S + T] with the S columns that the cache has seen; 0 is padding, wherever it
+        lies: the row is read as if it were not there, and its logits mean nothing. labels: [B, T], -100 is not scored.
+        use_cache: return a cache, the given one or a new one, that has read input_ids. Raises ValueError for other
+        arguments and shapes.
+        """
+        refused = [key for key, value in kwargs.items() if value is not None and value is not False]
+        if refused:
+            raise ValueError(f"{refused[0]}: models of mixerbench do not take it; leave it out")
+        cache = MixerbenchCache() if past_key_values is None else past_key_values
+        if not isinstance(cache, MixerbenchCache):
+            raise ValueError(f"past_key_values: {type(cache).__name__} holds no recurrent state; start without one")
+        half = self.dtype in HALF
+        with torch.autocast(input_ids.device.type, self.dtype) if half else contextlib.nullcontext():
+            hidden = self._read(input_ids, attention_mask, cache, bool(use_cache))
+            logits = self.model.head(hidden[:, -logits_to_keep:])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, self.config.vocab_size, num_items_in_batch=num_items_in_batch)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache if use_cache else None)
+
+    def _read(self, tokens: Tensor, mask: Tensor | None, cache: MixerbenchCache, keep: bool) -> Tensor:
+        """What the head reads, [B, T, D], zero at padding. With `keep` the cache has read the tokens afterwards."""
+        batch, steps = tokens.shape
+        if cache.batch not in (None, batch):
+            raise ValueError(f"input_ids: {batch} rows, but past_key_values has {cache.batch}; give it those rows")
+        if mask is None:
+            mask = torch.ones_like(tokens)
+        if mask.shape not in ((batch, steps), (batch, cache.length + steps)):
+            raise ValueError(
+                f"attention_mask: shape {list(mask.shape)} does not fit {batch} rows of {cache.length} columns seen "
+                f"and {steps} new ones; give [{batch}, {cache.length + steps}]"
+            )
+        present = mask[:, -steps:].bool()
+        texts = [row[real].tolist() for row, real in zip(tokens, present, strict=True)]
+        reading = [row for row in range(batch) if texts[row]]
+        idle = [row for row in cache.rows if not texts[row]]
+        begun = set(cache.rows)
+        vectors: dict[int, Tensor] = {}
+        parts = [(idle, cache.select(idle))] if idle else []
+        # Rows that continue, and rows that have seen nothing but padding so far.
+        for rows in ([r for r in reading if r in begun], [r for r in reading if r not in begun]):
+            if not rows:
+                continue
+            given = self.model, [texts[row] for row in rows], cache.select(rows)
+            found, after = advance(*given) if keep else (read(*given), None)
+            vectors |= dict(zip(rows, found, strict=True))
+            parts.append((rows, after))
+        if keep:
+            if parts:
+                cache.rows = [row for rows, _ in parts for row in rows]
+                cache.state = parts[0][1] if len(parts) == 1 else self.model.cat_states([s for _, s in parts])
+            cache.length, cache.batch = cache.length + steps, batch
+        hidden = self.model.embedding.weight.new_zeros(batch, steps, self.config.hidden_size)
+        if not vectors:
+            return hidden
+        if present.all():
+            return torch.stack([vectors[row] for row in range(batch)])
+        hidden[present] = torch.cat([vectors[row] for row in sorted(vectors)])
+        return hidden
+
+
+MixerbenchConfig.register_for_auto_class()
+MixerbenchForCausalLM.register_for_auto_class("AutoModelForCausalLM")
