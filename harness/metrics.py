@@ -24,6 +24,7 @@ METRICS: dict[str, Metric] = {
     "bits_per_byte": Metric("bits/byte", higher_is_better=False),
     "acc": Metric("acc", higher_is_better=True, percent=True),
     "acc_norm": Metric("acc_n", higher_is_better=True, percent=True),
+    "stale": Metric("stale", higher_is_better=False, percent=True),
     "contains": Metric("contains", higher_is_better=True, percent=True),
     "needle_logprob": Metric("needle nats/token", higher_is_better=True),
     "needle_gain": Metric("needle gain, nats/token", higher_is_better=True),

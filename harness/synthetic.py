@@ -138,7 +138,7 @@ TASKS = {
     "mqar": Task(mqar, (4, 8, 16), "key-value pairs"),
     "overwrite": Task(overwrite, (1, 2, 4), "rewrites"),
     "protect": Task(protect, (4, 8, 16, 24), "later writes"),
-    "interference": Task(interference, (1, 2, 4), "keys that share a word, shared"),
+    "interference": Task(interference, (1, 2, 4), "keys with a word shared"),
 }
 
 
@@ -159,9 +159,7 @@ def shortest_row(task: str) -> int:
     return 2 * min(listing_tokens(task, difficulty) for difficulty in TASKS[task].trained) + 1
 
 
-def _row(
-    task: str, rng: random.Random, tokenizer: PreTrainedTokenizerFast, length: int
-) -> tuple[list[int], list[int]]:
+def _row(task: str, rng: random.Random, tokenizer: PreTrainedTokenizerFast, length: int) -> tuple[list[int], list[int]]:
     """One sample a row: were a second one listed behind it, its keys would be keys of the first with other values."""
     words = recall_words(tokenizer)
     fitting = [n for n in TASKS[task].trained if listing_tokens(task, n) < length // 2]

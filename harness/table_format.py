@@ -25,7 +25,7 @@ MISSING, NOT_FINITE = "–", "not finite"
 BOLD, UNDERLINED = "bold", "underlined"
 
 MARKS = (
-    "within a layout, **bold**: the best and what is not significantly worse than it; <u>underlined</u>: the same "
+    "**bold**: the best and what is not significantly worse than it; <u>underlined</u>: the same "
     "among the others; no mark where nothing is significantly worse (t-test, two-sided 5%, no correction for the "
     "number of comparisons; item by item where per-sample scores on the same items are kept)"
 )
@@ -42,9 +42,12 @@ MODEL_COLUMNS = {
 
 @dataclass(frozen=True)
 class Row:
+    """preset: where several are compared, else None; the label then ends with it."""
+
     layout: str
     label: str
     mixer: str
+    preset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,9 @@ class Table:
             cells = [[cell_text(self.cells[row, c], c, decimals[c]) for c in columns] for row in self.rows]
             blocks.append(self._block(title, [c.heading for c in columns], cells))
         marked = any(cell.mark for cell in self.cells.values())
-        blocks.append("\n".join(f"- {escape(note)}" for note in [*([MARKS] if marked else []), *self.notes]))
+        group = "layout and preset" if any(row.preset for row in self.rows) else "layout"
+        marks = [f"within a {group}, {MARKS}"] if marked else []
+        blocks.append("\n".join(f"- {escape(note)}" for note in [*marks, *self.notes]))
         return "\n\n".join(blocks) + "\n"
 
     def csv(self) -> str:

@@ -24,6 +24,9 @@ ITEMS = ("settings", "limit", "stand_in")
 TIMED = ("tokens_per_second",)
 """Metrics that only the same device makes comparable."""
 
+AT = " @ "
+"""Between a label and its preset."""
+
 Samples = Mapping[SampleKey, Sequence[float]]
 ColumnKey = tuple[str, str, str, int | None]
 """(suite, task, metric, length)."""
@@ -36,20 +39,21 @@ def comparison(
     samples: Samples | None = None,
     allow_mixed: bool = False,
 ) -> Table:
-    """Compare the labels of a frame of records (`records.load`).
+    """Compare the labels of a frame of records (`records.load`); where models have several presets, each in each.
 
     columns: names of those to show, in this order; all of them if None.
-    runs: a row a run with label, mixer, layout and, where known, run, seed, the keys of MODEL_COLUMNS, and `failure`:
-        the reason why a run has failed. It adds the model table, and rows for labels without records. `trained_on`
-        (machine, precision, code) and `mixture` (phases of training data) of a run, where given, are noted.
+    runs: a row a run with label, mixer, layout, preset and, where known, run, seed, the keys of MODEL_COLUMNS, and
+        `failure`: the reason why a run has failed. It adds the model table, and rows for labels without records.
+        `trained_on` (machine, precision, code) and `mixture` (phases of training data) of a run are noted where given.
     samples: per-sample scores (`records.load_samples`), with which rows are compared item by item.
     Raises ValueError when there are no records, a column is not known, a label is not one model, a seed was run
     twice under one label, or records of a column were measured differently and allow_mixed is not set.
     """
     if frame.empty:
         raise ValueError("records: none to compare; evaluate a run first")
+    frame, runs, presets = apart_by_preset(frame, runs)
     failed = pd.DataFrame() if runs is None or "failure" not in runs else runs[runs["failure"].notna()]
-    rows = table_rows(frame, runs)
+    rows = table_rows(frame, runs, presets)
     check_seeds(frame)
     groups = column_groups(frame, columns)
     letters = stand_in_letters(groups)
@@ -69,8 +73,8 @@ def comparison(
             own = [r for r in records if (r["layout"], r["label"]) == (row.layout, row.label)]
             table.cells[row, column] = make_cell(own, samples or {})
         add_paper(table, column)
-        for layout in dict.fromkeys(row.layout for row in rows):
-            mark([table.cells[row, column] for row in rows if row.layout == layout], column)
+        for group in dict.fromkeys((row.layout, row.preset) for row in rows):
+            mark([table.cells[row, column] for row in rows if (row.layout, row.preset) == group], column)
     if runs is not None:
         table.model = {row: model_cells(runs, row) for row in rows}
     used = [record for records in groups.values() for record in records]
@@ -78,8 +82,26 @@ def comparison(
     return table
 
 
-def table_rows(frame: pd.DataFrame, runs: pd.DataFrame | None) -> list[Row]:
-    """One row a label, by layout and then in the order of `runs` or of the records."""
+def apart_by_preset(
+    frame: pd.DataFrame, runs: pd.DataFrame | None
+) -> tuple[pd.DataFrame, pd.DataFrame | None, dict[str, str]]:
+    """Records and runs, and the preset by label. Where the models have several, a label ends with its preset, so that
+    its seeds are of one model; else labels stay and none has a preset."""
+    models = [f[f["layout"] != BASELINE] for f in (frame, runs) if f is not None and "preset" in f]
+    known = pd.concat([f[["label", "preset"]] for f in models]).drop_duplicates()
+    if known["preset"].nunique() < 2:
+        return frame, runs, {}
+
+    def labelled(f: pd.DataFrame) -> pd.DataFrame:
+        return f.assign(label=f["label"].where(f["layout"] == BASELINE, f["label"] + AT + f["preset"]))
+
+    presets = {label + AT + name: name for label, name in known.itertuples(index=False)}
+    return labelled(frame), None if runs is None else labelled(runs), presets
+
+
+def table_rows(frame: pd.DataFrame, runs: pd.DataFrame | None, presets: Mapping[str, str]) -> list[Row]:
+    """One row a label, by layout and then in the order of `runs` or of the records. presets: by label, where several
+    are compared."""
     keys = ["layout", "label", "mixer"]
     known = pd.concat([f[keys] for f in (runs, frame) if f is not None]).drop_duplicates()
     repeated = known[known.duplicated(["layout", "label"])]
@@ -87,7 +109,7 @@ def table_rows(frame: pd.DataFrame, runs: pd.DataFrame | None) -> list[Row]:
         layout, label, _ = repeated.iloc[0]
         found = known[(known["layout"] == layout) & (known["label"] == label)]["mixer"]
         raise ValueError(f"label: {label!r} ({layout}) stands for {', '.join(found)}; give each mixer its own label")
-    rows = [Row(*values) for values in known.itertuples(index=False)]
+    rows = [Row(*values, presets.get(values[1])) for values in known.itertuples(index=False)]
     return sorted(rows, key=lambda row: rank(LAYOUTS, row.layout))
 
 
@@ -223,7 +245,8 @@ def add_paper(table: Table, column: Column) -> None:
         return
     mixers = registry.entries()
     for row in table.rows:
-        if row.mixer in mixers and row.label in (row.mixer, mixers[row.mixer].display):
+        label = row.label.removesuffix(f"{AT}{row.preset}")
+        if row.mixer in mixers and label in (row.mixer, mixers[row.mixer].display):
             key = (row.mixer, row.layout, column.suite, column.task, column.metric, column.length)
             table.cells[row, column].paper = printed_values().get(key)
 

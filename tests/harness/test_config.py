@@ -6,6 +6,8 @@ import pytest
 import yaml
 
 from harness.config import EXPERIMENTS, expand, load_experiment
+from harness.matching import matched_config
+from harness.presets import PRESETS
 
 BASE = {
     "name": "small",
@@ -33,6 +35,23 @@ def test_mixers_layouts_and_seeds_are_expanded_and_attention_is_its_own_layout(t
         ("attention", "attention", 2),
     ]
     assert len({r.run_id for r in runs}) == 6
+
+
+def test_several_presets_are_an_axis_and_one_of_them_makes_the_same_run_as_if_it_were_the_only_one(
+    tmp_path: Path,
+) -> None:
+    names = ["cpu-recall-32", "cpu-recall-64"]
+    runs = expand(load_experiment(write(tmp_path, preset=None, presets=names)), 4096, "0" * 64)
+    assert [(r.preset, r.mixer) for r in runs] == [(name, mixer) for name in names for mixer in ("gdn2", "attention")]
+    assert [r.model.d_model for r in runs] == [32, 32, 64, 64]
+    alone = [r for name in names for r in expand(load_experiment(write(tmp_path, preset=name)), 4096, "0" * 64)]
+    assert [r.run_id for r in runs] == [r.run_id for r in alone]
+
+
+@pytest.mark.parametrize("name", ["cpu-recall-32", "cpu-recall-64", "cpu-recall-128"])
+def test_the_presets_of_the_width_axis_match_every_mixer_of_the_comparison(name: str) -> None:
+    for mixer in PRESETS[name].mixers:
+        matched_config(name, "attention" if mixer == "attention" else "recurrent", mixer)
 
 
 def test_a_runs_identity_is_what_is_trained_and_not_how_it_is_called(tmp_path: Path) -> None:
@@ -66,6 +85,13 @@ def test_options_of_a_mixer_reach_its_model(tmp_path: Path) -> None:
         ),
         ({"name": "a b"}, r"name: .*\(got 'a b'\)"),
         ({"mixers": []}, r"mixers: "),
+        ({"preset": None}, r"preset, presets: got None and \[\]; give exactly one of them"),
+        ({"presets": ["cpu-600k"]}, r"preset, presets: got 'cpu-1m' and \['cpu-600k'\]; give exactly one of them"),
+        ({"preset": None, "presets": ["cpu-1m", "cpu-1m"]}, r"presets: .* names one twice; name each once"),
+        (
+            {"data": {"phases": [{"tokens": 1, "seq_len": 96, "rows": {"mqar": 1, "interference": 1}}]}},
+            r"data.phases.0: seq_len: 96 is too short for interference; use at least 97",
+        ),
     ],
 )
 def test_a_wrong_field_is_named_with_its_value(tmp_path: Path, changes: dict, message: str) -> None:
@@ -81,6 +107,7 @@ def test_a_wrong_field_is_named_with_its_value(tmp_path: Path, changes: dict, me
         ({"mixers": [{"mixer": "gdn2", "options": {"value_heads": 3}}]}, r"value_heads: 3 is no multiple of heads=4"),
         ({"mixers": ["gdn2", "gdn2"]}, r"mixers: gdn2 \(recurrent\) is listed twice"),
         ({"preset": "1b"}, r"preset: unknown name '1b'"),
+        ({"preset": None, "presets": ["cpu-1m", "1b"]}, r"preset: unknown name '1b'"),
     ],
 )
 def test_a_run_that_cannot_be_built_is_refused_before_work_starts(tmp_path: Path, changes: dict, message: str) -> None:

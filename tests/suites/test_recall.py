@@ -1,30 +1,55 @@
-"""MQAR as a suite: what is asked, who passes, and what cannot be asked."""
+"""Recall as a suite: what is asked, who passes, and what cannot be asked. Answers are read out of the text."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
 from harness.data import load_tokenizer
-from harness.synthetic import recall_words
-from suites.recall import Config, run, samples
+from harness.synthetic import TASKS, recall_words
+from harness.tables import comparison
+from suites.recall import Config, check, questions, run
+from suites.requests import fingerprint
+from tests.harness.test_tables import record, store
+
+DIFFICULTIES = {"pairs": [2, 8], "rewrites": [1, 5], "writes": [4, 60], "shared": [1, 2, 4]}
+
+
+def mentions(context: str) -> list[str]:
+    """The values behind the key that the context ends with, in order; the key is as long as the listing tells."""
+    words = context.split()
+    length = 2 if len(words) == 16 * 3 + 2 else 1  # 16 composite keys; listings of one-word keys end in an odd number
+    listing, key = words[:-length], words[-length:]
+    return [listing[at + length] for at in range(0, len(listing), length + 1) if listing[at : at + length] == key]
+
+
+def last(context: str) -> str:
+    return mentions(context)[-1]
+
+
+def before_last(context: str) -> str:
+    return mentions(context)[-2]
+
+
+def first_of_all(context: str) -> str:
+    return context.split()[1]
 
 
 class Scripted(LM):
-    """Answers every query with the value behind the first mention of its key, or always with the first value."""
+    """Answers every query with what `reads` finds in the context."""
 
-    def __init__(self, reads: bool):
+    def __init__(self, reads: Callable[[str], str]):
         super().__init__()
         self.reads = reads
         self.tokenizer = load_tokenizer()
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        answers = []
-        for request in requests:
-            context, continuation = request.args
-            words = context.split()
-            at = words.index(words[-1]) if self.reads else 0
-            answers.append((0.0, continuation == " " + words[at + 1]))
-        return answers
+        return [
+            (0.0, continuation == " " + self.reads(context)) for context, continuation in (r.args for r in requests)
+        ]
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         raise AssertionError("not asked for")
@@ -33,24 +58,64 @@ class Scripted(LM):
         raise AssertionError("not asked for")
 
 
-def test_a_reader_scores_1_and_a_guesser_one_in_as_many_as_there_are_pairs() -> None:
-    config = Config(pairs=[2, 8], samples=400)
-    assert [m.value for m in run(Scripted(reads=True), config)] == [1.0, 1.0]
-    for m in run(Scripted(reads=False), config):
+def test_a_reader_scores_1_on_every_task_and_never_answers_with_an_old_value() -> None:
+    found = run(Scripted(last), Config(**DIFFICULTIES, samples=40))
+    assert {(m.task, m.length) for m in found} == {
+        ("mqar", 2), ("mqar", 8), ("overwrite", 1), ("overwrite", 5), ("protect", 4), ("protect", 60),
+        ("interference", 1), ("interference", 2), ("interference", 4),
+    }  # fmt: skip
+    for m in found:
+        assert m.value == (0.0 if m.metric == "stale" else 1.0)
+        assert m.settings["length_unit"] == TASKS[m.task].unit and m.n == 40
+    assert {m.task for m in found if m.metric == "stale"} == {"overwrite"}
+
+
+@pytest.mark.parametrize("reads", [before_last, lambda context: mentions(context)[0]], ids=["one before", "first"])
+def test_who_answers_with_a_value_that_was_overwritten_is_always_stale_and_never_right(
+    reads: Callable[[str], str],
+) -> None:
+    found = run(Scripted(reads), Config(pairs=[], rewrites=[1, 3], samples=40))
+    assert [(m.length, m.metric, m.value) for m in found] == [
+        (1, "acc", 0.0), (1, "stale", 1.0), (3, "acc", 0.0), (3, "stale", 1.0)
+    ]  # fmt: skip
+
+
+def test_a_guesser_scores_one_in_as_many_as_there_are_pairs() -> None:
+    for m in run(Scripted(first_of_all), Config(pairs=[2, 8], samples=400)):
         assert m.length is not None
         # Binomial: four standard errors of 1/pairs over 400 samples, plus equal values by chance.
         assert abs(m.value - 1 / m.length) < 4 * (0.25 / 400) ** 0.5
 
 
-def test_samples_depend_on_seed_and_pairs_alone_and_list_every_key_once() -> None:
+@pytest.mark.parametrize("task", TASKS)
+def test_samples_depend_on_seed_and_difficulty_alone(task: str) -> None:
     words = recall_words(load_tokenizer())
-    first = samples(words, 8, 5, seed=1)
-    assert first == samples(words, 8, 9, seed=1)[:5]
-    assert first != samples(words, 8, 5, seed=2)
-    for context, answer in first:
-        *listing, query = context.split()
-        table = dict(zip(listing[::2], listing[1::2], strict=True))
-        assert len(table) == 8 and table[query] == answer.strip()
+    found = questions(words, task, 4, 5, seed=1)
+    assert found == questions(words, task, 4, 9, seed=1)[:5]
+    assert found != questions(words, task, 4, 5, seed=2)
+    for question in found:
+        values = mentions(question.context)
+        assert question.answer == f" {values[-1]}"
+        assert question.old == tuple(f" {value}" for value in values[:-1])
+        assert len(values) == (5 if task == "overwrite" else 1)  # four rewrites after the first write
+
+
+def test_samples_of_mqar_are_those_of_committed_results() -> None:
+    asked = questions(recall_words(load_tokenizer()), "mqar", 4, 500, seed=0)
+    sha256 = "260f648360fd22105092477ca607140636fb5b498a35765a3b927a40eddde179"
+    assert fingerprint((question.context, question.answer) for question in asked) == sha256
+    (found,) = run(Scripted(last), Config(pairs=[4], samples=500))
+    assert found.settings == {"items_sha256": sha256, "length_unit": "key-value pairs"}
+
+
+def test_protect_asks_for_what_was_written_first_and_overwrite_for_what_was_rewritten() -> None:
+    words = recall_words(load_tokenizer())
+    for question in questions(words, "protect", 16, 30, seed=0):
+        *listing, key = question.context.split()
+        assert listing[::2].index(key) < 2 and listing[::2].count(key) == 1
+    for question in questions(words, "overwrite", 2, 30, seed=0):
+        *listing, key = question.context.split()
+        assert listing[::2].count(key) == 3
 
 
 def test_every_word_is_one_token_after_a_space() -> None:
@@ -61,8 +126,48 @@ def test_every_word_is_one_token_after_a_space() -> None:
         assert len(tokenizer.encode(" " + word, add_special_tokens=False)) == 1
 
 
-def test_more_pairs_than_key_words_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"pairs: 100000 is outside 1 to"):
-        run(Scripted(reads=True), Config(pairs=[100000], samples=1))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pairs": [100000]}, r"pairs: 100000 is outside 1 to"),
+        ({"rewrites": [64]}, r"rewrites: 64 is outside 1 to 63"),
+        ({"shared": [1, 3]}, r"shared: 3 by 3 grids do not make up 16 keys; use one of \[1, 2, 4\]"),
+    ],
+)
+def test_a_difficulty_that_cannot_be_drawn_is_refused(options: dict, message: str) -> None:
+    for ask in (
+        lambda: run(Scripted(last), Config(**options, samples=1)),
+        lambda: check(Config(**options), load_tokenizer()),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ask()
+
+
+def test_a_config_names_each_difficulty_once_and_at_least_one() -> None:
     with pytest.raises(ValueError, match="names one twice"):
-        Config(pairs=[4, 4])
+        Config(writes=[4, 4])
+    with pytest.raises(ValueError, match="all are empty; give one of them a difficulty"):
+        Config(pairs=[])
+    assert Config().difficulties == [("mqar", 4), ("mqar", 8), ("mqar", 16), ("mqar", 32)]
+
+
+def test_a_table_keeps_the_rows_of_two_widths_apart_and_marks_each_for_itself(tmp_path: Path) -> None:
+    records = [
+        replace(
+            record(mixer, "overwrite", metric, value, 0.01, suite="recall", length=1, preset=preset),
+            run=f"{mixer}-{preset}",
+        )
+        for preset, (good, bad) in (("cpu-recall-32", (0.2, 0.1)), ("cpu-recall-64", (0.8, 0.5)))
+        for mixer, acc in (("gdn2", good), ("mamba2", bad))
+        for metric, value in (("acc", acc), ("stale", 1 - acc))
+    ]
+    table = comparison(store(tmp_path, records))
+    assert [(row.label, row.preset) for row in table.rows] == [
+        (f"{mixer} @ {preset}", preset) for preset in ("cpu-recall-32", "cpu-recall-64") for mixer in ("gdn2", "mamba2")
+    ]
+    bold = {(row.label, c.metric) for (row, c), cell in table.cells.items() if cell.mark == "bold"}
+    # Lower is better of stale: the same row is best in both.
+    assert bold == {(f"gdn2 @ {p}", m) for p in ("cpu-recall-32", "cpu-recall-64") for m in ("acc", "stale")}
+    assert "overwrite stale @1 ↓" in table.markdown() and "within a layout and preset, **bold**" in table.markdown()
+    one = comparison(store(tmp_path / "one", records[:4]))
+    assert [row.label for row in one.rows] == ["gdn2", "mamba2"]
