@@ -17,6 +17,8 @@ from harness.model import LanguageModel, ModelState
 
 BATCH_TOKENS = 16384
 BATCH_ROWS = 64
+# A padded batch of so many tokens is worth ending when the next row would fill less than this part of its place.
+ENOUGH_TOKENS, FILLED = 512, 0.85
 
 
 def advance(
@@ -54,13 +56,15 @@ def read(model: LanguageModel, rows: Sequence[Sequence[int]], state: ModelState 
 def batches(lengths: Sequence[int], batch_tokens: int, batch_rows: int, padded: bool = False) -> list[list[int]]:
     """Indices of `lengths`, the longest first, in batches of at most so many tokens and rows; a longer one is alone.
 
-    padded: each counts as much as the longest of its batch.
+    padded: each counts as much as the longest of its batch, and one much shorter than that begins the next batch, once
+    there is enough in this one.
     """
     result: list[list[int]] = []
     tokens = 0
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         taken = lengths[result[-1][0]] if padded and result else lengths[index]
-        if not result or tokens + taken > batch_tokens or len(result[-1]) == batch_rows:
+        wasteful = padded and tokens >= ENOUGH_TOKENS and lengths[index] < FILLED * taken
+        if not result or tokens + taken > batch_tokens or len(result[-1]) == batch_rows or wasteful:
             result.append([])
             tokens, taken = 0, lengths[index]
         result[-1].append(index)
@@ -133,11 +137,11 @@ def pick(logits: Tensor, temperature: float, generators: Sequence[torch.Generato
 
 
 def stop_at(
-    tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], enough: Sequence[Callable[[str], bool]] = ()
+    tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], enough: Sequence[Callable[[str], bool] | None] = ()
 ) -> Callable[[int, list[int]], bool]:
     """Whether new tokens have come to a stop string, for `generate`; `cut` then takes it off the text.
 
-    enough: for each row, whether its text up to here is all that is wanted.
+    enough: for each row, whether its text up to here is all that is wanted; None where that cannot be said.
     """
     # A token decodes to at least one byte, so these last tokens hold any stop string that ends with the newest.
     tail = max((len(s.encode()) for s in stop), default=0) + 4
@@ -147,7 +151,8 @@ def stop_at(
             text = tokenizer.decode(tokens[-tail:], skip_special_tokens=True)
             if any(s in text for s in stop):
                 return True
-        return bool(enough) and enough[row](tokenizer.decode(tokens, skip_special_tokens=True))
+        said = enough[row] if enough else None
+        return said is not None and said(tokenizer.decode(tokens, skip_special_tokens=True))
 
     return finished
 

@@ -222,7 +222,8 @@ class MixerLM(TemplateLM):
         texts = [""] * len(requests)
         for (until, max_new_tokens), members in alike.items():
             prompts = [self._prompt(requests[i].args[0], max_new_tokens) for i in members]
-            enough = [partial(holds_all, requests[i].args[1].get(ENOUGH)) for i in members]
+            wanted = [requests[i].args[1].get(ENOUGH) for i in members]
+            enough = [partial(holds_all, strings) if strings else None for strings in wanted]
             with self._precision():
                 outputs = generate(
                     self.model,
@@ -285,9 +286,9 @@ def shared_prefixes(texts: Sequence[Sequence[int]], limits: Sequence[int]) -> li
     return [(length if len(members) > 1 else 0, members) for length, members in clusters]
 
 
-def holds_all(wanted: Sequence[str] | None, text: str) -> bool:
-    """Whether a text holds all strings, ignoring case; False where none are asked for."""
-    return bool(wanted) and all(string.lower() in text.lower() for string in wanted)
+def holds_all(wanted: Sequence[str], text: str) -> bool:
+    """Whether a text holds all strings, ignoring case."""
+    return all(string.lower() in text.lower() for string in wanted)
 
 
 def greedy_options(generation_kwargs: dict[str, Any]) -> tuple[tuple[str, ...], int]:

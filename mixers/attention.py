@@ -82,14 +82,15 @@ class Attention(Mixer):
             k, v = torch.cat([state["k"], k], 1), torch.cat([state["v"], v], 1)
         cached = k.shape[1] - steps
         ragged = cached > 0 and bool((seen < cached).any())
-        keys, values = (t.transpose(1, 2).repeat_interleave(self.heads // self.kv_heads, 1) for t in (k, v))
-        queries, blocks = q.transpose(1, 2), []
+        keys, values = k.transpose(1, 2), v.transpose(1, 2)
+        if self.kv_heads < self.heads:
+            keys, values = (t.repeat_interleave(self.heads // self.kv_heads, 1) for t in (keys, values))
+        queries, blocks, starts = q.transpose(1, 2), [], range(0, steps, QUERY_BLOCK)
         # Without a mask of ours torch takes its flash kernels; else in blocks, so that scores never exist all at once.
-        if cached == 0 and (window is None or steps <= window):
-            blocks.append(F.scaled_dot_product_attention(queries, keys, values, is_causal=True))
+        within = window is None or cached + steps <= window
+        if within and not ragged and (cached == 0 or steps == 1):
+            blocks.append(F.scaled_dot_product_attention(queries, keys, values, is_causal=steps > 1))
             starts = range(0)
-        else:
-            starts = range(0, steps, QUERY_BLOCK)
         for start in starts:
             stop = min(start + QUERY_BLOCK, steps)
             first = 0 if window is None else max(0, cached + start - window + 1)
