@@ -293,7 +293,10 @@ def submit(
     from slurm.plan import check, plan
 
     with errors():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a terminated submit stops its jobs as ^C does
+        # A terminated submit stops its jobs as ^C does. Both are set: what a shell puts in the background it starts with
+        # ^C ignored, which jobs would inherit, and by ^C they are stopped.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.default_int_handler)
         if cluster not in ("local", "debug"):
             raise ValueError(f"--cluster: unknown value {cluster!r}; known: local, debug")
         if parallel < 1:

@@ -146,7 +146,8 @@ def test_an_interrupted_submit_stops_its_jobs_and_status_says_so(tmp_path: Path,
     path = experiment(tmp_path, small_data, mixers=["gated_deltanet"], data=data)
     runs = tmp_path / "runs"
     (work,) = plan(load_experiment(path), runs)
-    command = [*RUN, "submit", str(path), "--runs", str(runs)]
+    # As a shell starts it in the background: with ^C ignored, which processes hand on.
+    command = ["bash", "-c", 'trap "" INT; exec "$@"', "bash", *RUN, "submit", str(path), "--runs", str(runs)]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.time() + 120
     while not (work.folder / "checkpoints" / "index.json").exists() and time.time() < deadline:
