@@ -293,8 +293,8 @@ def submit(
     from slurm.plan import check, plan
 
     with errors():
-        # A terminated submit stops its jobs as ^C does. Both are set: what a shell puts in the background it starts with
-        # ^C ignored, which jobs would inherit, and by ^C they are stopped.
+        # A terminated submit stops its jobs as ^C does. Both are set: a shell starts what it puts in the background
+        # with ^C ignored, which jobs would inherit, and by ^C they are stopped.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.default_int_handler)
         if cluster not in ("local", "debug"):
