@@ -1,0 +1,57 @@
+"""Our lm-eval model and lm-eval's HFLM on the same weights: the same answers, and the same scores on real tasks."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from lm_eval.models.huggingface import HFLM
+
+from harness.data import load_tokenizer
+from harness.export import to_llama
+from harness.lm import MixerLM
+from harness.matching import matched_config
+from harness.model import build_model
+from suites import language, lm_speed
+from suites.lmeval import run_tasks
+
+
+def test_the_benchmark_times_both_on_answers_that_agree(offline_data: Path) -> None:
+    rows = lm_speed.run("cpu-600k", 3, 320, torch.device("cpu"))
+    assert [row["work"] for row in rows][: len(lm_speed.TASKS)] == list(lm_speed.TASKS) and len(rows) == 7
+    for row in rows:
+        assert row["seconds"] > 0 and row["ratio"] == min(row["hflm_seconds"].values()) / row["seconds"]
+        assert row["equal"] == 1
+        # fp32 sums over a few hundred tokens of some ten nats each, in other orders.
+        assert row["difference"] is None or row["difference"] < 1e-3
+    assert len(lm_speed.render(rows).splitlines()) == 8
+
+
+@pytest.mark.parametrize("task", lm_speed.TASKS)
+def test_a_real_task_gets_the_same_score_from_both(task: str, offline_data: Path) -> None:
+    tokenizer = load_tokenizer()
+    config = matched_config("cpu-600k", "attention", "attention", vocab_size=len(tokenizer))
+    config = config.model_copy(update={"mlp_widths": config.mlp_widths[:1] * config.layers})
+    model = build_model(config, 0)
+    # At its initial weights a model is too unsure for scores to hang on what it has read.
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("_proj.weight"):
+                weight.mul_(8.0)
+    ours = MixerLM(model, tokenizer)
+    theirs = HFLM(
+        pretrained=to_llama(model, tokenizer.bos_token_id, 2048),
+        tokenizer=lm_speed.with_bos(tokenizer),
+        add_bos_token=True,
+        batch_size=8,
+        max_length=2048,
+        device="cpu",
+        dtype="float32",
+    )
+    metrics = language.SPECS[task].metrics
+    scores = []
+    for lm in (ours, theirs):
+        definition, _ = language.load(task, True)
+        samples = run_tasks(lm, [definition], 40)[task].samples
+        scores.append({metric: [sample[metric] for sample in samples] for metric in metrics})
+    for metric in metrics:
+        assert scores[0][metric] == pytest.approx(scores[1][metric], rel=1e-4), metric
