@@ -365,6 +365,7 @@ def test_the_kit_leaves_the_random_state_as_it_was_and_repeats_itself() -> None:
     assert findings(Decay) == first
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for CPUs")
 def test_gdn2s_own_kernels_pass_under_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.cuda.is_available():
         pytest.skip("Triton was imported to compile for the GPU; `run.py check gdn2` tries the kernels there")
