@@ -29,6 +29,7 @@ from harness.lm import MixerLM
 from harness.model import LanguageModel, ModelConfig, build_model
 from harness.provenance import provenance
 from harness.train import Summary, load_trained
+from mixers import registry
 from mixers.conformance import SMALL
 from mixers.registry import MixerFile, file_of, load_file
 from run import app
@@ -394,7 +395,9 @@ class RunningMean(Mixer):
 """
 
 
-def test_a_mixer_of_ones_own_travels_with_the_folder(tmp_path: Path) -> None:
+def test_a_mixer_of_ones_own_travels_with_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_entries", dict(registry.entries()))  # nothing of it is left for other tests
+    monkeypatch.setattr(registry, "_files", {})
     source = tmp_path / "own.py"
     source.write_text(MIXER)
     load_file(source)

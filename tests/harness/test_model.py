@@ -82,10 +82,15 @@ def test_every_mixer_of_a_preset_matches_in_parameters_and_state(name: str) -> N
     }
     target = target_parameters(name)
     for row in rows:
+        if name.startswith("cpu-recall") and row["layout"] == "hybrid" and "refused" in row:
+            # So small that a step of 32 is over 1%; those scales are for the recurrent layout.
+            assert "the nearest MLP widths give" in row["refused"]
+            continue
         assert abs(row["non_embedding_params"] / target - 1) <= TOLERANCE, row
         assert all(width % 32 == 0 for width in row["mlp_widths"])
         assert max(row["mlp_widths"]) - min(row["mlp_widths"]) <= 32
-    assert len({r["state_floats_per_layer"] for r in rows if r["mixer"] != "attention"}) == 1
+    states = {r["state_floats_per_layer"] for r in rows if r["mixer"] != "attention" and "refused" not in r}
+    assert len(states) == 1
 
 
 def test_the_release_preset_is_the_papers() -> None:
