@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -148,6 +148,15 @@ def _exported(folder: Path) -> dict[str, Any]:
     return config["run"] if config.get("model_type") == MixerbenchConfig.model_type else {}
 
 
+def with_bos(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """A copy that puts the BOS before a text itself, as transformers' models expect it of theirs."""
+    copied, bos = copy.deepcopy(tokenizer), tokenizer.bos_token
+    copied.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, tokenizer.bos_token_id)]
+    )
+    return copied
+
+
 def _tokenizer(config: RunConfig, model: LanguageModel) -> PreTrainedTokenizerFast:
     """A run's tokenizer that puts the BOS, as training did, and pads on the left."""
     trained = load_tokenizer(config.data.tokenizer)
@@ -156,14 +165,10 @@ def _tokenizer(config: RunConfig, model: LanguageModel) -> PreTrainedTokenizerFa
             f"data.tokenizer: {config.data.tokenizer!r} has {len(trained)} tokens, but the model "
             f"{model.config.vocab_size}; put back the tokenizer that it was trained with"
         )
-    backend, bos = Tokenizer.from_str(trained.backend_tokenizer.to_str()), trained.bos_token
-    backend.post_processor = TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, trained.bos_token_id)]
-    )
-    eos = trained.eos_token or bos
+    eos = trained.eos_token or trained.bos_token
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token=bos,
+        tokenizer_object=with_bos(trained).backend_tokenizer,
+        bos_token=trained.bos_token,
         eos_token=eos,
         pad_token=trained.pad_token or eos,
         padding_side="left",

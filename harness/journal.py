@@ -24,9 +24,9 @@ class Journal(LM):
     progress: called with how far a list of requests is. Everything else is the inner model's.
     """
 
-    def __init__(self, lm: LM, path: Path, progress: Callable[[str], None] = lambda line: None, chunk: int = CHUNK):
+    def __init__(self, lm: LM, path: Path, progress: Callable[[str], None] = lambda line: None):
         super().__init__()
-        self.lm, self.path, self.progress, self.chunk = lm, path, progress, chunk
+        self.lm, self.path, self.progress = lm, path, progress
         path.parent.mkdir(parents=True, exist_ok=True)
         self.answers = _read(path)
 
@@ -59,7 +59,7 @@ class Journal(LM):
         started, left = time.perf_counter(), list(missing.items())
         with open(self.path, "a", encoding="utf-8") as file:
             while left:
-                part, left = _split(left, self.chunk)
+                part, left = _split(left, CHUNK)
                 answers = getattr(self.lm, kind)([request for _, request in part], **options)
                 for (key, request), answer in zip(part, answers, strict=True):
                     line = {"key": key, "task": request.task_name, "doc": request.doc_id, "answer": answer}

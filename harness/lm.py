@@ -50,7 +50,7 @@ class MixerLM(TemplateLM):
     """
 
     add_bos_token = True
-    generation_options = frozenset({ENOUGH})  # beside lm-eval's: what suites may ask of it and of no other model
+    stops_when_enough = True  # takes the option ENOUGH, which lm-eval's own models would refuse
 
     def __init__(
         self,
@@ -213,8 +213,8 @@ class MixerLM(TemplateLM):
         """Greedy continuations, each cut before its first stop string.
 
         generation_kwargs: `until` and `max_gen_toks` (or one of lm-eval's aliases of it); and of our own `enough`,
-        strings of which all, ignoring case, are wanted and nothing behind them: decoding ends when the text holds
-        them. Raises ValueError for sampling and for anything else.
+        lists of strings: decoding ends when the text holds all of one of them, ignoring case, since nothing behind is
+        wanted. Raises ValueError for sampling and for anything else.
         """
         alike: dict[tuple[tuple[str, ...], int], list[int]] = defaultdict(list)
         for i, request in enumerate(requests):
@@ -223,7 +223,7 @@ class MixerLM(TemplateLM):
         for (until, max_new_tokens), members in alike.items():
             prompts = [self._prompt(requests[i].args[0], max_new_tokens) for i in members]
             wanted = [requests[i].args[1].get(ENOUGH) for i in members]
-            enough = [partial(holds_all, strings) if strings else None for strings in wanted]
+            enough = [partial(holds_one, lists) if lists else None for lists in wanted]
             with self._precision():
                 outputs = generate(
                     self.model,
@@ -286,9 +286,9 @@ def shared_prefixes(texts: Sequence[Sequence[int]], limits: Sequence[int]) -> li
     return [(length if len(members) > 1 else 0, members) for length, members in clusters]
 
 
-def holds_all(wanted: Sequence[str], text: str) -> bool:
-    """Whether a text holds all strings, ignoring case."""
-    return all(string.lower() in text.lower() for string in wanted)
+def holds_one(wanted: Sequence[Sequence[str]], text: str) -> bool:
+    """Whether a text holds all strings of one of the lists, ignoring case."""
+    return any(all(string.lower() in text.lower() for string in strings) for strings in wanted)
 
 
 def greedy_options(generation_kwargs: dict[str, Any]) -> tuple[tuple[str, ...], int]:

@@ -20,12 +20,15 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
-from harness.data import TokenData
+if TYPE_CHECKING:  # harness.config reads this module's tasks and needs neither
+    from transformers import PreTrainedTokenizerFast
+
+    from harness.data import TokenData
 
 WORDS = 128
 REWRITTEN, LEFT_ALONE = 4, 4  # keys of overwrite

@@ -7,7 +7,6 @@ kernels that its authors maintain. Nothing of another package is imported before
 from __future__ import annotations
 
 import importlib
-import os
 import re
 import sys
 import types
@@ -65,8 +64,10 @@ def choose(
 
 
 def interpreted() -> bool:
-    """Whether Triton runs its kernels in its interpreter, on CPU tensors."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+    """Whether Triton runs its kernels in its interpreter, on CPU tensors: TRITON_INTERPRET=1 when it was imported."""
+    from triton import knobs
+
+    return knobs.runtime.interpret
 
 
 def needs_gpu(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -84,7 +85,7 @@ def fla_absent(device: torch.device, dtype: torch.dtype, config: Any) -> str | N
     """flash-linear-attention's gated operators: 0.6.0 or newer, and a Triton that compiles them rightly."""
     if (reason := needs_gpu(device, dtype)) is not None:
         return reason
-    if _older("flash-linear-attention", (0, 6)):
+    if _parts("flash-linear-attention") < (0, 6):
         return "flash-linear-attention 0.6.0 or newer is missing; pip install -U flash-linear-attention"
     if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9 and not _installed("tilelang"):
         triton = _parts("triton")
@@ -163,7 +164,3 @@ def _parts(distribution: str) -> tuple[int, ...]:
         return tuple(map(int, re.findall(r"\d+", version(distribution).split("+")[0])))[:3]
     except PackageNotFoundError:
         return ()
-
-
-def _older(distribution: str, least: tuple[int, ...]) -> bool:
-    return _parts(distribution) < least

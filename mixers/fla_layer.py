@@ -157,19 +157,14 @@ class FLALayer(Mixer):
             raise ValueError(f"{self.name}: {dtype} on {device}: {reason.removesuffix('; use torch')}")
         return FLA.name
 
-    def forward(
-        self,
-        x: Tensor,
-        state: State | None = None,
-        cu_seqlens: Tensor | None = None,
-        return_state: bool = False,
+    def mix_packed(
+        self, x: Tensor, state: State | None, cu_seqlens: Tensor, return_state: bool
     ) -> tuple[Tensor, State | None]:
-        native = cu_seqlens is not None and state is None and not return_state
-        if native and self.known is not None and self.known.packs and x.shape[-1] == self.d_model:
+        if state is None and not return_state and self.known is not None and self.known.packs:
             self._prepare(x)
             check_cu_seqlens(x, cu_seqlens)
             return self.layer(x, cu_seqlens=cu_seqlens.long())[0], None
-        return super().forward(x, state, cu_seqlens, return_state)
+        return super().mix_packed(x, state, cu_seqlens, return_state)
 
     def mix(self, x: Tensor, state: State | None, return_state: bool) -> tuple[Tensor, State | None]:
         self._prepare(x)

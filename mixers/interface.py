@@ -93,11 +93,17 @@ class Mixer(nn.Module):
             raise ValueError(f"x: expected [B, T, {self.d_model}], got {list(x.shape)}")
         if cu_seqlens is None:
             return self.mix(x, state, return_state)
-        return packed(self.mix, x, state, cu_seqlens, return_state)
+        return self.mix_packed(x, state, cu_seqlens, return_state)
 
     def mix(self, x: Tensor, state: State | None, return_state: bool) -> tuple[Tensor, State | None]:
         """The mixer itself on sequences of one length: what `forward` promises, without packing."""
         raise NotImplementedError
+
+    def mix_packed(
+        self, x: Tensor, state: State | None, cu_seqlens: Tensor, return_state: bool
+    ) -> tuple[Tensor, State | None]:
+        """The same on packed sequences; `mix` on those of each length, unless a mixer has a better way."""
+        return packed(self.mix, x, state, cu_seqlens, return_state)
 
     def serving(self, device: torch.device, dtype: torch.dtype) -> str:
         """The implementation that computes activations of a dtype on a device. Raises ValueError for a `backend` that

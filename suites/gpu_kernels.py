@@ -31,6 +31,7 @@ from harness.provenance import provenance, version
 from mixers.gated_deltanet import gated_delta_rule
 from mixers.gdn2 import gated_delta_rule_2
 from mixers.kda import kimi_delta_rule
+from suites.throughput import matmul_rate
 
 Row = dict[str, Any]
 
@@ -306,19 +307,15 @@ def timed(run: Callable[[], Any], flush: Tensor) -> tuple[float, float]:
 
 
 def device_ceilings(flush: Tensor) -> dict[str, float]:
-    """What the device reaches: bytes/s read and written by a copy of 1 GiB, FLOP/s of a bf16 product of 8192³."""
+    """What the device reaches: bytes/s read and written by a copy of 1 GiB, FLOP/s of bf16 products."""
     source = torch.randint(0, 256, (2**30,), dtype=torch.uint8, device=flush.device)
     target = torch.empty_like(source)
-    a, b = (torch.randn(8192, 8192, device=flush.device, dtype=torch.bfloat16) for _ in range(2))
-
-    def rate(work: float, run: Callable[[], Any]) -> float:
-        for _ in range(WARM_UP):
-            run()
-        return 1e3 * work / statistics.median(timed(run, flush)[0] for _ in range(REPEATS))
-
+    for _ in range(WARM_UP):
+        target.copy_(source)
+    milliseconds = statistics.median(timed(lambda: target.copy_(source), flush)[0] for _ in range(REPEATS))
     return {
-        "copy_bytes_per_s": rate(2 * source.numel(), lambda: target.copy_(source)),
-        "matmul_flop_per_s": rate(2 * 8192**3, lambda: a @ b),
+        "copy_bytes_per_s": 1e3 * 2 * source.numel() / milliseconds,
+        "matmul_flop_per_s": matmul_rate(flush.device, torch.bfloat16),
     }
 
 

@@ -16,14 +16,12 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
-from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerBase
 
 from harness.data import load_tokenizer
-from harness.export import to_llama
+from harness.export import to_llama, with_bos
 from harness.lm import ENOUGH, MixerLM
 from harness.matching import matched_config
-from harness.model import build_model
+from harness.model import LanguageModel, build_model
 from suites import language, ruler
 from suites.lmeval import contained
 
@@ -48,25 +46,9 @@ def run(
     """
     language.check(language.Config(tasks=list(TASKS), offline=True))
     tokenizer = load_tokenizer()
-    config = matched_config(preset, "attention", "attention", vocab_size=len(tokenizer))
-    # LLaMA has MLPs of one width.
-    config = config.model_copy(update={"mlp_widths": config.mlp_widths[:1] * config.layers})
-    model = build_model(config, 0).to(device)
     longest = length + NEW_TOKENS
-    llama = to_llama(model, tokenizer.bos_token_id, longest)
-    ours = MixerLM(model, tokenizer, max_length=longest)
-    theirs = {
-        size: HFLM(
-            pretrained=llama,
-            tokenizer=with_bos(tokenizer),
-            add_bos_token=True,
-            batch_size=size,
-            max_length=longest,
-            device=str(device),
-            dtype="float32",
-        )
-        for size in BATCH_SIZES
-    }
+    ours = MixerLM(transformer(preset, len(tokenizer)).to(device), tokenizer, max_length=longest)
+    theirs = {size: hflm(ours, longest, size) for size in BATCH_SIZES}
     rows = []
     for name, (requests, plain) in _work(ours, samples, length).items():
         seconds, answers = _timed(ours, requests)
@@ -81,13 +63,23 @@ def run(
     return rows
 
 
-def with_bos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """A copy that puts the BOS itself, as HFLM expects of a tokenizer."""
-    copied, bos = copy.deepcopy(tokenizer), tokenizer.bos_token
-    copied.backend_tokenizer.post_processor = TemplateProcessing(
-        single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
+def transformer(preset: str, vocab_size: int) -> LanguageModel:
+    """The preset's attention model, its MLPs of one width as LLaMA has them."""
+    config = matched_config(preset, "attention", "attention", vocab_size=vocab_size)
+    return build_model(config.model_copy(update={"mlp_widths": config.mlp_widths[:1] * config.layers}), 0)
+
+
+def hflm(ours: MixerLM, max_length: int, batch_size: int) -> HFLM:
+    """lm-eval's own class around the same weights, in fp32, where ours is."""
+    return HFLM(
+        pretrained=to_llama(ours.model, ours.prefix_token_id, max_length),
+        tokenizer=with_bos(ours.tokenizer),
+        add_bos_token=True,
+        batch_size=batch_size,
+        max_length=max_length,
+        device=str(ours.model.head.weight.device),
+        dtype="float32",
     )
-    return copied
 
 
 def _work(lm: MixerLM, samples: int, length: int) -> dict[str, tuple[list[Instance], list[Instance]]]:
@@ -107,7 +99,7 @@ def _work(lm: MixerLM, samples: int, length: int) -> dict[str, tuple[list[Instan
     work["needle, generate"] = (plain, plain)
     first = _instances("generate_until", [(sample.prompt, options | {"max_gen_toks": ANSWER}) for sample in drawn])
     said = lm.generate_until(first)
-    known = [(sample.prompt, options | {ENOUGH: [text]}) for sample, text in zip(drawn, said, strict=True)]
+    known = [(sample.prompt, options | {ENOUGH: [[text]]}) for sample, text in zip(drawn, said, strict=True)]
     work["needle, answered"] = (_instances("generate_until", known), plain)
     return work
 

@@ -21,21 +21,21 @@ def generate(
     prompts: Sequence[str],
     until: Sequence[str],
     max_new_tokens: int,
-    answers: Sequence[Sequence[str]] | None = None,
+    enough: Sequence[Sequence[Sequence[str]]] | None = None,
 ) -> list[str]:
     """Greedy continuations, one a prompt, cut before the first string of `until`.
 
-    answers: for each prompt, the strings that its score looks for, ignoring case. A model that can stop when it has
-    given them all does; the score is the same.
+    enough: for each prompt, lists of strings; a text that holds all of one of them, ignoring case, has the full score.
+    A model that can stop there does.
     """
     options = {"until": list(until), "max_gen_toks": max_new_tokens, "do_sample": False}
-    early = answers is not None and ENOUGH in getattr(lm, "generation_options", ())
+    early = enough is not None and getattr(lm, "stops_when_enough", False)
     instances = [
         # Each request has its own options: some models take them apart in place.
         Instance(
             "generate_until",
             {},
-            (prompt, options | ({ENOUGH: list(answers[index])} if early else {})),
+            (prompt, options | ({ENOUGH: [list(strings) for strings in enough[index]]} if early else {})),
             index,
             (task, index, 1),
         )

@@ -363,7 +363,8 @@ def score(
         # limit_tokens is each copy's.
         | ({"copies": 2} if twice else {}),
     }
-    texts = generate(lm, name, [prompt.text for prompt in prompts], until=["\n"], max_new_tokens=config.max_new_tokens)
+    enough = [[[answer] for answer in prompt.answers] for prompt in prompts]
+    texts = generate(lm, name, [prompt.text for prompt in prompts], ["\n"], config.max_new_tokens, enough)
     found = [contains(text, prompt.answers) for text, prompt in zip(texts, prompts, strict=True)]
     probes = [Probe(p.text, p.without, f" {p.answers[0]}") for p in prompts if p.without is not None]
     return [measure("contains", found, **rest), *(needle_measurements(lm, probes, **rest) if probes else [])]

@@ -179,6 +179,11 @@ def matched(task: str, text: str, answers: Sequence[str]) -> float:
     return sum(contains(text, [answer]) for answer in answers) / len(answers)
 
 
+def settled(task: str, answers: Sequence[str]) -> list[list[str]]:
+    """Lists of strings of which a text needs all of one for the full score of `matched`."""
+    return [[answer] for answer in answers] if SPECS[task].family == "qa" else [list(answers)]
+
+
 def stand_in(task: str, source: str) -> str | None:
     """Why samples from a source are not RULER's own, if they are not."""
     if SPECS[task].family == "qa":
@@ -208,7 +213,8 @@ def score(lm: LM, task: str, length: int, source: str, found: list[Sample], conf
     results = []
     if config.generate:
         questions = [sample.prompt for sample in found]
-        texts = generate(lm, task, questions, until=[], max_new_tokens=config.room(task))
+        enough = [settled(task, sample.answers) for sample in found]
+        texts = generate(lm, task, questions, until=[], max_new_tokens=config.room(task), enough=enough)
         scores = [matched(task, text, sample.answers) for text, sample in zip(texts, found, strict=True)]
         results.append(measure("contains", scores, task=task, **rest))
     probes = [Probe(sample.prompt, sample.without, sample.continuation) for sample in found]

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from mixers.gdn2.kernels.launch import SHARED_MEMORY, AbsentGPU, Launch, interpreted, recording, resources
+from mixers.backends import interpreted
+from mixers.gdn2.kernels.launch import SHARED_MEMORY, AbsentGPU, Launch, recording, resources
 
 # What the layers of the paper launch, first; then what else the kernels promise to serve.
 SHAPES: dict[str, dict[str, Any]] = {

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mixers.backends import KERNEL_DTYPES, interpreted
 from mixers.common import accumulator_dtype, l2_normalise, require
 from mixers.delta_rule import without_autocast
 from mixers.gdn2 import reference
@@ -41,8 +42,6 @@ def check(q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor) -> t
 
 def check_kernels(tensors: dict[str, Tensor], chunk_size: int) -> None:
     """ValueError naming the argument that the Triton kernels do not serve, before anything is launched."""
-    from mixers.gdn2.kernels.launch import interpreted
-
     device = tensors["q"].device.type
     if device == "cpu":
         require(
@@ -56,7 +55,7 @@ def check_kernels(tensors: dict[str, Tensor], chunk_size: int) -> None:
     require(reason is None, f"{reason}; use 'chunked'")
     for name, tensor in tensors.items():
         require(
-            tensor.dtype in (torch.bfloat16, torch.float16, torch.float32),
+            tensor.dtype in KERNEL_DTYPES,
             f"{name}: the kernels serve bfloat16, float16 and float32, got {tensor.dtype}; use 'chunked'",
         )
 

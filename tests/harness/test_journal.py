@@ -53,17 +53,20 @@ def requests(kind: str, count: int = 20) -> list[Instance]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_killed_evaluation_asks_only_for_what_is_missing(kind: str, tmp_path: Path) -> None:
+def test_a_killed_evaluation_asks_only_for_what_is_missing(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.journal.CHUNK", 6)
     wanted = getattr(Counting(), kind)(requests(kind))
     inner = Counting()
     inner.left = 2
     with pytest.raises(KeyboardInterrupt):
-        getattr(Journal(inner, tmp_path / "answers.jsonl", chunk=6), kind)(requests(kind))
+        getattr(Journal(inner, tmp_path / "answers.jsonl"), kind)(requests(kind))
     assert len(inner.asked) == 12
     with open(tmp_path / "answers.jsonl", "a") as file:
         file.write('{"key": "cut off when the proc')
     again, said = Counting(), []
-    found = getattr(Journal(again, tmp_path / "answers.jsonl", said.append, chunk=6), kind)(requests(kind))
+    found = getattr(Journal(again, tmp_path / "answers.jsonl", said.append), kind)(requests(kind))
     assert found == wanted
     assert len(again.asked) == 19 - 12 and not set(again.asked) & set(inner.asked)
     assert said[-1].startswith("task: 7/7 requests, 0 s left")
@@ -79,11 +82,12 @@ def test_lines_name_the_document_and_its_answer(tmp_path: Path) -> None:
     assert all(line["answer"] == str(r.args)[::-1] for line, r in zip(lines, requests("generate_until"), strict=False))
 
 
-def test_the_endings_of_one_document_are_asked_for_together(tmp_path: Path) -> None:
+def test_the_endings_of_one_document_are_asked_for_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.journal.CHUNK", 3)
     inner = Counting()
     inner.left = 1
     with pytest.raises(KeyboardInterrupt):
-        Journal(inner, tmp_path / "a.jsonl", chunk=3).loglikelihood(requests("loglikelihood"))
+        Journal(inner, tmp_path / "a.jsonl").loglikelihood(requests("loglikelihood"))
     assert len(inner.asked) == 4
 
 

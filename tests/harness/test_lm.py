@@ -6,11 +6,10 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from harness.data import load_tokenizer
-from harness.export import to_llama
+from harness.export import to_llama, with_bos
 from harness.generate import cut, generate, generate_text
 from harness.lm import MixerLM
 from harness.model import LanguageModel, ModelConfig, build_model
@@ -27,13 +26,7 @@ DOCUMENTS = ["A short one.", "", " ".join(f"verse {i} of the psalm," for i in ra
 
 def tokenizer(add_bos: bool = False) -> PreTrainedTokenizerFast:
     """The corpus' tokenizer; with add_bos it puts the BOS itself, as LLaMA's does."""
-    loaded = load_tokenizer()
-    if add_bos:
-        bos = loaded.bos_token
-        loaded.backend_tokenizer.post_processor = TemplateProcessing(
-            single=f"{bos} $A", special_tokens=[(bos, loaded.bos_token_id)]
-        )
-    return loaded
+    return with_bos(load_tokenizer()) if add_bos else load_tokenizer()
 
 
 def model(mixer: str, layout: str, options: dict, attention: dict | None = None, seed: int = 0) -> LanguageModel:
@@ -255,10 +248,12 @@ def test_decoding_ends_with_the_answer_when_nothing_behind_it_is_wanted(lm: Mixe
     whole = lm.generate_until(ask("generate_until", [(c, dict(options)) for c in CONTEXTS]))
     wanted = [[text[2:5].upper(), text[4:7]] for text in whole]
     early = lm.generate_until(
-        ask("generate_until", [(c, options | {"enough": w}) for c, w in zip(CONTEXTS, wanted, strict=True)])
+        ask("generate_until", [(c, options | {"enough": [["\0"], w]}) for c, w in zip(CONTEXTS, wanted, strict=True)])
     )
     for text, short, strings in zip(whole, early, wanted, strict=True):
         assert text.startswith(short) and len(short) < len(text)
         assert all(s.lower() in short.lower() for s in strings)
-    never = lm.generate_until(ask("generate_until", [(c, options | {"enough": ["\0"]}) for c in CONTEXTS]))
+    never = lm.generate_until(
+        ask("generate_until", [(c, options | {"enough": [["\0"], [CONTEXTS[0], "\0"]]}) for c in CONTEXTS])
+    )
     assert never == whole

@@ -204,7 +204,7 @@ def test_out_of_contract_input_is_refused_before_any_launch(change: dict, messag
 
 
 def test_without_a_gpu_or_the_interpreter_the_kernels_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mixers.gdn2.kernels.launch.interpreted", lambda: False)
+    monkeypatch.setattr("mixers.gdn2.operator.interpreted", lambda: False)
     with pytest.raises(ValueError, match=re.escape("backend: 'triton' needs a GPU")):
         gated_delta_rule_2(**inputs(4), backend="triton")
 

@@ -4,13 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from lm_eval.models.huggingface import HFLM
 
 from harness.data import load_tokenizer
-from harness.export import to_llama
 from harness.lm import MixerLM
-from harness.matching import matched_config
-from harness.model import build_model
 from suites import language, lm_speed
 from suites.lmeval import run_tasks
 
@@ -29,24 +25,14 @@ def test_the_benchmark_times_both_on_answers_that_agree(offline_data: Path) -> N
 @pytest.mark.parametrize("task", lm_speed.TASKS)
 def test_a_real_task_gets_the_same_score_from_both(task: str, offline_data: Path) -> None:
     tokenizer = load_tokenizer()
-    config = matched_config("cpu-600k", "attention", "attention", vocab_size=len(tokenizer))
-    config = config.model_copy(update={"mlp_widths": config.mlp_widths[:1] * config.layers})
-    model = build_model(config, 0)
+    model = lm_speed.transformer("cpu-600k", len(tokenizer))
     # At its initial weights a model is too unsure for scores to hang on what it has read.
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith("_proj.weight"):
                 weight.mul_(8.0)
     ours = MixerLM(model, tokenizer)
-    theirs = HFLM(
-        pretrained=to_llama(model, tokenizer.bos_token_id, 2048),
-        tokenizer=lm_speed.with_bos(tokenizer),
-        add_bos_token=True,
-        batch_size=8,
-        max_length=2048,
-        device="cpu",
-        dtype="float32",
-    )
+    theirs = lm_speed.hflm(ours, 2048, 8)
     metrics = language.SPECS[task].metrics
     scores = []
     for lm in (ours, theirs):

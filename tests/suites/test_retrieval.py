@@ -544,3 +544,12 @@ def test_a_model_that_would_cut_the_prompt_is_refused():
 def test_config_is_closed_and_checked(options):
     with pytest.raises(ValidationError):
         retrieval.Config(**options)
+
+
+def test_any_gold_answer_settles_a_score_for_a_model_that_can_stop_there(offline_data):
+    lm = SearchingLM(sees=False)
+    lm.stops_when_enough = True
+    options = retrieval.Config(tasks=["squad_passages"], samples=3)
+    retrieval.run(lm, options)
+    records, _ = retrieval.draw("squad_passages", options)
+    assert [o["enough"] for o in lm.generation_options] == [[[a] for a in r["answers"]] for r in records]

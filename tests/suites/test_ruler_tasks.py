@@ -488,3 +488,17 @@ def test_rows_of_the_hub_are_read(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda path, split: rows)
     found = haystack.squad(haystack.squad_rows(HUB))
     assert found.questions == (haystack.Question("q?", ("a", "b"), (0,)),) and found.documents == ("a b",)
+
+
+def test_a_model_that_can_is_told_what_settles_a_score_and_no_other_is():
+    asked = {}
+    for stops in (True, False):
+        lm = SearchingLM(sees=True)
+        lm.stops_when_enough = stops
+        config = ruler.Config(tasks=["mv_niah", "s_niah_1"], lengths=[512], samples=2, steps="unit", haystack="corpus")
+        assert all(m.value == 1 for m in ruler.run(lm, config) if m.task == "s_niah_1" and m.metric == "contains")
+        asked[stops] = lm.generation_options
+    assert all("enough" not in options for options in asked[False])
+    # All four values of one question, for which the score is a fraction; and of a single needle its number.
+    assert [[len(answers) for answers in options["enough"]] for options in asked[True]] == [[4], [4], [1], [1]]
+    assert ruler.settled("qa_1", ["one", "two"]) == [["one"], ["two"]]

@@ -17,15 +17,12 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
+from mixers.backends import interpreted
+
 # Bytes of shared memory a block may use, by compute capability (CUDA C++ programming guide, technical specifications).
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 
 Candidates = Callable[[dict[str, Any], int], list[triton.Config]]
-
-
-def interpreted() -> bool:
-    """Whether kernels run under Triton's interpreter, on CPU tensors: TRITON_INTERPRET=1 when triton was imported."""
-    return triton.knobs.runtime.interpret
 
 
 def padded(size: int) -> int:
