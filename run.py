@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -36,6 +37,15 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a field of the experiment: a.b=value.")]
 MixerFiles = Annotated[list[Path] | None, typer.Option("--mixer-file", help="A Python file that registers mixers.")]
 RunsRoot = Annotated[Path, typer.Option("--runs", help="Where runs live.")]
+Experiment = Annotated[str, typer.Argument(help="An experiment file, or the name of one.")]
+Scale = Annotated[str | None, typer.Option("--scale", help="One of the experiment's other scales.")]
+Where = Annotated[
+    str,
+    typer.Option(
+        "--cluster", help="local: processes of this machine; debug: this process; else a Slurm site's profile."
+    ),
+]
+Parallel = Annotated[int, typer.Option("--parallel", help="Runs at a time, on this machine.")]
 RUNS = Path("runs")
 
 
@@ -262,7 +272,8 @@ def fetch() -> None:
 
 @app.command()
 def prefetch(
-    experiment: Annotated[str, typer.Argument(help="An experiment file, or the name of one.")],
+    experiment: Experiment,
+    scale: Scale = None,
     overrides: Overrides = None,
 ) -> None:
     """Fetch and freeze what an experiment's jobs read from outside; then they run with HF_HUB_OFFLINE=1."""
@@ -270,7 +281,7 @@ def prefetch(
     from suites.prefetch import prefetch as freeze
 
     with errors():
-        manifest, items = freeze(load_experiment(experiment, overrides), typer.echo)
+        manifest, items = freeze(load_experiment(experiment, overrides, scale), typer.echo)
     missing = [item.name for item in items if item.sha256 is None]
     typer.echo(f"{manifest}: {len(items) - len(missing)} of {len(items)} items")
     if missing:
@@ -280,78 +291,159 @@ def prefetch(
 
 @app.command()
 def submit(
-    experiment: Annotated[str, typer.Argument(help="An experiment file, or the name of one.")],
-    cluster: Annotated[str, typer.Option(help="local: processes of this machine; debug: this process.")] = "local",
-    parallel: Annotated[int, typer.Option(help="Runs at a time.")] = 2,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    experiment: Experiment,
+    cluster: Where = "local",
+    parallel: Parallel = 2,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and its cost, and touch nothing.")] = False,
     runs: RunsRoot = RUNS,
+    scale: Scale = None,
     overrides: Overrides = None,
     mixer_file: MixerFiles = None,
 ) -> None:
-    """Train and evaluate all runs of an experiment; what is done is not done again."""
-    from harness.config import load_experiment
-    from slurm.plan import check, plan
-
+    """Train and evaluate all runs of an experiment. What is done is not done again, what failed only by `retry`."""
     with errors():
-        # A terminated submit stops its jobs as ^C does. Both are set: a shell starts what it puts in the background
-        # with ^C ignored, which jobs would inherit, and by ^C they are stopped.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.default_int_handler)
-        if cluster not in ("local", "debug"):
-            raise ValueError(f"--cluster: unknown value {cluster!r}; known: local, debug")
-        if parallel < 1:
-            raise ValueError(f"--parallel: {parallel} runs at a time; give at least 1")
-        _load_mixers(mixer_file)
-        loaded = load_experiment(experiment, overrides)
-        plans = plan(loaded, runs.resolve())
-        check(loaded)
-        for work in plans:
-            todo = " → ".join(work.missing) or "done"
-            typer.echo(f"{work.config.run_id:40} {work.config.data.steps:6} steps  {todo}")
-        if dry_run or not any(work.missing for work in plans):
-            typer.echo("nothing submitted" + ("" if dry_run else ": everything is done"))
-            return
-        failures = _run_local(plans, runs.resolve() / "logs" / loaded.name, cluster, parallel)
-        for run_id, reason in failures.items():
-            typer.echo(f"failed: {run_id}: {reason}", err=True)
+        loaded, plans = _planned(experiment, scale, overrides, mixer_file, runs)
+        failures = _submit(loaded, plans, cluster, parallel, runs.resolve(), dry_run)
     if failures:
         raise typer.Exit(1)
 
 
-def _run_local(plans: list[Any], logs: Path, cluster: str, parallel: int) -> dict[str, str]:
+@app.command()
+def retry(
+    experiment: Experiment,
+    failed: Annotated[bool, typer.Option("--failed", help="All runs that have failed.")] = False,
+    run: Annotated[str | None, typer.Option(help="One run, by its id.")] = None,
+    cluster: Where = "local",
+    parallel: Parallel = 2,
+    runs: RunsRoot = RUNS,
+    scale: Scale = None,
+    overrides: Overrides = None,
+    mixer_file: MixerFiles = None,
+) -> None:
+    """Submit again what has failed."""
+    from slurm.state import forgive, read_status
+
+    with errors():
+        if failed == (run is not None):
+            raise ValueError("--failed, --run: give one of them: all runs that have failed, or one by its id")
+        loaded, plans = _planned(experiment, scale, overrides, mixer_file, runs)
+        chosen = [work for work in plans if run in (None, work.config.run_id)]
+        if not chosen:
+            ids = ", ".join(work.config.run_id for work in plans)
+            raise ValueError(f"--run: {run!r} is not of this experiment; its runs: {ids}")
+        forgiven = 0
+        for work in chosen:
+            for unit in work.missing:
+                status = read_status(work.folder, unit)
+                if status is not None and status.state == "failed":
+                    forgive(work.folder, unit)
+                    forgiven += 1
+        typer.echo(f"{forgiven} failed units are tried again")
+        failures = _submit(loaded, chosen, cluster, parallel, runs.resolve(), dry_run=False) if forgiven else {}
+    if failures:
+        raise typer.Exit(1)
+
+
+def _planned(
+    experiment: str, scale: str | None, overrides: list[str] | None, mixer_files: list[Path] | None, runs: Path
+) -> tuple[Any, list[Any]]:
+    """An experiment and the plan of its runs."""
+    from harness.config import load_experiment
+    from slurm.plan import plan
+
+    _load_mixers(mixer_files)
+    loaded = load_experiment(experiment, overrides, scale)
+    return loaded, plan(loaded, runs.resolve())
+
+
+def _submit(loaded: Any, plans: list[Any], cluster: str, parallel: int, runs: Path, dry_run: bool) -> dict[str, str]:
+    """Submit what is left of an experiment; why runs have failed, by run, where this process has seen them through."""
+    from slurm.plan import check
+
+    if parallel < 1:
+        raise ValueError(f"--parallel: {parallel} runs at a time; give at least 1")
+    if not dry_run and any(work.missing for work in plans):
+        check(loaded)
+    if cluster in ("local", "debug"):
+        for work in plans:
+            todo = " → ".join(work.missing) or "done"
+            typer.echo(f"{work.config.run_id:40} {work.config.data.steps:6} steps  {todo}")
+        if dry_run:
+            typer.echo("nothing submitted")
+            return {}
+        if not any(work.missing for work in plans):
+            typer.echo("nothing submitted: everything is done")
+            return {}
+        # A terminated submit stops its jobs as ^C does. Both are set: a shell starts what it puts in the background
+        # with ^C ignored, which jobs would inherit, and by ^C they are stopped.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.default_int_handler)
+        failures = _run_local(loaded, plans, cluster, parallel, runs)
+        for run_id, reason in failures.items():
+            typer.echo(f"failed: {run_id}: {reason}", err=True)
+        return failures
+    from slurm.site import load_cluster, problems
+    from slurm.submission import describe, submit
+
+    profile = load_cluster(cluster)
+    if dry_run:
+        typer.echo(describe(loaded, plans, profile, runs))
+        return {}
+    if wrong := problems(profile):
+        raise ValueError("; ".join(wrong))
+    ids, left_out = submit(loaded, plans, profile, runs, _command())
+    for line in left_out:
+        typer.echo(f"left out: {line}", err=True)
+    for name, job in ids.items():
+        typer.echo(f"{name:40} job {job}")
+    typer.echo(f"`status {loaded.name}` shows how far it is" if ids else "nothing submitted")
+    return {}
+
+
+def _run_local(loaded: Any, plans: list[Any], cluster: str, parallel: int, runs: Path) -> dict[str, str]:
     from rich.console import Console
     from rich.live import Live
 
     from slurm.local import run_plan
+    from slurm.queue import Queue
+    from slurm.snapshot import open_submission, snapshot
+    from slurm.state import missing
+    from slurm.status import Submitted, overview
 
     console, started, last = Console(), time.time(), 0.0
     total = sum(bool(work.missing) for work in plans)
+    folder = open_submission(loaded, plans, runs, cluster)
+    code = snapshot(runs) if cluster == "local" else None
 
-    def text(active: list[tuple[Any, str]]) -> str:
-        from slurm.plan import missing
-
-        left = sum(bool(missing(work.folder, work.suites)) for work in plans)
+    def text(active: list[Any]) -> str:
+        left = sum(bool(missing(work.folder, work.units)) for work in plans)
         head = f"{total - left}/{total} runs finished, {time.time() - started:.0f} s"
-        return "\n".join([head, *(f"  {work.config.run_id}  {line}" for work, line in active)])
+        shown = [Submitted(loaded.name, w.config.run_id, w.folder, w.config.data.steps, w.units) for w in active]
+        return "\n".join([head, *(f"  {row.line()}" for row in overview(shown, Queue(None)))])
 
-    if console.is_terminal:
+    if console.is_terminal and cluster == "local":
         with Live("", console=console, refresh_per_second=2, auto_refresh=True) as live:
-            return run_plan(plans, logs, cluster, parallel, _command(), lambda active: live.update(text(active)))
 
-    def print_sometimes(active: list[tuple[Any, str]]) -> None:
+            def show(active: list[Any]) -> None:
+                live.update(text(active))
+
+            return run_plan(plans, folder / "logs", cluster, parallel, _command(), show, code)
+
+    def print_sometimes(active: list[Any]) -> None:
         nonlocal last
         if time.time() - last >= 15:
             last = time.time()
             typer.echo(text(active))
 
-    return run_plan(plans, logs, cluster, parallel, _command(), print_sometimes)
+    return run_plan(plans, folder / "logs", cluster, parallel, _command(), print_sometimes, code)
 
 
 @app.command()
 def train(
-    experiment: Annotated[str, typer.Argument(help="An experiment file, or the name of one.")],
+    experiment: Experiment,
     run: Annotated[str, typer.Option(help="The run: its id, or a mixer that the experiment has once.")],
     runs: RunsRoot = RUNS,
+    scale: Scale = None,
     overrides: Overrides = None,
     mixer_file: MixerFiles = None,
 ) -> None:
@@ -359,13 +451,13 @@ def train(
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from harness.train import train as train_run
-    from slurm.jobs import exclusively
+    from slurm.state import TRAIN, exclusively
 
     with errors():
-        _load_mixers(mixer_file)
-        work = _one_run(experiment, run, runs, overrides)
+        _, plans = _planned(experiment, scale, overrides, mixer_file, runs)
+        work = _one_run(plans, run)
         columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}")]
-        with Progress(*columns, TimeRemainingColumn()) as bar, exclusively(work.folder):
+        with Progress(*columns, TimeRemainingColumn()) as bar, exclusively(work.folder, TRAIN):
             task = bar.add_task(work.config.run_id, total=work.config.data.steps)
 
             def show(m: dict[str, float]) -> None:
@@ -376,11 +468,7 @@ def train(
     typer.echo(f"{work.folder}: loss {summary.train_loss:.3f} after {summary.tokens_seen:,} tokens")
 
 
-def _one_run(experiment: str, run: str, runs: Path, overrides: list[str] | None) -> Any:
-    from harness.config import load_experiment
-    from slurm.plan import plan
-
-    plans = plan(load_experiment(experiment, overrides), runs.resolve())
+def _one_run(plans: list[Any], run: str) -> Any:
     found = [work for work in plans if run in (work.config.run_id, work.config.mixer)]
     if len(found) != 1:
         ids = ", ".join(work.config.run_id for work in found or plans)
@@ -475,42 +563,94 @@ def export(
 
 @app.command()
 def status(
-    experiment: Annotated[str, typer.Argument(help="An experiment file, or the name of one.")],
+    experiment: Experiment,
     runs: RunsRoot = RUNS,
-    overrides: Overrides = None,
-    mixer_file: MixerFiles = None,
+    scale: Scale = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it anew every few seconds, until ^C.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say where each run of an experiment stands."""
-    from harness.config import load_experiment
-    from slurm.jobs import describe
-    from slurm.plan import plan
+    """Say where each run of an experiment stands: those of its submissions, or where there is none what it would be."""
+    from slurm.queue import Queue
+    from slurm.status import overview
 
     with errors():
-        _load_mixers(mixer_file)
-        plans = plan(load_experiment(experiment, overrides), runs.resolve())
-        rows = [{"run": w.config.run_id, "missing": w.missing, "status": describe(w.folder)} for w in plans]
-    _print(rows, as_json, "\n".join(f"{r['run']:40} {r['status'] if r['missing'] else 'done'}" for r in rows))
+        name, known = _submitted(experiment, scale, runs.resolve())
+
+        def text() -> str:
+            rows = overview(known, Queue.read())
+            finished = sum(row.state == "done" for row in rows)
+            return "\n".join([f"{name}: {finished} of {len(rows)} runs done", *(row.line() for row in rows)])
+
+        if as_json:
+            typer.echo(json.dumps([asdict(row) for row in overview(known, Queue.read())], indent=1))
+        elif watch:
+            from rich.live import Live
+
+            with Live("", auto_refresh=False) as live:
+                while True:
+                    live.update(text(), refresh=True)
+                    time.sleep(2)
+        else:
+            typer.echo(text())
+
+
+def _submitted(experiment: str, scale: str | None, runs: Path) -> tuple[str, list[Any]]:
+    """An experiment's name, and the runs that were submitted under it, or would be."""
+    from slurm.status import Submitted, submitted
+
+    bare = re.fullmatch(r"[\w.-]+", experiment) and not Path(experiment).exists()
+    if bare and (known := submitted(runs, experiment if scale is None else f"{experiment}-{scale}")):
+        return known[0].experiment, known  # without reading the experiment, and so without torch: at once
+    from harness.config import load_experiment
+
+    loaded = load_experiment(experiment, scale=scale)
+    if known := submitted(runs, loaded.name):
+        return loaded.name, known
+    _, plans = _planned(experiment, scale, None, None, runs)
+    return loaded.name, [Submitted(loaded.name, w.config.run_id, w.folder, w.config.data.steps, w.units) for w in plans]
+
+
+@app.command()
+def logs(
+    run: Annotated[str, typer.Argument(help="A run, by its id.")],
+    unit: Annotated[str | None, typer.Option(help="train, or what `status` calls an evaluation.")] = None,
+    lines: Annotated[int, typer.Option(help="How many, from the end.")] = 40,
+    runs: RunsRoot = RUNS,
+) -> None:
+    """Show the end of what the last attempt at a run has printed."""
+    from slurm.status import logs as read_logs
+
+    with errors():
+        typer.echo(read_logs(runs.resolve(), run, unit, lines))
+
+
+@app.command()
+def cancel(experiment: Experiment, runs: RunsRoot = RUNS, scale: Scale = None) -> None:
+    """Stop everything that an experiment still does. What it has done stays; `submit` goes on from there."""
+    from slurm.status import cancel as stop
+
+    with errors():
+        name, _ = _submitted(experiment, scale, runs.resolve())
+        stopped = stop(runs.resolve(), name)
+    typer.echo("\n".join(stopped) or "nothing is at work")
 
 
 @app.command("collect")
 def collect_(
-    experiment: Annotated[str, typer.Argument(help="An experiment file, or the name of one.")],
+    experiment: Experiment,
     out: Annotated[Path | None, typer.Option(help="Output folder; by default collected/NAME among the runs.")] = None,
     runs: RunsRoot = RUNS,
+    scale: Scale = None,
     overrides: Overrides = None,
     mixer_file: MixerFiles = None,
 ) -> None:
     """Gather the records of an experiment into one data frame."""
-    from harness.config import load_experiment
     from slurm.collect import collect
-    from slurm.plan import plan
 
     with errors():
-        _load_mixers(mixer_file)
-        loaded = load_experiment(experiment, overrides)
+        loaded, plans = _planned(experiment, scale, overrides, mixer_file, runs)
         target = out or runs.resolve() / "collected" / loaded.name
-        frame, lacking = collect(plan(loaded, runs.resolve()), target, _command())
+        frame, lacking = collect(plans, target, _command())
     typer.echo(f"{target}: {len(frame)} records of {frame['run'].nunique()} runs")
     for run_id in lacking:
         typer.echo(f"incomplete: {run_id}", err=True)
@@ -518,35 +658,37 @@ def collect_(
 
 @app.command()
 def table(
-    experiment: Annotated[str, typer.Argument(help="An experiment file, or the name of one.")],
+    experiment: Experiment,
     out: Annotated[Path | None, typer.Option(help="Where collect wrote, and where table.md and .csv go.")] = None,
     columns: Annotated[str | None, typer.Option(help="Only these columns, separated by commas.")] = None,
     allow_mixed: Annotated[bool, typer.Option("--allow-mixed", help="Mix records whose settings differ.")] = False,
     runs: RunsRoot = RUNS,
+    scale: Scale = None,
 ) -> None:
     """Print the comparison as markdown, and write it as markdown and CSV beside the records."""
     from harness.config import load_experiment
     from slurm.collect import write_table
 
     with errors():
-        loaded = load_experiment(experiment)
+        loaded = load_experiment(experiment, scale=scale)
         target = out or runs.resolve() / "collected" / loaded.name
         typer.echo(write_table(target, columns.split(",") if columns else None, allow_mixed))
 
 
 @app.command()
 def figure(
-    experiment: Annotated[str, typer.Argument(help="An experiment file, or the name of one.")],
+    experiment: Experiment,
     what: Annotated[str, typer.Option(help="Which figure: recall.")],
     out: Annotated[Path | None, typer.Option(help="Where collect wrote, and where the .png and .svg go.")] = None,
     runs: RunsRoot = RUNS,
+    scale: Scale = None,
 ) -> None:
     """Draw a figure of the collected records, as PNG and SVG beside them."""
     from harness.config import load_experiment
     from harness.figures import write_figure
 
     with errors():
-        loaded = load_experiment(experiment)
+        loaded = load_experiment(experiment, scale=scale)
         for path in write_figure(out or runs.resolve() / "collected" / loaded.name, what):
             typer.echo(path)
 
@@ -619,7 +761,7 @@ def bench_throughput(
     as_json: AsJson = False,
 ) -> None:
     """Time training steps of every matched model at a scale, on this machine's device."""
-    from harness.checkpoint import write_atomic
+    from harness.files import write_atomic
     from harness.train import this_device
     from suites.throughput import render, run
 

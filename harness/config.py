@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,6 +31,7 @@ from harness.matching import matched_config
 from harness.model import Layout, ModelConfig
 from harness.presets import preset
 from harness.synthetic import shortest_row
+from mixers.interface import Mixer
 from mixers.registry import MixerFile, file_of, get, load_file, mixer_config
 
 EXPERIMENTS = Path(__file__).parent / "experiments"
@@ -127,12 +130,64 @@ class MixerSpec(Closed):
     label: str | None = None
 
 
-class Experiment(Closed):
-    """An experiment file: mixers × layouts × seeds at one scale, trained one way and measured by the suites.
+class Ablation(Closed):
+    """A variant of an experiment's models, trained and measured beside them, in rows called `<their label>, <label>`.
 
-    presets: several scales instead of the one `preset`, for an axis of width.
+    options: of the mixer, over its own. train: fields of TrainConfig, over the experiment's. mixers: those it is for,
+    by name; all of them if None.
+    """
+
+    label: str = Field(min_length=1)
+    options: dict[str, Any] = {}
+    train: dict[str, Any] = {}
+    mixers: list[str] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Ablation:
+        if not (self.options or self.train):
+            raise ValueError(f"options, train: {self.label!r} has neither; say what it changes")
+        return self
+
+
+class Expected(Closed):
+    """What the paper printed for these models, which is an expectation at its own scale alone: see
+    `Experiment.expectation`.
+
+    table: of harness.published. preset, tokens: the scale at which its numbers were measured, and what was trained on.
+    tolerance: by column or by metric, both named as in tables of results, the difference from the printed number that
+    is not yet a finding, in the unit that tables print: points where a metric is in percent, else the metric's own.
+    """
+
+    table: Literal["table2", "table3", "table4", "table5", "figure2"]
+    preset: str
+    tokens: PositiveInt
+    tolerance: dict[str, PositiveFloat] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _known(self) -> Expected:
+        preset(self.preset)
+        columns = _printed_columns(self.table)
+        for name in self.tolerance:
+            if name not in columns and name not in columns.values():
+                raise ValueError(
+                    f"tolerance: {name!r} is no column of {self.table}; use a metric of it "
+                    f"({', '.join(_once(columns.values()))}) or a column: {', '.join(columns)}"
+                )
+        return self
+
+    def allowed(self, column: str) -> float | None:
+        """The tolerance of a column, its own or else its metric's; None where none is stated."""
+        return self.tolerance.get(column, self.tolerance.get(_printed_columns(self.table).get(column, "")))
+
+
+class Experiment(Closed):
+    """An experiment file: mixers × layouts × ablations × seeds at one scale, one recipe, and the suites that measure.
+
+    presets: several instead of the one `preset`, for an axis of width.
     layouts: where a mixer names none itself; attention is always its own layout. suites: options per suite.
-    mixer_files: Python files that define mixers, relative to the experiment file.
+    mixer_files: Python files that define mixers, relative to the experiment file. ablations: beside the models as they
+    are. scales: by name, fields that differ there, merged over the file's, mappings key by key; see `load_experiment`.
+    expected: the paper's numbers, and how near they should be met at its scale.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
@@ -146,14 +201,34 @@ class Experiment(Closed):
     data: DataConfig
     train: TrainConfig = TrainConfig()
     suites: dict[str, dict[str, Any]] = {}
+    ablations: list[Ablation] = []
+    scales: dict[str, dict[str, Any]] = {}
+    expected: Expected | None = None
 
     @property
-    def scales(self) -> list[str]:
-        """The presets by name, however given."""
+    def preset_names(self) -> list[str]:
+        """The presets, however given."""
         return self.presets if self.preset is None else [self.preset]
 
+    @property
+    def expectation(self) -> Expected | None:
+        """What the paper's numbers should be met within; None where the preset or the tokens are not the paper's."""
+        asked = sum(phase.tokens for phase in self.data.phases)
+        if self.expected is None or (self.preset, asked) != (self.expected.preset, self.expected.tokens):
+            return None
+        return self.expected
+
+    def train_of(self, ablation: Ablation | None) -> TrainConfig:
+        """The recipe of an ablation, or of the models as they are. Raises ValueError naming the ablation's field."""
+        if ablation is None or not ablation.train:
+            return self.train
+        try:
+            return TrainConfig.model_validate(self.train.model_dump() | ablation.train)
+        except ValidationError as error:
+            raise ValueError(describe(error, f"ablations: {ablation.label!r}: train")) from None
+
     @model_validator(mode="after")
-    def _one_way_of_naming_scales(self) -> Experiment:
+    def _one_way_of_naming_presets(self) -> Experiment:
         if (self.preset is None) == (not self.presets):
             raise ValueError(f"preset, presets: got {self.preset!r} and {self.presets}; give exactly one of them")
         if len(set(self.presets)) < len(self.presets):
@@ -162,13 +237,37 @@ class Experiment(Closed):
 
     @model_validator(mode="after")
     def _pieces(self) -> Experiment:
-        for index, phase in enumerate(self.data.phases):
-            rows = sum(phase.rows.values())
-            if rows % self.train.accumulation:
-                raise ValueError(
-                    f"train.accumulation: {self.train.accumulation} does not divide the {rows} rows of a step in "
-                    f"data.phases.{index}; choose a divisor or change its rows"
-                )
+        for ablation in (None, *self.ablations):
+            pieces = self.train_of(ablation).accumulation
+            where = "" if ablation is None else f"ablations: {ablation.label!r}: "
+            for index, phase in enumerate(self.data.phases):
+                rows = sum(phase.rows.values())
+                if rows % pieces:
+                    raise ValueError(
+                        f"{where}train.accumulation: {pieces} does not divide the {rows} rows of a step in "
+                        f"data.phases.{index}; choose a divisor or change its rows"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _ablations_fit(self) -> Experiment:
+        mixers = _once(spec.mixer for spec in self.mixers)
+        for ablation in self.ablations:
+            for name in ablation.mixers or []:
+                if name not in mixers:
+                    raise ValueError(
+                        f"ablations: {ablation.label!r}: mixers: {name!r} is not in the experiment; it has "
+                        f"{', '.join(mixers)}"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _scales_change_fields(self) -> Experiment:
+        fields = [name for name in type(self).model_fields if name not in ("name", "scales", "expected")]
+        for scale, changes in self.scales.items():
+            for key in changes:
+                if key not in fields:
+                    raise ValueError(f"scales.{scale}.{key}: not what a scale can change; use {', '.join(fields)}")
         return self
 
     @model_validator(mode="before")
@@ -224,10 +323,13 @@ def describe(error: ValidationError, subject: str) -> str:
     return f"{subject}: {field}: {message}{value}" if field else f"{subject}: {message}"
 
 
-def load_experiment(path_or_name: str | Path, overrides: list[str] | None = None) -> Experiment:
+def load_experiment(
+    path_or_name: str | Path, overrides: list[str] | None = None, scale: str | None = None
+) -> Experiment:
     """Read an experiment from a file, or by the name of one in harness/experiments.
 
-    overrides: `a.b=value` with a YAML value, applied before validation. Raises ValueError with one line.
+    scale: one of the file's `scales`; the experiment is then called `<name>-<scale>`. overrides: `a.b=value` with a
+    YAML value, applied after the scale and before validation. Raises ValueError with one line.
     """
     path = Path(path_or_name)
     if not path.suffix and not path.exists():
@@ -241,14 +343,34 @@ def load_experiment(path_or_name: str | Path, overrides: list[str] | None = None
         raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of fields, got {type(values).__name__}")
+    if scale is not None:
+        experiment = _validated(values, path)
+        if scale not in experiment.scales:
+            known = ", ".join(experiment.scales) or "none beside the file's own"
+            raise ValueError(f"scale: {path} has no scale {scale!r}; known: {known}")
+        values = _merged(values, experiment.scales[scale]) | {"name": f"{experiment.name}-{scale}"}
     for override in overrides or []:
         _override(values, override)
-    try:
-        experiment = Experiment.model_validate(values)
-    except ValidationError as error:
-        raise ValueError(describe(error, str(path))) from None
+    experiment = _validated(values, path)
     files = [str((path.parent / file).resolve()) for file in experiment.mixer_files]
     return experiment.model_copy(update={"mixer_files": files})
+
+
+def _validated(values: dict[str, Any], path: Path) -> Experiment:
+    try:
+        return Experiment.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(describe(error, str(path))) from None
+
+
+def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`values` with `changes` over them; mappings in both are merged key by key, all else is replaced."""
+    both = {key: _merged(values[key], new) for key, new in changes.items() if _are_mappings(values.get(key), new)}
+    return values | changes | both
+
+
+def _are_mappings(*values: Any) -> bool:
+    return all(isinstance(value, dict) for value in values)
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -280,20 +402,37 @@ def expand(experiment: Experiment, vocab_size: int, data_sha256: str) -> list[Ru
         load_file(file)
     if len(set(experiment.seeds)) < len(experiment.seeds):
         raise ValueError(f"seeds: {experiment.seeds} names one twice; name each once")
-    runs: dict[str, RunConfig] = {}
-    for name, spec in product(experiment.scales, experiment.mixers):
-        scale = preset(name)
-        attention = spec.mixer == "attention"
-        if attention and spec.layout not in (None, "attention"):
-            raise ValueError(f"mixers: layout {spec.layout!r} does not go with attention, which is its own; remove it")
-        layouts = ["attention"] if attention else [spec.layout] if spec.layout else experiment.layouts
-        entry = get(spec.mixer)
-        mixer_config(spec.mixer, scale.mixers.get(spec.mixer, {}) | spec.options)
-        for layout in layouts:
-            model = matched_config(name, layout, spec.mixer, spec.options, vocab_size)
-            for seed in experiment.seeds:
-                run = RunConfig(
-                    label=spec.label or entry.display,
+    runs: list[RunConfig] = []
+    trained: set[str] = set()
+    called: set[tuple[str, str, Layout]] = set()
+    for name, spec in product(experiment.preset_names, experiment.mixers):
+        ablations = [a for a in experiment.ablations if a.mixers is None or spec.mixer in a.mixers]
+        for layout, ablation in product(_layouts(experiment, spec), [None, *ablations]):
+            options = spec.options if ablation is None else spec.options | ablation.options
+            label, train = spec.label or get(spec.mixer).display, experiment.train_of(ablation)
+            where = f"{experiment.name}: mixers: {spec.mixer} ({layout})"
+            if ablation is not None:
+                label = f"{label}, {ablation.label}"
+                where = f"{experiment.name}: ablations: {ablation.label!r} of {spec.mixer} ({layout})"
+            # Defaults spelt out, so that an option given its default value makes no second run of the same model.
+            try:
+                resolved = mixer_config(spec.mixer, preset(name).mixers.get(spec.mixer, {}) | options)
+                model = _matched(name, layout, spec.mixer, get(spec.mixer).cls, json.dumps(options), vocab_size)
+            except ValueError as error:
+                if ablation is None:
+                    raise
+                raise ValueError(f"{where}: {error}; if it is not meant for this mixer, name its mixers") from None
+            content = [name, layout, spec.mixer, resolved.model_dump_json(), model.mlp_widths, train.model_dump_json()]
+            if (identity := json.dumps(content)) in trained:
+                raise ValueError(f"{where} is listed twice with the same options; remove one")
+            if (label, name, layout) in called:
+                raise ValueError(f"{where}: two entries are called {label!r} ({layout}); give each a label")
+            trained.add(identity)
+            called.add((label, name, layout))
+            file = file_of(spec.mixer)
+            runs += [
+                RunConfig(
+                    label=label,
                     mixer=spec.mixer,
                     layout=layout,
                     preset=name,
@@ -301,17 +440,39 @@ def expand(experiment: Experiment, vocab_size: int, data_sha256: str) -> list[Ru
                     model=model,
                     data=experiment.data,
                     data_sha256=data_sha256,
-                    train=experiment.train,
-                    mixer_file=file_of(spec.mixer),
+                    train=train,
+                    mixer_file=file,
                 )
-                if run.run_id in runs:
-                    raise ValueError(
-                        f"{experiment.name}: mixers: {spec.mixer} ({layout}) is listed twice with the same options; "
-                        "remove one"
-                    )
-                if any((r.label, r.layout, r.preset, r.seed) == (run.label, layout, name, seed) for r in runs.values()):
-                    raise ValueError(
-                        f"{experiment.name}: mixers: two entries are called {run.label!r} ({layout}); give each a label"
-                    )
-                runs[run.run_id] = run
-    return list(runs.values())
+                for seed in experiment.seeds
+            ]
+    return runs
+
+
+def _layouts(experiment: Experiment, spec: MixerSpec) -> list[Layout]:
+    if spec.mixer != "attention":
+        return [spec.layout] if spec.layout else list(experiment.layouts)
+    if spec.layout not in (None, "attention"):
+        raise ValueError(f"mixers: layout {spec.layout!r} does not go with attention, which is its own; remove it")
+    return ["attention"]
+
+
+@cache
+def _matched(
+    preset_name: str, layout: Layout, mixer: str, cls: type[Mixer], options: str, vocab_size: int
+) -> ModelConfig:
+    """`matched_config`, which takes a tenth of a second at the larger scales, once in a process. options: as JSON. cls:
+    the mixer's class, so that another one under the same name is another model."""
+    return matched_config(preset_name, layout, mixer, json.loads(options), vocab_size)
+
+
+@cache
+def _printed_columns(table: str) -> dict[str, str]:
+    """The metric by column of a table of the paper, columns named as in tables of results."""
+    from harness.published import column_name, published
+
+    cells = published(table)[["task", "metric", "length"]].fillna({"length": 0})
+    return {column_name(task, metric, length or None): metric for task, metric, length in cells.itertuples(index=False)}
+
+
+def _once(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))

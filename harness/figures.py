@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from harness.checkpoint import write_atomic
+from harness.files import write_atomic
 from harness.metrics import METRICS
 
 LOOK: dict[str, tuple[str, str]] = {

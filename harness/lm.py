@@ -21,17 +21,17 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from harness.data import load_tokenizer
-from harness.generate import BATCH_ROWS, BATCH_TOKENS, advance, batches, cut, generate, read, stop_at
+from harness.generate import BATCH_ROWS, advance, batches, cut, generate, groups, read, stop_at, tokens_at_once
 from harness.matching import matched_config
-from harness.model import LanguageModel, ModelState, build_model
+from harness.model import LanguageModel, build_model
 
 # Logits that exist at once, in numbers: 256 MiB of fp32.
 LOGITS = 2**26
 # New tokens where a task does not say: lm-eval's own default.
 MAX_NEW_TOKENS = 256
 
-# Beginnings that texts share are cut to multiples of so many tokens; what is left of them is read with each.
-PREFIX_STEP = 16
+# A document's tokens read at once, where as many are read at once.
+PIECE = 256
 # The generation option by which a suite says that it needs no text behind the answers.
 ENOUGH = "enough"
 
@@ -44,7 +44,8 @@ class MixerLM(TemplateLM):
 
     max_length: the longest input in tokens, BOS included. Longer contexts lose their beginning and documents are
     scored in windows, as HFLM does it; None reads everything, documents in one go. batch_tokens, batch_rows: how much
-    is read at once; they bound memory and do not change scores beyond rounding. dtype: of activations, the weights' if
+    is read at once, tokens by default as suits the device; they bound memory and do not change scores beyond rounding.
+    dtype: of activations, the weights' if
     None, else by autocast. The model is put in evaluation mode.
     Raises ValueError when the tokenizer has no BOS or more tokens than the model.
     """
@@ -57,7 +58,7 @@ class MixerLM(TemplateLM):
         model: LanguageModel,
         tokenizer: PreTrainedTokenizerBase,
         max_length: int | None = None,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         batch_rows: int = BATCH_ROWS,
         dtype: torch.dtype | None = None,
     ):
@@ -75,7 +76,7 @@ class MixerLM(TemplateLM):
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.max_length = max_length
-        self.batch_tokens = batch_tokens
+        self.batch_tokens = batch_tokens or tokens_at_once(model)
         self.batch_rows = batch_rows
         self.dtype = dtype or model.embedding.weight.dtype
         self._device = model.embedding.weight.device
@@ -115,28 +116,16 @@ class MixerLM(TemplateLM):
         targets = [continuation for _, _, continuation in requests]
         # What is read is everything but the last token. The last of a context predicts, so no prefix may hold it.
         texts = [[*context, *target[:-1]] for context, target in zip(contexts, targets, strict=True)]
-        clusters = shared_prefixes(texts, [len(context) - 1 for context in contexts])
+        limits = [len(context) - 1 for context in contexts]
         answers: list[Score] = [(0.0, True)] * len(requests)
-
-        def score(members: Sequence[int], starts: Sequence[int], state: ModelState | None) -> None:
-            """Read texts from where their state stands, in batches, and score their targets."""
-            rests = [texts[i][start:] for i, start in zip(members, starts, strict=True)]
+        for group in groups(self.model, texts, limits, self.batch_tokens, self.batch_rows):
+            rests = [texts[i][start:] for i, start in zip(group.members, group.starts, strict=True)]
             for part in batches([len(rest) for rest in rests], self.batch_tokens, self.batch_rows, padded=True):
-                entering = None if state is None else self.model.index_state(state, part)
-                hidden = read(self.model, [rests[k] for k in part], entering)
-                wanted = [targets[members[k]] for k in part]
-                found = self._score([h[-len(t) :] for h, t in zip(hidden, wanted, strict=True)], wanted)
-                for k, value in zip(part, found, strict=True):
-                    answers[members[k]] = value
-
-        alone = [members[0] for length, members in clusters if length == 0]
-        score(alone, [0] * len(alone), None)
-        shared = [(length, members) for length, members in clusters if length > 0]
-        for batch in batches([length for length, _ in shared], self.batch_tokens, self.batch_rows):
-            _, state = advance(self.model, [texts[shared[k][1][0]][: shared[k][0]] for k in batch])
-            owners = [(row, i, shared[k][0]) for row, k in enumerate(batch) for i in shared[k][1]]
-            rows, members, starts = zip(*owners, strict=True)
-            score(members, starts, self.model.index_state(state, list(rows)))
+                wanted = [targets[group.members[k]] for k in part]
+                tails = [len(target) for target in wanted]
+                hidden = read(self.model, [rests[k] for k in part], group.entering(self.model, part), tails)
+                for k, value in zip(part, self._score(hidden, wanted), strict=True):
+                    answers[group.members[k]] = value
         for request, (value, greedy) in zip(requests, answers, strict=True):
             if request[0] is not None:
                 self.cache_hook.add_partial("loglikelihood", request[0], (value, greedy))
@@ -196,7 +185,8 @@ class MixerLM(TemplateLM):
         texts = [[self.prefix_token_id, *ids] for ids in documents]
         totals = [0.0] * len(texts)
         readable = [i for i, text in enumerate(texts) if len(text) > 1]
-        for batch in batches([len(texts[i]) for i in readable], sum(map(len, texts)), self.batch_rows):
+        most = min(self.batch_rows, max(1, self.batch_tokens // PIECE))
+        for batch in batches([len(texts[i]) for i in readable], sum(map(len, texts)), most):
             rows, state, at = [readable[k] for k in batch], None, 0
             while rows:
                 step = max(1, self.batch_tokens // len(rows))
@@ -260,30 +250,6 @@ def untrained_lm(name: str) -> MixerLM:
     tokenizer = load_tokenizer()
     layout = "attention" if mixer == "attention" else "recurrent"
     return MixerLM(build_model(matched_config(scale, layout, mixer, vocab_size=len(tokenizer)), 0), tokenizer)
-
-
-def shared_prefixes(texts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[tuple[int, list[int]]]:
-    """Which texts have a beginning in common that is worth reading once: (its length, the texts), each text once.
-
-    limits: of each text, how many tokens a beginning may have at most. Lengths are multiples of PREFIX_STEP, so that
-    many are equal and make one batch; 0 for a text that shares nothing, alone.
-    """
-    clusters: list[tuple[int, list[int]]] = []
-    last: Sequence[int] = ()
-    for i in sorted(range(len(texts)), key=lambda i: texts[i]):
-        own = limits[i] // PREFIX_STEP * PREFIX_STEP
-        if clusters:
-            length, members = clusters[-1]
-            common = next((k for k, (a, b) in enumerate(zip(last, texts[i], strict=False)) if a != b), len(last))
-            joint = min(length, own, common // PREFIX_STEP * PREFIX_STEP)
-            # A text that shares little would take from the others what they share.
-            if joint > 0 and 2 * joint >= length:
-                clusters[-1] = (joint, [*members, i])
-                last = texts[i]
-                continue
-        clusters.append((own, [i]))
-        last = texts[i]
-    return [(length if len(members) > 1 else 0, members) for length, members in clusters]
 
 
 def holds_one(wanted: Sequence[Sequence[str]], text: str) -> bool:

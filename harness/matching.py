@@ -56,6 +56,14 @@ def spread(units: int, layers: int) -> list[int]:
     return [WIDTH_STEP * ((i + 1) * units // layers - i * units // layers) for i in range(layers)]
 
 
+def fixed_parameters(config: ModelConfig) -> int:
+    """Non-embedding parameters outside the MLPs. Blocks of a kind are alike, so one of each is built."""
+    kinds = 2 if config.layout == "hybrid" else 1
+    few = meta_model(config.model_copy(update={"mlp_widths": [WIDTH_STEP] * kinds}))
+    outside = sum(p.numel() for p in few.blocks.parameters()) - kinds * 3 * config.d_model * WIDTH_STEP
+    return few.norm.weight.numel() + config.layers // kinds * outside
+
+
 def matched_config(
     preset_name: str,
     layout: Layout,
@@ -76,7 +84,7 @@ def matched_config(
     narrowest = [WIDTH_STEP] * scale.layers
     config = _config(scale, layout, mixer, options, narrowest, vocab_size)
     step = 3 * scale.d_model * WIDTH_STEP
-    fixed = meta_model(config).cost(scale.context).non_embedding_params - step * scale.layers
+    fixed = fixed_parameters(config)
     reference = scale.reference_mlp_width.get(layout) if mixer == "gdn2" and not options else None
     units = round((target - fixed) / step) if reference is None else reference * scale.layers // WIDTH_STEP
     reached = fixed + units * step

@@ -97,10 +97,18 @@ class Block(nn.Module):
         self.mlp = SwiGLU(config.d_model, config.mlp_widths[index])
 
     def forward(
-        self, x: Tensor, state: State | None, cu_seqlens: Tensor | None, return_state: bool
+        self,
+        x: Tensor,
+        state: State | None,
+        cu_seqlens: Tensor | None,
+        return_state: bool,
+        wanted: Tensor | None = None,
     ) -> tuple[Tensor, State | None]:
+        """wanted: [N] places among the B·T tokens; the result is then of these alone, [N, D]."""
         y, state = self.mixer(self.mixer_norm(x), state, cu_seqlens, return_state)
         x = x + y
+        if wanted is not None:
+            x = x.flatten(0, 1)[wanted]
         return x + self.mlp(self.mlp_norm(x)), state
 
 
@@ -140,12 +148,17 @@ class LanguageModel(nn.Module):
         state: ModelState | None = None,
         cu_seqlens: Tensor | None = None,
         return_state: bool = False,
+        wanted: Tensor | None = None,
     ) -> tuple[Tensor, ModelState | None]:
-        """tokens: [B, T] → what the head reads, [B, T, D], and the state after the last token if asked for."""
+        """tokens: [B, T] → what the head reads, [B, T, D], and the state after the last token if asked for.
+
+        wanted: [N] places among the B·T tokens; then [N, D], and the last MLP computes nothing else.
+        """
         x = self.embedding(tokens)
         after: ModelState = []
         for i, block in enumerate(self.blocks):
-            x, s = block(x, None if state is None else state[i], cu_seqlens, return_state)
+            places = wanted if i == self.config.layers - 1 else None
+            x, s = block(x, None if state is None else state[i], cu_seqlens, return_state, places)
             if s is not None:
                 after.append(s)
         return self.norm(x), after if return_state else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shlex
 import subprocess
@@ -22,6 +23,8 @@ PACKAGES = {
     "version_transformers": "transformers",
 }
 CHECKOUT = Path(__file__).resolve().parents[1]
+# In a copy of a checkout that a submission keeps: what git said of the original.
+SNAPSHOT = "snapshot.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +93,12 @@ def version(package: str) -> str | None:
 def git_state(root: Path) -> tuple[str | None, bool | None]:
     """(commit, dirty) of the repository whose top is `root`; (None, None) where that is none or git cannot read it.
 
-    A repository further up does not count: an environment inside some checkout is not that checkout's code.
+    A repository further up does not count: an environment inside some checkout is not that checkout's code. A
+    snapshot of a checkout has what was true of it.
     """
+    if (root / SNAPSHOT).is_file():
+        known = json.loads((root / SNAPSHOT).read_text())
+        return known["git_commit"], known["git_dirty"]
     if not (root / ".git").exists():
         return None, None
     git = ["git", "--no-optional-locks", "-C", str(root)]

@@ -1,9 +1,9 @@
-"""The result record and its store: one JSONL file per run and suite, written whole or not at all.
+"""The result record and its store: one JSONL file per run and unit of a suite, written whole or not at all.
 
-    <run>/records/<suite>.jsonl           one record a line, flat
-    <run>/records/<suite>.samples.jsonl   the per-sample scores of those records that have them
+    <run>/records/<unit>.jsonl           one record a line, flat; a unit is SUITE or SUITE@LENGTH
+    <run>/records/<unit>.samples.jsonl   the per-sample scores of those records that have them
 
-The samples are written first and the records last, so a suite whose records exist is complete.
+The samples are written first and the records last, so a unit whose records exist is complete.
 """
 
 from __future__ import annotations
@@ -105,13 +105,14 @@ TYPES: dict[str, tuple[type, ...]] = {
 """The types that each field of a line may have. Exact ones: bool is a subclass of int, but true is no seed."""
 
 
-def write_records(run_dir: Path, suite: str, records: Sequence[Record]) -> Path:
-    """Replace the records of a suite by these, whole or not at all; returns the file of records.
+def write_records(run_dir: Path, unit: str, records: Sequence[Record]) -> Path:
+    """Replace the records of a suite, or of one length of it, by these, whole or not at all; returns their file.
 
     Raises ValueError when a record belongs to another suite or two records measure the same thing, and TypeError
     when settings hold what JSON cannot.
     """
     seen: set[SampleKey] = set()
+    suite = unit.partition("@")[0]
     for record in records:
         if record.suite != suite:
             raise ValueError(f"suite: a record of {record.suite!r} among those of {suite!r}; write each suite alone")
@@ -120,7 +121,7 @@ def write_records(run_dir: Path, suite: str, records: Sequence[Record]) -> Path:
         seen.add(record.key)
     folder = run_dir / "records"
     folder.mkdir(parents=True, exist_ok=True)
-    target, samples_target = folder / f"{suite}.jsonl", folder / f"{suite}.samples.jsonl"
+    target, samples_target = folder / f"{unit}.jsonl", folder / f"{unit}.samples.jsonl"
     with_samples = [record for record in records if record.samples is not None]
     temporary = write_lines(target, (record_line(record) for record in records))
     try:

@@ -15,6 +15,8 @@ from mixers.interface import Cost, Mixer, MixerConfig, State
 from mixers.registry import register_mixer
 
 QUERY_BLOCK = 1024
+# Tokens that a cache has room for at least when it is copied; a longer one has half its length.
+ROOM = 64
 
 
 class AttentionConfig(MixerConfig):
@@ -30,15 +32,42 @@ class AttentionConfig(MixerConfig):
     rope_base: PositiveFloat = 10000.0
 
 
-def rotate(x: Tensor, positions: Tensor, base: float) -> Tensor:
-    """RoPE. x: [B, T, H, D] with an even D, positions: [B, T] → the same shape; angles in at least fp32."""
-    half = x.shape[-1] // 2
-    dtype = accumulator_dtype(x)
-    frequencies = base ** (-torch.arange(half, device=x.device, dtype=dtype) / half)
-    angles = positions.to(dtype)[..., None, None] * frequencies  # [B, T, 1, D/2]
-    cos, sin = angles.cos(), angles.sin()
-    a, b = x.to(dtype).split(half, -1)
+def turns(positions: Tensor, half: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of RoPE's angles, [B, T, 1, half] each. positions: [B, T]."""
+    frequencies = base ** (-torch.arange(half, device=positions.device, dtype=dtype) / half)
+    angles = positions.to(dtype)[..., None, None] * frequencies
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE. x: [B, T, H, D] with an even D → the same shape; `turns` of at least fp32 that broadcast over the batch."""
+    a, b = x.to(cos.dtype).split(x.shape[-1] // 2, -1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
+
+
+def appended(past: Tensor, new: Tensor) -> Tensor:
+    """past [B, S, H, D] and new [B, T, H, D] along time. Copies `past` only where there is no room behind it.
+
+    Without gradients the result is a view of a buffer, [B, H, room, D] since attention reads head by head, which notes
+    how much of it is written. Whoever continues from the end of that takes the room; a second continuation of the same
+    state finds it taken and copies. So what a caller holds never changes.
+    """
+    held, total = past.shape[1], past.shape[1] + new.shape[1]
+    if torch.is_grad_enabled() or past.dtype != new.dtype:
+        return torch.cat([past, new], 1)
+    buffer, first = past._base, 0
+    if hasattr(buffer, "written"):
+        first = past.storage_offset() // past.stride(1)
+        place = buffer.transpose(1, 2)[:, first : buffer.written]
+        whole = (place.shape, place.stride()) == (past.shape, past.stride())
+    if not hasattr(buffer, "written") or not whole or first + total > buffer.shape[2]:
+        batch, _, heads, size = past.shape
+        buffer, first = past.new_empty(batch, heads, total + max(ROOM, total // 2), size), 0
+        buffer.transpose(1, 2)[:, :held] = past
+    columns = buffer.transpose(1, 2)
+    columns[:, first + held : first + total] = new
+    buffer.written = first + total
+    return columns[:, first : first + total]
 
 
 @register_mixer("attention", display="Transformer")
@@ -73,19 +102,26 @@ class Attention(Mixer):
     def mix(self, x: Tensor, state: State | None, return_state: bool) -> tuple[Tensor, State | None]:
         batch, steps, _ = x.shape
         window = self.config.window
-        seen = x.new_zeros(batch, dtype=torch.long) if state is None else state["length"]
-        positions = seen[:, None] + torch.arange(steps, device=x.device)
-        q = rotate(self.q_proj(x).unflatten(-1, (-1, self.head_dim)), positions, self.config.rope_base)
-        k = rotate(self.k_proj(x).unflatten(-1, (-1, self.head_dim)), positions, self.config.rope_base)
-        v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
+        positions = torch.arange(steps, device=x.device)[None]
         if state is not None:
-            k, v = torch.cat([state["k"], k], 1), torch.cat([state["v"], v], 1)
+            positions = state["length"][:, None] + positions
+        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        angles = turns(positions, self.head_dim // 2, self.config.rope_base, accumulator_dtype(q))
+        q, k = rotate(q, *angles), rotate(k, *angles)
+        seen = x.new_zeros(batch, dtype=torch.long) if state is None else state["length"]
+        if state is not None:
+            k, v = (
+                appended(state[key], t) if return_state else torch.cat([state[key], t], 1)
+                for key, t in (("k", k), ("v", v))
+            )
         cached = k.shape[1] - steps
         ragged = cached > 0 and bool((seen < cached).any())
-        keys, values = k.transpose(1, 2), v.transpose(1, 2)
-        if self.kv_heads < self.heads:
+        queries, keys, values = (t.transpose(1, 2) for t in (q, k, v))
+        if steps == 1:  # heads that share keys stand where time would, and no key is repeated
+            queries = queries.reshape(batch, self.kv_heads, -1, self.head_dim)
+        elif self.kv_heads < self.heads:
             keys, values = (t.repeat_interleave(self.heads // self.kv_heads, 1) for t in (keys, values))
-        queries, blocks, starts = q.transpose(1, 2), [], range(0, steps, QUERY_BLOCK)
+        blocks, starts = [], range(0, steps, QUERY_BLOCK)
         # Without a mask of ours torch takes its flash kernels; else in blocks, so that scores never exist all at once.
         within = window is None or cached + steps <= window
         if within and not ragged and (cached == 0 or steps == 1):
@@ -102,10 +138,10 @@ class Attention(Mixer):
             if ragged:
                 mask = mask & (cols >= (cached - seen).view(-1, 1, 1, 1))
             keep = slice(first, cached + stop)
-            blocks.append(
-                F.scaled_dot_product_attention(queries[:, :, start:stop], keys[:, :, keep], values[:, :, keep], mask)
-            )
-        y = self.o_proj(torch.cat(blocks, 2).transpose(1, 2).flatten(-2))
+            part = queries if steps == 1 else queries[:, :, start:stop]
+            blocks.append(F.scaled_dot_product_attention(part, keys[:, :, keep], values[:, :, keep], mask))
+        mixed = torch.cat(blocks, 2).reshape(batch, self.heads, steps, self.head_dim)
+        y = self.o_proj(mixed.transpose(1, 2).flatten(-2))
         if not return_state:
             return y, None
         if window is not None and k.shape[1] > window - 1:

@@ -9,15 +9,15 @@ from typing import Any
 
 import pandas as pd
 
-from harness.checkpoint import write_atomic
-from harness.config import DataConfig
+from harness.config import DataConfig, Experiment
 from harness.data import load_tokenizer
+from harness.files import write_atomic
 from harness.provenance import provenance
 from harness.records import Record, load, load_samples, write_records
 from harness.tables import comparison
 from harness.train import read_birth, read_summary
-from slurm.jobs import read_status
-from slurm.plan import RunPlan, evaluated, evaluation_key
+from slurm.plan import RunPlan, plan
+from slurm.state import evaluated, evaluation_key, read_status
 from suites import suite
 
 BASELINE = "unigram"
@@ -29,13 +29,13 @@ def runs_frame(plans: list[RunPlan]) -> pd.DataFrame:
     for work in plans:
         config = work.config
         row = {"run": config.run_id, "label": config.label, "mixer": config.mixer, "layout": config.layout}
-        row |= {"preset": config.preset, "seed": config.seed, "failure": None}
-        summary, status = read_summary(work.folder), read_status(work.folder)
+        row |= {"preset": config.preset, "seed": config.seed}
+        summary = read_summary(work.folder)
         if summary is not None:
             row |= asdict(summary) | {"label": config.label, "trained_on": trained_on(work.folder)}
             row["mixture"] = mixture(config.data)
-        if work.missing and status is not None and status.state == "failed":
-            row["failure"] = status.detail
+        statuses = [read_status(work.folder, unit) for unit in work.missing]
+        row["failure"] = next((s.detail for s in statuses if s is not None and s.state == "failed"), None)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -65,29 +65,32 @@ def collect(plans: list[RunPlan], out: Path, command: str) -> tuple[pd.DataFrame
 
     Raises ValueError when there is nothing to collect.
     """
-    folders = [work.folder for work in plans if (work.folder / "records").is_dir()]
-    if not folders:
+    # Records of other options, or of other weights, stay in their folders.
+    files = [w.folder / "records" / f"{unit}.jsonl" for w in plans for unit in w.units if unit not in w.missing]
+    if not files:
         raise ValueError("collect: no run of the experiment has records yet; submit it first")
-    heldout = [w for w in plans if "heldout" in w.suites.get("language", {}).get("tasks", [])]
+    heldout = [w for w in plans if "heldout" in w.units.get("language", {}).get("tasks", [])]
     if heldout:
-        folders.append(_baseline(heldout[0], command))
-    frame = load(folders)
+        files.append(_baseline(heldout[0], command) / "records" / "language.jsonl")
+    frame = load(files)
     labels = {work.config.run_id: work.config.label for work in plans}
     frame["label"] = frame["run"].map(labels).fillna(frame["label"])
-    wanted = {(w.config.run_id, name) for w in plans for name in w.suites if name not in w.missing}
-    wanted |= {(BASELINE, "language")}
-    frame = frame[[key in wanted for key in zip(frame["run"], frame["suite"], strict=True)]]
-    samples = load_samples(folders)
-    kept = [[list(key), list(scores)] for key, scores in samples.items() if (key[0], key[1]) in wanted]
+    kept = [[list(key), list(scores)] for key, scores in load_samples(files).items()]
     write_atomic(out / "records.parquet", frame.drop(columns="file").to_parquet())
     write_atomic(out / "samples.json", json.dumps(kept).encode())
     write_atomic(out / "runs.json", runs_frame(plans).to_json(orient="records", indent=1).encode())
     return frame, [work.config.run_id for work in plans if work.missing]
 
 
+def collect_and_tabulate(experiment: Experiment, runs_root: Path, out: Path, command: str) -> None:
+    """Collect what there is of an experiment, and write its table."""
+    collect(plan(experiment, runs_root), out, command)
+    write_table(out, None, allow_mixed=False)
+
+
 def _baseline(work: RunPlan, command: str) -> Path:
     """The unigram baseline's record, in a folder beside the runs; measured once for the same question."""
-    options = work.suites["language"]
+    options = work.units["language"]
     key = evaluation_key(options, work.config.data_sha256)
     folder = work.folder.parent / f"{BASELINE}-{key[:8]}"
     if evaluated(folder, "language") == key:

@@ -1,134 +1,240 @@
-"""What a job does: train one run, evaluate it, and leave behind what `status` shows."""
+"""What a job does: train a run, evaluate one unit of it, prepare or collect an experiment; and how it ends early.
+
+A job that is told to save and leave (submitit's signal, before a time limit or by hand) does so and is started again.
+One that fails is started again too, until `slurm.state.settle` gives it up. Every job may be started any number of
+times: it does what is missing and goes on where the last one stopped.
+"""
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
+import contextlib
+import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import submitit
 import torch
+from submitit.helpers import Checkpointable, TorchDistributedEnvironment
+from submitit.slurm.slurm import SlurmJobEnvironment
 
 from harness import checkpoint
-from harness.checkpoint import write_atomic
+from harness.config import RunConfig, load_experiment
 from harness.data import load_tokenizer
+from harness.distributed import World, world
+from harness.files import write_atomic
 from harness.journal import Journal
 from harness.lm import MixerLM
 from harness.provenance import provenance
 from harness.records import Record, write_records
-from harness.train import activation_dtype, load_trained, read_config, read_summary, this_device, train
-from slurm.plan import RunPlan, evaluation_key, missing
+from harness.train import (
+    TrainingInterrupted,
+    activation_dtype,
+    load_trained,
+    read_config,
+    read_summary,
+    this_device,
+    train,
+)
+from slurm.plan import RunPlan
+from slurm.state import TRAIN, ended, evaluated, evaluation_key, exclusively, started, write_status
 from suites import suite
+from suites.prefetch import prefetch
 
-HEARTBEAT = 2.0  # seconds between two writes of a run's status
+HEARTBEAT = 2.0  # seconds between two writes of a unit's status
+LEFT = 75  # exit status of a process that saved and left: sysexits' "try again later"
+LEAVE_SIGNAL = SlurmJobEnvironment._usr_sig()  # SIGUSR2, unless submitit's environment variable says otherwise
+
+
+class Leave(BaseException):
+    """Raised where a process was told to leave; no Exception, so that nothing on the way takes it for a failure."""
+
+
+class Notice:
+    """What signals have asked of this process: nothing, to have `left`, or to be `terminated`.
+
+    at_once: raise Leave where the signal arrives, instead of waiting to be asked. Within the context, the handlers
+    that submitit has set are replaced: those save inside the handler and on the first rank alone.
+    """
+
+    def __init__(self, at_once: bool):
+        self.at_once, self.outcome, self.reason = at_once, None, ""
+
+    def _hear(self, number: int, frame: Any) -> None:
+        if self.outcome is None:  # a second signal changes nothing
+            self.outcome = "terminated" if number == signal.SIGTERM else "left"
+            self.reason = f"told to {'end' if number == signal.SIGTERM else 'leave'} by {signal.Signals(number).name}"
+            if self.at_once:
+                raise Leave
+
+    def __enter__(self) -> Notice:
+        self.before = {n: signal.signal(n, self._hear) for n in (LEAVE_SIGNAL, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 
 @dataclass(frozen=True)
-class Status:
-    """Where a run stands: `status.json` in its folder.
+class Job(Checkpointable):
+    """A unit of work in a folder, as submitit calls it. Submitit's own handler, which is in place until ours is,
+    starts a Checkpointable again as it is."""
 
-    state: training, evaluating, done, stopped or failed. detail: the step, the task, or why it failed, in one line.
-    updated: seconds since the epoch.
-    """
+    folder: Path
+    unit: str
 
-    state: str
-    detail: str
-    pid: int
-    updated: float
+    def __call__(self) -> None:
+        """Do the work unless it is done. Raises what stops it; SystemExit(LEFT) when told to leave."""
+        job = _environment()
+        if job is not None and job.num_tasks > 1:
+            TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        with world() as here, exclusively(self.folder, self.unit) if here.first else contextlib.nullcontext():
+            if here.on_first(self.done):
+                return
+            if here.first:
+                started(self.folder, self.unit, "" if job is None else str(job.paths.stderr))
+                write_status(self.folder, self.unit, "running", "starting")
+            try:
+                with Notice(at_once=self.unit != TRAIN) as notice:
+                    self.work(notice)
+            except (TrainingInterrupted, Leave):
+                self._ended(here, notice.outcome or "left", notice.reason or "another process was told to leave")
+                raise SystemExit(LEFT) from None
+            except KeyboardInterrupt:
+                self._ended(here, "terminated", "interrupted")
+                raise
+            except Exception as error:
+                self._ended(here, "failed", " ".join(str(error).split()) or type(error).__name__)
+                raise
+            if here.first:
+                write_status(self.folder, self.unit, "done")
+
+    def _ended(self, here: World, outcome: Any, reason: str) -> None:
+        if not here.first:  # the first process hears of every other's failure, and names it
+            return
+        # What cannot be written, on a full disk say, must not hide what has happened: that goes to the log.
+        with contextlib.suppress(OSError):
+            ended(self.folder, self.unit, outcome, reason)
+            write_status(self.folder, self.unit, "stopped", reason)
+
+    def done(self) -> bool:
+        """Whether there is nothing left to do."""
+        raise NotImplementedError
+
+    def work(self, notice: Notice) -> None:
+        raise NotImplementedError
+
+    def beat(self) -> Callable[..., None]:
+        """Keeps the status fresh, without writing more often than anyone looks: takes its detail and progress."""
+        last = 0.0
+
+        def write(detail: str, **progress: Any) -> None:
+            nonlocal last
+            if time.time() - last >= HEARTBEAT:
+                last = time.time()
+                write_status(self.folder, self.unit, "running", detail, **progress)
+
+        return write
 
 
-def write_status(folder: Path, state: str, detail: str) -> None:
-    status = Status(state, detail, os.getpid(), time.time())
-    write_atomic(folder / "status.json", json.dumps(asdict(status)).encode())
+@dataclass(frozen=True)
+class TrainJob(Job):
+    """Train a run to its end, on all processes that its job has. command: for the record's provenance."""
+
+    config: RunConfig
+    command: str
+
+    def done(self) -> bool:
+        return read_summary(self.folder) is not None
+
+    def work(self, notice: Notice) -> None:
+        beat = self.beat()
+
+        def progress(metrics: dict[str, float]) -> None:
+            left = metrics["total_tokens"] - metrics["tokens"]
+            rate = metrics["tokens_per_second"]
+            known = {"step": int(metrics["step"]), "steps": int(metrics["total_steps"]), "loss": metrics["loss"]}
+            beat("", **known, tokens_per_second=rate, seconds_left=left / rate)
+
+        train(self.config, self.folder, progress, self.command, stop=lambda: notice.outcome is not None)
 
 
-def read_status(folder: Path) -> Status | None:
-    """The last status of a run; None before its first."""
-    path = folder / "status.json"
-    return Status(**json.loads(path.read_text())) if path.exists() else None
+@dataclass(frozen=True)
+class EvaluateJob(Job):
+    """Evaluate one unit of a trained run. options: validated ones of its suite. label: the run's row in tables."""
+
+    options: dict[str, Any]
+    label: str
+    command: str
+
+    def done(self) -> bool:
+        summary = read_summary(self.folder)
+        if summary is None:
+            raise ValueError(f"{self.folder}: the run is not trained to its end; submit or train it first")
+        return evaluated(self.folder, self.unit) == evaluation_key(self.options, summary.weights_sha256)
+
+    def work(self, notice: Notice) -> None:
+        evaluate(self.folder, self.unit, self.options, self.label, self.command, self.beat())
 
 
-@contextmanager
-def exclusively(folder: Path) -> Iterator[None]:
-    """Hold a run's folder; RuntimeError when another process of this machine works in it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(f"{folder}: another process is working on this run; wait for it or stop it") from None
-        yield
+@dataclass(frozen=True)
+class PrepareJob(Job):
+    """Freeze what the other jobs of a submission read. folder: the submission's, with its experiment.yaml."""
+
+    def done(self) -> bool:
+        return (self.folder / "prepared").exists()
+
+    def work(self, notice: Notice) -> None:
+        _, items = prefetch(load_experiment(self.folder / "experiment.yaml"), self.beat())
+        if lacking := [str(item) for item in items if item.sha256 is None]:
+            raise RuntimeError(
+                f"{'; '.join(lacking)}: cannot be had here; run `python run.py prefetch` where there is internet"
+            )
+        write_atomic(self.folder / "prepared", "\n".join(map(str, items)).encode())
 
 
-def at_work(folder: Path) -> bool:
-    """Whether a process of this machine holds a run's folder."""
+@dataclass(frozen=True)
+class CollectJob(Job):
+    """Collect what a submission's experiment has produced so far, and make its table."""
+
+    out: Path
+    runs_root: Path
+    command: str
+
+    def done(self) -> bool:
+        return False
+
+    def work(self, notice: Notice) -> None:
+        from slurm.collect import collect_and_tabulate
+
+        collect_and_tabulate(load_experiment(self.folder / "experiment.yaml"), self.runs_root, self.out, self.command)
+
+
+def run_jobs(work: RunPlan, units: Sequence[str], command: str) -> list[Job]:
+    """The jobs that do these units of a run."""
+    return [
+        TrainJob(work.folder, TRAIN, work.config, command)
+        if unit == TRAIN
+        else EvaluateJob(work.folder, unit, work.units[unit], work.config.label, command)
+        for unit in units
+    ]
+
+
+def in_turn(jobs: Sequence[Job]) -> None:
+    """Do several jobs in this process; the first that does not finish ends it."""
+    for job in jobs:
+        job()
+
+
+def _environment() -> submitit.JobEnvironment | None:
+    """What submitit knows of the job that this process is, if it is one."""
     try:
-        with exclusively(folder):
-            return False
+        return submitit.JobEnvironment()
     except RuntimeError:
-        return True
-
-
-def describe(folder: Path) -> str:
-    """What a run is doing or why it is not, in one line; a status whose process is gone says so."""
-    status = read_status(folder)
-    if status is None:
-        return "not started"
-    if status.state in ("training", "evaluating") and not at_work(folder):
-        return f"stopped while {status.state}: {status.detail}; submit again to continue"
-    return f"{status.state}: {status.detail}" if status.detail else status.state
-
-
-def do(work: RunPlan, command: str) -> None:
-    """Finish a run: train it, then evaluate it on what is missing. Anything that stops it is left in its status.
-
-    command: the command line for the records' provenance.
-    """
-    with exclusively(work.folder):
-        try:
-            _train(work, command)
-            for name in missing(work.folder, work.suites):
-                evaluate(work.folder, name, work.suites[name], work.config.label, command)
-        except KeyboardInterrupt:
-            write_status(work.folder, "stopped", "interrupted")
-            raise
-        except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            write_status(work.folder, "failed", reason)
-            raise
-        write_status(work.folder, "done", "")
-
-
-class Heartbeat:
-    """Keeps a run's status fresh, without writing more often than anyone looks."""
-
-    def __init__(self, folder: Path, state: str):
-        self.folder, self.state, self.last = folder, state, 0.0
-
-    def __call__(self, detail: str) -> None:
-        if time.time() - self.last >= HEARTBEAT:
-            self.last = time.time()
-            write_status(self.folder, self.state, detail)
-
-
-def _train(work: RunPlan, command: str) -> None:
-    beat = Heartbeat(work.folder, "training")
-
-    def progress(metrics: dict[str, float]) -> None:
-        left = metrics["total_tokens"] - metrics["tokens"]
-        beat(
-            f"step {metrics['step']:.0f}/{metrics['total_steps']:.0f}  loss {metrics['loss']:.3f}  "
-            f"{metrics['tokens_per_second']:,.0f} tok/s  {left / metrics['tokens_per_second']:.0f} s left"
-        )
-
-    if read_summary(work.folder) is None:
-        write_status(work.folder, "training", "starting")
-        train(work.config, work.folder, progress, command)
+        return None
 
 
 def load_lm(folder: Path) -> MixerLM:
@@ -140,30 +246,33 @@ def load_lm(folder: Path) -> MixerLM:
     return MixerLM(model.to(device), load_tokenizer(config.data.tokenizer), dtype=dtype)
 
 
-def evaluate(folder: Path, name: str, options: dict[str, Any], label: str, command: str) -> None:
-    """Run a suite on a trained run and write its records, whole or not at all. One that was killed goes on behind the
-    last answers that it wrote down.
+def evaluate(
+    folder: Path,
+    unit: str,
+    options: dict[str, Any],
+    label: str,
+    command: str,
+    progress: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Run a unit of a suite on a trained run and write its records, whole or not at all. One that was killed goes on
+    behind the last answers that it wrote down.
 
     Raises ValueError for a run that is not trained or options that the suite does not take.
     """
-    write_status(folder, "evaluating", name)
     config = read_config(folder)
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
-    module, lm = suite(name), load_lm(folder)
+    module, lm = suite(unit.partition("@")[0]), load_lm(folder)
     key = evaluation_key(options, checkpoint.digest(lm.model.state_dict()))
-    beat = Heartbeat(folder, "evaluating")
-    answers = folder / "answers" / f"{name}-{key[:12]}.jsonl"
-    for other in answers.parent.glob(f"{name}-*.jsonl"):
+    answers = folder / "answers" / f"{unit}-{key[:12]}.jsonl"
+    for other in answers.parent.glob(f"{unit}-*.jsonl"):
         if other != answers:  # of other options or other weights
             other.unlink()
-    measurements = module.run(
-        Journal(lm, answers, lambda line: beat(f"{name}: {line}")), module.Config(**options), progress=beat
-    )
+    measurements = module.run(Journal(lm, answers, progress), module.Config(**options), progress=progress)
     birth = provenance(config.hash, this_device(), lm.dtype, backend=lm.model.backend(lm.dtype), command=command)
     write_records(
         folder,
-        name,
+        unit,
         [
             Record.of(
                 m,
@@ -178,4 +287,4 @@ def evaluate(folder: Path, name: str, options: dict[str, Any], label: str, comma
             for m in measurements
         ],
     )
-    write_atomic(folder / "records" / f"{name}.done", key.encode())
+    write_atomic(folder / "records" / f"{unit}.done", key.encode())

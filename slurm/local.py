@@ -2,66 +2,108 @@
 
 from __future__ import annotations
 
-import re
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import submitit
 import torch
 
-from slurm.jobs import describe, do, read_status
+from slurm.jobs import in_turn, run_jobs
 from slurm.plan import RunPlan
+from slurm.snapshot import environment
+from slurm.state import at_work, missing, read_status, settle
 
 POLL = 0.5  # seconds between two looks at the running jobs
 
+Running = tuple[RunPlan, list[str], "submitit.Job[None]", int]
+
 
 def run_plan(
-    plans: list[RunPlan],
+    plans: Sequence[RunPlan],
     logs: Path,
     cluster: str,
     parallel: int,
     command: str,
-    progress: Callable[[list[tuple[RunPlan, str]]], None],
+    progress: Callable[[list[RunPlan]], None],
+    code: Path | None = None,
 ) -> dict[str, str]:
     """Finish all runs of a plan; returns the reason of each that failed, by run id.
 
     cluster: `local` for processes of submitit's LocalExecutor, `parallel` of them at a time (it has no queue of its
-    own), or `debug` for this process, one by one. progress is called with every run and what it is doing. When this
-    process is interrupted the jobs are stopped; calling again continues them.
+    own), or `debug` for this process, one by one. A run that another process works on is waited for; what fails is
+    tried again until `slurm.state.settle` gives it up. progress is called with the runs that are being worked on. When
+    this process is interrupted the jobs are stopped; calling again continues them. code: a snapshot to run.
     """
-    waiting = [p for p in plans if p.missing]
+    if code is not None:
+        os.environ.update(environment(code))
+    waiting, running = list(plans), []
     executors = [_executor(cluster, logs, slot) for slot in range(parallel)]
-    running: list[tuple[RunPlan, submitit.Job[None], int]] = []
-    failures: dict[str, str] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < parallel:
-                work, busy = waiting.pop(0), {slot for _, _, slot in running}
-                slot = min(set(range(parallel)) - busy)
-                running.append((work, executors[slot].submit(do, work, command), slot))
-            still = []
-            for work, job, slot in running:
+            for work in list(waiting):
+                if len(running) == parallel:
+                    break
+                units = _left(work)
+                if not units:
+                    waiting.remove(work)
+                elif not at_work(work.folder, units[0]):
+                    waiting.remove(work)
+                    slot = min(set(range(parallel)) - {slot for *_, slot in running})
+                    jobs = run_jobs(work, units, command)
+                    running.append((work, units, executors[slot].submit(in_turn, jobs), slot))
+            still: list[Running] = []
+            for work, units, job, slot in running:
                 if cluster != "debug" and not job.done():
-                    still.append((work, job, slot))
-                elif (error := job.exception()) is not None:
-                    failures[work.config.run_id] = _reason(work, error, job)
+                    still.append((work, units, job, slot))
+                    continue
+                if cluster == "debug":
+                    job.exception()  # which is when submitit's debug jobs run
+                unfinished = [unit for unit in _left(work) if unit in units]
+                # Whether the job left a result says less than the run's folder does, and submitit would wait for it.
+                if not unfinished or settle(work.folder, unfinished[0], None) or _failed(work):
+                    waiting.append(work)
             running = still
-            progress([(work, describe(work.folder)) for work, _, _ in running])
-            if running:
-                time.sleep(POLL)
+            progress([work for work, *_ in running])
+            if running or waiting:
+                time.sleep(POLL if cluster != "debug" else 0)
     finally:
-        # A job that is still ending would hold its run against the next submit. An interrupt that reaches Python inside
-        # a destructor or a callback is dropped there, so it is said again; but not while submitit's controller waits,
-        # for a second, to kill what did not hear the first: interrupted in that, it would leave the job behind.
-        for _ in range(6):
-            for _, job, _ in running:
-                if not job.done():
-                    job.cancel()
-            said = time.time()
-            while time.time() < said + 5 and not all(job.done() for _, job, _ in running):
-                time.sleep(0.1)
-    return failures
+        _stop([job for _, _, job, _ in running])
+    return _failures(plans)
+
+
+def _left(work: RunPlan) -> list[str]:
+    """What can still be done of a run: nothing behind a training that has failed."""
+    failed = _failed(work)
+    return [] if "train" in failed else [u for u in missing(work.folder, work.units) if u not in failed]
+
+
+def _failed(work: RunPlan) -> dict[str, str]:
+    """Why units that are missing were given up."""
+    found = {unit: read_status(work.folder, unit) for unit in missing(work.folder, work.units)}
+    return {unit: s.detail for unit, s in found.items() if s is not None and s.state == "failed"}
+
+
+def _failures(plans: Sequence[RunPlan]) -> dict[str, str]:
+    lines = {work.config.run_id: [f"{unit}: {why}" for unit, why in _failed(work).items()] for work in plans}
+    return {run: "; ".join(reasons) for run, reasons in lines.items() if reasons}
+
+
+def _stop(jobs: Sequence[submitit.Job[None]]) -> None:
+    """Interrupt jobs and wait until they have ended: one that still ends would hold its run against the next submit.
+
+    An interrupt that reaches Python inside a destructor or a callback is dropped there, so it is said again; but not
+    while submitit's controller waits, for a second, to kill what did not hear the first: interrupted in that, it would
+    leave the job behind.
+    """
+    for _ in range(6):
+        for job in jobs:
+            if not job.done():
+                job.cancel()
+        said = time.time()
+        while time.time() < said + 5 and not all(job.done() for job in jobs):
+            time.sleep(0.1)
 
 
 def _executor(cluster: str, logs: Path, slot: int) -> submitit.Executor:
@@ -75,14 +117,3 @@ def _executor(cluster: str, logs: Path, slot: int) -> submitit.Executor:
         # Without this submitit hides all GPUs from its local jobs.
         executor.update_parameters(gpus_per_node=1, visible_gpus=(slot % gpus,))
     return executor
-
-
-def _reason(work: RunPlan, error: BaseException, job: submitit.Job[None]) -> str:
-    status = read_status(work.folder)
-    if status is not None and status.state == "failed":
-        return status.detail
-    # submitit hands over the job's traceback, among its own lines: the last "SomeError: message" at a line's start.
-    raised = re.findall(r"^[\w.]+: (.+)$", str(error), re.MULTILINE) if "Traceback" in str(error) else []
-    if raised:
-        return raised[-1]
-    return f"the process died; its log is {job.paths.stderr}"

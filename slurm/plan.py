@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,20 +10,21 @@ import suites
 from harness.config import Experiment, RunConfig, expand
 from harness.data import load_tokenizer
 from harness.synthetic import recall_words
-from harness.train import data_sha256, open_data, read_summary
+from harness.train import data_sha256, open_data
+from slurm.state import missing
 
 
 @dataclass(frozen=True)
 class RunPlan:
     """One run of an experiment and what is left of it.
 
-    folder: where everything it produces lies. suites: validated options by suite. missing: of train and the suites,
-    those whose results are not there yet, in the order in which they are done.
+    folder: where everything it produces lies. units: validated options of what is evaluated, by `suites.units`' names.
+    missing: of `train` and the units, those whose results are not there yet, in the order in which they are done.
     """
 
     config: RunConfig
     folder: Path
-    suites: dict[str, dict[str, Any]]
+    units: dict[str, dict[str, Any]]
     missing: list[str]
 
 
@@ -46,30 +45,11 @@ def check(experiment: Experiment) -> None:
 def plan(experiment: Experiment, runs_root: Path) -> list[RunPlan]:
     """All runs of an experiment and what is left of each. Raises ValueError for mixers, matching, options, a tokenizer
     or data that cannot be."""
-    options = {
-        name: suites.suite_config(name, given).model_dump(mode="json") for name, given in experiment.suites.items()
-    }
+    units: dict[str, dict[str, Any]] = {}
+    for name, given in experiment.suites.items():
+        parts = suites.units(name, suites.suite_config(name, given))
+        units |= {unit: config.model_dump(mode="json") for unit, config in parts.items()}
     vocab_size = len(load_tokenizer(experiment.data.tokenizer))
     runs = expand(experiment, vocab_size, data_sha256(experiment.data))
     folders = [runs_root / config.run_id for config in runs]
-    return [RunPlan(c, f, options, missing(f, options)) for c, f in zip(runs, folders, strict=True)]
-
-
-def missing(folder: Path, options: dict[str, dict[str, Any]]) -> list[str]:
-    """What a run still lacks: `train`, then suites that have not been run with these options on its weights."""
-    summary = read_summary(folder)
-    if summary is None:
-        return ["train", *options]
-    key = summary.weights_sha256
-    return [name for name in options if evaluated(folder, name) != evaluation_key(options[name], key)]
-
-
-def evaluation_key(options: dict[str, Any], weights_sha256: str) -> str:
-    """Identifies an evaluation: what was asked, of which weights."""
-    return hashlib.sha256(json.dumps([options, weights_sha256], sort_keys=True).encode()).hexdigest()
-
-
-def evaluated(folder: Path, suite: str) -> str | None:
-    """The key of the evaluation whose records lie in a run's folder, if there are any."""
-    marker = folder / "records" / f"{suite}.done"
-    return marker.read_text().strip() if marker.exists() else None
+    return [RunPlan(c, f, units, missing(f, units)) for c, f in zip(runs, folders, strict=True)]

@@ -33,6 +33,15 @@ def suite_config(name: str, options: dict[str, Any]) -> BaseModel:
         raise ValueError(f"suites.{name}.{field}: {message}{value}; options: {known}") from None
 
 
+def units(name: str, config: BaseModel) -> dict[str, BaseModel]:
+    """A suite in parts that can be measured apart, by their names: its own, or SUITE@LENGTH for every context length
+    where its module says so by a function `by_length`."""
+    module = suite(name)
+    if not hasattr(module, "by_length"):
+        return {name: config}
+    return {f"{name}@{length}": part for length, part in module.by_length(config).items()}
+
+
 def limited(name: str, options: dict[str, Any], limit: int) -> dict[str, Any]:
     """Options with at most `limit` samples of each task. Raises ValueError where they say so themselves."""
     field = next(field for field in ("limit", "samples") if field in suite(name).Config.model_fields)

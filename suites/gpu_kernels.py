@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.checkpoint import write_atomic
+from harness.files import write_atomic
 from harness.provenance import provenance, version
 from mixers.gated_deltanet import gated_delta_rule
 from mixers.gdn2 import gated_delta_rule_2

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import suites
-from harness.checkpoint import write_atomic
 from harness.config import Experiment
 from harness.data import cache_dir, load_tokenizer, tokenizer_hash
+from harness.files import write_atomic
 from harness.train import data_sha256, open_data
 
 MANIFEST = "prefetch.json"

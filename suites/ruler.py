@@ -82,6 +82,14 @@ class Config(BaseModel):
         return self.max_new_tokens or SPECS[task].max_new_tokens
 
 
+def by_length(config: Config) -> dict[int, Config]:
+    """The same samples, each length alone."""
+    parts: dict[int, list[Task]] = {}
+    for task, length in config.pairs():
+        parts.setdefault(length, []).append(task)
+    return {n: config.model_copy(update={"tasks": tasks, "lengths": [n]}) for n, tasks in sorted(parts.items())}
+
+
 def check(config: Config, tokenizer: Any) -> None:
     """ValueError when a task does not fit a length, or the haystack or passages cannot be had. Keeps nothing."""
     for task, length in config.pairs():

@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
-from harness.checkpoint import write_atomic
+from harness.files import write_atomic
 from suites.haystack import Passages, passages
 from suites.requests import encode, token_count
 from suites.ruler_tasks import (

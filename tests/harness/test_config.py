@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from harness.config import EXPERIMENTS, expand, load_experiment
+from harness.config import RunConfig, expand, load_experiment
 from harness.matching import matched_config
 from harness.presets import PRESETS
 
@@ -126,8 +126,132 @@ def test_a_file_that_is_missing_or_no_yaml_is_named(tmp_path: Path) -> None:
         load_experiment(write(tmp_path), ["train.lr"])
 
 
-@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_experiment_in_the_project_expands(path: Path) -> None:
-    experiment = load_experiment(path)
-    assert experiment.name == path.stem
-    assert expand(experiment, 4096, "0" * 64)
+RATES = [{"label": "slow", "train": {"lr": 1e-4}}, {"label": "scalar", "options": {"erase_gate": "scalar"}}]
+
+
+def expanded(folder: Path, **changes: object) -> list[RunConfig]:
+    return expand(load_experiment(write(folder, **changes)), 4096, "0" * 64)
+
+
+def test_ablations_stand_beside_the_model_as_it_is_and_are_runs_of_their_own(tmp_path: Path) -> None:
+    plain = expanded(tmp_path, mixers=["gdn2"], seeds=[0, 1])
+    runs = expanded(tmp_path, mixers=["gdn2"], seeds=[0, 1], ablations=RATES)
+    assert [(r.label, r.seed) for r in runs] == [
+        (label, seed)
+        for label in ("Gated DeltaNet-2", "Gated DeltaNet-2, slow", "Gated DeltaNet-2, scalar")
+        for seed in (0, 1)
+    ]
+    assert [r.run_id for r in runs[:2]] == [r.run_id for r in plain]
+    assert len({r.run_id for r in runs}) == 6
+    assert (runs[2].train.lr, runs[2].train.betas) == (1e-4, plain[0].train.betas)
+    assert runs[4].model.mixer_options == plain[0].model.mixer_options | {"erase_gate": "scalar"}
+
+
+def test_an_ablation_goes_over_what_its_model_has_and_reaches_the_mixers_that_it_names(tmp_path: Path) -> None:
+    spec = {"mixer": "gdn2", "label": "ours", "options": {"erase_gate": "scalar", "erase_range": 2}}
+    ablation = {"label": "whole", "options": {"erase_gate": "channel"}, "mixers": ["gdn2"]}
+    layouts = ["recurrent", "hybrid"]
+    runs = expanded(tmp_path, mixers=[spec, "kda", "attention"], layouts=layouts, ablations=[ablation])
+    assert [(r.label, r.layout) for r in runs] == [
+        ("ours", "recurrent"),
+        ("ours, whole", "recurrent"),
+        ("ours", "hybrid"),
+        ("ours, whole", "hybrid"),
+        ("KDA", "recurrent"),
+        ("KDA", "hybrid"),
+        ("Transformer", "attention"),
+    ]
+    assert {"erase_gate": "channel", "erase_range": 2}.items() <= runs[1].model.mixer_options.items()
+
+
+@pytest.mark.parametrize(
+    ("ablations", "message"),
+    [
+        ([{"label": "none"}], r"ablations.0: options, train: 'none' has neither; say what it changes"),
+        ([{"label": "a", "train": {"rate": 1}}], r"ablations: 'a': train: rate: unknown field"),
+        ([{"label": "a", "train": {"lr": -1}}], r"ablations: 'a': train: lr: .*greater than 0 \(got -1\)"),
+        (
+            [{"label": "a", "train": {"accumulation": 3}}],
+            r"ablations: 'a': train.accumulation: 3 does not divide the 4",
+        ),
+        ([RATES[0] | {"mixers": ["kda"]}], r"ablations: 'slow': mixers: 'kda' is not in the experiment; it has gdn2"),
+        ([RATES[0] | {"seeds": [1]}], r"ablations.0.seeds: unknown field"),
+        (
+            [{"label": "same", "train": {"clip": 1.0}}],
+            r"small: ablations: 'same' of gdn2 \(recurrent\) is listed twice with the same options; remove one",
+        ),
+        ([{"label": "same", "options": {"erase_range": 1}}], r"ablations: 'same' of gdn2 .* is listed twice"),
+        ([RATES[0], RATES[1] | {"label": "slow"}], r"two entries are called 'Gated DeltaNet-2, slow' \(recurrent\)"),
+        ([{"label": "a", "options": {"gate": 1}}], r"ablations: 'a' of gdn2 .*gdn2.gate: .*options: heads"),
+        ([RATES[1]], r"ablations: 'scalar' of attention .*attention.erase_gate: .*name its mixers"),
+    ],
+)
+def test_an_ablation_that_is_none_is_refused_by_its_label(tmp_path: Path, ablations: list, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        expanded(tmp_path, ablations=ablations)
+
+
+def test_a_scale_changes_the_fields_it_names_deeply_and_what_is_set_goes_over_it(tmp_path: Path) -> None:
+    data = BASE["data"] | {"tokenizer": "own.json"}
+    phases = [{"tokens": 500, "seq_len": 32, "rows": {"text": 2}}]
+    scale = {
+        "preset": "cpu-600k",
+        "data": {"phases": phases},
+        "train": {"lr": 1e-2},
+        "suites": {"ruler": {"samples": 9}},
+    }
+    given = {"train": {"lr": 1e-3, "clip": 0.5}, "suites": {"ruler": {"lengths": [320]}}, "scales": {"tiny": scale}}
+    path = write(tmp_path, data=data, **given)
+    whole, tiny = load_experiment(path), load_experiment(path, scale="tiny")
+    assert (whole.name, whole.preset, whole.train.lr) == ("small", "cpu-1m", 1e-3)
+    assert (tiny.name, tiny.preset, tiny.train.lr, tiny.train.clip) == ("small-tiny", "cpu-600k", 1e-2, 0.5)
+    assert (tiny.data.tokenizer, len(tiny.data.phases), tiny.data.tokens) == ("own.json", 1, 512)
+    assert tiny.suites == {"ruler": {"lengths": [320], "samples": 9}}
+    assert load_experiment(path, ["train.lr=3e-4"], "tiny").train.lr == 3e-4
+
+
+@pytest.mark.parametrize(
+    ("scales", "message"),
+    [
+        ({}, r"scale: .*small.yaml has no scale 'tiny'; known: none beside the file's own"),
+        ({"a": {}, "b": {}}, r"has no scale 'tiny'; known: a, b"),
+        ({"tiny": {"name": "other"}}, r"scales.tiny.name: not what a scale can change; use description, preset, "),
+        ({"tiny": {"steps": 5}}, r"scales.tiny.steps: not what a scale can change"),
+        ({"tiny": {"train": {"rate": 1}}}, r"train.rate: unknown field"),
+        ({"tiny": 5}, r"scales.tiny: .*\(got 5\)"),
+        ({"tiny": {"presets": ["cpu-1m"]}}, r"preset, presets: .*; give exactly one"),
+    ],
+)
+def test_a_scale_that_is_none_is_refused(tmp_path: Path, scales: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_experiment(write(tmp_path, scales=scales), scale="tiny")
+
+
+def test_what_the_paper_printed_is_an_expectation_at_its_preset_and_tokens_alone(tmp_path: Path) -> None:
+    tolerance = {"lambada_acc": 1.5, "acc": 3.0}
+    expected = {"table": "table2", "preset": "cpu-1m", "tokens": 1000, "tolerance": tolerance}
+    path = write(tmp_path, expected=expected)
+    found = load_experiment(path).expectation
+    assert [found.allowed(c) for c in ("lambada_acc", "piqa_acc", "wikitext_ppl", "swde")] == [1.5, 3.0, None, None]
+    assert load_experiment(path, ["preset=cpu-600k"]).expectation is None
+    assert load_experiment(path, ["data.phases=[{tokens: 999, seq_len: 64, rows: {text: 4}}]"]).expectation is None
+    assert load_experiment(write(tmp_path)).expectation is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"tolerance": {"swde": 1.0}},
+            r"expected: tolerance: 'swde' is no column of table2; .*word_perplexity.*piqa_acc",
+        ),
+        ({"tolerance": {"acc": 0}}, r"expected.tolerance.acc: .*greater than 0"),
+        ({"tolerance": {}}, r"expected.tolerance: "),
+        ({"preset": "1b"}, r"expected: preset: unknown name '1b'"),
+        ({"table": "table6"}, r"expected.table: .*'table2'.*got 'table6'"),
+    ],
+)
+def test_an_expectation_of_what_the_paper_has_not_is_refused(tmp_path: Path, changes: dict, message: str) -> None:
+    expected = {"table": "table2", "preset": "cpu-1m", "tokens": 1000, "tolerance": {"acc": 1.0}} | changes
+    with pytest.raises(ValueError, match=message):
+        load_experiment(write(tmp_path, expected=expected))

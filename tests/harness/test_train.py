@@ -1,6 +1,10 @@
 """Training: the recipe, exact resumption, and what happens when something is wrong."""
 
 import json
+import os
+import signal
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,17 @@ from harness.matching import matched_config
 from harness.model import ModelConfig
 from harness.optim import build_optimizer, decays, learning_rate
 from harness.prepare import prepare
-from harness.train import Trainer, TrainingStopped, data_sha256, load_trained, open_data, position, read_summary, train
+from harness.train import (
+    Trainer,
+    TrainingInterrupted,
+    TrainingStopped,
+    data_sha256,
+    load_trained,
+    open_data,
+    position,
+    read_summary,
+    train,
+)
 
 TINY = {
     "gdn2": {"heads": 2, "head_dim": 8},
@@ -68,6 +82,51 @@ def test_a_run_stopped_between_checkpoints_and_resumed_ends_with_the_same_bits(
     assert steps == [10, 12]
 
 
+def after(calls: int) -> Callable[[], bool]:
+    """Says yes from the given call on."""
+    asked = count(1)
+    return lambda: next(asked) >= calls
+
+
+def test_a_run_told_to_stop_after_every_step_ends_with_the_same_bits(tmp_path: Path, small_data: Path) -> None:
+    config = run_config(small_data)
+    whole = train(config, tmp_path / "whole")
+    for step in range(1, 12):
+        with pytest.raises(TrainingInterrupted) as told:
+            train(config, tmp_path / "stopped", stop=lambda: True)
+        assert (told.value.step, told.value.total) == (step, 12)
+        newest = checkpoint.latest(tmp_path / "stopped")
+        assert newest is not None and checkpoint.load(newest)["step"] == step
+        assert read_summary(tmp_path / "stopped") is None
+    # After the last step nothing is left to stop.
+    assert train(config, tmp_path / "stopped", stop=lambda: True).weights_sha256 == whole.weights_sha256
+    lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "stopped")]
+    steps, again = ([(m["step"], m["loss"]) for m in map(json.loads, found)] for found in lines)
+    assert steps == again
+
+
+@pytest.mark.parametrize("file", ["step_00000006.pt", "index.json"])
+def test_an_interrupt_while_a_stopped_run_saves_loses_nothing(
+    file: str, tmp_path: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run_config(small_data, "attention")
+    whole = train(config, tmp_path / "whole")
+    folder, replace = tmp_path / "stopped" / "checkpoints", os.replace
+
+    def interrupted(source: Path, target: Path) -> None:
+        if target.name == file and list(folder.glob("step_00000006.pt*")):
+            signal.raise_signal(signal.SIGINT)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "stopped", stop=after(6))
+    monkeypatch.undo()
+    assert not list(folder.glob("*.partial"))
+    assert Trainer(config, tmp_path / "stopped").step == 5
+    assert train(config, tmp_path / "stopped").weights_sha256 == whole.weights_sha256
+
+
 def test_a_finished_run_is_not_trained_again(tmp_path: Path, small_data: Path) -> None:
     config = run_config(small_data, steps=2)
     first = train(config, tmp_path)
@@ -110,22 +169,45 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path: Path, 
     assert read_summary(tmp_path) is None
 
 
-def test_a_damaged_checkpoint_is_named_and_not_used(tmp_path: Path, small_data: Path) -> None:
-    config = run_config(small_data, steps=5)
-    train(config, tmp_path)
-    path = checkpoint.latest(tmp_path)
-    assert path is not None
+def damage(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(checkpoint.CheckpointError, match=r"step_00000005.pt: damaged.*delete it, its line in"):
+
+
+def test_weights_that_are_damaged_are_named_and_not_used(tmp_path: Path, small_data: Path) -> None:
+    train(run_config(small_data, steps=5), tmp_path)
+    damage(tmp_path / "checkpoints" / "step_00000005.pt")
+    with pytest.raises(checkpoint.CheckpointError, match=r"step_00000005.pt: damaged.*delete .*train.json and submit"):
         load_trained(tmp_path)
+
+
+def test_a_run_whose_last_checkpoint_is_damaged_says_so_and_goes_on_from_the_one_before(
+    tmp_path: Path, small_data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = run_config(small_data, "attention")
+    whole = train(config, tmp_path / "whole")
+    with pytest.raises(TrainingInterrupted):
+        train(config, tmp_path / "run", stop=after(10))
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").glob("*.pt")) == [
+        "step_00000005.pt",
+        "step_00000010.pt",
+    ]
+    damage(tmp_path / "run" / "checkpoints" / "step_00000010.pt")
+    # The damaged one must not stand for the newest when the run is stopped again before it gets there.
+    with pytest.raises(TrainingInterrupted, match="stopped after step 8 of 12"):
+        train(config, tmp_path / "run", stop=after(3))
+    (line,) = caplog.messages
+    assert "step_00000010.pt: damaged" in line and "from the one before, step_00000005.pt" in line
+    again = Trainer(config, tmp_path / "run")
+    assert (again.step, again.notes) == (8, [])
+    assert train(config, tmp_path / "run").weights_sha256 == whole.weights_sha256
 
 
 def test_a_checkpoint_that_was_not_finished_is_ignored(tmp_path: Path, small_data: Path) -> None:
     stopped = Trainer(run_config(small_data), tmp_path)
     for metrics in stopped.steps():
-        if metrics["step"] == 5:
+        if metrics["step"] == 6:
             break
     (tmp_path / "checkpoints" / "step_00000010.pt").write_bytes(b"half of it")
     assert Trainer(run_config(small_data), tmp_path).step == 5

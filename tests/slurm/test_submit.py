@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -14,11 +16,13 @@ import yaml
 from typer.testing import CliRunner
 
 from harness.config import load_experiment
+from harness.data import cache_dir
 from harness.records import load
 from harness.train import read_summary, train
 from run import app
-from slurm.jobs import at_work, exclusively
 from slurm.plan import plan
+from slurm.snapshot import PARTS
+from slurm.state import TRAIN, at_work, events, exclusively
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = [sys.executable, str(ROOT / "run.py")]
@@ -54,7 +58,7 @@ def test_submit_trains_and_evaluates_once_and_the_table_comes_out(tmp_path: Path
     assert set(frame["mixer"]) == {"gated_deltanet", "attention"}
     assert set(frame["n"]) == {12} and frame["git_commit"].notna().all()
     status = cli.invoke(app, ["status", str(path), "--runs", str(runs), "--json"])
-    assert all(not row["missing"] for row in json.loads(status.output))
+    assert [row["state"] for row in json.loads(status.output)] == ["done", "done"]
     collected = cli.invoke(app, ["collect", str(path), "--runs", str(runs)])
     assert collected.exit_code == 0, collected.output
     shown = cli.invoke(app, ["table", str(path), "--runs", str(runs)])
@@ -77,7 +81,10 @@ def test_another_suite_or_other_options_are_run_without_training_again(tmp_path:
     assert set(load(runs)["n"]) == {20}
 
 
-def test_a_killed_job_is_finished_by_calling_again_with_the_same_weights(tmp_path: Path, small_data: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR2])
+def test_a_job_that_is_killed_or_told_to_leave_starts_again_and_ends_with_the_same_weights(
+    tmp_path: Path, small_data: Path, number: signal.Signals
+) -> None:
     # Some 150 steps of about 20 ms: long enough to be killed in the middle.
     recipe = {"lr": 1e-3, "checkpoint_every": 5, "threads": 1}
     data = data_config(small_data, steps=150)
@@ -86,33 +93,51 @@ def test_a_killed_job_is_finished_by_calling_again_with_the_same_weights(tmp_pat
     (work,) = plan(load_experiment(path), runs)
     command = [*RUN, "submit", str(path), "--runs", str(runs)]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    index = work.folder / "checkpoints" / "index.json"
-    deadline = time.time() + 120
-    while not index.exists() and time.time() < deadline:
-        time.sleep(0.05)
-    assert index.exists(), "no checkpoint within two minutes"
-    os.kill(json.loads((work.folder / "status.json").read_text())["pid"], signal.SIGKILL)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 1 and "the process died; its log is" in output
-    assert read_summary(work.folder) is None
-    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert again.returncode == 0, again.stderr
+    wait_for((work.folder / "checkpoints" / "index.json").exists)
+    os.kill(json.loads((work.folder / "state" / "train.json").read_text())["pid"], number)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    (ended,) = [event for event in events(work.folder, TRAIN) if event["event"] == "ended"]
+    assert ended["outcome"] == ("failed" if number == signal.SIGKILL else "left")
     summary = read_summary(work.folder)
     assert summary is not None
     assert summary.weights_sha256 == train(work.config, tmp_path / "uninterrupted").weights_sha256
+    kept = yaml.safe_load((work.folder / "config.yaml").read_text())
+    assert kept["seed"] == work.config.seed
 
 
-def test_one_run_that_fails_is_reported_and_the_others_are_finished(tmp_path: Path, small_data: Path) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.time() + seconds
+    while not condition():
+        assert time.time() < deadline, f"not within {seconds} s"
+        time.sleep(0.05)
+
+
+def test_a_run_that_fails_twice_alike_is_given_up_the_others_are_finished_and_retry_tries_again(
+    tmp_path: Path, small_data: Path
+) -> None:
     path, runs = experiment(tmp_path, small_data), tmp_path / "runs"
     broken, sound = plan(load_experiment(path), runs)
     broken.folder.mkdir(parents=True)
     (broken.folder / "checkpoints").write_text("a file where a folder must be")
-    result = cli.invoke(app, ["submit", str(path), "--cluster", "local", "--runs", str(runs)])
+    options = ["--cluster", "local", "--runs", str(runs)]
+    result = cli.invoke(app, ["submit", str(path), *options])
     assert result.exit_code == 1
-    assert f"failed: {broken.config.run_id}:" in result.output and "checkpoints" in result.output
+    assert f"failed: {broken.config.run_id}: train: " in result.output and "checkpoints" in result.output
     assert read_summary(sound.folder) is not None
+    assert sum(event["event"] == "started" for event in events(broken.folder, TRAIN)) == 2
     collected = cli.invoke(app, ["collect", str(path), "--runs", str(runs)])
     assert f"incomplete: {broken.config.run_id}" in collected.output
+    rows = json.loads(cli.invoke(app, ["status", str(path), "--runs", str(runs), "--json"]).output)
+    assert {row["run"]: row["state"] for row in rows} == {broken.config.run_id: "failed", sound.config.run_id: "done"}
+    assert "checkpoints" in cli.invoke(app, ["logs", broken.config.run_id, "--runs", str(runs)]).output
+    again = cli.invoke(app, ["submit", str(path), *options])
+    assert again.exit_code == 1 and "failed twice in the same way; `retry` tries again" in again.output
+    assert sum(event["event"] == "started" for event in events(broken.folder, TRAIN)) == 2
+    (broken.folder / "checkpoints").unlink()
+    retried = cli.invoke(app, ["retry", str(path), "--failed", *options])
+    assert retried.exit_code == 0, retried.output
+    assert read_summary(broken.folder) is not None
 
 
 @pytest.mark.parametrize(
@@ -149,26 +174,62 @@ def test_an_interrupted_submit_stops_its_jobs_and_status_says_so(tmp_path: Path,
     # As a shell starts it in the background: with ^C ignored, which processes hand on.
     command = ["bash", "-c", 'trap "" INT; exec "$@"', "bash", *RUN, "submit", str(path), "--runs", str(runs)]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.time() + 120
-    while not (work.folder / "checkpoints" / "index.json").exists() and time.time() < deadline:
-        time.sleep(0.05)
+    wait_for((work.folder / "checkpoints" / "index.json").exists)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1 and "interrupted; the same command continues" in output
     status = cli.invoke(app, ["status", str(path), "--runs", str(runs)])
     assert "stopped" in status.output
-    assert not at_work(work.folder)
+    assert not at_work(work.folder, TRAIN)
 
 
-def test_two_submits_of_one_run_at_once_train_it_once(tmp_path: Path, small_data: Path) -> None:
-    path = experiment(tmp_path, small_data, mixers=["attention"], data=data_config(small_data, steps=60))
+def test_two_submits_at_once_train_every_run_once_and_both_wait_for_the_end(tmp_path: Path, small_data: Path) -> None:
+    path = experiment(tmp_path, small_data, data=data_config(small_data, steps=60))
     runs = tmp_path / "runs"
-    (work,) = plan(load_experiment(path), runs)
-    with exclusively(work.folder):
-        result = cli.invoke(app, ["submit", str(path), "--cluster", "local", "--runs", str(runs)])
-        assert result.exit_code == 1
-        assert "another process is working on this run; wait for it or stop it" in result.output
+    command = [*RUN, "submit", str(path), "--runs", str(runs)]
+    both = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in "ab"]
+    for process in both:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+    for work in plan(load_experiment(path), runs):
+        assert not work.missing
+        for unit in (TRAIN, "recall"):
+            assert [event["event"] for event in events(work.folder, unit)] == ["started"]
+
+
+def test_a_run_that_another_process_works_on_is_not_touched(tmp_path: Path, small_data: Path) -> None:
+    path = experiment(tmp_path, small_data, mixers=["attention"])
+    (work,) = plan(load_experiment(path), tmp_path / "runs")
+    options = ["--run", "attention", "--runs", str(tmp_path / "runs")]
+    with exclusively(work.folder, TRAIN):
+        result = cli.invoke(app, ["train", str(path), *options])
+    assert result.exit_code == 1
+    assert "another process is working on train of this run; wait for it or stop it" in result.output
     assert read_summary(work.folder) is None
+
+
+def test_editing_the_checkout_does_not_change_a_job_that_waits(tmp_path: Path, small_data: Path) -> None:
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    for part in PARTS:
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, checkout / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / part, checkout / part)
+    path = experiment(tmp_path, small_data, data=data_config(small_data, steps=100))
+    command = [sys.executable, str(checkout / "run.py"), "submit", str(path), "--parallel", "1"]
+    environment = os.environ | {"MIXERBENCH_CACHE": str(cache_dir())}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    first, second = plan(load_experiment(path), tmp_path / "runs")
+    wait_for((first.folder / "state" / "train.json").exists)
+    assert not (second.folder / "state").exists()
+    for module in ("train.py", "model.py"):
+        (checkout / "harness" / module).write_text("raise SystemError('edited')\n")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert read_summary(second.folder) is not None
 
 
 def test_params_gives_every_mixer_and_layout_as_json() -> None:

@@ -1,0 +1,147 @@
+"""Several processes that train one run: how they find each other, and how they agree on what happens next.
+
+They are told their places by the environment, as torchrun and submitit's TorchDistributedEnvironment set it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+# All wait while the first writes a checkpoint or makes the shards of the data.
+PATIENCE = timedelta(minutes=30)
+
+
+class PeerFailed(RuntimeError):
+    """Another process of the run failed; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among those of its run. rank: from 0 to size - 1. local_rank: among those of this machine.
+
+    Every method is called by all processes in the same order; with one process each does what it says at once.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        """Sums over the processes, value by value in float64; the same bits on all."""
+        if self.size == 1:
+            return list(values)
+        sums = torch.tensor(values, dtype=torch.float64)
+        try:
+            dist.all_reduce(sums)
+        except RuntimeError as lost:
+            raise PeerFailed(f"another process of the run has gone, and its log says why ({lost})") from lost
+        return sums.tolist()
+
+    def anyone(self, says: bool) -> bool:
+        """Whether any process says so."""
+        return self.total([says])[0] > 0
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What any process raises in the block is raised by all at its end: its own by the process that failed,
+        PeerFailed by the others. The block itself must not wait for other processes."""
+        if self.size == 1:
+            yield
+            return
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as raised:
+            error = raised
+        if not self.anyone(error is not None):
+            return
+        reasons: list[Any] = [None] * self.size
+        dist.all_gather_object(reasons, None if error is None else f"{type(error).__name__}: {error}")
+        if error is not None:
+            raise error
+        raise PeerFailed(next(f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason is not None))
+
+    def on_first(self, action: Callable[[], T]) -> T:
+        """What `action` returns in the first process, which alone runs it; what it raises is raised by all."""
+        result = None
+        with self.together():
+            if self.first:
+                result = action()
+        if self.size == 1:
+            return result
+        shared = [result]
+        dist.broadcast_object_list(shared)
+        return shared[0]
+
+
+ALONE = World()
+
+
+@contextmanager
+def world() -> Iterator[World]:
+    """Join the processes that the environment names, and leave them at the end; inside another `world`, that one.
+
+    WORLD_SIZE missing or 1 means this process alone. With more, RANK, LOCAL_RANK, MASTER_ADDR and MASTER_PORT must be
+    set (ValueError otherwise). Tensors on a CPU go through gloo, those on a GPU through NCCL, and the process's GPU is
+    that of its local rank.
+    """
+    if dist.is_initialized():
+        yield World(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]))
+        return
+    size = _number("WORLD_SIZE") if "WORLD_SIZE" in os.environ else 1
+    if size < 1:
+        raise ValueError(f"WORLD_SIZE: {size} is no number of processes; give at least 1")
+    if size == 1:
+        yield ALONE
+        return
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise ValueError(
+            f"WORLD_SIZE: {size} processes, but the environment lacks {', '.join(missing)}; start them with torchrun, "
+            "or unset WORLD_SIZE for one process"
+        )
+    here = World(_number("RANK"), size, _number("LOCAL_RANK"))
+    if not 0 <= here.rank < size:
+        raise ValueError(f"RANK: {here.rank} is no place among WORLD_SIZE={size} processes; give 0 to {size - 1}")
+    cuda = torch.cuda.is_available()
+    if cuda:
+        _take_gpu(here.local_rank)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+    try:
+        yield here
+    finally:
+        dist.destroy_process_group()
+
+
+def _number(name: str) -> int:
+    try:
+        return int(os.environ[name])
+    except ValueError:
+        raise ValueError(f"{name}: {os.environ[name]!r} in the environment is no whole number; correct it") from None
+
+
+def _take_gpu(local_rank: int) -> None:
+    seen = torch.cuda.device_count()
+    # Schedulers may show each process nothing but its own GPU, which then has the number 0.
+    index = 0 if seen == 1 else local_rank
+    if index >= seen:
+        raise ValueError(
+            f"LOCAL_RANK: {local_rank} has no GPU of its own among the {seen} of this machine; start at most {seen} "
+            "processes a machine"
+        )
+    torch.cuda.set_device(index)

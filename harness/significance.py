@@ -1,0 +1,173 @@
+"""What many comparisons say together, how many samples or seeds would settle one, and how far the paper's numbers can
+be told apart. `stats.py` compares two numbers.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from scipy.special import nctdtr, ndtr, ndtri, stdtrit
+
+from harness.stats import ALPHA, Comparison, finite, proportion_floor
+
+POWER = 0.8
+"""Probability with which a difference of the size asked about would be found significant at two-sided ALPHA."""
+
+Row = TypeVar("Row")
+
+
+def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """p-values adjusted for their number (Holm 1979, Scand. J. Stat. 6), in the order given.
+
+    Calling those below α different errs in any of the family with probability α at most, however they depend on each
+    other. The family is the last axis, [..., m]. ValueError where a p-value is not in [0, 1].
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"p_values: {p[~((p >= 0) & (p <= 1))][0]} is not in [0, 1]; leave out what was not tested")
+    m = p.shape[-1]
+    order = np.argsort(p, axis=-1)
+    raised = np.take_along_axis(p, order, -1) * (m - np.arange(m))
+    adjusted = np.empty_like(p)
+    np.put_along_axis(adjusted, order, np.minimum(np.maximum.accumulate(raised, axis=-1), 1), -1)
+    return adjusted
+
+
+def pairwise(rows: Sequence[Row], compare: Callable[[Row, Row], Comparison]) -> np.ndarray:
+    """p of every two rows of a column, adjusted by Holm over all pairs: [rows, rows], symmetric, 1 on the diagonal.
+
+    All pairs are the family, not only those with the best row: which row is best is seen only in the data, and the
+    best and the worst of many equal rows lie far apart. A pair that cannot be tested has 1.
+    """
+    pairs = [(i, j) for i in range(len(rows)) for j in range(i)]
+    found = {(i, j): p for i, j in pairs if (p := compare(rows[i], rows[j]).p) is not None}
+    adjusted = np.ones((len(rows), len(rows)))
+    for (i, j), p in zip(found, holm(list(found.values())), strict=True):
+        adjusted[i, j] = adjusted[j, i] = p
+    return adjusted
+
+
+def tiers(
+    values: Sequence[float], adjusted: np.ndarray, higher_is_better: bool, alpha: float = ALPHA
+) -> list[int | None]:
+    """The marks of a column: 0 for the best row and those not significantly worse than it, 1 for the best of the
+    others and those not significantly worse than that, None for the rest.
+
+    adjusted: as `pairwise` gives. A tier that nothing is significantly worse than says nothing and is not given. With
+    probability 1 - alpha no row is declared worse than one that it equals.
+    """
+    order = np.argsort(finite("values", values), kind="stable")
+    rest = [int(i) for i in (order[::-1] if higher_is_better else order)]
+    found: list[int | None] = [None] * len(rest)
+    for tier in (0, 1):
+        worse = [i for i in rest[1:] if adjusted[rest[0], i] < alpha]
+        if not worse:
+            break
+        for i in rest:
+            found[i] = None if i in worse else tier
+        rest = worse
+    return found
+
+
+def items_to_settle_paired(gap: float, discordance: float) -> int | float:
+    """Items on which two runs must be scored for McNemar's test to find a gap, at ALPHA and POWER.
+
+    gap: difference of the two accuracies. discordance: share of items that only one of the two solves. Both fractions.
+    Miettinen (1968, Biometrics 24): (z_α √ψ + z_β √(ψ - δ²))² / δ². Infinite where the gap is 0.
+    """
+    if not abs(gap) <= discordance <= 1:
+        raise ValueError(f"discordance: {discordance} with a gap of {gap}; give fractions, the gap not the larger")
+    if gap == 0:
+        return math.inf
+    return math.ceil((Z_LEVEL * math.sqrt(discordance) + Z_POWER * math.sqrt(discordance - gap**2)) ** 2 / gap**2)
+
+
+def items_to_settle(p: float, q: float) -> int | float:
+    """Items a run for the unpaired test of two proportions to find them different, at ALPHA and POWER.
+
+    (z_α √(2 p̄ (1 - p̄)) + z_β √(p (1 - p) + q (1 - q)))² / (p - q)². Infinite where they are equal.
+    """
+    shares("p, q", [p, q])
+    if p == q:
+        return math.inf
+    mean = (p + q) / 2
+    spread = Z_LEVEL * math.sqrt(2 * mean * (1 - mean)) + Z_POWER * math.sqrt(p * (1 - p) + q * (1 - q))
+    return math.ceil(spread**2 / (p - q) ** 2)
+
+
+def seeds_to_settle(gap: float, sd: float, paired: bool = False) -> int | float:
+    """Seeds a mixer for the t-test over seeds to find a gap, at ALPHA and POWER; at least 2, infinite if the gap is 0.
+
+    sd: standard deviation over seeds of one mixer, or, where paired, of the differences of the pairs. Paired, it also
+    counts the items for continuous scores, with the standard deviation of the items' differences.
+    """
+    if not (math.isfinite(gap) and math.isfinite(sd) and sd >= 0):
+        raise ValueError(f"sd: {sd} with a gap of {gap}; give finite numbers, a standard deviation from 0")
+    if gap == 0 or sd == 0:
+        return math.inf if gap == 0 else 2
+    samples = 1 if paired else 2
+    normal = samples * ((Z_LEVEL + Z_POWER) * sd / gap) ** 2
+    if normal > 1e6:  # here t differs from the normal distribution by less than one seed in a million
+        return math.ceil(normal) if math.isfinite(normal) else math.inf
+    k = max(2, math.floor(normal))
+    while t_power(abs(gap) / sd * math.sqrt(k / samples), samples * (k - 1)) < POWER:
+        k += 1
+    return k
+
+
+def t_power(shift: float, df: float) -> float:
+    """Probability that a two-sided t-test at ALPHA rejects, where t is shifted by so many standard errors."""
+    bound = float(stdtrit(df, 1 - ALPHA / 2))
+    return float(1 - nctdtr(df, shift, bound) + nctdtr(df, shift, -bound))
+
+
+Z_LEVEL, Z_POWER = float(ndtri(1 - ALPHA / 2)), float(ndtri(POWER))
+
+
+@cache
+def task_sizes() -> dict[str, int]:
+    """Samples behind the paper's printed numbers by its name of the task: published/sizes.csv, which has sources.
+
+    The paper does not print them; they are the sizes of the sets that its tasks read. RULER's are per length.
+    """
+    with (Path(__file__).parent / "published" / "sizes.csv").open(encoding="utf-8", newline="") as file:
+        return {row["task"]: int(row["n"]) for row in csv.DictReader(file)}
+
+
+def proportion_stderr(p: float, n: int) -> float:
+    """Binomial standard error √(p (1 - p) / n), and `stats.proportion_floor` where that would be less."""
+    (share,) = shares("p", [p])
+    if n < 1:
+        raise ValueError(f"n: {n} samples; a proportion has at least one")
+    return max(math.sqrt(share * (1 - share) / n), proportion_floor(n))
+
+
+def printed_gap(a: float | Sequence[float], b: float | Sequence[float], n: int | Sequence[int]) -> Comparison:
+    """Compare two printed accuracies of n samples each, or the averages of a's and of b's tasks, of n[t] samples each.
+
+    Fractions. Scores by item are not published, so the items' part that two mixers share cannot cancel: the test is
+    that of two independent samples, z with the errors of `proportion_stderr`, and is cautious as long as mixers tend
+    to solve the same items. Each printed number is of one training run; its seed's variation is not in it.
+    """
+    lists = [np.atleast_1d(np.asarray(v, dtype=np.float64)) for v in (a, b, n)]
+    if len({v.size for v in lists}) != 1:
+        raise ValueError(f"n: {lists[2].size} sizes for {lists[0].size} and {lists[1].size} numbers; give one a task")
+    p, q = shares("a", lists[0]), shares("b", lists[1])
+    errors = [proportion_stderr(x, int(size)) for v in (p, q) for x, size in zip(v, lists[2], strict=True)]
+    delta, stderr = float(p.mean() - q.mean()), math.hypot(*errors) / p.size
+    half, level = Z_LEVEL * stderr, 2 * float(ndtr(-abs(delta) / stderr))
+    return Comparison(delta, delta - half, delta + half, level, "z of unpaired proportions", int(lists[2].sum()))
+
+
+def shares(name: str, values: Sequence[float]) -> np.ndarray:
+    x = finite(name, values)
+    outside = x[(x < 0) | (x > 1)]
+    if outside.size:
+        raise ValueError(f"{name}: {outside[0]} is no proportion; give fractions, 0.5 for 50%")
+    return x

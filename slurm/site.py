@@ -1,0 +1,366 @@
+"""What a Slurm cluster is like: its profile in slurm/clusters/NAME.yaml, what submitit makes of that, and what the
+cluster at hand would refuse of it."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import submitit
+import yaml
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from harness.config import Closed, describe
+
+CLUSTERS = Path(__file__).parent / "clusters"
+PATIENCE = 60  # seconds for a controller's answer; Slurm's clients themselves try for some ten
+
+Stage = Literal["train", "evaluate", "prepare"]
+
+
+def _word(value: str) -> str:
+    if not re.fullmatch(r"[^\s-]\S*", value):
+        raise ValueError(f"{value!r} is not one word as sbatch takes it; correct it, or leave it out for the default")
+    return value
+
+
+def _variable(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_]\w*", value, re.ASCII):
+        raise ValueError(f"{value!r} is no name of a variable; use letters, digits and underscores")
+    return value
+
+
+Word = Annotated[str, AfterValidator(_word)]
+Variable = Annotated[str, AfterValidator(_variable)]
+
+
+class Resources(Closed):
+    """What one job asks for.
+
+    tasks_per_node: processes a node; None is one a GPU, at least one. mem_gb: GiB of a node, 0 for all of it, None for
+    the partition's default. minutes: the time limit. partition, qos, constraint: instead of the site's.
+    """
+
+    nodes: PositiveInt = 1
+    gpus_per_node: NonNegativeInt = 1
+    tasks_per_node: PositiveInt | None = None
+    cpus_per_task: PositiveInt = 8
+    mem_gb: NonNegativeInt | None = None
+    minutes: PositiveInt = 1440
+    partition: Word | None = None
+    qos: Word | None = None
+    constraint: Word | None = None
+
+    @property
+    def tasks(self) -> int:
+        """Processes a node."""
+        return self.tasks_per_node or max(1, self.gpus_per_node)
+
+
+class Cluster(Closed):
+    """A site's profile; slurm/clusters/template.yaml explains every field to who fills it in.
+
+    concurrency: tasks of an array at a time; None for all. signal_delay_s: seconds before the time limit at which a job
+    is told to save. environment: set literally, after setup. python: the interpreter's command on the nodes; None for
+    the submitting one. shared: paths that must exist and be writable. tflops: dense bf16 peak of one GPU, for
+    estimates; utilisation: the part of it that training reaches.
+    """
+
+    description: str = ""
+    partition: Word | None = None
+    account: Word | None = None
+    qos: Word | None = None
+    constraint: Word | None = None
+    train: Resources = Resources()
+    evaluate: Resources = Resources()
+    prepare: Resources = Resources(gpus_per_node=0)
+    concurrency: PositiveInt | None = None
+    signal_delay_s: PositiveInt = 120
+    environment: dict[Variable, str] = {}
+    setup: list[str] = []
+    srun_args: list[str] = []
+    python: str | None = Field(default=None, min_length=1)
+    shared: list[str] = []
+    tflops: PositiveFloat | None = None
+    utilisation: float = Field(default=0.4, gt=0, le=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prepare_without_gpus(cls, values: Any) -> Any:
+        """Let a profile change one field of prepare and keep its default of no GPUs."""
+        if isinstance(values, dict) and isinstance(values.get("prepare"), dict):
+            return values | {"prepare": {"gpus_per_node": 0} | values["prepare"]}
+        return values
+
+    @model_validator(mode="after")
+    def _time_to_save(self) -> Cluster:
+        for stage in get_args(Stage):
+            minutes = getattr(self, stage).minutes
+            if self.signal_delay_s >= 60 * minutes:
+                raise ValueError(
+                    f"signal_delay_s: {self.signal_delay_s} leaves nothing of the {minutes} minutes of {stage}; lower "
+                    f"it or raise {stage}.minutes"
+                )
+        return self
+
+
+def load_cluster(name_or_path: str | Path) -> Cluster:
+    """A profile by the name of a file in slurm/clusters, or from a path. Raises ValueError with one line."""
+    path = Path(name_or_path)
+    if not path.suffix and not path.is_file():
+        path = CLUSTERS / f"{name_or_path}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in CLUSTERS.glob("*.yaml")))
+        raise ValueError(f"cluster: no profile {name_or_path!s}; give a path, or one of: {known}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a mapping of fields, got {type(values).__name__}")
+    try:
+        return Cluster.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(describe(error, str(path))) from None
+
+
+def sbatch_parameters(
+    cluster: Cluster, resources: Resources, job_name: str, dependency: str | None = None
+) -> dict[str, Any]:
+    """What submitit.SlurmExecutor.update_parameters takes for jobs with these resources.
+
+    dependency: as sbatch writes it, `afterok:7` or `aftercorr:7`. submitit itself adds open-mode=append, for logs of a
+    job that is queued again, and the signal, USR2. cluster.python is for the executor's constructor.
+    """
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in cluster.environment.items()]
+    parameters = {
+        "job_name": job_name,
+        "partition": resources.partition or cluster.partition,
+        "account": cluster.account,
+        "qos": resources.qos or cluster.qos,
+        "constraint": resources.constraint or cluster.constraint,
+        "nodes": resources.nodes,
+        "ntasks_per_node": resources.tasks,
+        # Clusters without GPUs refuse to be asked for none of them.
+        "gpus_per_node": resources.gpus_per_node or None,
+        "cpus_per_task": resources.cpus_per_task,
+        "mem": None if resources.mem_gb is None else f"{resources.mem_gb}GB" if resources.mem_gb else "0",
+        "time": resources.minutes,
+        "signal_delay_s": cluster.signal_delay_s,
+        "array_parallelism": cluster.concurrency,
+        "setup": [*cluster.setup, *exports] or None,
+        # Since Slurm 22.05 srun no longer takes it from its job, and where tasks are bound each would get one core.
+        "srun_args": [f"--cpus-per-task={resources.cpus_per_task}", *cluster.srun_args],
+        "dependency": dependency,
+        # Also where the site's JobRequeue is 0.
+        "additional_parameters": {"requeue": True},
+    }
+    # submitit's defaults: 256 tasks of an array at a time, and a wckey of its own, which sites that check it refuse.
+    unlimited = {"array_parallelism": 10**6, "wckey": None}
+    return unlimited | {key: value for key, value in parameters.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node as `sinfo` lists it in one partition. memory_mb: MiB that Slurm gives out."""
+
+    partition: str
+    name: str
+    cpus: int
+    memory_mb: int
+    gpus: int
+    features: frozenset[str]
+
+
+NODE_FORMAT = "%R|%N|%c|%m|%G|%f"
+
+
+def parse_nodes(text: str) -> list[Node]:
+    """`sinfo -h -a -N -o` NODE_FORMAT. GPUs are summed over types: `gpu:a100:4(S:0),gpu:v100:2`."""
+    nodes = []
+    for line in text.splitlines():
+        partition, name, cpus, memory, gres, features = line.split("|")
+        gpus = sum(int(n) for n in re.findall(r"(?:^|,)gpu(?::[^:,()]+)?:(\d+)", gres))
+        # A + behind a number says "or more", where sinfo has merged nodes.
+        sizes = int(cpus.rstrip("+")), int(memory.rstrip("+"))
+        nodes.append(Node(partition, name, *sizes, gpus, frozenset(features.split(","))))
+    return nodes
+
+
+def parse_partitions(text: str) -> dict[str, dict[str, str]]:
+    """`scontrol show partition -o`: fields by name of the partition."""
+    rows = (dict(pair.split("=", 1) for pair in line.split() if "=" in pair) for line in text.splitlines() if line)
+    return {row["PartitionName"]: row for row in rows}
+
+
+def parse_config(text: str) -> dict[str, str]:
+    """`scontrol show config`: values by key, as they are printed."""
+    pairs = (line.split("=", 1) for line in text.splitlines() if "=" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def parse_minutes(text: str) -> float:
+    """A time limit as Slurm prints it, [days-]hours:minutes:seconds, in minutes; infinite for none."""
+    if text in ("UNLIMITED", "INFINITE", "infinite", "NONE"):
+        return float("inf")
+    days, _, clock = text.rpartition("-")
+    hours, minutes, seconds = ([0, 0, 0] + [int(part) for part in clock.split(":")])[-3:]
+    return int(days or 0) * 1440 + hours * 60 + minutes + seconds / 60
+
+
+def array_limit() -> int:
+    """How many tasks an array of the cluster at hand may have, numbered from 0. Raises ValueError when it is silent."""
+    return int(parse_config(_ask("scontrol", "show", "config"))["MaxArraySize"])
+
+
+def problems(cluster: Cluster) -> list[str]:
+    """What the cluster at hand would refuse of a profile, a line each, with field, value and remedy; it starts nothing.
+
+    Where several partitions are named, a job has to fit their nodes taken together.
+    """
+    found = list(_unusable_paths(cluster))
+    missing = [name for name in ("sbatch", "srun", "scontrol", "sinfo", "scancel") if shutil.which(name) is None]
+    if missing:
+        return [*found, f"PATH: {', '.join(missing)} not found; submit from a login node of the cluster"]
+    try:
+        config = parse_config(_ask("scontrol", "show", "config"))
+        partitions = parse_partitions(_ask("scontrol", "-a", "show", "partition", "-o"))
+        nodes = parse_nodes(_ask("sinfo", "-h", "-a", "-N", "-o", NODE_FORMAT))
+        unknown = _accounting_problems(cluster, config)
+    except ValueError as error:
+        return [*found, str(error)]
+    found += unknown
+    if re.match(r"0\b", config["KillWait"]):
+        found.append("KillWait: 0 s on this cluster, so a cancelled job cannot save; ask the administrator for more")
+    for stage in get_args(Stage):
+        refused = list(stage_problems(cluster, stage, partitions, nodes))
+        found += refused if refused or unknown else _refusal(cluster, stage)  # sbatch would say the same, less well
+    return list(dict.fromkeys(found))  # what the site's fields have wrong shows in every stage
+
+
+def stage_problems(
+    cluster: Cluster, stage: Stage, partitions: dict[str, dict[str, str]], nodes: list[Node]
+) -> Iterator[str]:
+    """What no partition that a stage's jobs may go to has of their resources."""
+    field, named = _given(cluster, stage, "partition")
+    names = named.split(",") if named else [name for name, row in partitions.items() if row["Default"] == "YES"]
+    unusable = [fault for name in names if (fault := _unusable_partition(name, partitions, nodes))]
+    if unusable or not names:
+        faults = unusable or ["none given, and the cluster has no default"]
+        yield from (f"{field}: {fault}; use one of: {', '.join(partitions)}" for fault in faults)
+        return
+    pool = list({node.name: node for node in nodes if node.partition in names}.values())
+    where = f"of partition {','.join(names)}"
+    yield from _too_large(stage, getattr(cluster, stage), [partitions[name] for name in names], pool, where)
+    field, constraint = _given(cluster, stage, "constraint")
+    features = frozenset().union(*(node.features for node in pool)) - {"(null)"}
+    for feature in re.findall(r"(?<!\*)[A-Za-z_][\w.:-]*", constraint or ""):
+        if feature not in features:
+            remedy = f"use some of: {', '.join(sorted(features))}" if features else "remove it"
+            yield f"{field}: no node {where} has the feature {feature!r}; {remedy}"
+
+
+def _unusable_partition(name: str, partitions: dict[str, dict[str, str]], nodes: list[Node]) -> str | None:
+    if name not in partitions:
+        return f"unknown partition {name!r}"
+    if (state := partitions[name]["State"]) in ("DRAIN", "INACTIVE"):
+        return f"{name!r} takes no jobs, it is {state}"
+    return None if any(node.partition == name for node in nodes) else f"{name!r} has no nodes"
+
+
+def _too_large(
+    stage: Stage, asked: Resources, rows: list[dict[str, str]], pool: list[Node], where: str
+) -> Iterator[str]:
+    most = max(int(row["MaxNodes"]) if row["MaxNodes"].isdigit() else len(pool) for row in rows)
+    tasks = f" × {asked.tasks} tasks" if asked.tasks > 1 else ""
+    for name, amount, available, what in (
+        ("minutes", asked.minutes, max(parse_minutes(row["MaxTime"]) for row in rows), ""),
+        ("nodes", asked.nodes, min(most, len(pool)), ""),
+        ("gpus_per_node", asked.gpus_per_node, max(node.gpus for node in pool), " GPUs of any node"),
+        ("cpus_per_task", asked.cpus_per_task * asked.tasks, max(node.cpus for node in pool), " CPUs of any node"),
+        ("mem_gb", asked.mem_gb or 0, max(node.memory_mb for node in pool) // 1024, " GiB of any node"),
+    ):
+        if amount > available:
+            value = f"{getattr(asked, name)}{tasks if name == 'cpus_per_task' else ''}"
+            yield f"{stage}.{name}: {value} is above the {available:.0f}{what} {where}; lower it, or take another one"
+
+
+def _given(cluster: Cluster, stage: Stage, field: str) -> tuple[str, str | None]:
+    """A field that a stage may override: where it was written, and its value."""
+    own = getattr(getattr(cluster, stage), field)
+    return (f"{stage}.{field}", own) if own else (field, getattr(cluster, field))
+
+
+def _user() -> str:
+    return pwd.getpwuid(os.getuid()).pw_name  # and not $USER: Slurm goes by the id
+
+
+def _unusable_paths(cluster: Cluster) -> Iterator[str]:
+    for path in cluster.shared:
+        folder = Path(os.path.expandvars(path)).expanduser()
+        if not folder.exists():
+            yield f"shared: {path!r} does not exist here; create or mount {folder}, or correct the profile"
+        elif not os.access(folder, os.W_OK | os.X_OK):
+            yield f"shared: {path!r} is not writable for {_user()}; change its permissions or the profile"
+
+
+def _accounting_problems(cluster: Cluster, config: dict[str, str]) -> list[str]:
+    """Accounts and QOS that slurmdbd does not know, or does not know for this user where that is enforced."""
+    given = [("account", cluster.account), *(_given(cluster, stage, "qos") for stage in get_args(Stage))]
+    if not config["AccountingStorageType"].endswith("slurmdbd"):
+        return [f"{field}: {value!r} means nothing without accounting; remove it" for field, value in given if value]
+    user, enforced = _user(), config["AccountingStorageEnforce"].split(",")
+    query = ("show", "assoc", f"user={user}", f"cluster={config['ClusterName']}", "format=account,qos")
+    rows = [line.split("|") for line in _ask("sacctmgr", "-n", "-P", *query).splitlines()]
+    if "associations" in enforced and not rows:
+        return [f"account: {user} has none on this cluster, and it requires one; ask its administrator"]
+    accounts = sorted({account for account, _ in rows})
+    if "associations" in enforced and cluster.account and cluster.account not in accounts:
+        return [f"account: {cluster.account!r} is not one of {user}'s; use one of: {', '.join(accounts)}"]
+    known = set(_ask("sacctmgr", "-n", "-P", "show", "qos", "format=name").split())
+    if "qos" in enforced:
+        known &= {q for account, qos in rows if cluster.account in (None, account) for q in qos.split(",")}
+    return [
+        f"{field}: {qos!r} is not open to {user}; use one of: {', '.join(sorted(known))}"
+        for field, qos in given[1:]
+        if qos and qos not in known
+    ]
+
+
+def _refusal(cluster: Cluster, stage: Stage) -> list[str]:
+    """What `sbatch --test-only` says against a stage's job: everything that no check of ours knows."""
+    with tempfile.TemporaryDirectory() as folder:
+        executor = submitit.SlurmExecutor(folder)
+        executor.update_parameters(**sbatch_parameters(cluster, getattr(cluster, stage), f"test-{stage}"))
+        script = executor._make_submission_file_text("true", "")
+    try:
+        _ask("sbatch", "--test-only", script=script)
+    except ValueError as error:
+        return [f"{stage}: {error}; change {stage}'s resources, or ask the cluster's administrator"]
+    return []
+
+
+def _ask(*command: str, script: str | None = None) -> str:
+    """What a Slurm command prints. Raises ValueError with its reason in one line."""
+    try:
+        done = subprocess.run(command, input=script, capture_output=True, text=True, timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        raise ValueError(
+            f"{' '.join(command)}: no answer within {PATIENCE} s; try again when the cluster is up"
+        ) from None
+    except FileNotFoundError:
+        raise ValueError(f"PATH: {command[0]} not found; submit from a login node of the cluster") from None
+    if done.returncode:
+        reason = (done.stderr.strip() or done.stdout.strip() or f"exit {done.returncode}").splitlines()[-1]
+        remedy = "; try again when the cluster is up" if "Unable to contact" in reason else ""
+        raise ValueError(f"{' '.join(command)}: {reason}{remedy}")
+    return done.stdout

@@ -1,0 +1,239 @@
+"""Where the work on a run stands: markers in its folder that jobs write and everything else reads.
+
+    <run>/state/<unit>.json    the Status of a unit: `train`, or what `suites.units` makes of a suite
+    <run>/state/<unit>.jsonl   its attempts, an event a line: started, ended, settled, retry
+    <run>/state/<unit>.lock    held by the process that works on it
+
+Nothing here needs torch: the end of a batch script and the status of thousands of runs must be quick.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from harness.files import write_atomic
+
+State = Literal["queued", "running", "requeued", "stopped", "failed", "done"]
+TRAIN = "train"
+# Attempts that end in a failure before a unit is given up, however different the failures are.
+MOST_FAILURES = 10
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a unit of a run stands.
+
+    queued: a job for it waits, of the submission `job` until it runs. requeued: its job starts again by itself.
+    stopped: ended from outside; submitting again continues it. failed: given up; only `retry` starts it again.
+    detail: what it is doing, or why it does not, in one line. step of steps, loss in nats, seconds_left: of training.
+    job: Slurm's id, empty for a process of this machine. updated: seconds since the epoch.
+    """
+
+    state: State
+    detail: str = ""
+    step: int | None = None
+    steps: int | None = None
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    seconds_left: float | None = None
+    job: str = ""
+    node: str = ""
+    pid: int = 0
+    updated: float = 0.0
+
+
+def missing(folder: Path, units: dict[str, dict[str, Any]]) -> list[str]:
+    """What a run still lacks, in the order in which it is done: `train`, then of these units, with their options,
+    those that have not been measured so on its weights."""
+    try:
+        weights = json.loads((folder / "train.json").read_bytes())["weights_sha256"]
+    except FileNotFoundError:
+        return [TRAIN, *units]
+    return [unit for unit in units if evaluated(folder, unit) != evaluation_key(units[unit], weights)]
+
+
+def evaluation_key(options: dict[str, Any], weights_sha256: str) -> str:
+    """Identifies an evaluation: what was asked, of which weights."""
+    return hashlib.sha256(json.dumps([options, weights_sha256], sort_keys=True).encode()).hexdigest()
+
+
+def evaluated(folder: Path, unit: str) -> str | None:
+    """The key of the evaluation whose records lie in a run's folder, if there are any."""
+    try:
+        return (folder / "records" / f"{unit}.done").read_text().strip()
+    except FileNotFoundError:
+        return None
+
+
+def job_id() -> str:
+    """Slurm's id of the job that this process is, as its users write it; empty for a process that is none, even where
+    it was started inside of one."""
+    if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
+        return ""
+    array, index = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{index}" if array else os.environ.get("SLURM_JOB_ID", "")
+
+
+def node_name() -> str:
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def write_status(folder: Path, unit: str, state: State, detail: str = "", **progress: Any) -> None:
+    """Replace a unit's status by one of this process and this moment."""
+    known = {"job": job_id(), "node": node_name(), "pid": os.getpid(), "updated": time.time()}
+    content = asdict(Status(state, detail, **(known | progress)))
+    # Not synced to the disk: it is written every few seconds, and after a crash of the machine it is stale anyway.
+    write_atomic(folder / "state" / f"{unit}.json", json.dumps(content).encode())
+
+
+def read_status(folder: Path, unit: str) -> Status | None:
+    """The last status of a unit; None before its first."""
+    try:
+        return Status(**json.loads((folder / "state" / f"{unit}.json").read_bytes()))
+    except FileNotFoundError:
+        return None
+
+
+@contextmanager
+def exclusively(folder: Path, unit: str) -> Iterator[None]:
+    """Hold a unit of a run; RuntimeError when another process works on it."""
+    path = folder / "state" / f"{unit}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as lock:
+        for patience in range(20, -1, -1):  # who asks `at_work` holds the lock for a moment
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not patience:
+                    raise RuntimeError(
+                        f"{folder}: another process is working on {unit} of this run; wait for it or stop it"
+                    ) from None
+                time.sleep(0.05)
+        yield
+
+
+def at_work(folder: Path, unit: str) -> bool:
+    """Whether a process, of this machine at least, holds a unit of a run."""
+    try:
+        with open(folder / "state" / f"{unit}.lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def events(folder: Path, unit: str) -> list[dict[str, Any]]:
+    """The attempts of a unit; a line that a dying machine cut off is left out."""
+    try:
+        lines = (folder / "state" / f"{unit}.jsonl").read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return found
+
+
+def attempts(folder: Path, unit: str) -> int:
+    """How often a unit has been started."""
+    return sum(event["event"] == "started" for event in events(folder, unit))
+
+
+def _append(folder: Path, unit: str, **event: Any) -> None:
+    path = folder / "state" / f"{unit}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(event | {"time": time.time()}, ensure_ascii=False) + "\n"
+    # One write in append mode: lines of several ranks do not mix.
+    with open(path, "ab", buffering=0) as file:
+        file.write(line.encode())
+
+
+def started(folder: Path, unit: str, log: str) -> None:
+    """Note that an attempt begins. log: the file of what it prints."""
+    _append(folder, unit, event="started", job=job_id(), node=node_name(), pid=os.getpid(), log=log)
+
+
+def ended(folder: Path, unit: str, outcome: Literal["failed", "left", "terminated"], reason: str) -> None:
+    """Note how an attempt ends that does not finish. left: it was told to save and leave, and goes on in its next
+    start. terminated: it was told to end."""
+    _append(folder, unit, event="ended", outcome=outcome, reason=reason, reached=_reached(folder, unit))
+
+
+def forgive(folder: Path, unit: str) -> None:
+    """Forget a unit's failures, so that it is tried anew."""
+    _append(folder, unit, event="retry")
+    (folder / "state" / f"{unit}.json").unlink(missing_ok=True)
+
+
+def settle(folder: Path, unit: str, code: int | None, terminated: bool = False) -> bool:
+    """What becomes of a unit whose process has ended without finishing it: True if it is to be started again.
+
+    code: its exit status, as a shell gives it, where it is known. terminated: whether its job was told to end. Writes
+    the status. A unit is given up when it fails twice in the same way without having come further in between, or
+    MOST_FAILURES times.
+    """
+    if at_work(folder, unit):  # by another process: this one was turned away, and has no say
+        return False
+    log = events(folder, unit)
+    if not log or log[-1]["event"] != "ended":
+        how = "its process died" if code is None else f"ended with exit code {code}"
+        if code is not None and code > 128:
+            how = f"killed by {signal.Signals(code - 128).name}"
+        begun = bool(log) and log[-1]["event"] == "started"
+        reason = how if begun else f"{how} before it began; see the job's log"
+        ended(folder, unit, "terminated" if terminated else "failed", reason)
+        log = events(folder, unit)
+    last = log[max((i for i, event in enumerate(log) if event["event"] != "ended"), default=-1) + 1]
+    _append(folder, unit, event="settled")
+    if last["outcome"] != "failed":
+        goes_on = last["outcome"] == "left"
+        write_status(folder, unit, "requeued" if goes_on else "stopped", last["reason"])
+        return goes_on
+    forgiven = max((i for i, event in enumerate(log) if event["event"] == "retry"), default=-1)
+    failures = _failures(log[forgiven + 1 :])
+    again = [f for f in failures[:-1] if _signature(f) == _signature(last) and f["reached"] == last["reached"]]
+    if again or len(failures) >= MOST_FAILURES:
+        why = "twice in the same way" if again else f"{len(failures)} times"
+        write_status(folder, unit, "failed", f"{last['reason']} (failed {why}; `retry` tries again)")
+        return False
+    write_status(folder, unit, "requeued", last["reason"])
+    return True
+
+
+def _failures(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first end of every attempt that failed."""
+    firsts = [e for i, e in enumerate(log) if e["event"] == "ended" and (i == 0 or log[i - 1]["event"] != "ended")]
+    return [e for e in firsts if e["outcome"] == "failed"]
+
+
+def _signature(failure: dict[str, Any]) -> str:
+    """A failure's kind: its reason without the numbers, which name steps, addresses and times."""
+    return re.sub(r"\d+", "#", failure["reason"])
+
+
+def _reached(folder: Path, unit: str) -> str:
+    """How far a unit has come, such that it changes with everything that a next attempt need not do again."""
+    if unit == "train":
+        try:
+            return max(json.loads((folder / "checkpoints" / "index.json").read_bytes()), default="")
+        except (OSError, ValueError):
+            return ""
+    return str(sum(path.stat().st_size for path in (folder / "answers").glob(f"{unit}-*.jsonl")))

@@ -1,0 +1,260 @@
+"""Handing an experiment to Slurm through submitit: the graph of its jobs, and what each of them asks for.
+
+Slurm is the engine: what waits for what, how much runs at a time and what starts again are its own dependencies,
+arrays and requeues.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import submitit
+
+from harness.config import Experiment, RunConfig
+from harness.estimate import estimate
+from harness.files import write_atomic
+from slurm.jobs import CollectJob, Job, PrepareJob, run_jobs
+from slurm.plan import RunPlan
+from slurm.queue import NAME, Queue
+from slurm.site import Cluster, Resources, array_limit, sbatch_parameters
+from slurm.snapshot import environment, keep_mixer_files, open_submission, snapshot
+from slurm.state import TRAIN, read_status, write_status
+
+Stage = Literal["prepare", "train", "evaluate", "collect"]
+
+
+@dataclass(frozen=True)
+class Array:
+    """A job array, or a single job where there is one task.
+
+    after: what it waits for: (`afterok`, `aftercorr` or `afterany`; the name of an array, or Slurm's id of a job).
+    """
+
+    name: str
+    stage: Stage
+    tasks: list[Job]
+    after: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done of a run. after: Slurm's id of a job elsewhere that trains it, where one does."""
+
+    plan: RunPlan
+    units: list[str]
+    after: str = ""
+
+
+def to_do(plans: Sequence[RunPlan], queue: Queue) -> tuple[list[Work], list[str]]:
+    """What is left to submit, and a line for every unit that is missing but not submitted: somebody does it already,
+    or it has failed."""
+    todo, left_out = [], []
+    for plan in plans:
+        units, after = [], ""
+        for unit in plan.missing:
+            status = read_status(plan.folder, unit)
+            holder = None if status is None else queue.holds(plan.folder, unit, status)
+            if status is not None and status.state == "failed":
+                left_out.append(f"{plan.config.run_id} {unit}: failed: {status.detail}")
+                if unit == TRAIN:
+                    units = []
+                    break
+            elif holder is not None and status is not None:
+                left_out.append(f"{plan.config.run_id} {unit}: {status.state} already, {holder}")
+                if unit == TRAIN:
+                    after = status.job
+            else:
+                units.append(unit)
+        if units:
+            todo.append(Work(plan, units, after))
+    return todo, left_out
+
+
+def graph(
+    experiment: Experiment, todo: Sequence[Work], folder: Path, runs_root: Path, command: str, limit: int
+) -> list[Array]:
+    """The arrays that do what is left, in the order in which they can be submitted. limit: tasks an array may have.
+
+    One array trains, and one for every unit evaluates what it has trained, task by task (aftercorr).
+    """
+    arrays = [Array("prepare", "prepare", [PrepareJob(folder, "prepare")])]
+    ready = [("afterok", "prepare")]
+
+    def add(name: str, stage: Stage, works: Sequence[Work], unit: str, after: list[tuple[str, str]]) -> None:
+        tasks = [job for work in works for job in run_jobs(work.plan, [unit], command)]
+        if tasks:
+            arrays.append(Array(name, stage, tasks, after))
+
+    train = [work for work in todo if TRAIN in work.units]
+    trained = [work for work in todo if TRAIN not in work.units and not work.after]
+    for part, start in enumerate(range(0, len(train), limit)):
+        works, name = train[start : start + limit], f"train-{part}"
+        add(name, "train", works, TRAIN, ready)
+        # A unit that somebody else evaluates already cannot be: its weights are not there yet.
+        for unit in works[0].plan.units:
+            add(f"{unit}-{part}", "evaluate", works, unit, [("aftercorr", name)])
+    for unit in [] if not trained else trained[0].plan.units:
+        works = [work for work in trained if unit in work.units]
+        for part, start in enumerate(range(0, len(works), limit)):
+            add(f"{unit}-trained-{part}", "evaluate", works[start : start + limit], unit, ready)
+    for work in todo:
+        if work.after:
+            for unit in work.units:
+                add(f"{unit}-{work.plan.config.run_id}", "evaluate", [work], unit, [*ready, ("afterok", work.after)])
+    out = runs_root / "collected" / experiment.name
+    last = [("afterany", array.name) for array in arrays]
+    return [*arrays, Array("collect", "collect", [CollectJob(folder, "collect", out, runs_root, command)], last)]
+
+
+@contextmanager
+def submitting(runs_root: Path) -> Iterator[None]:
+    """Held while a submission looks at what there is to do and says that it does it; another one waits."""
+    runs_root.mkdir(parents=True, exist_ok=True)
+    with open(runs_root / "submitting.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def submit(
+    experiment: Experiment, plans: Sequence[RunPlan], cluster: Cluster, runs_root: Path, command: str
+) -> tuple[dict[str, str], list[str]]:
+    """Put everything that is left of an experiment into Slurm's queue: whole, or not at all.
+
+    Returns Slurm's id of every array by its name, and the lines of `to_do` for what is left out. Raises RuntimeError
+    with what sbatch says when it refuses.
+    """
+    with submitting(runs_root):
+        todo, left_out = to_do(plans, Queue.read())
+        if not todo:
+            return {}, left_out
+        experiment, kept = keep_mixer_files(experiment, [work.plan for work in todo], runs_root)
+        todo = [Work(plan, work.units, work.after) for plan, work in zip(kept, todo, strict=True)]
+        folder = open_submission(experiment, plans, runs_root, "slurm")
+        arrays = graph(experiment, todo, folder, runs_root, command, array_limit())
+        code = snapshot(runs_root)
+        ids: dict[str, str] = {}
+        try:
+            for array in arrays:
+                ids[array.name] = _put(array, ids, cluster, folder, code)
+                write_atomic(folder / "jobs.json", json.dumps(ids).encode())
+            for array in arrays:
+                for index, job in enumerate(array.tasks):
+                    task = f"_{index}" if len(array.tasks) > 1 else ""
+                    write_status(job.folder, job.unit, "queued", f"as {array.name}", job=ids[array.name] + task, pid=0)
+            # Everything waits for this one: nothing has started while it was being written down.
+            _slurm("scontrol", "release", ids["prepare"])
+        except BaseException:
+            if ids:
+                subprocess.run(["scancel", *ids.values()], capture_output=True)
+            shutil.rmtree(folder)
+            raise
+    return ids, left_out
+
+
+def _put(array: Array, ids: dict[str, str], cluster: Cluster, folder: Path, code: Path) -> str:
+    """Submit one array; Slurm's id of it."""
+    listed = folder / "arrays" / f"{array.name}.json"
+    write_atomic(listed, json.dumps([[str(job.folder), job.unit] for job in array.tasks]).encode())
+    # One task is no array for Slurm, and has no corresponding one.
+    kinds = {"aftercorr": "aftercorr" if len(array.tasks) > 1 else "afterok"}
+    after = [f"{kinds.get(kind, kind)}:{ids.get(name, name)}" for kind, name in array.after]
+    parameters = sbatch_parameters(cluster, _resources(cluster, array), NAME, ",".join(after) or None)
+    extra = {"kill-on-invalid-dep": "yes"} | ({"hold": True} if array.stage == "prepare" else {})
+    python = cluster.python or shlex.quote(sys.executable)
+    variables = environment(code)
+    if array.stage in ("train", "evaluate", "collect"):
+        variables["HF_HUB_OFFLINE"] = "1"  # what they read was frozen before they start
+    # A signal to the job reaches the batch shell as well: with a trap it waits for its step and settles the end.
+    setup = ["trap 'terminated=1' TERM", *(f"export {k}={shlex.quote(v)}" for k, v in variables.items())]
+    step = [] if not cluster.srun_args else ["srun", "--nodes=1", "--ntasks=1", *cluster.srun_args]
+    ask = [*map(shlex.quote, step), python, "-m", "slurm.after", shlex.quote(str(listed))]
+    teardown = [
+        "code=$?",
+        f'if [ $code -ne 0 ] && {" ".join(ask)} "${{SLURM_ARRAY_TASK_ID:-0}}" $code ${{terminated:-0}}; then',
+        '  scontrol requeue "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"',
+        "fi",
+        "exit $code",
+    ]
+    executor = submitit.SlurmExecutor(folder / "logs", python=python)
+    executor.update_parameters(
+        **parameters
+        | {
+            "comment": f"{folder.name} {array.name}",
+            "setup": [*setup, *parameters.get("setup", [])],
+            "teardown": teardown,
+            "srun_args": ["--kill-on-bad-exit=1", *parameters.get("srun_args", [])],
+            "additional_parameters": parameters.get("additional_parameters", {}) | extra,
+        }
+    )
+    try:
+        with executor.batch():
+            jobs = [executor.submit(job) for job in array.tasks]
+    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+        raise RuntimeError(f"sbatch refused {array.name}: {' '.join(str(error).split())}") from None
+    return jobs[0].job_id.partition("_")[0]
+
+
+def describe(experiment: Experiment, plans: Sequence[RunPlan], cluster: Cluster, runs_root: Path) -> str:
+    """What `submit` would do, in words: the graph of its jobs, what each asks for, and what training costs. Touches
+    nothing."""
+    todo, left_out = to_do(plans, Queue.read())
+    try:
+        limit = array_limit()
+    except ValueError:  # planning needs no cluster
+        limit = 1001  # Slurm's own default
+    arrays = graph(experiment, todo, runs_root / "submissions", runs_root, "", limit) if todo else []
+    finished = sum(not plan.missing for plan in plans)
+    lines = [f"{experiment.name}: {len(plans)} runs, {finished} of them done", *(f"left out: {x}" for x in left_out)]
+    if arrays:
+        lines.append(f"{'array':24} {'tasks':>6} {'at once':>8} {'nodes × GPUs':>13} {'CPUs':>5} {'limit':>10}  after")
+    for array in arrays:
+        asked = _resources(cluster, array)
+        at_once = min(len(array.tasks), cluster.concurrency or len(array.tasks))
+        after = ", ".join(f"{kind}:{name}" for kind, name in array.after[:3]) + (", …" if len(array.after) > 3 else "")
+        shape = f"{asked.nodes} × {asked.gpus_per_node}"
+        cpus = asked.cpus_per_task * asked.tasks
+        limit = f"{asked.minutes // 60}:{asked.minutes % 60:02} h"
+        lines.append(f"{array.name:24} {len(array.tasks):6} {at_once:8} {shape:>13} {cpus:5} {limit:>10}  {after}")
+    trained = [work.plan.config for work in todo if TRAIN in work.units]
+    return "\n".join([*lines, cost_of(trained, cluster.tflops, cluster.utilisation)])
+
+
+def cost_of(runs: Sequence[RunConfig], tflops: float | None, utilisation: float) -> str:
+    """What training these runs takes, in words: estimated from the FLOPs of their mixers."""
+    if not runs:
+        return "nothing to train"
+    estimates = [estimate(run, tflops or 1.0, utilisation) for run in runs]
+    flops, disk = sum(e.training_flops for e in estimates), sum(e.disk_bytes for e in estimates)
+    memory = max(e.memory_bytes for e in estimates)
+    line = (
+        f"training: {len(runs)} runs, {flops:.3g} FLOPs, {disk / 1e9:,.1f} GB of disk, {memory / 1e9:,.1f} GB of "
+        "memory a process for weights, gradients and optimiser"
+    )
+    if tflops is None:
+        return f"{line}; GPU hours unknown: set `tflops` in the profile"
+    hours = sum(e.device_hours for e in estimates)
+    return (
+        f"{line}; {hours:,.1f} GPU hours at {utilisation:.0%} of {tflops:,.0f} TFLOP/s (from the FLOPs, not measured), "
+        "without evaluation"
+    )
+
+
+def _resources(cluster: Cluster, array: Array) -> Resources:
+    """What a task of an array asks for; collecting is work for the kind of node that prepares."""
+    return {"train": cluster.train, "evaluate": cluster.evaluate}.get(array.stage, cluster.prepare)
+
+
+def _slurm(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{shlex.join(command)}: {done.stderr.strip() or done.stdout.strip()}")

@@ -1,0 +1,260 @@
+"""Training in several processes: equal to one process, stopped and resumed together, failing together.
+
+Run as a script, under torchrun, this file is such a process.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_train import run_config
+
+from harness.config import RunConfig
+from harness.distributed import ALONE, World, world
+from harness.train import Summary, Trainer, load_trained, pieces, step_rows, train
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 6  # four of the first mixture, two of the second
+
+
+def recipe(data: Path, mixer: str = "gdn2", **training: Any) -> RunConfig:
+    return run_config(data, mixer, steps=STEPS, checkpoint_every=4, **training)
+
+
+def odd_rows(config: RunConfig) -> RunConfig:
+    """The same with three rows a step."""
+    phases = [phase.model_copy(update={"rows": {"text": 3}}) for phase in config.data.phases]
+    return config.model_copy(update={"data": config.data.model_copy(update={"phases": phases})})
+
+
+def stop_in(here: World, rank: int, step: int) -> Callable[[], bool]:
+    """Says yes in one process alone, from the given step of this call on."""
+    asked = 0
+
+    def stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return here.rank == rank and asked >= step
+
+    return stop
+
+
+def full_disk(here: World, config: RunConfig, folder: Path) -> None:
+    """Save where the first process' files may not grow past 4 KiB."""
+    trainer = Trainer(config, folder, here)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if here.first:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        trainer.save()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def overflow(here: World, config: RunConfig, folder: Path) -> None:
+    """A step with an infinite weight in the last process alone."""
+    trainer = Trainer(config, folder, here)
+    if here.rank == here.size - 1:
+        with torch.no_grad():
+            trainer.model.blocks[0].mlp.up_proj.weight[0, 0] = torch.inf
+    trainer.train_step()
+
+
+def worker(data: Path, out: Path) -> None:
+    """What every process does; what came of it goes to OUT/rank<rank>.json."""
+    found: dict[str, Any] = {}
+    with world() as here:
+
+        def note(name: str, action: Callable[[], Summary | None]) -> None:
+            try:
+                summary = action()
+                found[name] = None if summary is None else asdict(summary)
+            except Exception as error:
+                found[name] = f"{type(error).__name__}: {error}"
+
+        config = recipe(data)
+        note("whole", lambda: train(config, out / "whole"))
+        note("stopped", lambda: train(config, out / "resumed", stop=stop_in(here, here.size - 1, 3)))
+        note("resumed", lambda: train(config, out / "resumed"))
+        note("stopped for one", lambda: train(config, out / "fewer", stop=stop_in(here, 0, 3)))
+        if here.size == 2:
+            note("halves", lambda: train(recipe(data, accumulation=2), out / "halves"))
+            note("quarters", lambda: train(recipe(data, accumulation=4), out / "quarters"))
+            note("odd", lambda: train(odd_rows(config), out / "odd"))
+            note("full", lambda: full_disk(here, config, out / "full"))
+            note("overflow", lambda: overflow(here, config, out / "overflow"))
+        (out / f"rank{here.rank}.json").write_text(json.dumps(found))
+
+
+def torchrun(processes: int, data: Path, out: Path) -> list[dict[str, Any]]:
+    """What the processes found, by rank."""
+    out.mkdir()
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    done = subprocess.run([*command, __file__, str(data), str(out)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(processes)]
+
+
+@pytest.fixture(scope="module")
+def alone(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that several processes are compared with."""
+    folder = tmp_path_factory.mktemp("alone")
+    train(recipe(small_data), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pair(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    out = tmp_path_factory.mktemp("pair") / "out"
+    return out, torchrun(2, small_data, out)
+
+
+@pytest.fixture(scope="module")
+def four(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    out = tmp_path_factory.mktemp("four") / "out"
+    return out, torchrun(4, small_data, out)
+
+
+@pytest.fixture(params=[2, 4])
+def several(request: pytest.FixtureRequest) -> tuple[int, Path, list[dict[str, Any]]]:
+    return request.param, *request.getfixturevalue({2: "pair", 4: "four"}[request.param])
+
+
+def assert_close(run: Path, other: Path) -> None:
+    """The same weights but for the order of sums: fp32's 6e-8, which AdamW's first steps enlarge, being as long for a
+    gradient near zero as for any other. All mixers stay within 2.3e-6; training moves weights by 6e-3."""
+    weights, others = (load_trained(folder)[0].state_dict() for folder in (run, other))
+    for name in weights:
+        torch.testing.assert_close(weights[name], others[name], rtol=0, atol=1e-5)
+
+
+def test_several_processes_train_what_one_trains(several: Any, alone: Path) -> None:
+    size, out, found = several
+    assert all(f["whole"] == found[0]["whole"] for f in found)
+    one = json.loads((alone / "train.json").read_text())
+    summary = found[0]["whole"]
+    assert (summary["world_size"], one["world_size"]) == (size, 1)
+    assert summary["run"] == one["run"] and summary["tokens_seen"] == one["tokens_seen"]
+    assert abs(summary["train_loss"] - one["train_loss"]) < 1e-5  # of 8 nats
+    assert_close(out / "whole", alone)
+
+
+def test_only_one_process_writes(several: Any) -> None:
+    _, out, _ = several
+    assert [json.loads(line)["step"] for line in (out / "whole" / "metrics.jsonl").read_text().splitlines()] == [STEPS]
+    assert len(list((out / "whole" / "tensorboard").iterdir())) == 1
+    assert not list(out.rglob("*.partial"))
+
+
+def test_one_process_told_to_stop_stops_all_and_they_resume_to_the_same_bits(several: Any) -> None:
+    _, _, found = several
+    for f in found:
+        assert f["stopped"] == f"TrainingInterrupted: stopped after step 3 of {STEPS}; submit again to continue"
+        assert f["resumed"]["weights_sha256"] == f["whole"]["weights_sha256"]
+
+
+def test_one_process_goes_on_where_several_stopped(several: Any, alone: Path, small_data: Path) -> None:
+    _, out, found = several
+    assert all(f["stopped for one"].startswith("TrainingInterrupted: stopped after step 3") for f in found)
+    assert Trainer(recipe(small_data), out / "fewer").step == 3
+    summary = train(recipe(small_data), out / "fewer")
+    assert summary.world_size == 1
+    assert_close(out / "fewer", alone)
+
+
+def test_two_processes_take_the_pieces_of_one_and_reach_its_bits(
+    pair: tuple[Path, list[dict[str, Any]]], small_data: Path, tmp_path: Path
+) -> None:
+    # Each sums the gradients of one half, and so does one process with two pieces; a sum of two has one order.
+    one = train(recipe(small_data, accumulation=2), tmp_path / "halves")
+    assert pair[1][0]["halves"]["weights_sha256"] == one.weights_sha256
+    # Four pieces are summed as (a + b) + (c + d) here and ((a + b) + c) + d there.
+    train(recipe(small_data, accumulation=4), tmp_path / "quarters")
+    assert_close(pair[0] / "quarters", tmp_path / "quarters")
+
+
+def test_a_disk_that_fails_one_process_stops_all(pair: tuple[Path, list[dict[str, Any]]]) -> None:
+    first, second = (f["full"] for f in pair[1])
+    assert first.startswith("OSError: ") and "step_00000000.pt: cannot be written" in first
+    assert second == f"PeerFailed: rank 0: {first}"
+
+
+def test_a_loss_that_is_not_finite_in_one_process_stops_all(pair: tuple[Path, list[dict[str, Any]]]) -> None:
+    for f in pair[1]:
+        assert f["overflow"].startswith("TrainingStopped: step 0: loss nan")
+
+
+def test_rows_that_cannot_be_shared_equally_are_refused(
+    pair: tuple[Path, list[dict[str, Any]]], small_data: Path
+) -> None:
+    for f in pair[1]:
+        assert f["odd"] == (
+            "ValueError: world size: 2 processes with train.accumulation 1 cut a step into 2 equal pieces, and "
+            "data.phases.0 has 3 rows; use a number of processes that divides them"
+        )
+    assert not (pair[0] / "odd").exists()
+
+
+def test_pieces_of_several_processes_are_no_larger_than_those_of_one(small_data: Path) -> None:
+    config = recipe(small_data, accumulation=4)
+    assert [pieces(config.data, config.train, size) for size in (1, 2, 4)] == [4, 2, 1]
+    with pytest.raises(ValueError, match="3 processes with train.accumulation 4 cut a step into 6 .*has 4 rows"):
+        pieces(config.data, config.train, 3)
+
+
+def test_shares_in_order_of_rank_are_the_rows_of_the_step(small_data: Path, tmp_path: Path) -> None:
+    config = recipe(small_data)
+    trainer = Trainer(config, tmp_path)
+    for step in (1, 5):
+        tokens, counted = step_rows(config, step, trainer.tokenizer, trainer.data)
+        for size in (2, 4):
+            shares = [step_rows(config, step, trainer.tokenizer, trainer.data, World(r, size, r)) for r in range(size)]
+            assert torch.equal(torch.cat([t for t, _ in shares]), tokens)
+            assert torch.equal(torch.cat([c for _, c in shares]), counted)
+
+
+@pytest.mark.parametrize("size", [None, "1"])
+def test_one_process_needs_no_environment(size: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if size is not None:
+        monkeypatch.setenv("WORLD_SIZE", size)
+    with world() as here:
+        assert here == ALONE == World(0, 1, 0)
+        assert not torch.distributed.is_initialized()
+        assert here.total([1.5, 2]) == [1.5, 2] and here.anyone(True) and not here.anyone(False)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"WORLD_SIZE": "4", "RANK": "0", "MASTER_ADDR": "h"}, "WORLD_SIZE: 4 .* lacks LOCAL_RANK, MASTER_PORT; start"),
+        ({"WORLD_SIZE": "many"}, "WORLD_SIZE: 'many' in the environment is no whole number"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE: 0 is no number of processes; give at least 1"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "h", "MASTER_PORT": "1"},
+            "RANK: 2 is no place among WORLD_SIZE=2 processes; give 0 to 1",
+        ),
+    ],
+)
+def test_a_wrong_environment_is_named(
+    environment: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message), world():
+        pass
+
+
+if __name__ == "__main__":
+    worker(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,92 @@
+"""What a run is said to cost, against sums done by hand and a checkpoint that was written."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness import checkpoint
+from harness.config import DataConfig, RunConfig, TrainConfig, expand, load_experiment
+from harness.estimate import estimate
+from harness.model import ModelConfig, build_model
+from harness.optim import build_optimizer
+from harness.train import masked_loss
+
+PHASE = {"tokens": 5000, "seq_len": 127, "rows": {"text": 4}}
+SHORT = {"tokens": 126, "seq_len": 63, "rows": {"text": 2}}
+
+
+def run_config(phases: list[dict], **model: object) -> RunConfig:
+    """Two blocks of attention, whose every figure can be worked out by hand."""
+    shape = {"layout": "attention", "mixer": "attention", "mixer_options": {"heads": 2}}
+    return RunConfig(
+        label="Transformer",
+        mixer="attention",
+        layout="attention",
+        preset="cpu-600k",
+        seed=0,
+        model=ModelConfig(**(shape | {"d_model": 64, "mlp_widths": [96, 96], "vocab_size": 100} | model)),
+        data=DataConfig(phases=phases),
+        data_sha256="0" * 64,
+        train=TrainConfig(),
+    )
+
+
+def test_flops_and_hours_are_those_worked_out_by_hand() -> None:
+    # A token in a row of 127 sees 64 keys on average. Attention: 2·4·64² + 4·64·64 = 49,152; MLP: 2·3·64·96 = 36,864;
+    # head: 2·64·100 = 12,800. Forward 2·86,016 + 12,800 = 184,832, training three times that; 10 steps of 508 tokens.
+    cost = estimate(run_config([PHASE]), tflops=1e-3, utilisation=0.5)
+    assert cost.training_flops == 3 * 184_832 * 5_080
+    assert cost.device_hours == pytest.approx(3 * 184_832 * 5_080 / 0.5e9 / 3600)
+    # In rows of 63 it sees 32 keys: attention 40,960, forward 168,448; one step of 126 tokens.
+    both = estimate(run_config([PHASE, SHORT]), tflops=1e-3, utilisation=0.5)
+    assert both.training_flops == 3 * (184_832 * 5_080 + 168_448 * 126)
+
+
+def test_bytes_are_those_of_every_parameter_once() -> None:
+    # Blocks 2·(4·64² + 3·64·96 + 2·64) = 69,888, last norm 64, embedding and head 6,400 each: 82,752.
+    cost = estimate(run_config([PHASE]), 1.0, 0.5)
+    assert (cost.memory_bytes, cost.disk_bytes) == (16 * 82_752, 2 * 12 * 82_752)
+    tied = estimate(run_config([PHASE], tie_embeddings=True), 1.0, 0.5)
+    assert tied.memory_bytes == 16 * (82_752 - 6_400)
+
+
+def test_a_checkpoint_is_as_large_on_disk_as_estimated(tmp_path: Path) -> None:
+    config = run_config([PHASE], d_model=128, mlp_widths=[512, 512])
+    model = build_model(config.model, 0)
+    optimizer = build_optimizer(model, config.train)
+    tokens = torch.zeros(1, 9, dtype=torch.long)
+    masked_loss(model, tokens, tokens[:, 1:] == 0).backward()
+    optimizer.step()
+    content = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    for step in range(checkpoint.KEEP + 1):
+        checkpoint.save(tmp_path, step, content)
+    written = sum(path.stat().st_size for path in (tmp_path / "checkpoints").glob("step_*.pt"))
+    # Beside the numbers lie names and the archive's own entries, some hundred bytes a tensor.
+    assert written == pytest.approx(estimate(config, 1.0, 0.5).disk_bytes, rel=0.01)
+
+
+def test_the_papers_own_run_takes_six_parameters_a_token_and_somewhat_more() -> None:
+    config = next(
+        r for r in expand(load_experiment("table2"), 32000, "0" * 64) if (r.mixer, r.layout) == ("gdn2", "recurrent")
+    )
+    cost = estimate(config, tflops=989, utilisation=0.4)
+    assert 100e9 <= config.data.tokens < 100e9 + 524_288
+    # 6·N·T of the 1,302,640,416 parameters and the head's 32,000·2304, and the state's own work on top.
+    six = 6 * (1_302_640_416 + 32_000 * 2304) * config.data.tokens
+    assert six < cost.training_flops < 1.05 * six
+    assert cost.memory_bytes == 16 * (1_302_640_416 + 2 * 32_000 * 2304)
+
+
+@pytest.mark.parametrize(
+    ("tflops", "utilisation", "message"),
+    [
+        (0, 0.4, r"tflops: 0 is no rate"),
+        (float("inf"), 0.4, r"tflops: inf is no rate"),
+        (989, 0, r"utilisation: 0 is no part"),
+        (989, 40, r"utilisation: 40 is no part of a rate; give more than 0 and at most 1"),
+    ],
+)
+def test_a_rate_that_is_none_is_refused(tflops: float, utilisation: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        estimate(run_config([PHASE]), tflops, utilisation)

@@ -1,0 +1,256 @@
+"""Sweeps on a real Slurm: what waits for what, and what becomes of jobs that clusters interrupt."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from harness.config import load_experiment
+from harness.records import load
+from harness.train import read_summary, train
+from slurm.plan import RunPlan, plan
+from slurm.state import TRAIN, events
+from tests.slurm.cluster.minislurm import MiniSlurm
+from tests.slurm.test_submit import ROOT, RUN, data_config, experiment
+
+pytestmark = pytest.mark.slurm
+
+TINY = {"gpus_per_node": 0, "cpus_per_task": 1, "mem_gb": 2, "minutes": 60}
+
+
+class Site:
+    """A cluster, a profile of it, and our command line there."""
+
+    def __init__(self, cluster: MiniSlurm, folder: Path, **profile: object):
+        self.cluster, self.folder, self.runs = cluster, folder, folder / "runs"
+        content = {"train": TINY, "evaluate": TINY, "prepare": TINY, "signal_delay_s": 20}
+        (folder / "site.yaml").write_text(yaml.safe_dump(content | profile))
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen([*RUN, *command], cwd=self.folder, env=self.cluster.env, **pipes)
+
+    def call(self, *command: str, code: int = 0) -> str:
+        process = self.start(*command)
+        output, _ = process.communicate(timeout=180)
+        assert process.returncode == code, output
+        return output
+
+    def submit(self, path: Path, *options: str, code: int = 0) -> str:
+        return self.call("submit", str(path), "--cluster", "site.yaml", "--runs", str(self.runs), *options, code=code)
+
+    def rows(self, path: Path) -> dict[str, dict]:
+        found = json.loads(self.call("status", str(path), "--runs", str(self.runs), "--json"))
+        return {row["run"]: row for row in found}
+
+    def finish(self, seconds: float = 400) -> None:
+        """Wait until the queue is empty."""
+        self.cluster.wait(lambda: not self.cluster.squeue(), "the queue to empty", seconds)
+
+    def wait_for_checkpoint(self, work: RunPlan) -> dict:
+        """Until a run is in the middle of its training; its status then."""
+        index = work.folder / "checkpoints" / "index.json"
+        self.cluster.wait(index.exists, f"a checkpoint of {work.config.run_id}", 240)
+        return json.loads((work.folder / "state" / "train.json").read_text())
+
+
+@pytest.fixture
+def site(slurm_cluster: MiniSlurm, tmp_path: Path) -> Site:
+    return Site(slurm_cluster, tmp_path)
+
+
+def long_experiment(site: Site, shards: Path, steps: int = 250, **changes: object) -> Path:
+    recipe = {"lr": 1e-3, "checkpoint_every": 5, "threads": 1}
+    return experiment(site.folder, shards, data=data_config(shards, steps), **({"train": recipe} | changes))
+
+
+def outcomes(work: RunPlan, unit: str = TRAIN) -> list[str]:
+    return [event.get("outcome", event["event"]) for event in events(work.folder, unit)]
+
+
+def weights(work: RunPlan) -> str:
+    summary = read_summary(work.folder)
+    assert summary is not None, f"{work.config.run_id} is not trained"
+    return summary.weights_sha256
+
+
+def test_a_sweep_that_is_interrupted_in_every_way_ends_as_one_that_is_not(site: Site, small_data: Path) -> None:
+    path = long_experiment(site, small_data, mixers=["gated_deltanet", "attention"], seeds=[0, 1, 2])
+    runs = plan(load_experiment(path), site.runs)
+    output = site.submit(path)
+    assert all(name in output for name in ("prepare", "train-0", "recall-0", "collect"))
+    requeued, told, killed, stepped, untouched, other = runs
+    state = site.wait_for_checkpoint(requeued)
+    site.cluster.run("scontrol", "requeue", state["job"])
+    state = site.wait_for_checkpoint(told)
+    site.cluster.run("scancel", "--signal=USR2", state["job"])
+    site.cluster.restart_controller()
+    os.kill(site.wait_for_checkpoint(killed)["pid"], signal.SIGKILL)
+    os.kill(site.wait_for_checkpoint(stepped)["pid"], signal.SIGUSR2)
+    site.finish(600)
+    for work in runs:
+        assert weights(work) == train(work.config, site.folder / "alone" / work.config.run_id).weights_sha256
+        (evaluation,) = [event for event in events(work.folder, "recall") if event["event"] == "started"]
+        assert evaluation["time"] >= (work.folder / "train.json").stat().st_mtime
+    assert outcomes(requeued).count("started") == 2 and "failed" not in outcomes(requeued)
+    assert outcomes(told).count("left") == 1 and outcomes(stepped).count("left") == 1
+    assert outcomes(killed).count("failed") == 1
+    assert outcomes(untouched) == outcomes(other) == ["started"]
+    assert {row["state"] for row in site.rows(path).values()} == {"done"}
+    frame = pd.read_parquet(site.runs / "collected" / "tiny" / "records.parquet")
+    assert set(frame["run"]) == {work.config.run_id for work in runs}
+    assert "Gated DeltaNet" in (site.runs / "collected" / "tiny" / "table.md").read_text()
+    assert "nothing submitted" in site.submit(path)
+
+
+def test_a_time_limit_costs_nothing_but_time(site: Site, small_data: Path) -> None:
+    site = Site(site.cluster, site.folder, train=TINY | {"minutes": 1})
+    path = long_experiment(site, small_data, steps=3000, mixers=["gated_deltanet"])
+    (work,) = plan(load_experiment(path), site.runs)
+    site.submit(path)
+    site.finish(900)
+    # The limit is looked at every half minute: how often it strikes is Slurm's business.
+    assert outcomes(work).count("left") >= 1 and "failed" not in outcomes(work)
+    assert weights(work) == train(work.config, site.folder / "alone").weights_sha256
+
+
+def test_a_run_that_always_fails_is_given_up_and_the_others_are_finished(site: Site, small_data: Path) -> None:
+    path = experiment(site.folder, small_data)
+    broken, sound = plan(load_experiment(path), site.runs)
+    broken.folder.mkdir(parents=True)
+    (broken.folder / "checkpoints").write_text("a file where a folder must be")
+    site.submit(path)
+    site.finish()
+    rows = site.rows(path)
+    assert rows[broken.config.run_id]["state"] == "failed"
+    assert "checkpoints" in rows[broken.config.run_id]["reason"]
+    assert outcomes(broken).count("started") == 2 and not events(broken.folder, "recall")
+    assert rows[sound.config.run_id]["state"] == "done"
+    assert "checkpoints" in site.call("logs", broken.config.run_id, "--runs", str(site.runs))
+    again = site.submit(path)
+    assert "failed twice in the same way" in again and "nothing submitted" in again
+    (broken.folder / "checkpoints").unlink()
+    options = ["--cluster", "site.yaml", "--runs", str(site.runs)]
+    site.call("retry", str(path), "--run", broken.config.run_id, *options)
+    site.finish()
+    assert {row["state"] for row in site.rows(path).values()} == {"done"}
+
+
+def test_two_submissions_at_once_do_every_run_once_and_cancel_stops_it(site: Site, small_data: Path) -> None:
+    path = long_experiment(site, small_data, steps=120)
+    options = ["--cluster", "site.yaml", "--runs", str(site.runs)]
+    both = [site.start("submit", str(path), *options) for _ in "ab"]
+    said = [process.communicate(timeout=180)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert sum("nothing submitted" in text for text in said) == 1
+    runs = plan(load_experiment(path), site.runs)
+    for work in runs:
+        site.wait_for_checkpoint(work)
+    assert "job" in site.call("cancel", str(path), "--runs", str(site.runs))
+    site.finish()
+    assert {row["state"] for row in site.rows(path).values()} == {"stopped"}
+    site.submit(path)
+    site.finish()
+    for work in runs:
+        assert outcomes(work).count("started") == 2 and "failed" not in outcomes(work)
+        assert outcomes(work, "recall") == ["started"]
+        assert weights(work) == train(work.config, site.folder / "alone" / work.config.run_id).weights_sha256
+
+
+def test_two_processes_give_the_losses_of_one_with_twice_the_rows(site: Site, small_data: Path) -> None:
+    site = Site(site.cluster, site.folder, train=TINY | {"nodes": 2, "tasks_per_node": 1})
+    path = experiment(site.folder, small_data, mixers=["gdn2"], data=data_config(small_data, steps=20), suites={})
+    (work,) = plan(load_experiment(path), site.runs)
+    site.submit(path)
+    site.finish()
+    summary = read_summary(work.folder)
+    assert summary is not None and summary.world_size == 2
+    alone = site.folder / "alone"
+    train(work.config, alone)
+    curves = [
+        [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (work.folder, alone)
+    ]
+    # The sums of a step's gradient in another order, over 20 steps: fp32 rounding.
+    assert len(curves[0]) == 2 and curves[0] == pytest.approx(curves[1], rel=1e-5)
+
+
+def test_status_is_right_without_accounting(
+    slurm_without_accounting: MiniSlurm, small_data: Path, tmp_path: Path
+) -> None:
+    site = Site(slurm_without_accounting, tmp_path)
+    path = long_experiment(site, small_data, steps=400, mixers=["attention"])
+    (work,) = plan(load_experiment(path), site.runs)
+    site.submit(path)
+    assert site.rows(path)[work.config.run_id]["state"] in ("queued", "training")
+    pid = site.wait_for_checkpoint(work)["pid"]
+    row = site.rows(path)[work.config.run_id]
+    assert row["state"] == "training" and row["steps"] == 400 and row["loss"] > 0 and row["attempts"] == 1
+    # A job of which nothing is left but what it last said of itself.
+    site.cluster.run("scancel", "--signal=KILL", "--batch", row["job"])
+    os.kill(pid, signal.SIGKILL)
+    site.finish()
+    row = site.rows(path)[work.config.run_id]
+    assert row["state"] in ("lost", "stopped", "failed") and row["reason"]
+    site.submit(path)
+    site.finish()
+    assert site.rows(path)[work.config.run_id]["state"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("profile", "message"),
+    [
+        ({"partition": "moon"}, "partition: unknown partition 'moon'; use one of: debug"),
+        ({"train": TINY | {"gpus_per_node": 9}}, "train.gpus_per_node: 9 is above the 2"),
+        ({"shared": ["/nowhere"]}, "shared: '/nowhere' does not exist here"),
+    ],
+)
+def test_a_wrong_profile_is_refused_before_anything_is_submitted(
+    site: Site, small_data: Path, profile: dict, message: str
+) -> None:
+    site = Site(site.cluster, site.folder, **profile)
+    (line,) = site.submit(experiment(site.folder, small_data), code=2).splitlines()
+    assert line.startswith("error: ") and message in line
+    assert not site.runs.exists() and not site.cluster.squeue()
+
+
+def test_a_dry_run_shows_the_graph_and_touches_nothing(site: Site, small_data: Path) -> None:
+    path = experiment(site.folder, small_data, seeds=[0, 1])
+    output = site.submit(path, "--dry-run")
+    assert "afterok:prepare" in output and "aftercorr:train-0" in output and "afterany:prepare" in output
+    assert "4 runs" in output and "FLOPs" in output
+    assert not site.runs.exists() and not site.cluster.squeue()
+
+
+def test_jobs_run_the_code_that_was_submitted(site: Site, small_data: Path) -> None:
+    checkout = site.folder / "checkout"
+    checkout.mkdir()
+    for part in ("run.py", "pyproject.toml"):
+        shutil.copy(ROOT / part, checkout / part)
+    for part in ("harness", "mixers", "suites", "slurm"):
+        shutil.copytree(ROOT / part, checkout / part, ignore=shutil.ignore_patterns("__pycache__"))
+    path = experiment(site.folder, small_data, mixers=["attention"])
+    command = [
+        sys.executable,
+        str(checkout / "run.py"),
+        "submit",
+        str(path),
+        "--cluster",
+        "site.yaml",
+        "--runs",
+        "runs",
+    ]
+    environment = site.cluster.env | {"MIXERBENCH_CACHE": str(ROOT / ".cache")}
+    subprocess.run(command, cwd=site.folder, env=environment, check=True, capture_output=True, timeout=180)
+    (checkout / "harness" / "train.py").write_text("raise SystemError('edited')\n")
+    site.finish()
+    assert set(load(site.runs)["n"]) == {12}
