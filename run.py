@@ -46,6 +46,7 @@ Where = Annotated[
     ),
 ]
 Parallel = Annotated[int, typer.Option("--parallel", help="Runs at a time, on this machine.")]
+Collection = Annotated[Path | None, typer.Option("--out", help="Where collect wrote; what is made goes there.")]
 RUNS = Path("runs")
 
 
@@ -85,8 +86,14 @@ def _load_mixers(files: list[Path] | None) -> list[str]:
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
-    """Say what this machine has: versions, device, what computes each mixer and what would, data at hand, Slurm."""
+def doctor(
+    cluster: Annotated[
+        str | None, typer.Option(help="Check a Slurm site's profile against the cluster at hand.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what this machine has: versions, device, what computes each mixer and what would, data at hand, Slurm; exit
+    code 1 if the cluster would refuse the profile."""
     import shutil
 
     import torch
@@ -114,11 +121,21 @@ def doctor(as_json: AsJson = False) -> None:
         report["mamba3_mimo_step"] = "CuTe" if missing is None else f"torch; {missing}".removesuffix("; ")
         report["language_data"] = "fetched" if offline.available() else "missing: run `python run.py data fetch`"
         report["slurm"] = shutil.which("sbatch") or "missing: sbatch is not on the PATH; use --cluster local"
-    rows = [f"{key:24} {value}" for key, value in report.items() if key != "mixers"]
+        refused = []
+        if cluster is not None:
+            from slurm.site import load_cluster, problems
+
+            refused = problems(load_cluster(cluster))
+            report["cluster"] = refused or f"{cluster}: fits"
+    rows = [f"{key:24} {value}" for key, value in report.items() if key not in ("mixers", "cluster")]
     for name, mixer in report["mixers"].items():
         rows.append(f"mixer {name:18} runs on {mixer['serving']}")
         rows += [f"{'':24}   not {backend}: {why}" for backend, why in mixer["backends"].items() if why is not None]
+    if cluster is not None:
+        rows += [f"{'cluster':24} {line}" for line in refused or [report["cluster"]]]
     _print(report, as_json, "\n".join(rows))
+    if refused:
+        raise typer.Exit(1)
 
 
 @app.command("list")
@@ -442,30 +459,46 @@ def _run_local(loaded: Any, plans: list[Any], cluster: str, parallel: int, runs:
 def train(
     experiment: Experiment,
     run: Annotated[str, typer.Option(help="The run: its id, or a mixer that the experiment has once.")],
+    sharding: Annotated[
+        str, typer.Option(help="Under torchrun: ddp, every process the whole model; fsdp, a part of it.")
+    ] = "ddp",
+    profile: Annotated[
+        Path | None, typer.Option(help="Write a profiler's trace and the costliest operators to this folder.")
+    ] = None,
     runs: RunsRoot = RUNS,
     scale: Scale = None,
     overrides: Overrides = None,
     mixer_file: MixerFiles = None,
 ) -> None:
-    """Train one run of an experiment in this process."""
+    """Train one run of an experiment in this process, or in those that torchrun has started."""
+    from contextlib import nullcontext
+
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from harness.distributed import world
     from harness.train import train as train_run
     from slurm.state import TRAIN, exclusively
 
     with errors():
         _, plans = _planned(experiment, scale, overrides, mixer_file, runs)
         work = _one_run(plans, run)
+        if not work.config.data.phases:
+            raise ValueError(f"data.phases: none, so that {experiment} trains nothing; use submit")
         columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}")]
-        with Progress(*columns, TimeRemainingColumn()) as bar, exclusively(work.folder, TRAIN):
+        with (
+            world() as here,
+            exclusively(work.folder, TRAIN) if here.first else nullcontext(),
+            Progress(*columns, TimeRemainingColumn(), disable=not here.first) as bar,
+        ):
             task = bar.add_task(work.config.run_id, total=work.config.data.steps)
 
             def show(m: dict[str, float]) -> None:
                 line = f"{work.config.run_id}  loss {m['loss']:.3f}  {m['tokens_per_second']:,.0f} tok/s"
                 bar.update(task, completed=m["step"], description=line)
 
-            summary = train_run(work.config, work.folder, show)
-    typer.echo(f"{work.folder}: loss {summary.train_loss:.3f} after {summary.tokens_seen:,} tokens")
+            summary = train_run(work.config, work.folder, show, sharding=sharding, profile=profile)
+    if here.first:
+        typer.echo(f"{work.folder}: loss {summary.train_loss:.3f} after {summary.tokens_seen:,} tokens")
 
 
 def _one_run(plans: list[Any], run: str) -> Any:
@@ -494,13 +527,15 @@ def evaluate(
     from harness.config import parse_value
     from harness.journal import Journal
     from harness.records import shallow
-    from suites import limited, suite_config
+    from suites import FRESH, limited, suite_config
     from suites import suite as suite_module
 
     with errors():
         pairs = [option.partition("=") for option in options or []]
         given = {key: parse_value(value, f"{key}={value}") for key, _, value in pairs}
         config = suite_config(suite, given if limit is None else limited(suite, given, limit))
+        if suite in FRESH:
+            raise ValueError(f"suite: {suite} measures fresh models; submit an experiment that has it under suites")
         if [run, lm, untrained].count(None) != 2:
             raise ValueError("--run, --lm, --untrained: give exactly one of them")
         if run is not None:
@@ -659,38 +694,87 @@ def collect_(
 @app.command()
 def table(
     experiment: Experiment,
-    out: Annotated[Path | None, typer.Option(help="Where collect wrote, and where table.md and .csv go.")] = None,
+    out: Collection = None,
     columns: Annotated[str | None, typer.Option(help="Only these columns, separated by commas.")] = None,
     allow_mixed: Annotated[bool, typer.Option("--allow-mixed", help="Mix records whose settings differ.")] = False,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="The paper's own numbers instead, with their sampling noise.")
+    ] = False,
     runs: RunsRoot = RUNS,
     scale: Scale = None,
 ) -> None:
-    """Print the comparison as markdown, and write it as markdown and CSV beside the records."""
+    """Print the comparison as markdown, and write it as markdown, LaTeX, CSV and HTML beside the records; in the
+    paper's layout as well, and beside its numbers, where the experiment measures one of its tables."""
     from harness.config import load_experiment
-    from slurm.collect import write_table
+    from harness.paper_tables import PAPER_TABLES, printed_table
+    from slurm.collect import write_forms, write_table
 
     with errors():
         loaded = load_experiment(experiment, scale=scale)
-        target = out or runs.resolve() / "collected" / loaded.name
-        typer.echo(write_table(target, columns.split(",") if columns else None, allow_mixed))
+        if not paper:
+            target = out or runs.resolve() / "collected" / loaded.name
+            typer.echo(write_table(target, columns.split(",") if columns else None, allow_mixed, loaded))
+            return
+        if loaded.expected is None or loaded.expected.table not in PAPER_TABLES:
+            raise ValueError(f"--paper: {loaded.name} measures no table of the paper; use {', '.join(PAPER_TABLES)}")
+        found = printed_table(loaded.expected.table)
+        typer.echo(write_forms(out, f"{loaded.expected.table}-printed", found) if out else found.markdown())
 
 
 @app.command()
 def figure(
     experiment: Experiment,
-    what: Annotated[str, typer.Option(help="Which figure: recall.")],
-    out: Annotated[Path | None, typer.Option(help="Where collect wrote, and where the .png and .svg go.")] = None,
+    what: Annotated[
+        str, typer.Option(help="curves, recall, ruler, scores, pareto, ablations, throughput, kernels or gates.")
+    ],
+    column: Annotated[
+        list[str] | None, typer.Option(help="A column of table.csv, where the figure takes some: mqar_acc@16.")
+    ] = None,
+    run: Annotated[Path | None, typer.Option(help="gates: the folder of a trained Gated DeltaNet-2 run.")] = None,
+    prompt: Annotated[str, typer.Option(help="gates: needle, or a task of recall.")] = "needle",
+    size: Annotated[int, typer.Option(help="gates: the prompt's tokens, or the task's difficulty.")] = 64,
+    out: Collection = None,
     runs: RunsRoot = RUNS,
     scale: Scale = None,
 ) -> None:
-    """Draw a figure of the collected records, as PNG and SVG beside them."""
+    """Draw a figure of the collected records, or of what happens inside a run, as PNG and SVG."""
     from harness.config import load_experiment
-    from harness.figures import write_figure
+    from harness.figures import GATES, write_figure, write_gates
+
+    with errors():
+        target = out or runs.resolve() / "collected" / load_experiment(experiment, scale=scale).name
+        if what == GATES:
+            from slurm.jobs import load_lm
+
+            if run is None:
+                raise ValueError("--run: gates are drawn from a model; give the folder of a trained gdn2 run")
+            paths = write_gates(target, load_lm(run), prompt, size)
+        else:
+            paths = write_figure(target, what, column)
+        for path in paths:
+            typer.echo(path)
+
+
+@app.command()
+def report(
+    experiment: Experiment,
+    column: Annotated[
+        list[str] | None, typer.Option(help="Columns of table.csv for the figures that take some: mqar_acc@16.")
+    ] = None,
+    out: Collection = None,
+    runs: RunsRoot = RUNS,
+    scale: Scale = None,
+) -> None:
+    """Write one HTML page with the tables, figures, configuration and provenance of what was collected."""
+    from harness.config import load_experiment
+    from harness.report import report as write
+    from slurm.collect import write_table
 
     with errors():
         loaded = load_experiment(experiment, scale=scale)
-        for path in write_figure(out or runs.resolve() / "collected" / loaded.name, what):
-            typer.echo(path)
+        target = out or runs.resolve() / "collected" / loaded.name
+        write_table(target, None, False, loaded)
+        typer.echo(write(target, loaded, column))
 
 
 @bench_app.command("kernels")
@@ -753,6 +837,7 @@ def bench_kernels(
 def bench_throughput(
     preset: Annotated[str, typer.Option(help="A scale; see `list`.")],
     mixers: Annotated[str | None, typer.Option(help="Only these mixers, separated by commas.")] = None,
+    layout: Annotated[str, typer.Option(help="recurrent or hybrid; attention is its own.")] = "recurrent",
     length: Annotated[int, typer.Option(help="Tokens a sequence.")] = 2048,
     batch: Annotated[int, typer.Option(help="Sequences a step.")] = 8,
     steps: Annotated[int, typer.Option(help="Steps a timed window.")] = 10,
@@ -763,13 +848,14 @@ def bench_throughput(
     """Time training steps of every matched model at a scale, on this machine's device."""
     from harness.files import write_atomic
     from harness.train import this_device
-    from suites.throughput import render, run
+    from suites.throughput import bench, render
+
+    def say(line: str) -> None:
+        typer.echo(line, err=True)
 
     with errors():
         names = mixers.split(",") if mixers else None
-        rows = run(
-            preset, names, length, batch, steps, str(this_device()), seconds, lambda line: typer.echo(line, err=True)
-        )
+        rows = bench(preset, names, layout, length, batch, steps, str(this_device()), seconds, say)
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(out, json.dumps(rows, indent=1).encode())
@@ -791,6 +877,34 @@ def bench_lm(
         if samples < 1:
             raise ValueError(f"--samples: {samples} leaves nothing to time; give at least 1")
         rows = run(preset, samples, length, this_device(), lambda line: typer.echo(line, err=True))
+    _print(rows, as_json, render(rows))
+
+
+@bench_app.command("tables")
+def bench_tables(
+    records: Annotated[int, typer.Option(help="Synthetic records.")] = 100_000,
+    as_json: AsJson = False,
+) -> None:
+    """Time how long it takes from files of records to table 2."""
+    from harness.table_speed import run
+
+    with errors():
+        found = run(records)
+    _print(found, as_json, "\n".join(f"{name:10} {value:,.2f}" for name, value in found.items()))
+
+
+@bench_app.command("sweep")
+def bench_sweep(
+    runs: Annotated[int, typer.Option(help="Runs of the synthetic experiment.")] = 2000,
+    as_json: AsJson = False,
+) -> None:
+    """Time planning and status of an experiment of many runs, over synthetic markers."""
+    from slurm.speed import render, run
+
+    with errors():
+        if runs < 5:
+            raise ValueError(f"--runs: {runs} is no sweep; give at least 5")
+        rows = run(runs)
     _print(rows, as_json, render(rows))
 
 

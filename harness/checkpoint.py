@@ -1,7 +1,9 @@
 """Checkpoints of a run: written whole or not at all, verified before they are used.
 
-`checkpoints/index.json` lists the complete ones with their SHA-256; a file that is not listed was being written when
-its run died, and is ignored.
+`checkpoints/index.json` lists the complete ones with the SHA-256 of each file; what is not listed was being written
+when its run died, and is ignored. One process, or several that hold a whole model each, write a file `step_<step>.pt`.
+Processes that hold parts of a model write a folder `step_<step>.dcp` together (torch.distributed.checkpoint), each its
+own part. Either can be read by any number of processes, in parts or whole.
 """
 
 from __future__ import annotations
@@ -9,15 +11,25 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import shutil
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from harness.data import file_sha256
+from harness.distributed import World, whole
 from harness.files import write_atomic
 
 KEEP = 2
+REST = "rest.pt"  # in a folder, what is no tensor of the model or the optimiser
+
+Content = dict[str, Any]
+"""Of a checkpoint: `model` and `optimizer`, state dicts of torch, and whatever else."""
 
 
 class CheckpointError(ValueError):
@@ -34,24 +46,87 @@ def _index(folder: Path) -> dict[str, dict[str, Any]]:
         raise CheckpointError(f"{path}: not JSON; delete the folder {folder} to train from the start") from None
 
 
-def save(run_dir: Path, step: int, content: dict[str, Any]) -> Path:
-    """Write the checkpoint of a step and drop all but the last KEEP, and any of later steps: they are damaged ones that
-    the run went back behind. Raises OSError when the disk refuses."""
+def save(run_dir: Path, step: int, content: Content, milestones: int | None = None) -> Path:
+    """Write the checkpoint of a step and drop all but the last KEEP, those of every `milestones` steps, and any of
+    later steps: they are damaged ones that the run went back behind. Raises OSError when the disk refuses."""
     folder = run_dir / "checkpoints"
-    for left in folder.glob("step_*.partial"):  # by a process that was killed while it wrote
-        left.unlink()
+    _clear(folder)
     buffer = io.BytesIO()
     torch.save(content, buffer)
     path = folder / f"step_{step:08d}.pt"
-    index = {name: entry for name, entry in _index(folder).items() if entry["step"] < step}
-    index[path.name] = {"step": step, "sha256": hashlib.sha256(buffer.getbuffer()).hexdigest()}
     write_atomic(path, buffer.getbuffer())
-    kept = dict(sorted(index.items())[-KEEP:])
-    write_atomic(folder / "index.json", json.dumps(kept, indent=1).encode())
-    for old in folder.glob("step_*.pt"):
-        if old.name not in kept:
-            old.unlink()
+    _list(path, step, {"sha256": hashlib.sha256(buffer.getbuffer()).hexdigest()}, milestones)
     return path
+
+
+def save_sharded(run_dir: Path, step: int, content: Content, here: World, milestones: int | None = None) -> Path:
+    """The same by all processes of a run whose content is sharded: a folder. Raises OSError when a disk refuses, in all
+    processes, or PeerFailed."""
+    from torch.distributed import checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    folder = run_dir / "checkpoints"
+    path = folder / f"step_{step:08d}.dcp"
+    partial = path.with_name(f"{path.name}.partial")
+    tensors, rest = _tensors(content), _without_tensors(content)
+
+    def begin() -> None:
+        _clear(folder)
+        partial.mkdir(parents=True)
+        buffer = io.BytesIO()
+        torch.save(rest, buffer)
+        write_atomic(partial / REST, buffer.getbuffer())
+
+    here.on_first(begin)
+    try:
+        dcp.save(tensors, storage_writer=dcp.FileSystemWriter(partial))
+    except CheckpointException as error:  # no Exception, and raised by all processes
+        if here.first:
+            shutil.rmtree(partial, ignore_errors=True)
+        reasons = "; ".join(f"rank {rank}: {failure[0]}" for rank, failure in error.failures.items())
+        raise OSError(
+            f"{path}: cannot be written ({reasons}); free space or fix the permissions, then run again"
+        ) from None
+    with here.together():  # each process what it has written itself
+        own = {file.name: file_sha256(file) for file in partial.glob(f"__{here.rank}_*")}
+    hashes = {name: value for part in here.gather(own) for name, value in part.items()}
+
+    def finish() -> None:
+        for name in (".metadata", REST):
+            hashes[name] = file_sha256(partial / name)
+        shutil.rmtree(path, ignore_errors=True)  # complete but not listed when its run died
+        os.replace(partial, path)
+        _list(path, step, {"files": hashes}, milestones)
+
+    here.on_first(finish)
+    return path
+
+
+def _clear(folder: Path) -> None:
+    """Remove what processes that were killed had not finished."""
+    for left in folder.glob("step_*.partial"):
+        _remove(left)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _list(path: Path, step: int, entry: dict[str, Any], milestones: int | None) -> None:
+    """Put a checkpoint that is complete on the list, and remove those that are not to be kept."""
+    folder = path.parent
+    index = {name: known for name, known in _index(folder).items() if known["step"] < step}
+    index[path.name] = {"step": step} | entry
+    names = sorted(index)
+    kept = {
+        name: index[name]
+        for name in names
+        if name in names[-KEEP:] or (milestones is not None and index[name]["step"] % milestones == 0)
+    }
+    write_atomic(folder / "index.json", json.dumps(kept, indent=1).encode())
+    for old in [*folder.glob("step_*.pt"), *folder.glob("step_*.dcp")]:
+        if old.name not in kept:
+            _remove(old)
 
 
 def latest(run_dir: Path) -> Path | None:
@@ -69,7 +144,7 @@ def latest_sound(run_dir: Path) -> tuple[Path | None, list[str]]:
     faults: list[str] = []
     for name in sorted(_index(folder), reverse=True):
         try:
-            _read(folder / name)
+            _verify(folder / name)
         except CheckpointError as fault:
             faults.append(str(fault))
         else:
@@ -79,31 +154,115 @@ def latest_sound(run_dir: Path) -> tuple[Path | None, list[str]]:
     return None, []
 
 
-def load(path: Path) -> dict[str, Any]:
-    """A checkpoint's content on the CPU. Raises CheckpointError for a missing or damaged file."""
+def load(path: Path) -> Content:
+    """A checkpoint's content, whole, on the CPU. Raises CheckpointError for a missing or damaged one."""
     try:
-        content = _read(path)
+        _verify(path)
     except CheckpointError as fault:
         again = path.parent.parent / "train.json"
         raise CheckpointError(f"{fault}; delete {again} and submit again to train on from the one before") from None
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    if path.suffix == ".pt":
+        return torch.load(path, map_location="cpu", weights_only=True)
+    stored = _stored(path).items()
+    return _read(path, {key: torch.empty(meta.size, dtype=meta.properties.dtype) for key, meta in stored})
 
 
-def _read(path: Path) -> bytes:
-    """A checkpoint file's content, if it is what was written; CheckpointError without a remedy otherwise."""
-    expected = _index(path.parent).get(path.name)
-    if expected is None or not path.exists():
-        raise CheckpointError(f"{path}: the checkpoint is missing")
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != expected["sha256"]:
-        raise CheckpointError(f"{path}: damaged, its SHA-256 is not the recorded one")
+def require_config(path: Path, content: Content, config_hash: str) -> None:
+    """Raises CheckpointError for a checkpoint of another configuration."""
+    if content["config_hash"] != config_hash:
+        raise CheckpointError(
+            f"{path}: made by another configuration ({content['config_hash'][:8]}, this is {config_hash[:8]}); use "
+            "another run folder"
+        )
+
+
+def load_sharded(path: Path, config_hash: str, model: dict[str, Tensor], parameters: Sequence[Tensor]) -> Content:
+    """A checkpoint's content, sharded over the processes as what it is for: `model`, a state dict, and the optimiser's
+    `parameters` in its order. Of a folder each process reads what it holds. Verifies no bytes: `latest_sound` has.
+
+    Raises CheckpointError for a checkpoint of another configuration.
+    """
+    single = path.suffix == ".pt"
+    content = torch.load(path if single else path / REST, map_location="cpu", weights_only=True)
+    require_config(path, content, config_hash)
+    if single:
+        for name, tensor in content["model"].items():
+            content["model"][name] = _as(tensor, model[name])
+        for number, state in content["optimizer"]["state"].items():
+            content["optimizer"]["state"][number] = {k: _as(t, parameters[number]) for k, t in state.items()}
+        return content
+    tensors = {}
+    for key, meta in _stored(path).items():
+        _, name, *moment = key.split("/")
+        owner = parameters[int(name)] if moment else model[name]
+        same = meta.size == owner.shape and meta.properties.dtype == owner.dtype
+        tensors[key] = torch.empty_like(owner) if same else torch.empty(meta.size, dtype=meta.properties.dtype)
+    return _read(path, tensors)
+
+
+def _as(tensor: Tensor, owner: Tensor) -> Tensor:
+    """A whole tensor, sharded as another one of its shape is; any other as it is."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(owner, DTensor) or tensor.shape != owner.shape:
+        return tensor
+    # Every process has all of it, so that nothing is sent.
+    return distribute_tensor(tensor.to(owner.device), owner.device_mesh, owner.placements, src_data_rank=None)
+
+
+def _tensors(content: Content) -> dict[str, Tensor]:
+    """Those of the model as model/NAME, those of the optimiser as optimizer/NUMBER/NAME."""
+    moments = content["optimizer"]["state"].items()
+    return {f"model/{name}": tensor for name, tensor in content["model"].items()} | {
+        f"optimizer/{number}/{name}": tensor for number, state in moments for name, tensor in state.items()
+    }
+
+
+def _without_tensors(content: Content) -> Content:
+    return content | {"model": {}, "optimizer": content["optimizer"] | {"state": {}}}
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    from torch.distributed import checkpoint as dcp
+
+    return dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+
+
+def _read(path: Path, tensors: dict[str, Tensor]) -> Content:
+    """Fill the tensors, and give the content that they are part of."""
+    from torch.distributed import checkpoint as dcp
+
+    with warnings.catch_warnings():  # that it works alone, which it is told to
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        dcp.load(tensors, storage_reader=dcp.FileSystemReader(path), no_dist=True)
+    content = torch.load(path / REST, map_location="cpu", weights_only=True)
+    for key, tensor in tensors.items():
+        _, name, *moment = key.split("/")
+        if moment:
+            content["optimizer"]["state"].setdefault(int(name), {})[moment[0]] = tensor
+        else:
+            content["model"][name] = tensor
     return content
 
 
+def _verify(path: Path) -> None:
+    """Raises CheckpointError, without a remedy, unless a checkpoint is what was written."""
+    expected = _index(path.parent).get(path.name)
+    if expected is None or not path.exists():
+        raise CheckpointError(f"{path}: the checkpoint is missing")
+    files = {path: expected["sha256"]} if "sha256" in expected else {path / k: v for k, v in expected["files"].items()}
+    for file, sha256 in files.items():
+        if not file.is_file():
+            raise CheckpointError(f"{file}: the file is missing")
+        if file_sha256(file) != sha256:
+            raise CheckpointError(f"{file}: damaged, its SHA-256 is not the recorded one")
+
+
 def digest(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over named tensors, bit for bit: what "the same weights" means."""
+    """SHA-256 over named tensors, bit for bit: what "the same weights" means. Sharded ones are brought together one at
+    a time, so that all processes must call it."""
     total = hashlib.sha256()
     for name in sorted(tensors):
         total.update(name.encode())
-        total.update(tensors[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        total.update(whole(tensors[name].detach()).cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()

@@ -77,12 +77,13 @@ class DataConfig(Closed):
     """What is trained on.
 
     source: `embedded`, or a folder made by `run.py data prepare`. tokenizer: `embedded`, a tokenizer.json, or a Hub
-    name; must be the one the shards were made with. phases: in this order, under one learning-rate schedule.
+    name; must be the one the shards were made with. phases: in this order, under one learning-rate schedule; left out
+    where nothing is trained.
     """
 
     source: str = "embedded"
     tokenizer: str = "embedded"
-    phases: list[Phase] = Field(min_length=1)
+    phases: list[Phase] = Field(default=[], min_length=1)  # a default is not held to the length
 
     @property
     def steps(self) -> int:
@@ -107,6 +108,11 @@ class TrainConfig(Closed):
     cosine down to final_lr_ratio · lr after warmup_ratio of the tokens. weight_decay reaches matrices only, embedding
     included; not norms, biases, other vectors, A_log, dt_bias. dtype: of activations; `auto` is bf16 on a GPU that has
     it and fp32 elsewhere. checkpoint_every: optimiser steps between checkpoints. threads: CPU threads of the run.
+
+    Those below change how a run is made and not what is trained, but for rounding, and are no part of its identity:
+    milestones: optimiser steps between checkpoints that are kept for good. recompute: activations of a block are made
+    again for the backward pass instead of kept. compile: blocks go through torch.compile. max_skipped: steps in all
+    that may be skipped because their loss or gradient is not finite.
     """
 
     accumulation: PositiveInt = 1
@@ -119,6 +125,14 @@ class TrainConfig(Closed):
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     checkpoint_every: PositiveInt = 1000
     threads: PositiveInt | None = None
+    milestones: PositiveInt | None = None
+    recompute: bool = False
+    compile: bool = False
+    max_skipped: NonNegativeInt = 10
+
+
+NO_IDENTITY = {"milestones", "recompute", "compile", "max_skipped"}
+"""Fields of TrainConfig that a run's hash leaves out."""
 
 
 class MixerSpec(Closed):
@@ -198,7 +212,7 @@ class Experiment(Closed):
     mixer_files: list[str] = []
     layouts: list[Literal["recurrent", "hybrid"]] = ["recurrent"]
     seeds: list[NonNegativeInt] = Field(default=[0], min_length=1)
-    data: DataConfig
+    data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     suites: dict[str, dict[str, Any]] = {}
     ablations: list[Ablation] = []
@@ -301,7 +315,7 @@ class RunConfig(Closed):
     @property
     def hash(self) -> str:
         """Of everything that changes what is trained."""
-        content = self.model_dump(mode="json", exclude={"label", "mixer_file"})
+        content = self.model_dump(mode="json", exclude={"label": True, "mixer_file": True, "train": NO_IDENTITY})
         if self.mixer_file is not None:  # its content and not its place
             content["mixer_file"] = self.mixer_file.sha256
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -393,10 +407,10 @@ def parse_value(text: str, subject: str) -> Any:
         raise ValueError(f"--set: {subject!r} has no YAML value behind the =") from None
 
 
-def expand(experiment: Experiment, vocab_size: int, data_sha256: str) -> list[RunConfig]:
+def expand(experiment: Experiment, vocab_size: int | None, data_sha256: str) -> list[RunConfig]:
     """All runs of an experiment, their models matched. Raises ValueError for the first that cannot be built.
 
-    vocab_size: that of the tokenizer in use; it replaces the preset's. data_sha256: see RunConfig.
+    vocab_size: that of the tokenizer in use; it replaces the preset's, which None keeps. data_sha256: see RunConfig.
     """
     for file in experiment.mixer_files:
         load_file(file)
@@ -422,7 +436,8 @@ def expand(experiment: Experiment, vocab_size: int, data_sha256: str) -> list[Ru
                 if ablation is None:
                     raise
                 raise ValueError(f"{where}: {error}; if it is not meant for this mixer, name its mixers") from None
-            content = [name, layout, spec.mixer, resolved.model_dump_json(), model.mlp_widths, train.model_dump_json()]
+            content = [name, layout, spec.mixer, resolved.model_dump_json(), model.mlp_widths]
+            content.append(train.model_dump_json(exclude=NO_IDENTITY))
             if (identity := json.dumps(content)) in trained:
                 raise ValueError(f"{where} is listed twice with the same options; remove one")
             if (label, name, layout) in called:
@@ -458,7 +473,7 @@ def _layouts(experiment: Experiment, spec: MixerSpec) -> list[Layout]:
 
 @cache
 def _matched(
-    preset_name: str, layout: Layout, mixer: str, cls: type[Mixer], options: str, vocab_size: int
+    preset_name: str, layout: Layout, mixer: str, cls: type[Mixer], options: str, vocab_size: int | None
 ) -> ModelConfig:
     """`matched_config`, which takes a tenth of a second at the larger scales, once in a process. options: as JSON. cls:
     the mixer's class, so that another one under the same name is another model."""

@@ -1,21 +1,31 @@
 """Several processes that train one run: how they find each other, and how they agree on what happens next.
 
 They are told their places by the environment, as torchrun and submitit's TorchDistributedEnvironment set it.
+
+What they hold is one of two things: each a whole model (`ddp`), or each a part of every parameter, gradient and moment
+(`fsdp`), brought together block by block while it computes. Both compute the same function.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+Sharding = Literal["ddp", "fsdp"]
 
 # All wait while the first writes a checkpoint or makes the shards of the data.
 PATIENCE = timedelta(minutes=30)
@@ -59,7 +69,8 @@ class World:
     @contextmanager
     def together(self) -> Iterator[None]:
         """What any process raises in the block is raised by all at its end: its own by the process that failed,
-        PeerFailed by the others. The block itself must not wait for other processes."""
+        PeerFailed by the others. The first writes the traceback of every other to the log. The block itself must not
+        wait for other processes."""
         if self.size == 1:
             yield
             return
@@ -70,11 +81,25 @@ class World:
             error = raised
         if not self.anyone(error is not None):
             return
-        reasons: list[Any] = [None] * self.size
-        dist.all_gather_object(reasons, None if error is None else f"{type(error).__name__}: {error}")
+        reasons = self.gather(
+            None if error is None else (f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
+        )
+        failed = [(rank, *reason) for rank, reason in enumerate(reasons) if reason is not None]
+        if self.first:
+            for rank, _, trace in failed:
+                log.error("rank %d of %d failed:\n%s", rank, self.size, trace.rstrip())
         if error is not None:
             raise error
-        raise PeerFailed(next(f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason is not None))
+        rank, reason, _ = failed[0]
+        raise PeerFailed(f"rank {rank}: {reason}")
+
+    def gather(self, value: T) -> list[T]:
+        """What each process gives, by rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
     def on_first(self, action: Callable[[], T]) -> T:
         """What `action` returns in the first process, which alone runs it; what it raises is raised by all."""
@@ -128,6 +153,66 @@ def world() -> Iterator[World]:
         dist.destroy_process_group()
 
 
+def shard(root: nn.Module, blocks: Iterable[nn.Module], here: World, device: torch.device, dtype: torch.dtype) -> None:
+    """Spread the parameters of a module over the processes, in place (torch's fully_shard, FSDP2), and move it to the
+    device a block at a time. All processes hold the same whole module before.
+
+    root: whose forward pass computes the loss; its gradients are the mean over the processes, summed in fp32. blocks:
+    parts of it that are brought together one after another, and whose `mlp` is all matrices. dtype: of activations.
+    The master weights stay fp32. Of parameters only an MLP's travel in `dtype`: its layers would round them so anyway,
+    while those of norms, decays and convolutions are used in fp32, as in a process alone.
+
+    Raises RuntimeError where the shards do not add up to what the parameters were.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    before, marks = _moments(root), {name: dict(vars(p)) for name, p in root.named_parameters()}
+    mesh = init_device_mesh(device.type, (here.size,))
+    exact = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    rounded = MixedPrecisionPolicy(param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32)
+    for block in blocks:
+        fully_shard(block.mlp, mesh=mesh, mp_policy=rounded)
+        fully_shard(block, mesh=mesh, mp_policy=exact)
+    fully_shard(root, mesh=mesh, mp_policy=exact)
+    for name, parameter in root.named_parameters():  # such as fla's _no_weight_decay
+        vars(parameter).update(marks[name])
+    names, size = list(before), len(next(iter(before.values())))
+    own = _moments(root)
+    sums = here.total([value for name in names for value in own[name]])
+    for index, name in enumerate(names):
+        after = sums[size * index : size * (index + 1)]
+        # Both are float64 sums of the same numbers, in another order.
+        if any(abs(a - b) > 1e-9 * before[name][-1] for a, b in zip(after, before[name], strict=True)):
+            raise RuntimeError(
+                f"{name}: sharded over {here.size} processes it has (numbers, sum, sum of absolute values) {after}, "
+                f"before {before[name]}; train with ddp, and report torch {torch.__version__}"
+            )
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a sharded tensor; any other tensor itself."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor brought together, which all processes ask for; any other tensor itself."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _moments(module: nn.Module) -> dict[str, list[float]]:
+    """Of each parameter's part that is here: how many numbers, their sum and that of their absolute values."""
+    moments = {}
+    for name, parameter in module.named_parameters():
+        part = local(parameter).detach().double()
+        moments[name] = [part.numel(), part.sum().item(), part.abs().sum().item()]
+    return moments
+
+
 def _number(name: str) -> int:
     try:
         return int(os.environ[name])
@@ -145,3 +230,4 @@ def _take_gpu(local_rank: int) -> None:
             "processes a machine"
         )
     torch.cuda.set_device(index)
+    torch.cuda.init()  # else a device mesh takes the device of LOCAL_RANK, whether it can be seen or not

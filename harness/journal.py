@@ -12,8 +12,9 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
-# Requests that are answered before their answers are written: enough for full batches, little to lose.
-CHUNK = 512
+# Requests, and characters of their texts, that are answered before their answers are written: enough for full batches,
+# little to lose. 2^21 characters are some 64 contexts of 8K tokens.
+CHUNK, CHARACTERS = 512, 2**21
 
 
 class Journal(LM):
@@ -59,7 +60,7 @@ class Journal(LM):
         started, left = time.perf_counter(), list(missing.items())
         with open(self.path, "a", encoding="utf-8") as file:
             while left:
-                part, left = _split(left, CHUNK)
+                part, left = _split(left)
                 answers = getattr(self.lm, kind)([request for _, request in part], **options)
                 for (key, request), answer in zip(part, answers, strict=True):
                     line = {"key": key, "task": request.task_name, "doc": request.doc_id, "answer": answer}
@@ -72,10 +73,14 @@ class Journal(LM):
         return [self.answers[key] for key in keys]
 
 
-def _split(requests: list[tuple[str, Instance]], size: int) -> tuple[list[Any], list[Any]]:
-    """The first `size` requests or a few more, so that those of one document, which share their beginning, stay
-    together; and the rest."""
-    while 0 < size < len(requests) and requests[size][1].doc_id == requests[size - 1][1].doc_id:
+def _split(requests: list[tuple[str, Instance]]) -> tuple[list[Any], list[Any]]:
+    """The first requests that make a chunk, and a few more so that those of one document, which share their beginning,
+    stay together; and the rest."""
+    size = characters = 0
+    while size < len(requests) and (
+        (size < CHUNK and characters < CHARACTERS) or requests[size][1].doc_id == requests[size - 1][1].doc_id
+    ):
+        characters += sum(len(argument) for argument in requests[size][1].args if isinstance(argument, str))
         size += 1
     return requests[:size], requests[size:]
 

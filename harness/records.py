@@ -3,7 +3,12 @@
     <run>/records/<unit>.jsonl           one record a line, flat; a unit is SUITE or SUITE@LENGTH
     <run>/records/<unit>.samples.jsonl   the per-sample scores of those records that have them
 
-The samples are written first and the records last, so a unit whose records exist is complete.
+The samples are written first and the records last, so a unit whose records exist is complete. A collection, which
+`run.py collect` makes of an experiment, is the same as two files: records.parquet and samples.json.
+
+A number is identified by run, suite, task, metric and length. Where a number is found twice, copies that say the same
+of its value and of what was measured count once, and the one measured last is kept; copies that do not agree are an
+error, since nothing says which is right.
 """
 
 from __future__ import annotations
@@ -12,8 +17,8 @@ import json
 import math
 import os
 import typing
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -96,6 +101,9 @@ def shallow(instance: Any) -> dict[str, Any]:
     return {f.name: getattr(instance, f.name) for f in fields(instance)}
 
 
+KEY = ["run", "suite", "task", "metric", "length"]
+INCIDENTAL = ["label", "time", "command", "git_commit", "git_dirty", "file"]
+"""What two copies of a number may differ in: how it is called, and when and by which checkout it was measured again."""
 COLUMNS = [f.name for f in fields(Record) if f.name not in ("samples", "schema")] + ["file"]
 HINTS = {name: hint for name, hint in typing.get_type_hints(Record).items() if name != "samples"}
 TYPES: dict[str, tuple[type, ...]] = {
@@ -103,6 +111,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     for name, hint in HINTS.items()
 }
 """The types that each field of a line may have. Exact ones: bool is a subclass of int, but true is no seed."""
+CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False)
 
 
 def write_records(run_dir: Path, unit: str, records: Sequence[Record]) -> Path:
@@ -153,7 +162,7 @@ def write_lines(target: Path, lines: Iterable[str]) -> Path:
 
 
 def record_line(record: Record) -> str:
-    row = asdict(record)
+    row = shallow(record)
     del row["samples"]
     row["value"], row["stderr"] = encode(record.value), encode(record.stderr)
     return json.dumps(row, allow_nan=False, ensure_ascii=False)
@@ -181,105 +190,178 @@ def decode(value: float | str | None) -> float | None:
     return float(value)
 
 
-def load(source: Path | str | Iterable[Path | str], run_ids: Iterable[str] | None = None) -> pd.DataFrame:
-    """Every record under a folder of runs, a run, a file, or several of these, as one tidy frame.
+Source = Path | str | Iterable[Path | str]
+
+
+def load(
+    source: Source, run_ids: Iterable[str] | None = None, unreadable: dict[Path, str] | None = None
+) -> pd.DataFrame:
+    """Every record under a folder of runs, a run, a collection, a file, or several of these, as one tidy frame.
 
     A row is a record: its fields, `settings` as canonical JSON text, and the `file` it was read from; `length`,
-    `limit` are nullable integers. Records that appear twice word for word count once. run_ids keeps those runs.
-    Raises ValueError naming file and line of whatever cannot be read, of a schema that is not known, and of
-    two records that disagree on the same number.
+    `limit` are nullable integers. Copies count once, as the module says. run_ids keeps those runs. unreadable: where
+    given, a file that cannot be read is entered there with the reason, and the others are returned.
+    Raises ValueError naming file and line of what cannot be read, of a schema that is not known, and of two records
+    that disagree on the same number.
     """
-    wanted = None if run_ids is None else set(run_ids)
-    rows: dict[SampleKey, dict[str, Any]] = {}
+    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    collected = []
     for path in record_files(source):
-        for number, row in read_lines(path):
-            row = parse_record(row, f"{path}, line {number}")
-            if wanted is not None and row["run"] not in wanted:
+        try:
+            if path.suffix == ".parquet":
+                collected.append(read_collection(path))
                 continue
-            key = (row["run"], row["suite"], row["task"], row["metric"], row["length"])
-            known = rows.get(key)
-            if known is None:
-                rows[key] = {**row, "file": str(path)}
-            elif not same_row(known, row):
-                raise ValueError(
-                    f"{path}, line {number}: disagrees with {known['file']} on {key}; load only one of the two"
-                )
-    frame = pd.DataFrame(list(rows.values()), columns=COLUMNS)
+            read = parse_records(path, read_lines(path))
+        except ValueError as error:
+            if unreadable is None:
+                raise
+            unreadable[path] = str(error)
+            continue
+        for name, values in read.items():
+            columns[name] += values
+    frames = [typed(columns)] * bool(columns["run"]) + collected
+    frame = pd.concat(frames, ignore_index=True) if frames else typed(columns)
+    if run_ids is not None:
+        frame = frame[frame["run"].isin(set(run_ids))].reset_index(drop=True)
+    return once(frame)
+
+
+def typed(columns: dict[str, list[Any]] | pd.DataFrame) -> pd.DataFrame:
+    frame = pd.DataFrame(columns, columns=COLUMNS)
     return frame.astype({"value": "float64", "stderr": "float64", "length": "Int64", "limit": "Int64"})
 
 
-def load_samples(
-    source: Path | str | Iterable[Path | str], run_ids: Iterable[str] | None = None
-) -> dict[SampleKey, tuple[float, ...]]:
+def once(frame: pd.DataFrame) -> pd.DataFrame:
+    """Each number once, the copy measured last, in the place of the first; ValueError where copies disagree."""
+    repeated = frame.duplicated(KEY, keep=False)
+    if not repeated.any():
+        return frame
+    copies = frame[repeated]
+    key = [copies[name] for name in KEY]
+    told = copies.columns.difference([*KEY, *INCIDENTAL], sort=False)
+    kinds = copies[told].groupby(key, dropna=False, sort=False).transform("nunique", dropna=False)
+    if (kinds > 1).any(axis=None):
+        names = ", ".join(told[(kinds > 1).any()])
+        wrong = copies[(kinds > 1).any(axis=1)]
+        same = wrong[wrong.groupby(KEY, dropna=False, sort=False).ngroup() == 0]
+        number = ", ".join(str(v) for v in wrong[KEY].iloc[0] if not pd.isna(v))
+        files = " and ".join(dict.fromkeys(same["file"]))
+        raise ValueError(f"records: {number}: {files} disagree on {names}; load only one of them")
+    place = pd.Series(copies.index, copies.index).groupby(key, dropna=False).transform("min")
+    latest = copies.sort_values("time", kind="stable").drop_duplicates(KEY, keep="last")
+    latest = latest.set_axis(place[latest.index])
+    return pd.concat([frame[~repeated], latest]).sort_index().reset_index(drop=True)
+
+
+def read_collection(path: Path) -> pd.DataFrame:
+    """The records of a collection, or ValueError where it is of another version."""
+    frame = pd.read_parquet(path)
+    expected = set(COLUMNS) - {"file"}
+    if set(frame.columns) != expected:
+        missing, unknown = sorted(expected - set(frame.columns)), sorted(set(frame.columns) - expected)
+        raise ValueError(f"{path}: columns missing {missing}, unknown {unknown}; collect again with this version")
+    return typed(frame.assign(file=str(path)))
+
+
+def load_samples(source: Source, run_ids: Iterable[str] | None = None) -> dict[SampleKey, tuple[float, ...]]:
     """The per-sample scores under the same sources as `load`, by (run, suite, task, metric, length)."""
     wanted = None if run_ids is None else set(run_ids)
     found: dict[SampleKey, tuple[float, ...]] = {}
     for path in record_files(source):
-        samples_path = path.with_suffix(".samples.jsonl")
-        if not samples_path.exists():
-            continue
-        for number, row in read_lines(samples_path):
-            try:
-                key = (row["run"], row["suite"], row["task"], row["metric"], row["length"])
-                scores = tuple(decode(s) for s in row["samples"])
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{samples_path}, line {number}: no samples ({error}); evaluate again") from error
-            if wanted is None or row["run"] in wanted:
+        for key, scores in read_samples(path):
+            if wanted is None or key[0] in wanted:
                 found[key] = scores
     return found
 
 
-def record_files(source: Path | str | Iterable[Path | str]) -> list[Path]:
+def read_samples(path: Path) -> Iterator[tuple[SampleKey, tuple[float, ...]]]:
+    """The scores that belong to a file of records, if it has some."""
+    if path.suffix == ".parquet":
+        kept = path.with_name("samples.json")
+        for key, scores in json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else ():
+            yield tuple(key), tuple(scores)
+        return
+    samples_path = path.with_suffix(".samples.jsonl")
+    if not samples_path.exists():
+        return
+    for number, row in enumerate(read_lines(samples_path), 1):
+        try:
+            yield tuple(row[name] for name in KEY), tuple(decode(s) for s in row["samples"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{samples_path}, line {number}: no samples ({error}); evaluate again") from error
+
+
+def record_files(source: Source) -> list[Path]:
     """The files of records that a source means, sorted; ValueError for a path that does not exist."""
     sources = [source] if isinstance(source, str | Path) else list(source)
     files: dict[Path, None] = {}
     for path in map(Path, sources):
         if path.is_file():
             found = [path]
+        elif (path / "records.parquet").is_file():
+            found = [path / "records.parquet"]
         elif path.is_dir():
             # A run, a folder of runs, a folder of experiments; not deeper, where snapshots of code would be.
             found = sorted(f for depth in ("", "*/", "*/*/") for f in path.glob(f"{depth}records/*.jsonl"))
         else:
-            raise ValueError(f"records: {path} does not exist; give a folder of runs or a file of records")
+            raise ValueError(
+                f"records: {path} does not exist; give a folder of runs, a collection or a file of records"
+            )
         files.update(dict.fromkeys(f for f in found if not f.name.endswith(".samples.jsonl")))
     return list(files)
 
 
-def read_lines(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error}); evaluate that suite again") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: not an object; evaluate that suite again")
-            yield number, row
-
-
-def parse_record(row: dict[str, Any], where: str) -> dict[str, Any]:
-    """A line of JSON as a row of the frame, or ValueError naming the line and the field."""
-    schema = row.get("schema")
-    if schema != SCHEMA:
-        raise ValueError(f"{where}: schema {schema!r}, this version reads {SCHEMA}; evaluate that suite again")
-    missing, unknown = TYPES.keys() - row.keys(), row.keys() - TYPES.keys()
-    if missing or unknown:
-        raise ValueError(f"{where}: fields missing {sorted(missing)}, unknown {sorted(unknown)}; evaluate again")
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    lines = path.read_text(encoding="utf-8").splitlines()
     try:
-        row = {**row, "value": decode(row["value"]), "stderr": decode(row["stderr"])}
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: value or stderr: {error}; evaluate again") from error
-    for name, value in row.items():
-        if type(value) not in TYPES[name]:
-            expected = " or ".join(t.__name__ for t in TYPES[name])
-            raise ValueError(f"{where}: {name}: {value!r} is not {expected}; evaluate again")
-    if row["metric"] not in METRICS:
-        raise ValueError(f"{where}: metric: {row['metric']!r} is not declared in harness/metrics.py")
-    del row["schema"]
-    row["settings"] = json.dumps(row["settings"], sort_keys=True, ensure_ascii=False)
+        rows = json.loads(f"[{','.join(lines)}]")
+    except json.JSONDecodeError:
+        rows = [parse_line(path, number, line) for number, line in enumerate(lines, 1)]
+    if len(rows) != len(lines) or not all(type(row) is dict for row in rows):
+        rows = [parse_line(path, number, line) for number, line in enumerate(lines, 1)]
+    return rows
+
+
+def parse_line(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {number}: not JSON ({error}); evaluate that suite again") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{path}, line {number}: not an object; evaluate that suite again")
     return row
 
 
-def same_row(known: dict[str, Any], row: dict[str, Any]) -> bool:
-    """Whether two rows agree in every field; NaN agrees with NaN."""
-    return all(known[k] == v or (v != v and known[k] != known[k]) for k, v in row.items())
+def parse_records(path: Path, rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The lines of a file as columns of the frame, or ValueError naming line and field."""
+    for number, row in enumerate(rows, 1):
+        if row.get("schema") != SCHEMA or row.keys() != TYPES.keys():
+            raise ValueError(f"{path}, line {number}: {why_not_read(row)}")
+    columns = {name: [row[name] for row in rows] for name in TYPES}
+    for name in ("value", "stderr"):
+        for number, value in enumerate(columns[name]) if set(map(type, columns[name])) != {float} else ():
+            try:
+                columns[name][number] = value if type(value) is float else decode(value)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{path}, line {number + 1}: value or stderr: {error}; evaluate again") from error
+    for name, values in columns.items():
+        if not set(map(type, values)) <= set(TYPES[name]):
+            number, value = next((n, v) for n, v in enumerate(values, 1) if type(v) not in TYPES[name])
+            expected = " or ".join(t.__name__ for t in TYPES[name])
+            raise ValueError(f"{path}, line {number}: {name}: {value!r} is not {expected}; evaluate again")
+    if unknown := set(columns["metric"]) - METRICS.keys():
+        number, metric = next((n, m) for n, m in enumerate(columns["metric"], 1) if m in unknown)
+        raise ValueError(f"{path}, line {number}: metric: {metric!r} is not declared in harness/metrics.py")
+    del columns["schema"]
+    columns["settings"] = list(map(CANONICAL.encode, columns["settings"]))
+    return {**columns, "file": [str(path)] * len(rows)}
+
+
+def why_not_read(row: dict[str, Any]) -> str:
+    schema = row.get("schema")
+    if type(schema) is int and schema > SCHEMA:
+        return f"schema {schema} is newer than this version reads, {SCHEMA}; update the project"
+    if schema != SCHEMA:
+        return f"schema {schema!r}, this version reads {SCHEMA}; evaluate that suite again"
+    missing, unknown = sorted(TYPES.keys() - row.keys()), sorted(row.keys() - TYPES.keys())
+    return f"fields missing {missing}, unknown {unknown}; evaluate again"

@@ -9,47 +9,62 @@ import pandas as pd
 
 from harness.published import PAPER, SCALE
 from harness.records import SCHEMA
-from harness.table_format import BASELINE, Column, Table, count
+from harness.stats import ALPHA
+from harness.table_format import BASELINE, BEYOND, WITHIN, Column, Row, count
+from harness.table_forms import Table
+from harness.table_marks import power_notes
 
 Records = list[dict[str, Any]]
 
 
-def table_notes(
-    table: Table,
-    used: Records,
-    stand_ins: Mapping[str, str],
-    mixed: list[str],
-    failed: pd.DataFrame,
-    runs: pd.DataFrame | None,
-) -> list[str]:
-    """The notes below a table, one line each.
+def reading_notes(table: Table, used: Records, at_scale: set[Row]) -> list[str]:
+    """How the errors and the printed numbers of a table are meant, and what would settle what it leaves open.
 
-    used: the records that it shows, as dictionaries. stand_ins: reasons by letter. mixed: disagreements that were
-    allowed. failed: rows of runs that failed. runs: as `tables.comparison` takes them.
+    at_scale: rows that are held against the paper's numbers.
+    """
+    return [*error_notes(table, models_of(used)), *paper_notes(table, at_scale), *power_notes(table)]
+
+
+def table_notes(
+    table: Table, used: Records, stand_ins: Mapping[str, str], mixed: list[str], runs: pd.DataFrame | None
+) -> list[str]:
+    """What was measured, one line each.
+
+    table: of all measured columns. used: the records that it shows, as dictionaries. stand_ins: reasons by letter.
+    mixed: disagreements that were allowed. runs: as `tables.comparison` takes them.
 
     What is said of seeds, scale, machine and code is said of the models and not of a baseline beside them.
     """
-    models = [r for r in used if r["layout"] != BASELINE] or used
-    notes = [
-        *error_notes(table, models),
+    models = models_of(used)
+    return [
         scale_note(table, models),
         *(stand_in_note(table, letter, reason) for letter, reason in stand_ins.items()),
         samples_note(table, used),
         seeds_note(models),
-        *incomplete_notes(table, models),
-        *(f"FAILED: {failure_text(run)}" for run in failed.to_dict("records")),
+        *incomplete_notes(table, models, runs),
+        *run_notes(runs),
         *(f"MIXED, not strictly comparable: {what}" for what in mixed),
         *training_notes(runs, "trained_on", "trained on"),
         *training_notes(runs, "mixture", "trained on mixture:"),
+    ]
+
+
+def provenance_notes(used: Records) -> list[str]:
+    """Where the records were made, and which they are."""
+    models = models_of(used)
+    return [
         "measured on " + "; ".join(environment(models)),
         f"code: {listed(commit_text(r) for r in models)}",
         f"{len(used)} records (schema {SCHEMA}) of runs {listed(r['run'] for r in used)}",
     ]
-    return notes
+
+
+def models_of(used: Records) -> Records:
+    return [r for r in used if r["layout"] != BASELINE] or used
 
 
 def error_notes(table: Table, used: Records) -> Iterable[str]:
-    """How the errors and the printed numbers are meant."""
+    """How the errors are meant."""
     cells = table.cells.values()
     by_seed = len({r["seed"] for r in used}) > 1
     yield "mean ± standard error over " + (
@@ -57,12 +72,32 @@ def error_notes(table: Table, used: Records) -> Iterable[str]:
         if by_seed
         else "samples; one seed, so an error says nothing of what another seed would give"
     )
+    if any(c.parts for c in cells):
+        yield (
+            f"an average counts every task alike, its error adds theirs, in brackets its {1 - ALPHA:.0%} interval; "
+            "averages are compared task by task and, where scores are kept, item by item"
+        )
     if any(c.estimate and c.estimate.stderr is None for c in cells):
         yield "a number without ± has no known error, and its group of its column no marks"
     if any(c.agreed for c in cells):
         yield "where all samples of a run agree, ± is what one further sample that does not would make it"
-    if any(c.paper is not None for c in cells):
-        yield f"paper: {PAPER}, at {SCALE}; ours is at another scale, so levels are not comparable with it"
+
+
+def paper_notes(table: Table, at_scale: set[Row]) -> Iterable[str]:
+    """What a printed number beside ours says."""
+    shown = {row for (row, _), cell in table.cells.items() if cell.paper is not None and cell.estimate is not None}
+    held = {row in at_scale for row in shown}
+    if True in held:
+        yield (
+            f"paper: {PAPER}, at {SCALE}, as ours; behind it ours less the paper's, {WITHIN} within the tolerance that "
+            f"the experiment states, {BEYOND} beyond it; no sign where it states none"
+        )
+    if False in held:
+        ours = "ours" if held == {False} else "the other rows' runs"
+        yield (
+            f"paper: {PAPER}, at {SCALE}; {ours} {'is' if held == {False} else 'are'} at another scale, so levels are "
+            "not comparable with it"
+        )
 
 
 def stand_in_note(table: Table, letter: str, reason: str) -> str:
@@ -107,7 +142,7 @@ def samples_note(table: Table, used: Records) -> str:
     for r in used:
         counts.setdefault((r["suite"], r["task"], r["metric"], r["length"]), set()).add((r["n"], r["limit"]))
     for column in table.columns:
-        found = counts[column.suite, column.task, column.metric, column.length]
+        found = counts[column.key]
         text = " or ".join(
             f"{n:,}" + (f" (limit {limit:,}, not the whole set)" if limit is not None else "")
             for n, limit in sorted(found, key=str)
@@ -133,13 +168,27 @@ def seeds_note(used: Records) -> str:
     return "seeds: " + "; ".join(f"{seeds}: {', '.join(labels)}" for seeds, labels in rows.items())
 
 
-def incomplete_notes(table: Table, used: Records) -> Iterable[str]:
-    """Cells that rest on fewer seeds than their row."""
-    seeds = seeds_of(used)
+def incomplete_notes(table: Table, used: Records, runs: pd.DataFrame | None) -> Iterable[str]:
+    """Cells that rest on fewer seeds than their row has records of, or runs."""
+    seeds = {row: set(values) for row, values in seeds_of(used).items()}
+    if runs is not None and "seed" in runs:
+        for layout, label, seed in runs[["layout", "label", "seed"]].itertuples(index=False):
+            seeds.setdefault((layout, label), set()).add(seed)
     for (row, column), cell in table.cells.items():
         expected = len(seeds.get((row.layout, row.label), ()))
         if cell.estimate is not None and cell.estimate.seeds < expected:
             yield f"fewer seeds: {row.label} ({row.layout}) {column.name} has {cell.estimate.seeds} of {expected}"
+
+
+def run_notes(runs: pd.DataFrame | None) -> Iterable[str]:
+    """Runs that failed, and records that are there and cannot be read."""
+    for run in [] if runs is None else runs.to_dict("records"):
+        known = "".join(f", {key} {run[key]}" for key in ("seed", "run") if key in run)
+        who = f"{run['label']} ({run['layout']}{known})"
+        if isinstance(run.get("failure"), str):
+            yield f"FAILED: {who}: {one_line(run['failure'])}"
+        if isinstance(run.get("unreadable"), dict):
+            yield from (f"UNREADABLE: {who}, {unit}: {one_line(why)}" for unit, why in run["unreadable"].items())
 
 
 def training_notes(runs: pd.DataFrame | None, key: str, words: str) -> Iterable[str]:
@@ -152,11 +201,6 @@ def training_notes(runs: pd.DataFrame | None, key: str, words: str) -> Iterable[
         yield f"{words} {next(iter(rows))}"
     elif rows:
         yield f"MIXED, {words} " + "; ".join(f"{value}: {listed(labels)}" for value, labels in rows.items())
-
-
-def failure_text(run: dict[str, Any]) -> str:
-    known = "".join(f", {key} {run[key]}" for key in ("seed", "run") if key in run)
-    return f"{run['label']} ({run['layout']}{known}): {one_line(str(run['failure']))}"
 
 
 def environment(used: Records) -> Iterable[str]:

@@ -1,8 +1,9 @@
-"""Training of one run, on one device or data-parallel on several, and exactly resumable.
+"""Training of one run, on one device or on several, and exactly resumable.
 
 A step is a function of the weights, the optimiser's state and the step's number: its data come from (seed, step),
 and nothing else is drawn. So a run stopped anywhere and continued ends with the same bits. Several processes share the
-rows of a step; how many they are changes the order of sums and nothing else, so it is no part of the configuration.
+rows of a step, and with `fsdp` the model too; how many they are and what each holds changes the order of sums and
+nothing else, so it is no part of the configuration and may change whenever a run goes on.
 """
 
 from __future__ import annotations
@@ -12,27 +13,33 @@ import hashlib
 import json
 import logging
 import math
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
-import torch.nn.functional as F
+import torch.utils.checkpoint
 import yaml
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from harness import checkpoint, corpus, synthetic
-from harness.config import DataConfig, Phase, RunConfig, TrainConfig
+from harness import checkpoint, corpus
+from harness.config import DataConfig, RunConfig, TrainConfig
 from harness.data import INDEX, TokenData, file_sha256, load_tokenizer, tokenizer_hash
-from harness.distributed import ALONE, World, world
+from harness.distributed import ALONE, Sharding, World, shard, whole, world
+from harness.feed import Feed, Position, pieces, position
 from harness.files import write_atomic
+from harness.loss import linear_cross_entropy
 from harness.model import LanguageModel, build_model
 from harness.optim import build_optimizer, learning_rate
 from harness.prepare import prepare
 from harness.provenance import provenance
+from harness.watch import SPIKE_WINDOW, check_gradients, is_spike, metrics_files, profiled
 from mixers.registry import require_file
 
 LOG_EVERY = 10  # optimiser steps between two lines of metrics.jsonl
@@ -61,7 +68,8 @@ class TrainingInterrupted(Exception):
 class Summary:
     """What a finished run leaves in `train.json`, beside its provenance.
 
-    tokens_per_second: of all processes together. world_size: how many they were when it ended.
+    tokens_per_second: of all processes together. world_size, sharding: how many they were when it ended, and what each
+    of several held. skipped, spikes: steps left out, and steps whose loss stood out (harness.watch.is_spike).
     """
 
     run: str
@@ -81,11 +89,21 @@ class Summary:
     tokens_per_second: float
     weights_sha256: str
     world_size: int = 1
+    sharding: Sharding | None = None
+    skipped: int = 0
+    spikes: int = 0
 
 
 def this_device() -> torch.device:
     """The GPU of this process, which `harness.distributed.world` chooses by its local rank, else the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that tensors on the GPU took so far, on a CPU the most that the process did."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def activation_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
@@ -122,78 +140,14 @@ def open_data(config: DataConfig) -> TokenData:
     return data
 
 
-@dataclass(frozen=True)
-class Position:
-    """Where a step lies in the schedule. tokens: seen after it. rows: of each task, seen before it."""
-
-    phase: Phase
-    tokens: int
-    rows: dict[str, int]
-
-
-def position(config: DataConfig, step: int) -> Position:
-    """The place of a step (from 0) among the phases; a pure function, so resuming needs the step's number alone.
-
-    Raises ValueError for a step past the end.
-    """
-    tokens, rows = 0, dict.fromkeys((task for phase in config.phases for task in phase.rows), 0)
-    left = step
-    for phase in config.phases:
-        inside = min(left, phase.steps)
-        for task, count in phase.rows.items():
-            rows[task] += inside * count
-        if left < phase.steps:
-            return Position(phase, tokens + (left + 1) * phase.tokens_per_step, rows)
-        tokens += phase.steps * phase.tokens_per_step
-        left -= phase.steps
-    raise ValueError(f"step: {step} is past the last of {config.steps} steps")
-
-
-def pieces(data: DataConfig, train: TrainConfig, processes: int) -> int:
-    """Pieces into which each of `processes` cuts its rows of a step, so that none is larger than train.accumulation
-    alone makes it. Where `processes` divides it, the pieces are those of one process, shared out.
-
-    Raises ValueError when the rows of a step cannot be shared equally.
-    """
-    each = -(-train.accumulation // processes)
-    for index, phase in enumerate(data.phases):
-        rows = sum(phase.rows.values())
-        if rows % (processes * each):
-            raise ValueError(
-                f"world size: {processes} processes with train.accumulation {train.accumulation} cut a step into "
-                f"{processes * each} equal pieces, and data.phases.{index} has {rows} rows; use a number of processes "
-                "that divides them"
-            )
-    return each
-
-
-def step_rows(
-    config: RunConfig, step: int, tokenizer: Any, data: TokenData, here: World = ALONE
-) -> tuple[Tensor, Tensor]:
-    """This process's share of the R rows of an optimiser step, all of them where it is alone: tokens
-    [R / size, seq_len + 1] and which targets count, [R / size, seq_len]. Shares are contiguous, in order of rank."""
-    at = position(config.data, step)
-    total = sum(at.phase.rows.values())
-    begin, end = (total * rank // here.size for rank in (here.rank, here.rank + 1))
-    parts, before = [], 0
-    for task, count in at.phase.rows.items():
-        first, last = max(begin - before, 0), min(end - before, count)
-        if first < last:
-            start = at.rows[task] + first
-            parts.append(synthetic.rows(task, config.seed, start, last - first, at.phase.seq_len, tokenizer, data))
-        before += count
-    return torch.cat([tokens for tokens, _ in parts]), torch.cat([mask for _, mask in parts])
-
-
 def masked_loss(model: LanguageModel, tokens: Tensor, counted: Tensor) -> Tensor:
-    """Summed cross-entropy, in nats, over the counted targets; logits exist for those alone."""
+    """Summed cross-entropy, in nats, over the counted targets; logits exist for those alone, and for few at a time."""
     hidden, _ = model.hidden(tokens[:, :-1])
-    logits = model.head(hidden[counted]).float()
-    return F.cross_entropy(logits, tokens[:, 1:][counted], reduction="sum")
+    return linear_cross_entropy(hidden[counted], model.head.weight, tokens[:, 1:][counted])
 
 
 class MaskedLoss(nn.Module):
-    """`masked_loss` as a module, for DistributedDataParallel to see the forward pass that it reduces gradients of."""
+    """`masked_loss` as a module, for DDP and FSDP to see the forward pass that they reduce gradients of."""
 
     def __init__(self, model: LanguageModel):
         super().__init__()
@@ -203,18 +157,33 @@ class MaskedLoss(nn.Module):
         return masked_loss(self.model, tokens, counted)
 
 
+def prepare_blocks(model: LanguageModel, config: TrainConfig) -> None:
+    """Recompute and compile the blocks of a model as its recipe says, in place; names of weights stay."""
+    for block in model.blocks:
+        if config.compile:  # inside what recomputes, which dynamo leaves alone
+            block.forward = torch.compile(block.forward)
+        if config.recompute:
+            block.forward = partial(  # no dropout anywhere: there is no random state to bring back
+                torch.utils.checkpoint.checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
+            )
+
+
 class Trainer:
     """A run in its folder: built or restored by the constructor, advanced by `steps`.
 
-    here: this process's place among those that train the run; the first alone writes. restored_from: the checkpoint
-    that it goes on from. notes: lines about what was found in the folder and not used.
+    here: this process's place among those that train the run; the first alone writes. sharding: what each of several
+    holds. restored_from: the checkpoint that it goes on from. notes: lines about what was found in the folder and not
+    used. skipped, spikes: how many steps were. gradient_check: what harness.watch.check_gradients found.
     """
 
-    def __init__(self, config: RunConfig, run_dir: Path, here: World = ALONE):
+    def __init__(self, config: RunConfig, run_dir: Path, here: World = ALONE, sharding: Sharding = "ddp"):
+        if sharding not in get_args(Sharding):
+            raise ValueError(f"sharding: {sharding!r} is unknown; use {' or '.join(get_args(Sharding))}")
         self.pieces = pieces(config.data, config.train, here.size)
         if config.train.threads is not None:
             torch.set_num_threads(config.train.threads)
         self.config, self.run_dir, self.here = config, run_dir, here
+        self.sharding = sharding if here.size > 1 else None
         self.device = this_device()
         self.dtype = activation_dtype(config.train, self.device)
         with here.together():
@@ -226,19 +195,25 @@ class Trainer:
                 )
             self.data.require_vocab(config.model.vocab_size)
             require_file(config.mixer_file)
-            self.model = build_model(config.model, config.seed).to(self.device)
+            self.model = build_model(config.model, config.seed)
+            self.gradient_check = check_gradients(self.model, self.device, self.dtype)
+            prepare_blocks(self.model, config.train)
+        self.loss: nn.Module = MaskedLoss(self.model)
+        if self.sharding == "fsdp":
+            shard(self.loss, self.model.blocks, here, self.device, self.dtype)
+        with here.together():
+            self.loss.to(self.device)
             self.optimizer = build_optimizer(self.model, config.train)
+        self.feed = Feed(config, self.tokenizer, self.data, here)
         self.step, self.seconds = 0, 0.0
-        self.recent: list[float] = []  # losses of the last steps, whose mean is logged
+        self.skipped, self.spikes = 0, 0
+        self.recent: list[float] = []  # losses of the last steps
         self.restored_from, self.notes = here.on_first(self._find_checkpoint)
         self.saved = self.restored_from
         with here.together():
             if self.restored_from is not None:
-                self._restore(checkpoint.load(self.restored_from))
-            if here.first:
-                _keep_metrics_until(run_dir / "metrics.jsonl", self.step)
-        self.loss: nn.Module = MaskedLoss(self.model)
-        if here.size > 1:
+                self._restore(self.restored_from)
+        if self.sharding == "ddp":
             # Without find_unused_parameters DDP fails for a layer that leaves one unused, and after its first step it
             # makes its buckets anew: more than two addends would then add up in an order that depends on where the
             # run was resumed.
@@ -254,20 +229,26 @@ class Trainer:
         write_atomic(self.run_dir / "config.yaml", content.encode())
         return checkpoint.latest_sound(self.run_dir)
 
-    def _restore(self, content: dict[str, Any]) -> None:
-        if content["config_hash"] != self.config.hash:
-            raise checkpoint.CheckpointError(
-                f"{self.restored_from}: made by another configuration ({content['config_hash'][:8]}, this is "
-                f"{self.config.hash[:8]}); use another run folder"
-            )
+    def _restore(self, path: Path) -> None:
+        if self.sharding == "fsdp":
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            content = checkpoint.load_sharded(path, self.config.hash, self.model.state_dict(), parameters)
+        else:
+            content = checkpoint.load(path)
+            checkpoint.require_config(path, content, self.config.hash)
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.step, self.seconds, self.recent = content["step"], content["seconds"], content["recent"]
+        self.skipped, self.spikes = content.get("skipped", 0), content.get("spikes", 0)
         torch.set_rng_state(content["rng"])
 
     def save(self) -> Path:
         """Write a checkpoint of this moment. Raises OSError, or PeerFailed beside the process that could not."""
-        self.saved = self.here.on_first(lambda: checkpoint.save(self.run_dir, self.step, self._content()))
+        kept = self.config.train.milestones
+        if self.sharding == "fsdp":
+            self.saved = checkpoint.save_sharded(self.run_dir, self.step, self._content(), self.here, kept)
+        else:
+            self.saved = self.here.on_first(lambda: checkpoint.save(self.run_dir, self.step, self._content(), kept))
         return self.saved
 
     def _content(self) -> dict[str, Any]:
@@ -279,14 +260,20 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "recent": self.recent,
+            "skipped": self.skipped,
+            "spikes": self.spikes,
             "rng": torch.get_rng_state(),
         }
 
     def train_step(self) -> dict[str, float]:
-        """One optimiser step; returns its metrics, the same on all processes but for the speed. Raises TrainingStopped
-        on a loss or gradient that is not finite, before the weights are touched."""
-        started = time.perf_counter()
-        tokens, counted = step_rows(self.config, self.step, self.tokenizer, self.data, self.here)
+        """One optimiser step; returns its metrics, the same on all processes but for speed, memory and waiting.
+
+        A step whose loss or gradient is not finite in any process leaves the weights as they are in all, and is
+        counted. Raises TrainingStopped for one more of them than train.max_skipped.
+        """
+        started, waited = time.perf_counter(), self.feed.waited
+        with self.here.together():
+            tokens, counted = self.feed.rows(self.step)
         targets = int(self.here.total([int(counted.sum())])[0])
         self.optimizer.zero_grad(set_to_none=True)
         own = 0.0
@@ -295,43 +282,76 @@ class Trainer:
             with self._reduced_if(number == self.pieces):
                 with self._autocast():
                     summed = self.loss(piece.to(self.device), mask.to(self.device))
-                # DDP takes the mean over the processes; what is wanted is the sum.
+                # DDP and FSDP take the mean over the processes; what is wanted is the sum.
                 (summed * self.here.size / targets).backward()
             own += summed.item() / targets
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip).item()
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip)).item()
         loss, faults = self.here.total([own, not math.isfinite(norm)])
         at = position(self.config.data, self.step)
-        if faults or not math.isfinite(loss):
-            raise TrainingStopped(
-                f"step {self.step}: loss {loss}, gradient norm {norm}; last good checkpoint: {self.saved or 'none'}; "
-                f"batch: seed {self.config.seed}, rows {at.phase.rows} from {at.rows}; lower train.lr or look at that "
-                "batch"
-            )
         rate = learning_rate(self.config.train, at.tokens, self.config.data.tokens)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+        if faults or not math.isfinite(loss):
+            self._skip(loss, norm, at)
+        else:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+            self._remember(loss, at)
         self.step += 1
-        self.recent = [*self.recent[-(LOG_EVERY - 1) :], loss]
         elapsed = time.perf_counter() - started
         self.seconds += elapsed
+        speed = at.phase.tokens_per_step / elapsed
         return {
             "step": self.step,
             "tokens": at.tokens,
             "loss": loss,
             "grad_norm": norm,
             "lr": rate,
-            "tokens_per_second": at.phase.tokens_per_step / elapsed,
+            "tokens_per_second": speed,
+            "flops_per_second": speed * self.model.cost(at.phase.seq_len).flops_per_token,
+            "memory_bytes": peak_memory(self.device),
+            "data_wait_seconds": self.feed.waited - waited,
+            "skipped": self.skipped,
+            "spikes": self.spikes,
         }
+
+    def _skip(self, loss: float, norm: float, at: Position) -> None:
+        """Leave out the present step; TrainingStopped if it is one too many."""
+        what = f"step {self.step}: loss {loss}, gradient norm {norm}"
+        batch = f"batch: seed {self.config.seed}, rows {at.phase.rows} from {at.rows}"
+        if self.skipped == self.config.train.max_skipped:
+            raise TrainingStopped(
+                f"{what}; {self.skipped} steps were skipped before, as many as train.max_skipped allows; last good "
+                f"checkpoint: {self.saved or 'none'}; {batch}; lower train.lr or look at that batch"
+            )
+        self.skipped += 1
+        if self.here.first:
+            log.warning(f"{what}; skipped, {self.skipped} of at most {self.config.train.max_skipped}; {batch}")
+
+    def _remember(self, loss: float, at: Position) -> None:
+        """Add a step's loss to the recent ones, and say where it lies far above those of its phase."""
+        since = self.recent[-(self.step - at.first) :] if self.step > at.first else []
+        if is_spike(loss, since):
+            self.spikes += 1
+            if self.here.first:
+                log.warning(f"step {self.step}: loss {loss:.4f} is a spike; the last ones were {since[-3:]}")
+        self.recent = [*self.recent[-(SPIKE_WINDOW - 1) :], loss]
 
     @property
     def mean_loss(self) -> float:
-        """Over the last LOG_EVERY steps, in nats."""
-        return sum(self.recent) / len(self.recent)
+        """Over the last LOG_EVERY steps that were not skipped, in nats; nan before the first."""
+        last = self.recent[-LOG_EVERY:]
+        return sum(last) / len(last) if last else math.nan
+
+    def weights_sha256(self) -> str:
+        """Of the weights as they are now. All processes call it."""
+        return checkpoint.digest(self.model.state_dict())
 
     def _reduced_if(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Where gradients of a piece are computed: they go to the other processes with those of the last piece."""
-        return contextlib.nullcontext() if last or self.here.size == 1 else self.loss.no_sync()
+        if self.sharding == "fsdp":
+            self.loss.set_requires_gradient_sync(last)
+            return contextlib.nullcontext()
+        return contextlib.nullcontext() if last or self.sharding is None else self.loss.no_sync()
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.dtype == torch.float32:
@@ -348,7 +368,8 @@ class Trainer:
         while self.step < total:
             yield self.train_step()
             stopped = self.here.anyone(stop is not None and stop())
-            if stopped or self.step % self.config.train.checkpoint_every == 0 or self.step == total:
+            marks = (self.config.train.checkpoint_every, self.config.train.milestones)
+            if stopped or self.step == total or any(every and self.step % every == 0 for every in marks):
                 self.save()
             if stopped and self.step < total:
                 raise TrainingInterrupted(self.step, total)
@@ -360,54 +381,58 @@ def train(
     progress: Progress | None = None,
     command: str | None = None,
     stop: Callable[[], bool] | None = None,
+    sharding: Sharding = "ddp",
+    profile: Path | None = None,
 ) -> Summary:
     """Train a run to its end, from its last sound checkpoint if it has one; does nothing when it is finished.
 
     In the processes of one `harness.distributed.world` it is called by all of them; the first writes config.yaml,
     metrics.jsonl, tensorboard/, checkpoints/ and, last, train.json, and calls progress, and all return its summary.
-    command: the command line for the record, where it is not this process's own. stop: see Trainer.steps.
+    command: the command line for the record, where it is not this process's own. stop: see Trainer.steps. sharding:
+    what each of several processes holds, the whole model (`ddp`) or a part of it (`fsdp`); a run may change it whenever
+    it goes on. profile: a folder for the first process's, see harness.watch.profiled.
 
-    Raises TrainingInterrupted when told to stop; TrainingStopped, CheckpointError, OSError or ValueError with a line
-    that names what to change; PeerFailed in the processes beside the one that raised such a thing.
+    Raises TrainingInterrupted when told to stop; TrainingStopped, GradientsWrong, CheckpointError, OSError or
+    ValueError with a line that names what to change; PeerFailed in the processes beside the one that raised such a
+    thing.
     """
-    with world() as here:
+    with world() as here, _reported(here):
         if (summary := here.on_first(lambda: read_summary(run_dir))) is not None:
             return summary
-        trainer = Trainer(config, run_dir, here)
+        trainer = Trainer(config, run_dir, here, sharding)
         with contextlib.ExitStack() as files:
             with here.together():
                 if here.first:
-                    for note in trainer.notes:
+                    for note in [*trainer.notes, *trainer.gradient_check]:
                         log.warning(note)
-                    write = files.enter_context(_metrics_files(run_dir, trainer.step))
+                    write = files.enter_context(metrics_files(run_dir, trainer.step))
+                    record = files.enter_context(profiled(profile, trainer.device))
             for metrics in trainer.steps(stop):
                 with here.together():
                     if here.first:
+                        record()
                         if metrics["step"] % LOG_EVERY == 0 or metrics["step"] == config.data.steps:
                             write(metrics | {"loss": trainer.mean_loss})
                         if progress is not None:
                             progress(metrics | {"total_steps": config.data.steps, "total_tokens": config.data.tokens})
-        return here.on_first(lambda: _finish(trainer, command))
+        weights = trainer.weights_sha256()
+        return here.on_first(lambda: _finish(trainer, weights, command))
 
 
 @contextlib.contextmanager
-def _metrics_files(run_dir: Path, step: int) -> Iterator[Callable[[dict[str, float]], None]]:
-    """Opens metrics.jsonl and tensorboard/ of a run that goes on behind `step`; gives what writes a line to both."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step or None)
-    with contextlib.closing(writer), open(run_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
-
-        def write(line: dict[str, float]) -> None:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            for key in ("loss", "grad_norm", "lr", "tokens_per_second"):
-                writer.add_scalar(key, line[key], line["step"])
-
-        yield write
+def _reported(here: World) -> Iterator[None]:
+    """Every process of several writes the traceback of what ends it to its own log."""
+    try:
+        yield
+    except TrainingInterrupted:
+        raise
+    except Exception:
+        if here.size > 1:
+            log.exception(f"rank {here.rank} of {here.size} failed")
+        raise
 
 
-def _finish(trainer: Trainer, command: str | None) -> Summary:
+def _finish(trainer: Trainer, weights_sha256: str, command: str | None) -> Summary:
     """Write train.json of a run that is trained to its end."""
     config = trainer.config
     summary = Summary(
@@ -423,12 +448,15 @@ def _finish(trainer: Trainer, command: str | None) -> Summary:
         tokens_seen=config.data.tokens,
         train_loss=trainer.mean_loss,
         tokens_per_second=config.data.tokens / trainer.seconds,
-        weights_sha256=checkpoint.digest(trainer.model.state_dict()),
+        weights_sha256=weights_sha256,
         world_size=trainer.here.size,
+        sharding=trainer.sharding,
+        skipped=trainer.skipped,
+        spikes=trainer.spikes,
     )
     backend = trainer.model.backend(trainer.dtype)
     birth = provenance(config.hash, trainer.device, trainer.dtype, backend=backend, command=command)
-    content = asdict(summary) | {"provenance": asdict(birth)}
+    content = asdict(summary) | {"provenance": asdict(birth) | {"gradient_check": trainer.gradient_check}}
     write_atomic(trainer.run_dir / "train.json", json.dumps(content, indent=1).encode())
     return summary
 
@@ -474,18 +502,3 @@ def load_trained(run_dir: Path) -> tuple[LanguageModel, RunConfig]:
     model = LanguageModel(config.model)
     model.load_state_dict(content["model"])
     return model.eval(), config
-
-
-def _keep_metrics_until(path: Path, step: int) -> None:
-    """Drop lines of steps that a resumed run will do again."""
-    if path.exists():
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-        write_atomic(path, "".join(line + "\n" for line in lines).encode())
-
-
-def _step_of(line: str) -> float:
-    """The step of a metrics line; infinite for one that was cut off when its process died."""
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):
-        return float("inf")

@@ -107,7 +107,7 @@ def mamba_ssm_absent(device: torch.device, dtype: torch.dtype, config: Any) -> s
             "pip install --no-deps --no-build-isolation mamba-ssm==2.3.2.post1"
         )
     if _parts("mamba-ssm") < (2, 3, 2):
-        return f"mamba-ssm {version('mamba-ssm')} has no Mamba-3; pip install mamba-ssm==2.3.2.post1 as in the README"
+        return f"mamba-ssm {version('mamba-ssm')} has no Mamba-3; pip install mamba-ssm==2.3.2.post1 (docs/mixers.md)"
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,18 @@ from typing import Any
 import pandas as pd
 
 from harness.config import DataConfig, Experiment
+from harness.curves import read_curves
 from harness.data import load_tokenizer
 from harness.files import write_atomic
+from harness.matching import meta_model
+from harness.paper_tables import PAPER_TABLES, belongs, paper_table
+from harness.presets import preset
 from harness.provenance import provenance
 from harness.records import Record, load, load_samples, write_records
+from harness.table_forms import Table
 from harness.tables import comparison
 from harness.train import read_birth, read_summary
+from mixers.registry import mixer_config
 from slurm.plan import RunPlan, plan
 from slurm.state import evaluated, evaluation_key, read_status
 from suites import suite
@@ -23,19 +30,25 @@ from suites import suite
 BASELINE = "unigram"
 
 
-def runs_frame(plans: list[RunPlan]) -> pd.DataFrame:
-    """A row a run: what was built, how it was trained, and why it failed if it did."""
+def runs_frame(plans: list[RunPlan], unreadable: Mapping[Path, str]) -> pd.DataFrame:
+    """A row a run: what was built, how it was trained, why it failed if it did, and by unit why its records cannot be
+    read, from the reasons by file. `options` are the mixer's, defaults included."""
     rows: list[dict[str, Any]] = []
     for work in plans:
         config = work.config
         row = {"run": config.run_id, "label": config.label, "mixer": config.mixer, "layout": config.layout}
         row |= {"preset": config.preset, "seed": config.seed}
+        row["options"] = mixer_config(config.mixer, config.model.mixer_options).model_dump(mode="json")
         summary = read_summary(work.folder)
+        if not config.data.phases:  # a fresh model, which has no summary
+            row |= asdict(meta_model(config.model).cost(preset(config.preset).context))
         if summary is not None:
             row |= asdict(summary) | {"label": config.label, "trained_on": trained_on(work.folder)}
             row["mixture"] = mixture(config.data)
         statuses = [read_status(work.folder, unit) for unit in work.missing]
         row["failure"] = next((s.detail for s in statuses if s is not None and s.state == "failed"), None)
+        own = {path.stem: reason for path, reason in unreadable.items() if path.parents[1] == work.folder}
+        row["unreadable"] = own or None
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -59,11 +72,12 @@ def mixture(data: DataConfig) -> str:
 
 
 def collect(plans: list[RunPlan], out: Path, command: str) -> tuple[pd.DataFrame, list[str]]:
-    """Write `records.parquet`, `samples.json` (per-sample scores) and `runs.json` of an experiment to `out`; return its
-    records and the ids of runs that lack some. A language suite with `heldout` adds the unigram baseline, measured on
-    the same documents.
+    """Write `records.parquet`, `samples.json` (per-sample scores), `runs.json` and `curves.parquet` (training) of an
+    experiment to `out`; return its records and the ids of runs that lack some. A language suite with `heldout` adds the
+    unigram baseline, measured on the same documents. A run's records that cannot be read are left out, and `runs.json`
+    says why.
 
-    Raises ValueError when there is nothing to collect.
+    Raises ValueError when there is nothing to collect that can be read.
     """
     # Records of other options, or of other weights, stay in their folders.
     files = [w.folder / "records" / f"{unit}.jsonl" for w in plans for unit in w.units if unit not in w.missing]
@@ -72,20 +86,27 @@ def collect(plans: list[RunPlan], out: Path, command: str) -> tuple[pd.DataFrame
     heldout = [w for w in plans if "heldout" in w.units.get("language", {}).get("tasks", [])]
     if heldout:
         files.append(_baseline(heldout[0], command) / "records" / "language.jsonl")
-    frame = load(files)
+    unreadable: dict[Path, str] = {}
+    frame = load(files, unreadable=unreadable)
+    of_runs = {path for path in unreadable if path.parents[1] in {work.folder for work in plans}}
+    if frame.empty or len(of_runs) < len(unreadable):
+        raise ValueError(next(reason for path, reason in unreadable.items() if frame.empty or path not in of_runs))
     labels = {work.config.run_id: work.config.label for work in plans}
     frame["label"] = frame["run"].map(labels).fillna(frame["label"])
-    kept = [[list(key), list(scores)] for key, scores in load_samples(files).items()]
+    scores = load_samples([path for path in files if path not in unreadable])
+    kept = [[list(key), list(values)] for key, values in scores.items()]
     write_atomic(out / "records.parquet", frame.drop(columns="file").to_parquet())
+    write_atomic(out / "curves.parquet", read_curves({w.folder: w.config for w in plans}).to_parquet())
     write_atomic(out / "samples.json", json.dumps(kept).encode())
-    write_atomic(out / "runs.json", runs_frame(plans).to_json(orient="records", indent=1).encode())
-    return frame, [work.config.run_id for work in plans if work.missing]
+    write_atomic(out / "runs.json", runs_frame(plans, unreadable).to_json(orient="records", indent=1).encode())
+    broken = {path.parents[1] for path in of_runs}
+    return frame, [work.config.run_id for work in plans if work.missing or work.folder in broken]
 
 
 def collect_and_tabulate(experiment: Experiment, runs_root: Path, out: Path, command: str) -> None:
     """Collect what there is of an experiment, and write its table."""
     collect(plan(experiment, runs_root), out, command)
-    write_table(out, None, allow_mixed=False)
+    write_table(out, None, allow_mixed=False, experiment=experiment)
 
 
 def _baseline(work: RunPlan, command: str) -> Path:
@@ -105,17 +126,31 @@ def _baseline(work: RunPlan, command: str) -> Path:
     return folder
 
 
-def write_table(folder: Path, columns: list[str] | None, allow_mixed: bool) -> str:
-    """Compare the records of a collection; writes `table.md` and `table.csv` beside them, returns the markdown.
+def write_table(
+    folder: Path, columns: list[str] | None, allow_mixed: bool, experiment: Experiment | None = None
+) -> str:
+    """Compare the records of a collection; writes table.md, .tex, .csv and .html beside them, returns the markdown.
 
+    Where the experiment states which table of the paper it measures, the same is written in the paper's layout as
+    table2.md and so on, and that is returned, unless `columns` are asked for or none of the table's are there.
     Raises ValueError when nothing was collected there, or when records of a column were measured differently.
     """
     if not (folder / "records.parquet").is_file():
         raise ValueError(f"{folder}: nothing collected there; run collect first")
-    frame = pd.read_parquet(folder / "records.parquet")
+    frame, samples = load(folder), load_samples(folder)
     runs = pd.DataFrame(json.loads((folder / "runs.json").read_text()))
-    samples = {tuple(key): tuple(scores) for key, scores in json.loads((folder / "samples.json").read_text())}
-    found = comparison(frame, columns, runs, samples, allow_mixed)
-    write_atomic(folder / "table.md", found.markdown().encode())
-    write_atomic(folder / "table.csv", found.csv().encode())
-    return found.markdown()
+    expected = None if experiment is None else experiment.expectation
+    shown = write_forms(folder, "table", comparison(frame, columns, runs, samples, allow_mixed, expected))
+    which = experiment.expected.table if experiment is not None and experiment.expected is not None else None
+    if which in PAPER_TABLES and columns is None and belongs(which, frame).any():
+        shown = write_forms(folder, which, paper_table(which, frame, runs, samples, allow_mixed, expected))
+    return shown
+
+
+def write_forms(folder: Path, name: str, table: Table) -> str:
+    """Write a table as name.md, .tex, .csv and .html; returns the markdown."""
+    shown = table.markdown()
+    forms = {"md": shown, "tex": table.latex(name), "csv": table.csv(), "html": table.html()}
+    for ending, text in forms.items():
+        write_atomic(folder / f"{name}.{ending}", text.encode())
+    return shown

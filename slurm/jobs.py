@@ -8,6 +8,7 @@ times: it does what is missing and goes on where the last one stopped.
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -23,12 +24,13 @@ from submitit.slurm.slurm import SlurmJobEnvironment
 from harness import checkpoint
 from harness.config import RunConfig, load_experiment
 from harness.data import load_tokenizer
-from harness.distributed import World, world
+from harness.distributed import Sharding, World, world
 from harness.files import write_atomic
 from harness.journal import Journal
 from harness.lm import MixerLM
-from harness.provenance import provenance
-from harness.records import Record, write_records
+from harness.model import build_model
+from harness.provenance import Provenance, provenance
+from harness.records import Measurement, Record, write_records
 from harness.train import (
     TrainingInterrupted,
     activation_dtype,
@@ -38,8 +40,19 @@ from harness.train import (
     this_device,
     train,
 )
+from mixers.registry import require_file
 from slurm.plan import RunPlan
-from slurm.state import TRAIN, ended, evaluated, evaluation_key, exclusively, started, write_status
+from slurm.state import (
+    TRAIN,
+    ended,
+    evaluated,
+    evaluation_key,
+    exclusively,
+    fresh,
+    job_id,
+    started,
+    write_status,
+)
 from suites import suite
 from suites.prefetch import prefetch
 
@@ -91,7 +104,10 @@ class Job(Checkpointable):
         job = _environment()
         if job is not None and job.num_tasks > 1:
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-        with world() as here, exclusively(self.folder, self.unit) if here.first else contextlib.nullcontext():
+        # What Slurm starts again after losing a node may meet the process of before, which has not heard of it yet.
+        patience = 300.0 if job_id() else 1.0
+        hold = exclusively(self.folder, self.unit, patience)
+        with world() as here, hold if here.first else contextlib.nullcontext():
             if here.on_first(self.done):
                 return
             if here.first:
@@ -142,10 +158,12 @@ class Job(Checkpointable):
 
 @dataclass(frozen=True)
 class TrainJob(Job):
-    """Train a run to its end, on all processes that its job has. command: for the record's provenance."""
+    """Train a run to its end, on all processes that its job has. command: for the record's provenance. sharding: what
+    each of several processes holds."""
 
     config: RunConfig
     command: str
+    sharding: Sharding = "ddp"
 
     def done(self) -> bool:
         return read_summary(self.folder) is not None
@@ -156,10 +174,18 @@ class TrainJob(Job):
         def progress(metrics: dict[str, float]) -> None:
             left = metrics["total_tokens"] - metrics["tokens"]
             rate = metrics["tokens_per_second"]
-            known = {"step": int(metrics["step"]), "steps": int(metrics["total_steps"]), "loss": metrics["loss"]}
+            loss = metrics["loss"] if math.isfinite(metrics["loss"]) else None  # of a step that was skipped
+            known = {"step": int(metrics["step"]), "steps": int(metrics["total_steps"]), "loss": loss}
             beat("", **known, tokens_per_second=rate, seconds_left=left / rate)
 
-        train(self.config, self.folder, progress, self.command, stop=lambda: notice.outcome is not None)
+        train(
+            self.config,
+            self.folder,
+            progress,
+            self.command,
+            stop=lambda: notice.outcome is not None,
+            sharding=self.sharding,
+        )
 
 
 @dataclass(frozen=True)
@@ -178,6 +204,29 @@ class EvaluateJob(Job):
 
     def work(self, notice: Notice) -> None:
         evaluate(self.folder, self.unit, self.options, self.label, self.command, self.beat())
+
+
+@dataclass(frozen=True)
+class MeasureJob(Job):
+    """Measure one unit of a suite on a fresh model of a run. options: validated ones of its suite."""
+
+    config: RunConfig
+    options: dict[str, Any]
+    command: str
+
+    def done(self) -> bool:
+        return evaluated(self.folder, self.unit) == evaluation_key(self.options, None)
+
+    def work(self, notice: Notice) -> None:
+        recipe, module = self.config.train, suite(self.unit.partition("@")[0])
+        if recipe.threads is not None:
+            torch.set_num_threads(recipe.threads)
+        require_file(self.config.mixer_file)
+        model = build_model(self.config.model, self.config.seed).to(this_device())
+        found = module.measure(model, recipe, module.Config(**self.options), self.beat())
+        dtype = activation_dtype(recipe, this_device())
+        birth = provenance(self.config.hash, this_device(), dtype, model.backend(dtype), self.command)
+        keep(self.folder, self.unit, found, birth, self.config, self.config.label, evaluation_key(self.options, None))
 
 
 @dataclass(frozen=True)
@@ -213,14 +262,17 @@ class CollectJob(Job):
         collect_and_tabulate(load_experiment(self.folder / "experiment.yaml"), self.runs_root, self.out, self.command)
 
 
-def run_jobs(work: RunPlan, units: Sequence[str], command: str) -> list[Job]:
+def run_jobs(work: RunPlan, units: Sequence[str], command: str, sharding: Sharding = "ddp") -> list[Job]:
     """The jobs that do these units of a run."""
-    return [
-        TrainJob(work.folder, TRAIN, work.config, command)
-        if unit == TRAIN
-        else EvaluateJob(work.folder, unit, work.units[unit], work.config.label, command)
-        for unit in units
-    ]
+
+    def job(unit: str) -> Job:
+        if unit == TRAIN:
+            return TrainJob(work.folder, TRAIN, work.config, command, sharding)
+        if fresh(unit):
+            return MeasureJob(work.folder, unit, work.config, work.units[unit], command)
+        return EvaluateJob(work.folder, unit, work.units[unit], work.config.label, command)
+
+    return [job(unit) for unit in units]
 
 
 def in_turn(jobs: Sequence[Job]) -> None:
@@ -270,6 +322,19 @@ def evaluate(
             other.unlink()
     measurements = module.run(Journal(lm, answers, progress), module.Config(**options), progress=progress)
     birth = provenance(config.hash, this_device(), lm.dtype, backend=lm.model.backend(lm.dtype), command=command)
+    keep(folder, unit, measurements, birth, config, label, key)
+
+
+def keep(
+    folder: Path,
+    unit: str,
+    measurements: Sequence[Measurement],
+    birth: Provenance,
+    config: RunConfig,
+    label: str,
+    key: str,
+) -> None:
+    """Write what a unit has measured as records of a run, and that it is done."""
     write_records(
         folder,
         unit,

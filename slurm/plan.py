@@ -11,7 +11,7 @@ from harness.config import Experiment, RunConfig, expand
 from harness.data import load_tokenizer
 from harness.synthetic import recall_words
 from harness.train import data_sha256, open_data
-from slurm.state import missing
+from slurm.state import fresh, missing
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,10 @@ class RunPlan:
 
 def check(experiment: Experiment) -> None:
     """What can be known before work starts and `plan` does not need: that the data are sound and long enough, and that
-    every suite has its own. Makes the shards of the embedded corpus if they are not there. Raises ValueError."""
+    every suite has its own. Makes the shards of the embedded corpus if they are not there. Raises ValueError. Where
+    nothing is trained there is nothing to check."""
+    if not experiment.data.phases:
+        return
     tokenizer = load_tokenizer(experiment.data.tokenizer)
     data = open_data(experiment.data)
     for phase in experiment.data.phases:
@@ -43,13 +46,19 @@ def check(experiment: Experiment) -> None:
 
 
 def plan(experiment: Experiment, runs_root: Path) -> list[RunPlan]:
-    """All runs of an experiment and what is left of each. Raises ValueError for mixers, matching, options, a tokenizer
-    or data that cannot be."""
+    """All runs of an experiment and what is left of each. Where nothing is trained, no data and no tokenizer are asked
+    for, and models have the preset's vocabulary. Raises ValueError for mixers, matching, options, a tokenizer or data
+    that cannot be."""
     units: dict[str, dict[str, Any]] = {}
     for name, given in experiment.suites.items():
         parts = suites.units(name, suites.suite_config(name, given))
         units |= {unit: config.model_dump(mode="json") for unit, config in parts.items()}
-    vocab_size = len(load_tokenizer(experiment.data.tokenizer))
-    runs = expand(experiment, vocab_size, data_sha256(experiment.data))
+    if experiment.data.phases:
+        runs = expand(experiment, len(load_tokenizer(experiment.data.tokenizer)), data_sha256(experiment.data))
+    elif units and all(map(fresh, units)):
+        runs = expand(experiment, None, "none")
+    else:
+        asks = ", ".join(name for name in experiment.suites if not fresh(name)) or "an experiment without suites"
+        raise ValueError(f"data.phases: none, and {asks} needs trained models; say what they are trained on")
     folders = [runs_root / config.run_id for config in runs]
     return [RunPlan(c, f, units, missing(f, units)) for c, f in zip(runs, folders, strict=True)]

@@ -20,6 +20,7 @@ import yaml
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from harness.config import Closed, describe
+from harness.distributed import Sharding
 
 CLUSTERS = Path(__file__).parent / "clusters"
 PATIENCE = 60  # seconds for a controller's answer; Slurm's clients themselves try for some ten
@@ -69,7 +70,8 @@ class Resources(Closed):
 class Cluster(Closed):
     """A site's profile; slurm/clusters/template.yaml explains every field to who fills it in.
 
-    concurrency: tasks of an array at a time; None for all. signal_delay_s: seconds before the time limit at which a job
+    sharding: what each of several training processes holds: `ddp` the whole model, `fsdp` a part of it. concurrency:
+    tasks of an array at a time; None for all. signal_delay_s: seconds before the time limit at which a job
     is told to save. environment: set literally, after setup. python: the interpreter's command on the nodes; None for
     the submitting one. shared: paths that must exist and be writable. tflops: dense bf16 peak of one GPU, for
     estimates; utilisation: the part of it that training reaches.
@@ -83,6 +85,7 @@ class Cluster(Closed):
     train: Resources = Resources()
     evaluate: Resources = Resources()
     prepare: Resources = Resources(gpus_per_node=0)
+    sharding: Sharding = "ddp"
     concurrency: PositiveInt | None = None
     signal_delay_s: PositiveInt = 120
     environment: dict[Variable, str] = {}
@@ -120,7 +123,7 @@ def load_cluster(name_or_path: str | Path) -> Cluster:
         path = CLUSTERS / f"{name_or_path}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in CLUSTERS.glob("*.yaml")))
-        raise ValueError(f"cluster: no profile {name_or_path!s}; give a path, or one of: {known}")
+        raise ValueError(f"--cluster: no profile {name_or_path!s}; give local, debug, a path, or one of: {known}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.files import write_atomic
+from suites import FRESH
 
 State = Literal["queued", "running", "requeued", "stopped", "failed", "done"]
 TRAIN = "train"
@@ -55,17 +56,25 @@ class Status:
 
 
 def missing(folder: Path, units: dict[str, dict[str, Any]]) -> list[str]:
-    """What a run still lacks, in the order in which it is done: `train`, then of these units, with their options,
-    those that have not been measured so on its weights."""
+    """What a run still lacks, in the order in which it is done: `train`, unless all of these units are of fresh models,
+    then of the units, with their options, those that have not been measured so on its weights."""
     try:
         weights = json.loads((folder / "train.json").read_bytes())["weights_sha256"]
     except FileNotFoundError:
-        return [TRAIN, *units]
-    return [unit for unit in units if evaluated(folder, unit) != evaluation_key(units[unit], weights)]
+        weights = None
+    train = [TRAIN] if weights is None and not (units and all(map(fresh, units))) else []
+    keys = {unit: evaluation_key(options, None if fresh(unit) else weights) for unit, options in units.items()}
+    # No evaluation of a trained model has the key of one without weights.
+    return train + [unit for unit, key in keys.items() if evaluated(folder, unit) != key]
 
 
-def evaluation_key(options: dict[str, Any], weights_sha256: str) -> str:
-    """Identifies an evaluation: what was asked, of which weights."""
+def fresh(unit: str) -> bool:
+    """Whether a unit measures a fresh model, and none that was trained."""
+    return unit.partition("@")[0] in FRESH
+
+
+def evaluation_key(options: dict[str, Any], weights_sha256: str | None) -> str:
+    """Identifies an evaluation: what was asked, of which weights; None for a fresh model."""
     return hashlib.sha256(json.dumps([options, weights_sha256], sort_keys=True).encode()).hexdigest()
 
 
@@ -107,17 +116,19 @@ def read_status(folder: Path, unit: str) -> Status | None:
 
 
 @contextmanager
-def exclusively(folder: Path, unit: str) -> Iterator[None]:
-    """Hold a unit of a run; RuntimeError when another process works on it."""
+def exclusively(folder: Path, unit: str, patience: float = 1.0) -> Iterator[None]:
+    """Hold a unit of a run; RuntimeError when another process works on it for longer than `patience` seconds. Some is
+    always needed: who asks `at_work` holds the lock for a moment."""
     path = folder / "state" / f"{unit}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as lock:
-        for patience in range(20, -1, -1):  # who asks `at_work` holds the lock for a moment
+        deadline = time.monotonic() + patience
+        while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if not patience:
+                if time.monotonic() > deadline:
                     raise RuntimeError(
                         f"{folder}: another process is working on {unit} of this run; wait for it or stop it"
                     ) from None

@@ -18,17 +18,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import pandas as pd
 import submitit
 
 from harness.config import Experiment, RunConfig
+from harness.distributed import Sharding
 from harness.estimate import estimate
 from harness.files import write_atomic
+from harness.records import load
+from harness.train import pieces
 from slurm.jobs import CollectJob, Job, PrepareJob, run_jobs
 from slurm.plan import RunPlan
 from slurm.queue import NAME, Queue
 from slurm.site import Cluster, Resources, array_limit, sbatch_parameters
 from slurm.snapshot import environment, keep_mixer_files, open_submission, snapshot
-from slurm.state import TRAIN, read_status, write_status
+from slurm.state import TRAIN, fresh, read_status, write_status
 
 Stage = Literal["prepare", "train", "evaluate", "collect"]
 
@@ -64,10 +68,11 @@ def to_do(plans: Sequence[RunPlan], queue: Queue) -> tuple[list[Work], list[str]
         for unit in plan.missing:
             status = read_status(plan.folder, unit)
             holder = None if status is None else queue.holds(plan.folder, unit, status)
-            if status is not None and status.state == "failed":
+            if TRAIN in units:
+                units.append(unit)  # whatever became of it before, it was of other weights
+            elif status is not None and status.state == "failed":
                 left_out.append(f"{plan.config.run_id} {unit}: failed: {status.detail}")
                 if unit == TRAIN:
-                    units = []
                     break
             elif holder is not None and status is not None:
                 left_out.append(f"{plan.config.run_id} {unit}: {status.state} already, {holder}")
@@ -81,7 +86,13 @@ def to_do(plans: Sequence[RunPlan], queue: Queue) -> tuple[list[Work], list[str]
 
 
 def graph(
-    experiment: Experiment, todo: Sequence[Work], folder: Path, runs_root: Path, command: str, limit: int
+    experiment: Experiment,
+    todo: Sequence[Work],
+    folder: Path,
+    runs_root: Path,
+    command: str,
+    limit: int,
+    sharding: Sharding = "ddp",
 ) -> list[Array]:
     """The arrays that do what is left, in the order in which they can be submitted. limit: tasks an array may have.
 
@@ -91,7 +102,7 @@ def graph(
     ready = [("afterok", "prepare")]
 
     def add(name: str, stage: Stage, works: Sequence[Work], unit: str, after: list[tuple[str, str]]) -> None:
-        tasks = [job for work in works for job in run_jobs(work.plan, [unit], command)]
+        tasks = [job for work in works for job in run_jobs(work.plan, [unit], command, sharding)]
         if tasks:
             arrays.append(Array(name, stage, tasks, after))
 
@@ -100,13 +111,12 @@ def graph(
     for part, start in enumerate(range(0, len(train), limit)):
         works, name = train[start : start + limit], f"train-{part}"
         add(name, "train", works, TRAIN, ready)
-        # A unit that somebody else evaluates already cannot be: its weights are not there yet.
         for unit in works[0].plan.units:
             add(f"{unit}-{part}", "evaluate", works, unit, [("aftercorr", name)])
     for unit in [] if not trained else trained[0].plan.units:
-        works = [work for work in trained if unit in work.units]
+        works, name = [work for work in trained if unit in work.units], unit if fresh(unit) else f"{unit}-trained"
         for part, start in enumerate(range(0, len(works), limit)):
-            add(f"{unit}-trained-{part}", "evaluate", works[start : start + limit], unit, ready)
+            add(f"{name}-{part}", "evaluate", works[start : start + limit], unit, ready)
     for work in todo:
         if work.after:
             for unit in work.units:
@@ -130,9 +140,11 @@ def submit(
 ) -> tuple[dict[str, str], list[str]]:
     """Put everything that is left of an experiment into Slurm's queue: whole, or not at all.
 
-    Returns Slurm's id of every array by its name, and the lines of `to_do` for what is left out. Raises RuntimeError
-    with what sbatch says when it refuses.
+    Returns Slurm's id of every array by its name, and the lines of `to_do` for what is left out. Raises ValueError when
+    the processes of a training job cannot share its rows, and RuntimeError with what sbatch says when it refuses.
     """
+    for plan in plans:
+        pieces(plan.config.data, plan.config.train, cluster.train.nodes * cluster.train.tasks)
     with submitting(runs_root):
         todo, left_out = to_do(plans, Queue.read())
         if not todo:
@@ -140,7 +152,7 @@ def submit(
         experiment, kept = keep_mixer_files(experiment, [work.plan for work in todo], runs_root)
         todo = [Work(plan, work.units, work.after) for plan, work in zip(kept, todo, strict=True)]
         folder = open_submission(experiment, plans, runs_root, "slurm")
-        arrays = graph(experiment, todo, folder, runs_root, command, array_limit())
+        arrays = graph(experiment, todo, folder, runs_root, command, array_limit(), cluster.sharding)
         code = snapshot(runs_root)
         ids: dict[str, str] = {}
         try:
@@ -226,32 +238,42 @@ def describe(experiment: Experiment, plans: Sequence[RunPlan], cluster: Cluster,
         limit = f"{asked.minutes // 60}:{asked.minutes % 60:02} h"
         lines.append(f"{array.name:24} {len(array.tasks):6} {at_once:8} {shape:>13} {cpus:5} {limit:>10}  {after}")
     trained = [work.plan.config for work in todo if TRAIN in work.units]
-    return "\n".join([*lines, cost_of(trained, cluster.tflops, cluster.utilisation)])
+    speeds = load(sorted(runs_root.glob("*/records/throughput.jsonl")))
+    return "\n".join([*lines, cost_of(trained, cluster.tflops, cluster.utilisation, speeds)])
 
 
-def cost_of(runs: Sequence[RunConfig], tflops: float | None, utilisation: float) -> str:
-    """What training these runs takes, in words: estimated from the FLOPs of their mixers."""
+def cost_of(runs: Sequence[RunConfig], tflops: float | None, utilisation: float, speeds: pd.DataFrame) -> str:
+    """What training these runs takes, in words: estimated from tokens a second where `speeds`, records of the suite
+    `throughput`, has them of these models and all on one device, else from the FLOPs of their mixers."""
     if not runs:
         return "nothing to train"
-    estimates = [estimate(run, tflops or 1.0, utilisation) for run in runs]
+    devices = speeds[speeds["preset"].isin({run.preset for run in runs})]["device"].unique()
+    device = devices[0] if len(devices) == 1 else None
+    estimates = [estimate(run, tflops or 1.0, utilisation, speeds, device) for run in runs]
     flops, disk = sum(e.training_flops for e in estimates), sum(e.disk_bytes for e in estimates)
     memory = max(e.memory_bytes for e in estimates)
     line = (
         f"training: {len(runs)} runs, {flops:.3g} FLOPs, {disk / 1e9:,.1f} GB of disk, {memory / 1e9:,.1f} GB of "
         "memory a process for weights, gradients and optimiser"
     )
-    if tflops is None:
+    measured = sum(e.measured for e in estimates)
+    if tflops is None and measured < len(runs):
         return f"{line}; GPU hours unknown: set `tflops` in the profile"
     hours = sum(e.device_hours for e in estimates)
-    return (
-        f"{line}; {hours:,.1f} GPU hours at {utilisation:.0%} of {tflops:,.0f} TFLOP/s (from the FLOPs, not measured), "
-        "without evaluation"
-    )
+    bases = [f"{measured} runs at the speed measured on {device}"] if measured else []
+    if measured < len(runs):
+        others = f"{len(runs) - measured} runs " if measured else ""
+        bases.append(f"{others}at {utilisation:.0%} of {tflops:,.0f} TFLOP/s (from the FLOPs, not measured)")
+    return f"{line}; {hours:,.1f} GPU hours, {' and '.join(bases)}, without evaluation"
 
 
 def _resources(cluster: Cluster, array: Array) -> Resources:
-    """What a task of an array asks for; collecting is work for the kind of node that prepares."""
-    return {"train": cluster.train, "evaluate": cluster.evaluate}.get(array.stage, cluster.prepare)
+    """What a task of an array asks for. Training alone is shared out among processes; collecting is work for the kind
+    of node that prepares."""
+    if array.stage == "train":
+        return cluster.train
+    asked = cluster.evaluate if array.stage == "evaluate" else cluster.prepare
+    return asked.model_copy(update={"nodes": 1, "tasks_per_node": 1})
 
 
 def _slurm(*command: str) -> None:

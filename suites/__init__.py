@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
-from transformers import PreTrainedTokenizerBase
 
-SUITES = ("language", "ruler", "retrieval", "recall")
+if TYPE_CHECKING:  # who asks for names alone, as `status` does, shall not wait for it
+    from transformers import PreTrainedTokenizerBase
+
+SUITES = ("language", "ruler", "retrieval", "recall", "throughput", "decode")
+FRESH = ("throughput", "decode")
+"""Those that measure a fresh model, by `measure`, and for which nothing is trained; the others' is `run`."""
 
 
 def suite(name: str) -> ModuleType:
-    """The module of a suite, with its `Config` and `run`. Raises ValueError listing the known ones."""
+    """The module of a suite, with its `Config` and `run` or `measure`. Raises ValueError listing the known ones."""
     if name not in SUITES:
         raise ValueError(f"suites: unknown name {name!r}; known: {', '.join(SUITES)}")
     return import_module(f"suites.{name}")
@@ -44,7 +48,9 @@ def units(name: str, config: BaseModel) -> dict[str, BaseModel]:
 
 def limited(name: str, options: dict[str, Any], limit: int) -> dict[str, Any]:
     """Options with at most `limit` samples of each task. Raises ValueError where they say so themselves."""
-    field = next(field for field in ("limit", "samples") if field in suite(name).Config.model_fields)
+    field = next((field for field in ("limit", "samples") if field in suite(name).Config.model_fields), None)
+    if field is None:
+        raise ValueError(f"--limit: {name} takes no samples; leave it out")
     if field in options:
         raise ValueError(f"--limit: suites.{name}.{field} is set to {options[field]!r} already; give one of them")
     return options | {field: limit}

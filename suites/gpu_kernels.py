@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness.figures import kernels, write
 from harness.files import write_atomic
 from harness.provenance import provenance, version
 from mixers.gated_deltanet import gated_delta_rule
@@ -403,7 +404,8 @@ def run(out: Path, seconds: float = 480, progress: Callable[[str], Any] = print)
         progress(f"{direction} {case}: {cells}; {time.perf_counter() - started:.0f} s")
         write_atomic(out / "kernels.json", json.dumps({"ceilings": ceilings, "rows": rows}, indent=1).encode())
     truth.cache_clear()
-    figure(rows, ceilings, out / "kernels.png")
+    if any(row["ms"] is not None for row in rows):
+        write(kernels(rows), out / "kernels")
     progress(render(rows))
     return rows
 
@@ -517,63 +519,3 @@ def _remarks(rows: list[Row]) -> list[str]:
 
 def _listed(where: list[str]) -> str:
     return where[0] if len(where) == 1 else f"{where[0]} and {len(where) - 1} more"
-
-
-# Okabe and Ito's colours, told apart with any colour vision; the markers serve print without colour.
-LOOKS = {
-    "gdn2 mixerbench triton": ("#0072B2", "o"),
-    "gdn2 fla chunk": ("#D55E00", "s"),
-    "kda fla chunk": ("#009E73", "^"),
-    "gated_deltanet fla chunk": ("#CC79A7", "D"),
-}
-
-
-def figure(rows: list[Row], ceilings: dict[str, float], path: Path) -> None:
-    """Forward and backward over T × B at 16 heads of 128, with the times at which gdn2 would meet a ceiling.
-
-    Bars span the 20th to the 80th percentile. A wrong result is drawn hollow. Writes a PNG.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    drawn, axes = plt.subplots(figsize=(7.5, 5.2), layout="constrained")
-    positions = {case: i for i, case in enumerate(LENGTHS)}
-    for form in CHUNKED:
-        mine = [
-            r
-            for r in rows
-            if (r["operator"], r["implementation"], r["direction"]) == (form.operator, form.form, BOTH)
-            and _case(r) in positions
-            and r["ms"] is not None
-        ]
-        if not mine:
-            continue
-        colour, marker = LOOKS[str(form)]
-        x, y = [positions[_case(r)] for r in mine], [r["ms"] for r in mine]
-        spread = [[r["ms"] - r["ms_p20"] for r in mine], [r["ms_p80"] - r["ms"] for r in mine]]
-        axes.errorbar(x, y, yerr=spread, color=colour, linewidth=1.5, capsize=3)
-        faces = ["white" if wrong(r) else colour for r in mine]
-        axes.scatter(x, y, c=faces, edgecolors=colour, marker=marker, s=40, zorder=3, label=str(form))
-    floors = {
-        "floor of bytes at the speed of a copy": [
-            1e3 * byte_floor("gdn2", case, BOTH) / ceilings["copy_bytes_per_s"] for case in LENGTHS
-        ],
-        "chunk FLOPs at the speed of a matmul": [
-            1e3 * chunk_flops(case, BOTH) / ceilings["matmul_flop_per_s"] for case in LENGTHS
-        ],
-    }
-    for (label, heights), style in zip(floors.items(), ("--", ":"), strict=True):
-        axes.plot(list(positions.values()), heights, style, color="#555555", linewidth=1.2, label=f"gdn2, {label}")
-    axes.set_xticks(list(positions.values()), [f"{case.steps}×{case.batch}" for case in LENGTHS])
-    axes.set_xlabel("length × batch (tokens × sequences)")
-    axes.set_ylabel("forward and backward (ms)")
-    axes.set_ylim(bottom=0)
-    axes.grid(axis="y", alpha=0.3)
-    where = rows[0]["device"] if rows else "no device"
-    axes.set_title(f"H = 16, K = V = 128, bf16, {where}\nceilings: {_ceilings_text(ceilings)}", fontsize=10)
-    drawn.legend(loc="outside lower center", ncols=2, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawn.savefig(path, dpi=150)
-    plt.close(drawn)

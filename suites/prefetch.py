@@ -64,7 +64,8 @@ def prefetch(experiment: Experiment, say: Callable[[str], None] = lambda line: N
         open_data(experiment.data)
         return data_sha256(experiment.data)
 
-    keep(attempt(f"training data {experiment.data.source}", data))
+    if experiment.data.phases:
+        keep(attempt(f"training data {experiment.data.source}", data))
     for name, config in configs.items():
         module = suites.suite(name)
         if hasattr(module, "prefetch"):

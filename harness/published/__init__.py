@@ -48,6 +48,14 @@ TASK_NAMES = {
 }
 """The paper's heading of each of its tasks. A stand-in is never shown under it."""
 
+VARIANTS = {
+    "w_only": "w only (scalar erase gate)",
+    "b_only": "b only (scalar write gate)",
+    "full": "full",
+    "expanded": "expanded (erase range 2)",
+}
+"""The rows of table 5."""
+
 SUFFIXES = {"word_perplexity": "_ppl", "perplexity": "_ppl", "acc": "_acc", "acc_norm": "_acc_norm", "contains": ""}
 """What a column's name appends to the task for the metrics of the paper; other metrics append their own name."""
 
@@ -111,14 +119,15 @@ def table_cell(column: str, suite: str | None) -> dict:
 def figure2_cell(column: str) -> dict:
     """A column `<sequence length>x<batch>` of figure 2, in thousands of tokens a second."""
     length, batch = map(int, column.split("x"))
-    cell = {"suite": "throughput", "task": "train", "metric": "tokens_per_second", "length": length}
+    cell = {"suite": "throughput", "task": f"batch_{batch}", "metric": "train_tokens_per_second", "length": length}
     return {**cell, "batch": batch, "scale": 1e3}
 
 
 @cache
 def printed_values() -> dict[tuple[str, str, str, str, str, int | None], float]:
-    """The paper's tables 2 to 4 by (mixer, layout, suite, task, metric, length), in the metrics' own units."""
-    frame = pd.concat([published(table) for table in ("table2", "table3", "table4")])
+    """The paper's tables 2 to 4 and figure 2 by (mixer, layout, suite, task, metric, length), in the metrics' own
+    units."""
+    frame = pd.concat([published(table) for table in ("table2", "table3", "table4", "figure2")])
     keys = ["mixer", "layout", "suite", "task", "metric", "length"]
     return {
         (*key[:5], None if pd.isna(key[5]) else int(key[5])): value

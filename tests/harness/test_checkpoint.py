@@ -1,11 +1,18 @@
-"""Checkpoints: which are kept, and which is taken."""
+"""Checkpoints: which are kept, and which is taken. That several processes write one: test_distributed.py."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from harness import checkpoint
+from harness.distributed import ALONE
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:torch.distributed is disabled"
+)  # folders are written by one process here
 
 
 def test_the_last_two_are_kept_and_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
@@ -39,3 +46,79 @@ def test_damaged_checkpoints_are_named_and_the_newest_sound_one_is_taken(tmp_pat
     spoil(older)
     with pytest.raises(checkpoint.CheckpointError, match=rf"{newer.name}: {said}.*no sound one; delete .*checkpoints"):
         checkpoint.latest_sound(tmp_path)
+
+
+def content(step: int) -> dict[str, Any]:
+    """As of a model with two parameters and AdamW."""
+    model = {"a": torch.arange(6.0).view(2, 3) + step, "b.c": torch.full((5,), float(step))}
+    state = {i: {"step": torch.tensor(float(step)), "exp_avg": t * 2} for i, t in enumerate(model.values())}
+    groups = [{"params": [0, 1], "lr": 0.1}]
+    optimizer = {"state": state, "param_groups": groups}
+    return {"config_hash": "abc", "model": model, "optimizer": optimizer, "step": step, "recent": [1.0, 2.5]}
+
+
+def save_folder(run_dir: Path, step: int, milestones: int | None = None) -> Path:
+    return checkpoint.save_sharded(run_dir, step, content(step), ALONE, milestones)
+
+
+def test_a_folder_holds_what_a_file_does(tmp_path: Path) -> None:
+    file = checkpoint.save(tmp_path / "file", 3, content(3))
+    folder = save_folder(tmp_path / "folder", 3)
+    assert (file.name, folder.name) == ("step_00000003.pt", "step_00000003.dcp")
+    parameters = list(content(0)["model"].values())
+    found = [checkpoint.load(p) for p in (file, folder)]
+    found += [checkpoint.load_sharded(p, "abc", content(0)["model"], parameters) for p in (file, folder)]
+    expected = content(3)
+    for loaded in found:
+        assert loaded.keys() == expected.keys()
+        torch.testing.assert_close(loaded["model"], expected["model"], rtol=0, atol=0)
+        torch.testing.assert_close(loaded["optimizer"]["state"], expected["optimizer"]["state"], rtol=0, atol=0)
+        assert loaded["optimizer"]["param_groups"] == expected["optimizer"]["param_groups"]
+        assert (loaded["step"], loaded["recent"]) == (3, [1.0, 2.5])
+
+
+def test_milestones_are_kept_beside_the_last_two(tmp_path: Path) -> None:
+    for step in range(0, 90, 10):
+        checkpoint.save(tmp_path, step, {"step": step}, milestones=30) if step % 20 else save_folder(tmp_path, step, 30)
+    left = sorted(p.name for p in (tmp_path / "checkpoints").glob("step_*"))
+    assert left == [f"step_000000{n}" for n in ("00.dcp", "30.pt", "60.dcp", "70.pt", "80.dcp")]
+    assert list(json.loads((tmp_path / "checkpoints" / "index.json").read_text())) == left
+
+
+def test_a_folder_that_was_not_finished_is_ignored_and_goes(tmp_path: Path) -> None:
+    sound = save_folder(tmp_path, 1)
+    (half := sound.with_name("step_00000002.dcp.partial")).mkdir()
+    (half / "__0_0.distcp").write_bytes(b"half of it")
+    (unlisted := sound.with_name("step_00000002.dcp")).mkdir()
+    assert checkpoint.latest_sound(tmp_path) == (sound, []) and checkpoint.latest(tmp_path) == sound
+    written = save_folder(tmp_path, 2)
+    assert written == unlisted and checkpoint.load(written)["step"] == 2 and not half.exists()
+
+
+@pytest.mark.parametrize("file", ["__0_0.distcp", ".metadata", checkpoint.REST])
+@pytest.mark.parametrize("fault", ["flipped", "missing"])
+def test_a_folder_with_a_damaged_file_is_named_and_the_one_before_is_taken(
+    tmp_path: Path, file: str, fault: str
+) -> None:
+    older, newer = (save_folder(tmp_path, step) for step in (1, 2))
+    path = newer / file
+    if fault == "missing":
+        path.unlink()
+    else:
+        damaged = bytearray(path.read_bytes())
+        damaged[len(damaged) // 2] ^= 1
+        path.write_bytes(damaged)
+    said = {"flipped": "damaged, its SHA-256 is not the recorded one", "missing": "the file is missing"}[fault]
+    found, (line,) = checkpoint.latest_sound(tmp_path)
+    assert found == older
+    assert line == f"{path}: {said}; going on from the one before, step_00000001.dcp"
+    with pytest.raises(checkpoint.CheckpointError, match=rf"{file}: {said}; delete .*train.json and submit again"):
+        checkpoint.load(newer)
+
+
+def test_the_digest_is_of_names_and_bits(tmp_path: Path) -> None:
+    model = content(1)["model"]
+    same = {name: model[name].clone() for name in reversed(model)}
+    assert checkpoint.digest(model) == checkpoint.digest(same)
+    same["a"][0, 0] += 1e-6
+    assert checkpoint.digest(model) != checkpoint.digest(same)

@@ -116,7 +116,7 @@ def test_a_run_that_cannot_be_built_is_refused_before_work_starts(tmp_path: Path
 
 
 def test_a_file_that_is_missing_or_no_yaml_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"experiment: no file tabel2; give a path, or one of: demo"):
+    with pytest.raises(ValueError, match=r"experiment: no file tabel2; give a path, or one of: decode, demo"):
         load_experiment("tabel2")
     path = tmp_path / "broken.yaml"
     path.write_text("name: [")

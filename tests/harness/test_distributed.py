@@ -6,6 +6,7 @@ Run as a script, under torchrun, this file is such a process.
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,11 +16,15 @@ from typing import Any
 
 import pytest
 import torch
-from test_train import run_config
+from test_train import TINY, after, run_config
 
+from harness import checkpoint
 from harness.config import RunConfig
-from harness.distributed import ALONE, World, world
-from harness.train import Summary, Trainer, load_trained, pieces, step_rows, train
+from harness.distributed import ALONE, World, local, shard, world
+from harness.feed import pieces, step_rows
+from harness.model import build_model
+from harness.optim import build_optimizer
+from harness.train import MaskedLoss, Summary, Trainer, load_trained, train
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 6  # four of the first mixture, two of the second
@@ -47,11 +52,13 @@ def stop_in(here: World, rank: int, step: int) -> Callable[[], bool]:
     return stop
 
 
-def full_disk(here: World, config: RunConfig, folder: Path) -> None:
-    """Save where the first process' files may not grow past 4 KiB."""
-    trainer = Trainer(config, folder, here)
+def full_disk(here: World, config: RunConfig, folder: Path, rank: int, sharding: str) -> None:
+    """Save where one process' files may not grow past 4 KiB."""
+    trainer = Trainer(config, folder, here, sharding)
+    trainer.save()
+    trainer.train_step()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if here.first:
+    if here.rank == rank:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
         trainer.save()
@@ -66,6 +73,58 @@ def overflow(here: World, config: RunConfig, folder: Path) -> None:
         with torch.no_grad():
             trainer.model.blocks[0].mlp.up_proj.weight[0, 0] = torch.inf
     trainer.train_step()
+
+
+def unequal(here: World, config: RunConfig) -> None:
+    """Shard a model that differs between the processes."""
+    model = build_model(config.model, here.rank)
+    shard(MaskedLoss(model), model.blocks, here, torch.device("cpu"), torch.float32)
+
+
+def other(here: World, config: RunConfig, folder: Path) -> None:
+    """Go on with another model from what lies in a folder."""
+    copy = folder.with_name(f"{folder.name}-copy")
+    here.on_first(lambda: shutil.copytree(folder, copy))
+    Trainer(config, copy, here, "fsdp")
+
+
+def marked(here: World, config: RunConfig) -> None:
+    """Shard a model of which a matrix is marked as fla marks what does not decay."""
+    model = build_model(config.model, 0)
+    model.blocks[0].mlp.up_proj.weight._no_weight_decay = True
+    whole = [p.numel() for p in model.parameters()]
+    shard(MaskedLoss(model), model.blocks, here, torch.device("cpu"), torch.float32)
+    decaying, spared = (group["params"] for group in build_optimizer(model, config.train).param_groups)
+    assert [any(p is model.blocks[0].mlp.up_proj.weight for p in group) for group in (decaying, spared)] == [
+        False,
+        True,
+    ]
+    assert here.total([local(p).numel() for p in model.parameters()]) == whole
+
+
+def fail(here: World, rank: int) -> None:
+    """Fail in one process alone."""
+    with here.together():
+        if here.rank == rank:
+            raise ValueError("the reason")
+
+
+def skip_one(here: World, config: RunConfig, folder: Path) -> None:
+    """A step with an infinite weight in the last process alone, then one without; the weights move in that alone."""
+    trainer = Trainer(config, folder, here)
+    weight = trainer.model.blocks[0].mlp.up_proj.weight
+    sound = weight.detach().clone()
+    if here.rank == here.size - 1:
+        with torch.no_grad():
+            weight[0, 0] = torch.inf
+    before = trainer.model.head.weight.detach().clone()
+    assert trainer.train_step()["skipped"] == 1
+    assert torch.equal(before, trainer.model.head.weight)
+    with torch.no_grad():
+        weight.copy_(sound)
+    metrics = trainer.train_step()
+    assert metrics["skipped"] == 1 and metrics["step"] == 2
+    assert not torch.equal(before, trainer.model.head.weight)
 
 
 def worker(data: Path, out: Path) -> None:
@@ -85,22 +144,47 @@ def worker(data: Path, out: Path) -> None:
         note("stopped", lambda: train(config, out / "resumed", stop=stop_in(here, here.size - 1, 3)))
         note("resumed", lambda: train(config, out / "resumed"))
         note("stopped for one", lambda: train(config, out / "fewer", stop=stop_in(here, 0, 3)))
+        note("fsdp", lambda: train(config, out / "fsdp", sharding="fsdp"))
+        stop = stop_in(here, here.size - 1, 3)
+        note("fsdp stopped", lambda: train(config, out / "fsdp-resumed", stop=stop, sharding="fsdp"))
+        note("fsdp resumed", lambda: train(config, out / "fsdp-resumed", sharding="fsdp"))
+        # The last step of `chain` is trained by one process: see chained.
+        for sharding in ["fsdp"] if here.size == 4 else ["fsdp", "ddp", "fsdp"]:
+            note(f"chain {sharding}", lambda s=sharding: train(config, out / "chain", stop=after(1), sharding=s))
         if here.size == 2:
+            for mixer in TINY:
+                short = run_config(data, mixer, steps=2)
+                note(f"fsdp {mixer}", lambda m=mixer, c=short: train(c, out / f"fsdp-{m}", sharding="fsdp"))
+            pieces = recipe(data, accumulation=4, recompute=True)
+            note("fsdp pieces", lambda: train(pieces, out / "fsdp-pieces", sharding="fsdp"))
+            note("fsdp bf16", lambda: train(recipe(data, dtype="bf16"), out / "fsdp-bf16", sharding="fsdp"))
+            note("ddp bf16", lambda: train(recipe(data, dtype="bf16"), out / "ddp-bf16"))
+            note("ddp recomputed", lambda: train(recipe(data, recompute=True), out / "ddp-recomputed"))
+            note("unknown", lambda: train(config, out / "unknown", sharding="zero"))
+            note("unequal", lambda: unequal(here, config))
+            wider = run_config(data, "attention", steps=STEPS)
+            for name in ("fsdp", "ddp"):  # a folder and a file
+                note(f"other {name}", lambda n=name: other(here, wider, out / f"{n}-bf16"))
+            note("marked", lambda: marked(here, config))
+            note("peer", lambda: fail(here, 1))
+            note("skip", lambda: skip_one(here, config, out / "skip"))
+            note("fsdp full", lambda: full_disk(here, config, out / "fsdp-full", 1, "fsdp"))
             note("halves", lambda: train(recipe(data, accumulation=2), out / "halves"))
             note("quarters", lambda: train(recipe(data, accumulation=4), out / "quarters"))
             note("odd", lambda: train(odd_rows(config), out / "odd"))
-            note("full", lambda: full_disk(here, config, out / "full"))
-            note("overflow", lambda: overflow(here, config, out / "overflow"))
+            note("full", lambda: full_disk(here, config, out / "full", 0, "ddp"))
+            note("overflow", lambda: overflow(here, recipe(data, max_skipped=0), out / "overflow"))
         (out / f"rank{here.rank}.json").write_text(json.dumps(found))
 
 
 def torchrun(processes: int, data: Path, out: Path) -> list[dict[str, Any]]:
-    """What the processes found, by rank."""
-    out.mkdir()
+    """What the processes found, by rank; what they logged goes to OUT/log."""
+    out.mkdir(exist_ok=True)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     done = subprocess.run([*command, __file__, str(data), str(out)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    (out / "log").write_text(done.stderr)
     return [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(processes)]
 
 
@@ -113,8 +197,11 @@ def alone(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pair(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+def pair(
+    small_data: Path, tmp_path_factory: pytest.TempPathFactory, four: tuple[Path, list[dict[str, Any]]]
+) -> tuple[Path, list[dict[str, Any]]]:
     out = tmp_path_factory.mktemp("pair") / "out"
+    shutil.copytree(four[0] / "chain", out / "chain")
     return out, torchrun(2, small_data, out)
 
 
@@ -184,13 +271,112 @@ def test_two_processes_take_the_pieces_of_one_and_reach_its_bits(
 
 def test_a_disk_that_fails_one_process_stops_all(pair: tuple[Path, list[dict[str, Any]]]) -> None:
     first, second = (f["full"] for f in pair[1])
-    assert first.startswith("OSError: ") and "step_00000000.pt: cannot be written" in first
+    assert first.startswith("OSError: ") and "step_00000001.pt: cannot be written" in first
     assert second == f"PeerFailed: rank 0: {first}"
 
 
 def test_a_loss_that_is_not_finite_in_one_process_stops_all(pair: tuple[Path, list[dict[str, Any]]]) -> None:
     for f in pair[1]:
         assert f["overflow"].startswith("TrainingStopped: step 0: loss nan")
+
+
+def test_a_step_that_is_not_finite_in_one_process_is_skipped_by_all(pair: tuple[Path, list[dict[str, Any]]]) -> None:
+    assert [f["skip"] for f in pair[1]] == [None, None]
+
+
+def test_what_one_process_fails_of_is_known_to_all_and_its_traceback_in_the_log(
+    pair: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    assert [f["peer"] for f in pair[1]] == ["PeerFailed: rank 1: ValueError: the reason", "ValueError: the reason"]
+    log = (pair[0] / "log").read_text()
+    assert "rank 1 of 2 failed:\nTraceback (most recent call last):\n" in log
+    assert 'raise ValueError("the reason")' in log
+
+
+def test_shares_of_a_model_train_what_one_process_trains(several: Any, alone: Path) -> None:
+    size, out, found = several
+    assert all(f["fsdp"] == found[0]["fsdp"] for f in found)
+    one, summary = json.loads((alone / "train.json").read_text()), found[0]["fsdp"]
+    assert (summary["world_size"], summary["sharding"], one["sharding"]) == (size, "fsdp", None)
+    assert found[0]["whole"]["sharding"] == "ddp" and summary["run"] == one["run"]
+    assert abs(summary["train_loss"] - one["train_loss"]) < 1e-5  # of 8 nats
+    assert_close(out / "fsdp", alone)
+    assert [p.name for p in sorted((out / "fsdp" / "checkpoints").glob("step_*"))] == [
+        "step_00000004.dcp",
+        "step_00000006.dcp",
+    ]
+
+
+def test_shares_of_a_model_stop_together_and_resume_to_the_same_bits(several: Any) -> None:
+    for f in several[2]:
+        assert f["fsdp stopped"] == f"TrainingInterrupted: stopped after step 3 of {STEPS}; submit again to continue"
+        assert f["fsdp resumed"]["weights_sha256"] == f["fsdp"]["weights_sha256"]
+
+
+def test_a_run_goes_on_whatever_processes_it_has(
+    pair: tuple[Path, list[dict[str, Any]]], four: tuple[Path, list[dict[str, Any]]], alone: Path, small_data: Path
+) -> None:
+    """Four shares of a model, two shares, two whole models, two shares, and one process; a step or two each."""
+    stopped = "TrainingInterrupted: stopped after step {} of 6; submit again to continue"
+    assert all(f["chain fsdp"] == stopped.format(1) for f in four[1])
+    assert all((f["chain ddp"], f["chain fsdp"]) == (stopped.format(3), stopped.format(4)) for f in pair[1])
+    chain = pair[0] / "chain"
+    assert checkpoint.latest(chain).name == "step_00000004.dcp"
+    assert train(recipe(small_data), chain).world_size == 1
+    assert checkpoint.latest(chain).name == "step_00000006.pt"
+    assert_close(chain, alone)
+
+
+@pytest.mark.parametrize("mixer", TINY)
+def test_every_mixer_can_be_shared(
+    mixer: str, pair: tuple[Path, list[dict[str, Any]]], small_data: Path, tmp_path: Path
+) -> None:
+    one = train(run_config(small_data, mixer, steps=2), tmp_path)
+    assert abs(pair[1][0][f"fsdp {mixer}"]["train_loss"] - one.train_loss) < 1e-5
+    assert_close(pair[0] / f"fsdp-{mixer}", tmp_path)
+
+
+def test_shares_of_a_model_add_up_pieces_that_are_recomputed(
+    pair: tuple[Path, list[dict[str, Any]]], small_data: Path, tmp_path: Path
+) -> None:
+    train(recipe(small_data, accumulation=4), tmp_path)
+    assert_close(pair[0] / "fsdp-pieces", tmp_path)
+    assert pair[1][0]["ddp recomputed"]["weights_sha256"] == pair[1][0]["whole"]["weights_sha256"]
+
+
+def test_shares_and_whole_models_compute_the_same_in_bf16(pair: tuple[Path, list[dict[str, Any]]]) -> None:
+    losses = [pair[1][0][name]["train_loss"] for name in ("fsdp bf16", "ddp bf16")]
+    # Activations are rounded at 2^-8 at the same places; the order of sums moves some of them to the next number.
+    assert abs(losses[0] - losses[1]) < 1e-3 and losses[0] != pair[1][0]["fsdp"]["train_loss"]
+
+
+def test_a_model_that_differs_between_processes_is_not_sharded(pair: tuple[Path, list[dict[str, Any]]]) -> None:
+    for f in pair[1]:
+        assert f["unequal"].startswith("RuntimeError: ") and "sharded over 2 processes it has" in f["unequal"]
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(pair: tuple[Path, list[dict[str, Any]]]) -> None:
+    for f in pair[1]:
+        for name, file in (("other fsdp", "step_00000006.dcp"), ("other ddp", "step_00000006.pt")):
+            assert f[name].startswith("CheckpointError: ") and f"{file}: made by another configuration" in f[name]
+
+
+def test_sharding_keeps_marks_of_parameters_and_each_number_once(pair: tuple[Path, list[dict[str, Any]]]) -> None:
+    assert [f["marked"] for f in pair[1]] == [None, None]
+
+
+def test_an_unknown_sharding_is_refused(pair: tuple[Path, list[dict[str, Any]]]) -> None:
+    assert {f["unknown"] for f in pair[1]} == {"ValueError: sharding: 'zero' is unknown; use ddp or fsdp"}
+
+
+def test_a_disk_that_fails_the_share_of_one_process_leaves_the_checkpoint_before(
+    pair: tuple[Path, list[dict[str, Any]]], small_data: Path
+) -> None:
+    for f in pair[1]:
+        assert (
+            f["fsdp full"].startswith("OSError: ") and "step_00000001.dcp: cannot be written (rank 1" in f["fsdp full"]
+        )
+    assert Trainer(recipe(small_data), pair[0] / "fsdp-full").restored_from.name == "step_00000000.dcp"
 
 
 def test_rows_that_cannot_be_shared_equally_are_refused(

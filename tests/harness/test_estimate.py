@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
 from harness import checkpoint
 from harness.config import DataConfig, RunConfig, TrainConfig, expand, load_experiment
-from harness.estimate import estimate
+from harness.estimate import estimate, measured_rate
 from harness.model import ModelConfig, build_model
 from harness.optim import build_optimizer
 from harness.train import masked_loss
@@ -76,6 +77,30 @@ def test_the_papers_own_run_takes_six_parameters_a_token_and_somewhat_more() -> 
     six = 6 * (1_302_640_416 + 32_000 * 2304) * config.data.tokens
     assert six < cost.training_flops < 1.05 * six
     assert cost.memory_bytes == 16 * (1_302_640_416 + 2 * 32_000 * 2304)
+
+
+def speeds(*changes: dict) -> pd.DataFrame:
+    row = {"suite": "throughput", "metric": "train_tokens_per_second", "device": "H100", "length": 127, "value": 100.0}
+    row |= {"preset": "cpu-600k", "mixer": "attention", "layout": "attention"}
+    return pd.DataFrame([row | change for change in changes]).astype({"length": "Int64"})
+
+
+def test_a_rate_is_that_of_the_same_device_model_and_length_and_of_its_fastest_batch() -> None:
+    model = ("cpu-600k", "attention", "attention")
+    records = speeds({}, {"value": 300.0}, {"metric": "mfu", "value": 900.0}, {"mixer": "kda", "value": 900.0})
+    assert measured_rate(records, "H100", *model, 127) == 300.0
+    others = [("A100", *model, 127), ("H100", *model, 63), ("H100", "125m", *model[1:], 127)]
+    assert [measured_rate(records, *other) for other in others] == [None] * 3
+
+
+def test_hours_are_measured_where_every_phase_has_a_rate_and_else_come_from_the_flops() -> None:
+    config, flops = run_config([PHASE, SHORT]), estimate(run_config([PHASE, SHORT]), 1.0, 0.5)
+    both = estimate(config, 1.0, 0.5, speeds({}, {"length": 63, "value": 9.0}), "H100")
+    assert both.measured and not flops.measured
+    assert both.device_hours == pytest.approx((5_080 / 100 + 126 / 9) / 3600)
+    assert estimate(config, 1.0, 0.5, speeds({}), "H100") == flops
+    assert estimate(config, 1.0, 0.5, speeds({}, {"length": 63}), "A100") == flops
+    assert both.training_flops == flops.training_flops
 
 
 @pytest.mark.parametrize(

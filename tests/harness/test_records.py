@@ -101,7 +101,10 @@ def test_a_suite_refuses_two_values_of_one_metric_and_records_of_another_suite(t
     [
         (lambda line: line[: len(line) // 2], "not JSON"),
         (lambda line: "[1]", "not an object"),
-        (lambda line: line.replace('"schema": 1', '"schema": 99'), "schema 99, this version reads 1"),
+        (
+            lambda line: line.replace('"schema": 1', '"schema": 99'),
+            "schema 99 is newer than this version reads, 1; update the project",
+        ),
         (lambda line: line.replace('"task"', '"tusk"'), r"missing \['task'\], unknown \['tusk'\]"),
         (lambda line: line.replace('"value": 0.5', '"value": "half"'), "value or stderr"),
         (lambda line: line.replace('"value": 0.5', '"value": null'), "value: None"),
@@ -126,8 +129,40 @@ def test_copies_of_a_record_count_once_and_contradictions_are_refused(tmp_path):
     copy.write_bytes(path.read_bytes())
     assert len(load([tmp_path / "runs", tmp_path / "results"])) == 1
     copy.write_text(copy.read_text().replace('"nan"', "0.5"))
-    with pytest.raises(ValueError, match="disagrees with .*runs/r1"):
+    with pytest.raises(
+        ValueError, match="r1, language, piqa, acc: .*runs/r1.* and .*results.* disagree on value; load"
+    ):
         load([tmp_path / "runs", tmp_path / "results"])
+
+
+def test_of_copies_that_agree_the_one_measured_last_is_kept(tmp_path):
+    for place, hour in (("a", "02"), ("b", "03"), ("c", "01")):
+        again = replace(record(), time=f"2026-01-01T{hour}:00:00+00:00", command=place)
+        write_records(tmp_path / place / "r1", "language", [record(task="boolq"), again])
+    frame = load([tmp_path / place for place in "abc"])
+    assert list(zip(frame["task"], frame["command"], strict=True))[1] == ("piqa", "b")
+    assert len(frame) == 2 and frame["length"].isna().all()
+
+
+def test_a_collection_is_a_source_like_any_other(tmp_path):
+    write_records(tmp_path / "runs/r1", "language", [record(length=512, samples=(0.0, 1.0))])
+    frame = load(tmp_path / "runs")
+    frame.drop(columns="file").to_parquet(tmp_path / "records.parquet")
+    (tmp_path / "samples.json").write_text('[[["r1", "language", "piqa", "acc", 512], [0.0, 1.0]]]')
+    kept = load(tmp_path)
+    pd.testing.assert_frame_equal(kept.drop(columns="file"), frame.drop(columns="file"))
+    assert load_samples(tmp_path) == load_samples(tmp_path / "runs")
+    frame.assign(luck=1).to_parquet(tmp_path / "records.parquet")
+    with pytest.raises(ValueError, match=r"records.parquet: columns missing \[\], unknown \['file', 'luck'\]; collect"):
+        load(tmp_path)
+
+
+def test_files_that_cannot_be_read_are_named_beside_those_that_can(tmp_path):
+    good, bad = (write_records(tmp_path / run, "language", [record(run)]) for run in ("r1", "r2"))
+    bad.write_text(bad.read_text().replace('"schema": 1', '"schema": 2'))
+    unreadable: dict[Path, str] = {}
+    assert set(load(tmp_path, unreadable=unreadable)["file"]) == {str(good)}
+    assert list(unreadable) == [bad] and "schema 2 is newer" in unreadable[bad]
 
 
 def test_a_measurement_refuses_what_no_table_could_read():

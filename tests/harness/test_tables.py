@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import time
 
@@ -11,160 +10,18 @@ import pandas as pd
 import pytest
 
 from harness.published import printed_values
-from harness.records import Measurement, Provenance, Record, load, load_samples, write_records
+from harness.records import Provenance, load, load_samples, write_records
+from harness.significance import items_to_settle_paired, seeds_to_settle
 from harness.stats import mean_stderr
 from harness.table_format import Column, power_of_ten
 from harness.tables import comparison
 from suites import retrieval
+from tests.harness.table_records import CERTIFICATE, RUNS, golden_records, record, store
 from tests.suites.retriever import SearchingLM
-
-CERTIFICATE = Provenance(
-    config_hash="abc123",
-    git_commit="0123456789abcdef",
-    git_dirty=False,
-    version_python="3.11.7",
-    version_torch="2.13.0",
-    version_triton=None,
-    version_fla=None,
-    version_mamba_ssm=None,
-    version_lm_eval="0.4.13",
-    version_transformers="5.23.0",
-    device="Some CPU",
-    dtype="float32",
-    backend="torch",
-    threads=1,
-    time="2026-01-01T00:00:00+00:00",
-    command="run.py submit demo",
-)
-
-
-def record(label: str, task: str, metric: str, value: float, stderr: float | None, n: int = 100, **changes) -> Record:
-    run = {"mixer": label, "layout": "recurrent", "preset": "cpu-1m", "seed": 0, "certificate": CERTIFICATE}
-    run |= {key: changes.pop(key) for key in list(changes) if key in run}
-    certificate = run.pop("certificate")
-    suite = changes.pop("suite", "language")
-    return Record.of(
-        Measurement(suite, task, metric, value, stderr, n, **changes),
-        certificate,
-        run=changes.pop("run", f"{label}-{run['layout']}-{run['seed']}"),
-        label=label,
-        **run,
-    )
-
-
-def store(folder, records: list[Record]) -> pd.DataFrame:
-    """The records through the real store: written by run and suite, and loaded."""
-    by_file: dict[tuple[str, str], list[Record]] = {}
-    for r in records:
-        by_file.setdefault((r.run, r.suite), []).append(r)
-    for (run, suite), own in by_file.items():
-        write_records(folder / run, suite, own)
-    return load([folder / run for run in dict.fromkeys(r.run for r in records)])
 
 
 def marks(table, column: str) -> dict[str, str | None]:
     return {row.label: cell.mark for (row, c), cell in table.cells.items() if c.name == column}
-
-
-RUNS = pd.DataFrame(
-    [
-        {"label": label, "mixer": mixer, "layout": layout, "run": f"{label}-{layout}-0", "seed": 0, **rest}
-        for label, mixer, layout, rest in [
-            ("gdn2", "gdn2", "recurrent", {"non_embedding_params": 1184123, "tokens_seen": 4096000}),
-            ("kda", "kda", "recurrent", {"non_embedding_params": 1182000, "tokens_seen": 4096000}),
-            ("mamba2", "mamba2", "recurrent", {"failure": "loss is nan\nat step 7"}),
-            ("attention", "attention", "attention", {"non_embedding_params": 1180000, "tokens_seen": 4096000}),
-        ]
-    ]
-)
-
-
-def golden_records() -> list[Record]:
-    attention = {"layout": "attention"}
-    haystack = {"suite": "ruler", "length": 512, "stand_in": "essays are novels", "n": 50}
-    return [
-        record("gdn2", "piqa", "acc", 0.64, 0.01, 300, limit=300),
-        record("gdn2", "novels", "word_perplexity", 40.0, 1.0, stand_in="novels, not WikiText"),
-        record("kda", "piqa", "acc", 0.58, 0.01, 300, limit=300),
-        record("kda", "novels", "word_perplexity", 50.0, 1.5, stand_in="novels, not WikiText"),
-        record("attention", "piqa", "acc", 0.5, 0.03, 300, limit=300, **attention),
-        record("attention", "novels", "word_perplexity", math.inf, None, stand_in="novels, not WikiText", **attention),
-        record("gdn2", "s_niah_2", "contains", 0.0, 0.0, **haystack),
-        record("gdn2", "s_niah_2", "needle_gain", 0.25, 0.125, **haystack),
-        record("kda", "s_niah_2", "contains", 0.5, 0.07, **haystack),
-    ]
-
-
-GOLDEN_MARKDOWN = """\
-### model
-
-| layout | mixer | non-embedding parameters | tokens seen |
-| --- | --- | ---: | ---: |
-| recurrent | gdn2 | 1.184M | 4.096M |
-| recurrent | kda | 1.182M | 4.096M |
-| recurrent | mamba2 | – | – |
-| attention | attention | 1.18M | 4.096M |
-
-### language
-
-| layout | mixer | PIQA acc ↑ | novels ppl ↓ [a] |
-| --- | --- | ---: | ---: |
-| recurrent | gdn2 | **64.0 ± 1.0**<br>paper 72.8 | **40.00 ± 1.00** |
-| recurrent | kda | 58.0 ± 1.0<br>paper 72.09 | 50.00 ± 1.50 |
-| recurrent | mamba2 | –<br>paper 72.58 | – |
-| attention | attention | 50.0 ± 3.0<br>paper 70.21 | not finite (seed 0) |
-
-### ruler
-
-| layout | mixer | s_niah_2 contains @512 ↑ [b] | s_niah_2 needle gain, nats/token @512 ↑ [b] |
-| --- | --- | ---: | ---: |
-| recurrent | gdn2 | 0.0 ± 2.0 | 0.250 ± 0.125 |
-| recurrent | kda | **50.0 ± 7.0** | – |
-| recurrent | mamba2 | – | – |
-| attention | attention | – | – |
-
-- within a layout, **bold**: the best and what is not significantly worse than it; <u>underlined</u>: the same among \
-the others; no mark where nothing is significantly worse (t-test, two-sided 5%, no correction for the number of \
-comparisons; item by item where per-sample scores on the same items are kept)
-"""
-
-GOLDEN_NOTES = [
-    "mean ± standard error over samples; one seed, so an error says nothing of what another seed would give",
-    "where all samples of a run agree, ± is what one further sample that does not would make it",
-    "paper: arXiv 2605.22791v1, at 1.3B parameters, 100B tokens of FineWeb-Edu; ours is at another scale, so levels "
-    "are not comparable with it",
-    "scale: preset cpu-1m, 1.18M to 1.184M non-embedding parameters, 4.096M tokens seen",
-    "[a] not the paper's measurement: novels: novels, not WikiText",
-    "[b] not the paper's measurement: s_niah_2 @512: essays are novels",
-    "samples a run: 300 (limit 300, not the whole set): piqa; 100: novels; 50: s_niah_2 @512",
-    "seeds: 0",
-    "FAILED: mamba2 (recurrent, seed 0, run mamba2-recurrent-0): loss is nan at step 7",
-    "measured on Some CPU; float32; python 3.11.7; torch 2.13.0; lm_eval 0.4.13",
-    "code: 0123456789",
-    "9 records (schema 1) of runs gdn2-recurrent-0, kda-recurrent-0, attention-attention-0",
-]
-
-GOLDEN_CSV = """\
-layout,label,mixer,non_embedding_params,state_floats_per_layer,flops_per_token,tokens_seen,tokens_per_second,\
-piqa_acc,piqa_acc_se,piqa_acc_paper,novels_ppl,novels_ppl_se,s_niah_2@512,s_niah_2@512_se,\
-s_niah_2_needle_gain@512,s_niah_2_needle_gain@512_se
-recurrent,gdn2,gdn2,1184123,,,4096000,,64,1,72.8,40,1,0,1.96078,0.25,0.125
-recurrent,kda,kda,1182000,,,4096000,,58,1,72.09,50,1.5,50,7,,
-recurrent,mamba2,mamba2,,,,,,,,72.58,,,,,,
-attention,attention,attention,1180000,,,4096000,,50,3,70.21,not finite (seed 0),,,,,
-"""
-
-
-def test_markdown_is_the_golden_one(tmp_path):
-    table = comparison(store(tmp_path, golden_records()), runs=RUNS)
-    assert table.markdown() == GOLDEN_MARKDOWN + "".join(f"- {note}\n" for note in GOLDEN_NOTES)
-
-
-def test_csv_is_the_golden_one_and_pandas_reads_it(tmp_path):
-    text = comparison(store(tmp_path, golden_records()), runs=RUNS).csv()
-    assert text == "".join(f"# {note}\n" for note in GOLDEN_NOTES) + GOLDEN_CSV
-    frame = pd.read_csv(io.StringIO(text), comment="#")
-    assert frame.loc[frame["label"] == "kda", "s_niah_2@512"].item() == 50
 
 
 def test_rows_are_grouped_by_layout_and_baselines_come_last(tmp_path):
@@ -198,6 +55,40 @@ def test_rows_that_cannot_be_told_apart_share_the_mark_or_have_none(tmp_path):
     level = comparison(store(tmp_path, close[:2]))
     assert marks(level, "piqa_acc") == {"gdn2": None, "kda": None}
     assert "bold" not in level.markdown()
+
+
+def test_many_rows_that_equal_are_not_marked_for_their_extremes(tmp_path):
+    # 0.50 and 0.62 are 2.4 errors apart: p = 0.018 alone, and one of 45 pairs of which some would be as far by chance.
+    values = np.linspace(0.50, 0.62, 10)
+    many = [record(f"m{i}", "piqa", "acc", v, 0.035, n=5000) for i, v in enumerate(values)]
+    table = comparison(store(tmp_path / "a", many))
+    assert set(marks(table, "piqa_acc").values()) == {None}
+    alone = comparison(store(tmp_path / "b", [many[0], many[-1]]))
+    assert marks(alone, "piqa_acc") == {"m0": None, "m9": "bold"}
+    assert "Holm's correction over all pairs of a group in a column; Welch's t)" in alone.markdown()
+
+
+def test_what_would_settle_the_nearest_open_pairs_is_said_once(tmp_path):
+    rng = np.random.default_rng(0)
+    easy = rng.random(100) < 0.5
+    other = easy.copy()
+    other[np.flatnonzero(easy)[:4]] = False
+    scores = {"gdn2": easy.astype(float), "kda": other.astype(float)}
+    records = [record(k, "piqa", "acc", *mean_stderr(s), 100, samples=tuple(s)) for k, s in scores.items()]
+    records += [
+        record(label, "boolq", "acc", value, 0.01, 1000, seed=seed)
+        for label, values in {"gdn2": (0.60, 0.70, 0.65), "kda": (0.62, 0.66, 0.64)}.items()
+        for seed, value in enumerate(values)
+    ]
+    frame = store(tmp_path, records)
+    (note,) = [n for n in comparison(frame, samples=load_samples(tmp_path)).notes if n.startswith("not told apart")]
+    needed = items_to_settle_paired(0.04, 0.04)
+    assert f"piqa_acc gdn2 − kda (4): {needed} samples, now 100" in note
+    # Standard deviations of 0.05 and 0.02 about a gap of 0.01.
+    seeds = seeds_to_settle(0.01, math.sqrt((0.05**2 + 0.02**2) / 2))
+    assert f"boolq_acc gdn2 − kda (1): {seeds} seeds a row, now 3" in note
+    settled = [record(k, "piqa", "acc", v, 0.01) for k, v in {"gdn2": 0.9, "kda": 0.1}.items()]
+    assert not any("not told apart" in n for n in comparison(store(tmp_path / "b", settled)).notes)
 
 
 def test_low_is_best_where_the_metric_says_so(tmp_path):
@@ -290,10 +181,11 @@ def test_a_baseline_changes_no_note_about_the_models(tmp_path):
     unigram = record(
         "unigram", "novels", "word_perplexity", 900.0, None, layout="baseline", preset="none", certificate=other
     )
-    alone, beside = (comparison(store(tmp_path / str(len(r)), r)).notes for r in (models, [*models, unigram]))
+    alone, beside = (comparison(store(tmp_path / str(len(r)), r)) for r in (models, [*models, unigram]))
     about_errors = "a number without ± has no known error, and its group of its column no marks"
-    assert [note for note in beside[:-1] if note != about_errors] == alone[:-1]
-    assert "seeds: 1, 2" in beside and beside[-1].startswith("3 records")
+    assert [note for note in beside.notes if note != about_errors] == alone.notes
+    assert beside.provenance[:-1] == alone.provenance[:-1]
+    assert "seeds: 1, 2" in beside.notes and beside.provenance[-1].startswith("3 records")
 
 
 def test_speeds_of_different_devices_are_not_mixed_but_scores_are(tmp_path):

@@ -64,7 +64,7 @@ def test_a_wrong_profile_ends_in_one_line_that_names_the_field(tmp_path: Path, t
 
 
 def test_an_unknown_name_lists_those_there_are() -> None:
-    with pytest.raises(ValueError, match="no profile nowhere; give a path, or one of: slurm, template"):
+    with pytest.raises(ValueError, match="no profile nowhere; give local, debug, a path, or one of: slurm, template"):
         load_cluster("nowhere")
 
 

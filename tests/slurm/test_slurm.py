@@ -106,6 +106,7 @@ def test_a_sweep_that_is_interrupted_in_every_way_ends_as_one_that_is_not(site: 
     assert outcomes(killed).count("failed") == 1
     assert outcomes(untouched) == outcomes(other) == ["started"]
     assert {row["state"] for row in site.rows(path).values()} == {"done"}
+    assert "fits" in site.call("doctor", "--cluster", "site.yaml")
     frame = pd.read_parquet(site.runs / "collected" / "tiny" / "records.parquet")
     assert set(frame["run"]) == {work.config.run_id for work in runs}
     assert "Gated DeltaNet" in (site.runs / "collected" / "tiny" / "table.md").read_text()
@@ -114,7 +115,7 @@ def test_a_sweep_that_is_interrupted_in_every_way_ends_as_one_that_is_not(site: 
 
 def test_a_time_limit_costs_nothing_but_time(site: Site, small_data: Path) -> None:
     site = Site(site.cluster, site.folder, train=TINY | {"minutes": 1})
-    path = long_experiment(site, small_data, steps=3000, mixers=["gated_deltanet"])
+    path = long_experiment(site, small_data, steps=2500, mixers=["gated_deltanet"])
     (work,) = plan(load_experiment(path), site.runs)
     site.submit(path)
     site.finish(900)
@@ -127,7 +128,7 @@ def test_a_run_that_always_fails_is_given_up_and_the_others_are_finished(site: S
     path = experiment(site.folder, small_data)
     broken, sound = plan(load_experiment(path), site.runs)
     broken.folder.mkdir(parents=True)
-    (broken.folder / "checkpoints").write_text("a file where a folder must be")
+    (broken.folder / "checkpoints").symlink_to("/proc/sys")  # where not even root can make a file
     site.submit(path)
     site.finish()
     rows = site.rows(path)
@@ -220,6 +221,7 @@ def test_a_wrong_profile_is_refused_before_anything_is_submitted(
     site = Site(site.cluster, site.folder, **profile)
     (line,) = site.submit(experiment(site.folder, small_data), code=2).splitlines()
     assert line.startswith("error: ") and message in line
+    assert message in site.call("doctor", "--cluster", "site.yaml", code=1)
     assert not site.runs.exists() and not site.cluster.squeue()
 
 

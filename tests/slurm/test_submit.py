@@ -119,11 +119,11 @@ def test_a_run_that_fails_twice_alike_is_given_up_the_others_are_finished_and_re
     path, runs = experiment(tmp_path, small_data), tmp_path / "runs"
     broken, sound = plan(load_experiment(path), runs)
     broken.folder.mkdir(parents=True)
-    (broken.folder / "checkpoints").write_text("a file where a folder must be")
+    (broken.folder / "checkpoints").symlink_to("/proc/sys")  # where not even root can make a file
     options = ["--cluster", "local", "--runs", str(runs)]
     result = cli.invoke(app, ["submit", str(path), *options])
     assert result.exit_code == 1
-    assert f"failed: {broken.config.run_id}: train: " in result.output and "checkpoints" in result.output
+    assert f"failed: {broken.config.run_id}: train: " in result.output and "cannot be written" in result.output
     assert read_summary(sound.folder) is not None
     assert sum(event["event"] == "started" for event in events(broken.folder, TRAIN)) == 2
     collected = cli.invoke(app, ["collect", str(path), "--runs", str(runs)])

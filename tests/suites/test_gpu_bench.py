@@ -1,4 +1,4 @@
-"""The benchmarks of a GPU, in what a CPU can check: what is counted, what is said, and a small training throughput."""
+"""The benchmarks of a GPU, in what a CPU can check: what is counted and what is said."""
 
 from dataclasses import replace
 from functools import partial
@@ -10,8 +10,8 @@ import torch
 from mixers.gated_deltanet import gated_delta_rule
 from mixers.gdn2 import gated_delta_rule_2
 from mixers.kda import kimi_delta_rule
-from suites import gpu_kernels, throughput
-from suites.gpu_kernels import BOTH, CHUNKED, DECODE, FORWARD, LENGTHS, RECURRENT, WRONG, Case
+from suites import gpu_kernels
+from suites.gpu_kernels import BOTH, CHUNKED, DECODE, FORWARD, LENGTHS, WRONG, Case
 
 CEILINGS = {"copy_bytes_per_s": 4e12, "matmul_flop_per_s": 8e14}
 BIRTH = {"device": "a device", "version_torch": "2", "version_triton": "3", "version_fla": None, "git_commit": None}
@@ -109,15 +109,6 @@ def test_the_table_has_ratios_refusals_and_what_was_left_out() -> None:
     assert "not started: 9 s were used up: forward+backward T=32768 B=1" in text
 
 
-def test_the_figure_is_drawn_with_gaps_and_wrong_results(tmp_path: Path) -> None:
-    rows = [row for case in LENGTHS[:3] for row in made_rows(BOTH, case)] + made_rows(FORWARD, LENGTHS[0])
-    rows[1] |= {"refused": "no", "ms": None}
-    rows[2] |= {"output_error": 1.0}
-    gpu_kernels.figure(rows, CEILINGS, tmp_path / "new" / "kernels.png")
-    assert (tmp_path / "new" / "kernels.png").read_bytes().startswith(b"\x89PNG")
-    assert set(gpu_kernels.LOOKS) == {str(form) for form in CHUNKED} and str(CHUNKED[0]) == str(RECURRENT[0])
-
-
 def test_reasons_are_one_line() -> None:
     assert gpu_kernels.reason(RuntimeError("one\n  two")) == "RuntimeError: one two"
     assert len(gpu_kernels.reason(RuntimeError("long " * 200))) == 300
@@ -128,52 +119,8 @@ def test_without_cuda_the_kernels_are_not_measured(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="no CUDA device"):
         gpu_kernels.run(tmp_path)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ValueError, match="device: torch sees no cuda"):
-        throughput.run("cpu-600k", device="cuda")
 
 
 def test_no_time_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="seconds"):
         gpu_kernels.run(tmp_path, seconds=0)
-
-
-def test_training_throughput_of_two_mixers() -> None:
-    said: list[str] = []
-    rows = throughput.run("cpu-600k", ["gated_deltanet", "attention"], 32, 1, 1, "cpu", 12, said.append)
-    assert [(r["mixer"], r["layout"]) for r in rows] == [("gated_deltanet", "recurrent"), ("attention", "attention")]
-    for r in rows:
-        assert r["refused"] is None and r["left_out"] is None and 1 <= r["windows"] <= throughput.WINDOWS
-        assert (r["length"], r["batch"], r["steps"], r["dtype"]) == (32, 1, 1, "float32")
-        assert r["tokens_per_s"] > 0 and r["peak_memory_bytes"] is None and r["version_torch"] == torch.__version__
-        if r["windows"] > 1:
-            assert r["tokens_per_s_p20"] <= r["tokens_per_s"] <= r["tokens_per_s_p80"]
-    small, large = sorted(r["non_embedding_params"] for r in rows)
-    assert large / small < 1.01  # matched, each within 0.5% of the target
-    assert len(said) == 2 and said[0].startswith("gated_deltanet: ")
-    text = throughput.render(rows)
-    assert "Gated DeltaNet" in text and "Transformer" in text and "optimiser step included" in text
-
-
-def test_throughput_says_what_the_time_did_not_suffice_for() -> None:
-    rows = throughput.run("cpu-600k", ["kda", "mamba2"], 32, 1, 1, "cpu", 1e-6, lambda _: None)
-    assert [r["tokens_per_s"] for r in rows] == [None, None]
-    assert all("used up" in r["left_out"] for r in rows) and "KDA: left out" in throughput.render(rows)
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"preset": "nano"}, "preset: unknown name 'nano'"),
-        ({"mixers": ["gdn3"]}, "mixer: unknown name 'gdn3'"),
-        ({"mixers": []}, "mixers: an empty list"),
-        ({"length": 0}, "length: expected more than 0, got 0"),
-        ({"batch": -1}, "batch: expected"),
-        ({"steps": 0}, "steps: expected"),
-        ({"seconds": 0}, "seconds: expected"),
-        ({"device": "abacus"}, "device: 'abacus'"),
-        ({"device": "meta"}, "device: training runs on"),
-    ],
-)
-def test_settings_that_cannot_be_measured_are_refused(changed: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        throughput.run(**({"preset": "cpu-600k", "device": "cpu"} | changed))

@@ -1,0 +1,110 @@
+"""Which rows a step reads, as a function of the seed and the step's number alone; and reading them ahead of it."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness import synthetic
+from harness.config import DataConfig, Phase, RunConfig, TrainConfig
+from harness.data import TokenData
+from harness.distributed import ALONE, World
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a step lies in the schedule. first: step of its phase. tokens: seen after it. rows: of each task, seen
+    before it."""
+
+    phase: Phase
+    first: int
+    tokens: int
+    rows: dict[str, int]
+
+
+def position(config: DataConfig, step: int) -> Position:
+    """The place of a step (from 0) among the phases; a pure function, so resuming needs the step's number alone.
+
+    Raises ValueError for a step past the end.
+    """
+    tokens, rows = 0, dict.fromkeys((task for phase in config.phases for task in phase.rows), 0)
+    left = step
+    for phase in config.phases:
+        inside = min(left, phase.steps)
+        for task, count in phase.rows.items():
+            rows[task] += inside * count
+        if left < phase.steps:
+            return Position(phase, step - left, tokens + (left + 1) * phase.tokens_per_step, rows)
+        tokens += phase.steps * phase.tokens_per_step
+        left -= phase.steps
+    raise ValueError(f"step: {step} is past the last of {config.steps} steps")
+
+
+def pieces(data: DataConfig, train: TrainConfig, processes: int) -> int:
+    """Pieces into which each of `processes` cuts its rows of a step, so that none is larger than train.accumulation
+    alone makes it. Where `processes` divides it, the pieces are those of one process, shared out.
+
+    Raises ValueError when the rows of a step cannot be shared equally.
+    """
+    each = -(-train.accumulation // processes)
+    for index, phase in enumerate(data.phases):
+        rows = sum(phase.rows.values())
+        if rows % (processes * each):
+            raise ValueError(
+                f"world size: {processes} processes with train.accumulation {train.accumulation} cut a step into "
+                f"{processes * each} equal pieces, and data.phases.{index} has {rows} rows; use a number of processes "
+                "that divides them"
+            )
+    return each
+
+
+def step_rows(
+    config: RunConfig, step: int, tokenizer: Any, data: TokenData, here: World = ALONE
+) -> tuple[Tensor, Tensor]:
+    """This process's share of the R rows of an optimiser step, all of them where it is alone: tokens
+    [R / size, seq_len + 1] and which targets count, [R / size, seq_len]. Shares are contiguous, in order of rank."""
+    at = position(config.data, step)
+    total = sum(at.phase.rows.values())
+    begin, end = (total * rank // here.size for rank in (here.rank, here.rank + 1))
+    parts, before = [], 0
+    for task, count in at.phase.rows.items():
+        first, last = max(begin - before, 0), min(end - before, count)
+        if first < last:
+            start = at.rows[task] + first
+            parts.append(synthetic.rows(task, config.seed, start, last - first, at.phase.seq_len, tokenizer, data))
+        before += count
+    return torch.cat([tokens for tokens, _ in parts]), torch.cat([mask for _, mask in parts])
+
+
+class Feed:
+    """`step_rows` of one step after the other, those of the next prepared in a thread while a step runs.
+
+    waited: seconds that were spent waiting for rows, in all.
+    """
+
+    def __init__(self, config: RunConfig, tokenizer: Any, data: TokenData, here: World):
+        self.config, self.tokenizer, self.data, self.here = config, tokenizer, data, here
+        self.waited = 0.0
+        self._thread = ThreadPoolExecutor(1, "feed")
+        self._ahead: tuple[int, Future[tuple[Tensor, Tensor]]] | None = None
+
+    def rows(self, step: int) -> tuple[Tensor, Tensor]:
+        """The rows of a step, in any order of steps. Raises what reading them raises."""
+        started = time.perf_counter()
+        if self._ahead is None or self._ahead[0] != step:
+            self._read(step)
+        rows = self._ahead[1].result()
+        self._ahead = None
+        if step + 1 < self.config.data.steps:
+            self._read(step + 1)
+        self.waited += time.perf_counter() - started
+        return rows
+
+    def _read(self, step: int) -> None:
+        future = self._thread.submit(step_rows, self.config, step, self.tokenizer, self.data, self.here)
+        self._ahead = (step, future)

@@ -1,0 +1,131 @@
+"""Figures of training: the loss over tokens, and quality against what it costs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from harness.figures.numbers import caption, heading, lines
+from harness.figures.style import BAND, STYLE, Look, legend, looks, panels
+from harness.metrics import METRICS
+
+COSTS = {
+    "state_floats_per_layer": ("state, floats a layer", False),
+    "tokens_per_second": ("training speed, tokens/s", True),
+}
+"""By column of runs.json: what an axis says, and whether more is better."""
+
+
+def curves(frame: pd.DataFrame) -> Figure:
+    """The training loss over tokens (mean of ten steps, nats): a panel a preset, a line a mixer, its mean over seeds
+    with a band from the lowest to the highest seed. frame: of `harness.curves.read_curves`.
+
+    Raises ValueError when no run has logged a step.
+    """
+    if frame.empty:
+        raise ValueError("figure: no run has logged a step; submit the experiment and collect again")
+    frame = frame.assign(line=lines(frame))
+    presets, drawn = list(dict.fromkeys(frame["preset"])), looks(zip(frame["line"], frame["mixer"], strict=True))
+    with mpl.rc_context(STYLE):
+        figure, axs = panels(1, len(presets), 2.4, len(drawn), sharey=True)
+        for preset, axes in zip(presets, axs[0], strict=True):
+            of = frame[frame["preset"] == preset]
+            for name, own in of.groupby("line", sort=False):
+                _curve(axes, own, drawn[name])
+            axes.set_xlabel("tokens seen, millions")
+            axes.set_title(preset)
+            axes.set_xlim(left=0)
+        axs[0, 0].set_ylabel("training loss, nats")
+        axs[0, 0].set_ylim(bottom=0)
+        legend(figure, {name: Look(look.color, "", look.linestyle) for name, look in drawn.items()})
+        if frame["seed"].nunique() > 1:
+            figure.suptitle("mean over seeds, band from the lowest to the highest")
+    return figure
+
+
+def _curve(axes: Axes, frame: pd.DataFrame, look: Look) -> None:
+    """Where seeds have not come equally far, only as far as all have."""
+    seeds = frame["seed"].nunique()
+    loss = frame.groupby("tokens")["loss"].agg(["mean", "min", "max", "count"])
+    loss = loss[loss["count"] == seeds]
+    x = loss.index / 1e6
+    axes.plot(x, loss["mean"], color=look.color, linestyle=look.linestyle, linewidth=1)
+    if seeds > 1:
+        axes.fill_between(x, loss["min"], loss["max"], color=look.color, **BAND)
+
+
+def pareto(numbers: pd.DataFrame, runs: pd.DataFrame) -> Figure:
+    """Quality against state size and against training speed: a row of panels a column, in it every line's number with
+    its 95% interval; the grey line joins what nothing else beats in both. Numbers of several presets are joined.
+
+    numbers: of `numbers.measured`, those of the columns to show. runs: of runs.json. Speed is that of the runs' own
+    training, on whatever machine that was.
+    """
+    costs = runs.assign(line=lines(runs)).groupby(["preset", "line"])[list(COSTS)].mean()
+    shown = numbers.join(costs, on=["preset", "line"])
+    shown = shown[shown[list(COSTS)].notna().all(axis=1)]
+    drawn = looks(zip(shown["line"], shown["mixer"], strict=True))
+    columns = list(dict.fromkeys(shown["column"]))
+    with mpl.rc_context(STYLE):
+        figure, axs = panels(len(columns), len(COSTS), 2.1, len(drawn), sharey="row", sharex="col")
+        for column, row in zip(columns, axs, strict=True):
+            own = shown[shown["column"] == column]
+            metric = METRICS[own["metric"].iloc[0]]
+            for (cost, (label, more)), axes in zip(COSTS.items(), row, strict=True):
+                best = front(own[cost], own["value"], more, metric.higher_is_better)
+                axes.plot(
+                    own[cost].iloc[best], own["value"].iloc[best], color="#999999", linewidth=3, alpha=0.4, zorder=0
+                )
+                for name, points in own.groupby("line", sort=False):
+                    _points(axes, points.sort_values(cost), cost, drawn[name])
+                axes.set_xscale("log", base=2 if cost == "state_floats_per_layer" else 10)
+                _plain_ticks(axes, own[cost])
+                if column == columns[-1]:
+                    axes.set_xlabel(f"{label} {'→' if more else '←'} better")
+            first = own.iloc[0]
+            unit = ", %" if metric.percent else ""
+            task = first["task"] + ("*" if first["stand_in"] else "")
+            row[0].set_ylabel(heading(task, first["metric"], first["length"]) + unit)
+        legend(figure, drawn)
+        presets = list(dict.fromkeys(shown["preset"]))
+        figure.suptitle(caption(shown) + ("; a line joins a mixer's presets" if len(presets) > 1 else ""))
+    return figure
+
+
+def front(cost: pd.Series, value: pd.Series, more_is_better: bool, higher_is_better: bool) -> list[int]:
+    """Places of the points that no other beats in one and equals or beats in the other, by rising cost."""
+    x = (cost if more_is_better else -cost).tolist()
+    y = (value if higher_is_better else -value).tolist()
+    kept = [
+        i
+        for i in range(len(x))
+        if not any(x[j] >= x[i] and y[j] >= y[i] and (x[j], y[j]) != (x[i], y[i]) for j in range(len(x)))
+    ]
+    return sorted(kept, key=lambda i: x[i])
+
+
+def _points(axes: Axes, points: pd.DataFrame, cost: str, look: Look) -> None:
+    known = points[points["low"].notna()]
+    axes.plot(points[cost], points["value"], **asdict(look))
+    reach = [known["value"] - known["low"], known["high"] - known["value"]]
+    axes.errorbar(known[cost], known["value"], yerr=reach, fmt="none", color=look.color, elinewidth=0.8, capsize=1.5)
+
+
+def _plain_ticks(axes: Axes, values: pd.Series) -> None:
+    """Ticks at round numbers in full where an axis spans little, since powers alone would leave it without any."""
+    low, high = values.min(), values.max()
+    steps = (1, 1.5, 2, 3, 5, 7) if high < 8 * low else (1, 3)
+    if axes.get_xaxis().get_transform().base == 2:
+        ticks = [2.0**k for k in range(math.floor(math.log2(low)), math.ceil(math.log2(high)) + 1)]
+    else:
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        ticks = [step * 10.0**power for power in powers for step in steps]
+        ticks = [tick for tick in ticks if low / 1.3 <= tick <= high * 1.3]
+    axes.minorticks_off()
+    axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+    axes.set_xlim(low / 1.35, high * 1.35)

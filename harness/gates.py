@@ -1,0 +1,127 @@
+"""What Gated DeltaNet-2's gates do on a text: erase, write and decay of every layer, token and channel.
+
+The projections are read from the layers by forward hooks while the model runs, and activated as the layer does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from harness import synthetic
+from harness.corpus import documents
+from harness.model import LanguageModel
+from mixers.gdn2.layer import GatedDeltaNet2
+
+NEEDLE = "One of the special magic numbers for {key} is: {value}."
+QUESTION = (
+    "\nWhat is the special magic number for {key} mentioned in the provided text? "
+    "The special magic number for {key} mentioned in the provided text is"
+)  # RULER's wording (arXiv 2404.06654)
+NEEDLE_TASK = "needle"
+TASKS = (NEEDLE_TASK, *synthetic.TASKS)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text as a model reads it. marks: places [start, stop) among the ids, by what lies there: `needle`, `question`.
+    words: a text for every id."""
+
+    ids: list[int]
+    words: list[str]
+    marks: dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Gates:
+    """One layer's gates on a prompt of T tokens.
+
+    erase [T, H, K], in [0, erase_range]; write [T, HV, V], in [0, 1]; decay [T, H, K]: what is kept of the
+    state, exp(g), in [0, 1].
+    """
+
+    layer: int
+    erase: Tensor
+    write: Tensor
+    decay: Tensor
+
+
+def prompt(tokenizer: PreTrainedTokenizerFast, task: str, size: int, seed: int = 0) -> Prompt:
+    """`needle`: a sentence with a number in the middle of about `size` tokens of the corpus' test split, and RULER's
+    question about it. A task of harness.synthetic: a listing of that difficulty and one of its keys; the needle is the
+    last write to it. Raises ValueError for another task, and for a size that the task does not have."""
+    if task == NEEDLE_TASK:
+        return _needle(tokenizer, size, Random(f"gates {seed}"))
+    if task not in synthetic.TASKS:
+        raise ValueError(f"prompt: unknown task {task!r}; known: {', '.join(TASKS)}")
+    sample = synthetic.TASKS[task].draw(Random(f"gates {task} {seed}"), synthetic.recall_words(tokenizer), size)
+    key = sample.asked[0]
+    last = max(i for i, (written, _) in enumerate(sample.writes) if written == key)
+    start = 1 + sum(len(written) + 1 for written, _ in sample.writes[:last])
+    text = synthetic.sample_text([*sample.listing, *key])
+    return _prompt(tokenizer, [("", text)], {"needle": (start, start + len(key) + 1)}, question=len(key))
+
+
+def _needle(tokenizer: PreTrainedTokenizerFast, size: int, rng: Random) -> Prompt:
+    names = {"key": rng.choice(synthetic.recall_words(tokenizer)[0]), "value": str(rng.randrange(10**6, 10**7))}
+    needle, question = NEEDLE.format(**names), QUESTION.format(**names)
+    room = size - 1 - sum(len(tokenizer.encode(t, add_special_tokens=False)) for t in (" " + needle, question))
+    if room < 2:
+        raise ValueError(
+            f"size: {size} tokens leave no room for prose beside the needle; give at least {size - room + 2}"
+        )
+    prose = " ".join(next(d.text for d in documents("test") if len(d.text) > 8 * size).split())
+    ids = tokenizer.encode(prose, add_special_tokens=False)[:room]
+    before, after = (tokenizer.decode(part) for part in (ids[: room // 2], ids[room // 2 :]))
+    return _prompt(tokenizer, [("", before), ("needle", " " + needle), ("", after), ("question", question)], {})
+
+
+def _prompt(
+    tokenizer: PreTrainedTokenizerFast,
+    parts: list[tuple[str, str]],
+    marks: dict[str, tuple[int, int]],
+    question: int = 0,
+) -> Prompt:
+    """Parts in turn, those with a name marked, and the last `question` tokens as the question."""
+    ids, marks = [tokenizer.bos_token_id], dict(marks)
+    for name, text in parts:
+        start = len(ids)
+        ids += tokenizer.encode(text, add_special_tokens=False)
+        if name:
+            marks[name] = (start, len(ids))
+    if question:
+        marks["question"] = (len(ids) - question, len(ids))
+    return Prompt(ids, [tokenizer.decode([i]).strip() for i in ids], marks)
+
+
+def gates(model: LanguageModel, ids: list[int]) -> list[Gates]:
+    """The gates of every Gated DeltaNet-2 layer while the model reads `ids`; raises ValueError when it has none."""
+    layers = {i: b.mixer for i, b in enumerate(model.blocks) if isinstance(b.mixer, GatedDeltaNet2)}
+    if not layers:
+        raise ValueError(f"gates: the model's mixer is {model.config.mixer!r}, which has no such gates; use gdn2")
+    seen: dict[int, Tensor] = {}
+    projections = [p for mixer in layers.values() for p in (mixer.b_proj, mixer.w_proj, mixer.f_proj)]
+    hooks = [p.register_forward_hook(lambda module, _, out: seen.update({id(module): out[0]})) for p in projections]
+    try:
+        with torch.no_grad():
+            model.hidden(torch.tensor([ids], device=model.embedding.weight.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [Gates(i, *_activated(mixer, seen)) for i, mixer in layers.items()]
+
+
+def _activated(mixer: GatedDeltaNet2, seen: dict[int, Tensor]) -> Iterator[Tensor]:
+    b, w, f = (seen[id(p)].float() for p in (mixer.b_proj, mixer.w_proj, mixer.f_proj))
+    erase = mixer.config.erase_range * b.sigmoid().unflatten(-1, (mixer.heads, -1))
+    write = w.sigmoid().unflatten(-1, (mixer.value_heads, -1))
+    step = F.softplus(f + mixer.dt_bias).unflatten(-1, (mixer.heads, -1))
+    decay = (-mixer.A_log.exp()[:, None] * step).exp()
+    for gate, kind in ((erase, mixer.config.erase_gate), (write, mixer.config.write_gate), (decay, "channel")):
+        yield (gate if kind == "channel" else gate.mean(-1, keepdim=True).expand_as(gate)).detach().cpu()

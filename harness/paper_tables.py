@@ -1,0 +1,278 @@
+"""Tables 2 to 5 laid out as the paper's, of our runs or of the paper's own numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from itertools import product
+
+import pandas as pd
+
+from harness import stats
+from harness.config import Expected
+from harness.published import PAPER, SCALE, VARIANTS, published
+from harness.significance import printed_gap, proportion_stderr, task_sizes
+from harness.stats import ALPHA
+from harness.table_format import BOLD, MISSING, Cell, Column, Row
+from harness.table_forms import Table
+from harness.table_marks import mark
+from harness.table_notes import listed
+from harness.tables import (
+    ColumnKey,
+    Measured,
+    Printed,
+    Records,
+    Samples,
+    apart_by_preset,
+    finish,
+    make_cell,
+    measure,
+    printed,
+    rank,
+    sampling_error,
+    table_rows,
+)
+from mixers import registry
+
+PAPER_TABLES = ("table2", "table3", "table4", "table5")
+TITLES = {
+    "table2": "Language modelling and zero-shot reasoning",
+    "table3": "RULER: needles in a haystack, accuracy in %",
+    "table4": "Real-world retrieval, contains the answer in %",
+    "table5": "Gates and erase range of Gated DeltaNet-2",
+}
+HEADINGS = {"recurrent": "Recurrent", "attention": "Attention and hybrid", "hybrid": "Attention and hybrid"}
+"""The paper's groups: attention heads the hybrids."""
+AVERAGE = "avg"
+GATES = ("erase_gate", "write_gate", "erase_range")
+
+
+def paper_table(
+    which: str,
+    frame: pd.DataFrame,
+    runs: pd.DataFrame | None = None,
+    samples: Samples | None = None,
+    allow_mixed: bool = False,
+    expected: Expected | None = None,
+) -> Table:
+    """One of the paper's tables 2 to 5 from our records: its columns and order of rows, our numbers.
+
+    Arguments are those of `tables.comparison`. Of table 5 rows are matched with the paper's by the `options` of their
+    runs. Tasks that were not measured are columns without numbers, and an average over them says how many there are.
+    Raises ValueError as `comparison` does, and when no record is of the table.
+    """
+    columns, own = printed_columns(which), belongs(which, frame)
+    if not own.any():
+        names = ", ".join(column.name for column in columns)
+        raise ValueError(f"{which}: no records of its columns ({names}); submit and collect experiment {which} first")
+    if runs is not None:
+        runs = runs[
+            [compares(which, mixer, layout) for mixer, layout in zip(runs["mixer"], runs["layout"], strict=True)]
+        ]
+    frame, runs, presets = apart_by_preset(frame[own], runs)
+    rows = sorted(
+        (replace(row, group=heading(row)) for row in table_rows(frame, runs, presets)),
+        key=lambda row: (list(HEADINGS.values()).index(HEADINGS[row.layout]), rank(paper_order(), place(row))),
+    )
+    found = measure(frame, rows, None, runs, samples or {}, allow_mixed)
+    measured = {column.key: column for column in found.table.columns}
+    table = Table(rows, [], model=found.table.model, title=TITLES[which])
+    for column in columns:
+        parts = averaged(column)
+        if parts is not None:
+            there = [measured[key] for key in parts if key in measured]
+            column = replace(column, stand_ins=tuple(sorted({s for c in there for s in c.stand_ins})))
+        column = measured.get(column.key, column)
+        table.columns.append(column)
+        for row in rows:
+            if parts is not None:
+                table.cells[row, column] = average_cell(found, row, there, len(parts), samples or {})
+            else:
+                table.cells[row, column] = found.table.cells.get((row, column), Cell())
+    return finish(table, found, runs, expected, printed_variant(runs) if which == "table5" else printed)
+
+
+def belongs(which: str, frame: pd.DataFrame) -> pd.Series:
+    """Which records are of one of the paper's tables: of its columns or of the tasks of its averages, and of its rows
+    or others of their layouts."""
+    wanted = {key for column in printed_columns(which) for key in (averaged(column) or [column.key])}
+    lengths = frame["length"].astype(object).where(frame["length"].notna(), None)
+    told = zip(frame["suite"], frame["task"], frame["metric"], lengths, frame["mixer"], frame["layout"], strict=True)
+    return pd.Series([row[:4] in wanted and compares(which, *row[4:]) for row in told], frame.index, dtype=bool)
+
+
+def compares(which: str, mixer: str, layout: str) -> bool:
+    """Whether a table has rows of such a model: table 5 the recurrent Gated DeltaNet-2 and its variants, the others all
+    but baselines."""
+    return (mixer, layout) == ("gdn2", "recurrent") if which == "table5" else layout in HEADINGS
+
+
+def heading(row: Row) -> str:
+    return HEADINGS[row.layout] + (f", {row.preset}" if row.preset else "")
+
+
+def place(row: Row) -> str:
+    return f"{row.mixer} {row.layout}"
+
+
+@cache
+def paper_order() -> list[str]:
+    """Mixers and layouts in the order of the paper's rows."""
+    return [f"{mixer} {layout}" for mixer, layout in published("table2")[["mixer", "layout"]].drop_duplicates().values]
+
+
+@cache
+def printed_columns(which: str) -> list[Column]:
+    """The columns of one of the paper's tables 2 to 5, in its order. ValueError for another table."""
+    if which not in PAPER_TABLES:
+        raise ValueError(f"table: {which!r} is not laid out as a table; choose from {', '.join(PAPER_TABLES)}")
+    keys = published(which)[["suite", "task", "metric", "length"]].drop_duplicates()
+    return [Column(*key[:3], None if pd.isna(key[3]) else int(key[3])) for key in keys.itertuples(index=False)]
+
+
+def averaged(column: Column) -> list[ColumnKey] | None:
+    """The columns that an average is over: the accuracies of table 2, all of table 4; None for another column."""
+    if column.task != AVERAGE:
+        return None
+    whole = {"language": "table2", "retrieval": "table4"}[column.suite]
+    return [c.key for c in printed_columns(whole) if c.unit.percent and c.task != AVERAGE]
+
+
+def average_cell(found: Measured, row: Row, columns: list[Column], tasks: int, samples: Samples) -> Cell:
+    """The average of a row over its tasks, by `stats.average`, over the seeds that all of them have; what is missing
+    where there is none."""
+    cells = [found.table.cells[row, column] for column in columns]
+    there = sum(cell.estimate is not None for cell in cells)
+    if there < tasks:
+        reasons = [cell.text for cell in cells if cell.text != MISSING and cell.estimate is None]
+        return Cell(text=f"{there} of {tasks} tasks" if there else (reasons or [MISSING])[0])
+    seeds = set.intersection(*({r["seed"] for r in found.records[row, c]} for c in columns))
+    if not seeds:
+        return Cell(text="no seed has all tasks")
+    records: list[Records] = [[r for r in found.records[row, c] if r["seed"] in seeds] for c in columns]
+    estimate = stats.average(
+        [[r["value"] for r in task] for task in records],
+        [[sampling_error(r) for r in task] for task in records],
+        [[r["n"] for r in task] for task in records],
+    )
+    parts = [make_cell(task, samples) for task in records]
+    return Cell(estimate=estimate, agreed=any(part.agreed for part in parts), parts=parts)
+
+
+def printed_variant(runs: pd.DataFrame | None) -> Printed:
+    """What gives the printed number of table 5 for a row: that of the variant whose gates and erase range its runs
+    have. None where `runs` does not say."""
+    frame = published("table5")
+    variants = {tuple(v[:3]): v[3] for v in frame[[*GATES, "variant"]].drop_duplicates().itertuples(index=False)}
+    values = frame.set_index(["variant", "suite", "task", "metric", "length"])["value"]
+    values = {tuple(None if pd.isna(k) else k for k in key): value for key, value in values.items()}
+    of: dict[str, set[str | None]] = {}
+    for run in [] if runs is None or "options" not in runs else runs.to_dict("records"):
+        options = run["options"] if isinstance(run["options"], dict) else {}
+        of.setdefault(run["label"], set()).add(variants.get(tuple(options.get(gate) for gate in GATES)))
+
+    def value(row: Row, column: Column) -> float | None:
+        (variant,) = found if len(found := of.get(row.label, set())) == 1 else (None,)
+        return values.get((variant, *column.key))
+
+    return value
+
+
+def printed_table(which: str) -> Table:
+    """One of the paper's tables 2 to 5 as printed, with the sampling error that its numbers have at least, and what
+    they tell apart: binomial errors of the sizes in published/sizes.csv, `significance.printed_gap` with Holm.
+
+    Perplexities are printed without anything that would give their error. Of the averages of table 5 the tasks are not
+    printed; their spread is taken from the unablated model's in tables 2 and 4.
+    """
+    columns, mixers = printed_columns(which), registry.entries()
+    frame = published(which)
+    name = "variant" if which == "table5" else "mixer"
+    rows = [
+        Row(layout, VARIANTS[key] if which == "table5" else mixers[key].display, mixer, group=HEADINGS[layout])
+        for key, mixer, layout in frame[[name, "mixer", "layout"]].drop_duplicates().values
+    ]
+    values = frame["value"].tolist()
+    table = Table(rows, list(columns), title=f"{TITLES[which]}, as printed")
+    table.percent_digits = 1 if which == "table3" else 2
+    shares: dict[Cell, list[float]] = {}
+    for i, row in enumerate(rows):
+        printed_row = dict(zip((c.key for c in columns), values[i * len(columns) :], strict=False))
+        for column in columns:
+            cell = table.cells[row, column] = Cell()
+            shares[cell] = task_shares(printed_row, column) if column.unit.percent else []
+            cell.estimate = printed_estimate(printed_row[column.key], shares[cell], column)
+    for column, (group, own) in product(columns, table.groups().items()):
+
+        def compare(a: Cell, b: Cell, column: Column = column) -> stats.Comparison:
+            return printed_gap(shares[a], shares[b], sizes(column))
+
+        if tested := mark({row: table.cells[row, column] for row in own}, column, compare):
+            table.tested[group, column] = tested
+    table.notes = [*printed_notes(which, table), *gap_notes(table)]
+    table.provenance = [f"{PAPER}, {which}, at {SCALE}"]
+    return table
+
+
+def sizes(column: Column) -> list[int]:
+    """Samples behind a printed number, by task."""
+    return [task_sizes()[key[1]] for key in averaged(column) or [column.key]]
+
+
+def task_shares(row: Mapping[ColumnKey, float], column: Column) -> list[float]:
+    """The accuracies behind a printed number: itself, or those of an average's tasks."""
+    parts = averaged(column)
+    if parts is None:
+        return [row[column.key]]
+    if parts[0] in row and parts[1] in row:
+        return [row[key] for key in parts]
+    tasks = published({"language": "table2", "retrieval": "table4"}[column.suite])
+    tasks = tasks[(tasks["mixer"] == "gdn2") & (tasks["layout"] == "recurrent")]
+    whole = dict(zip(tasks["task"] + tasks["metric"], tasks["value"], strict=True))
+    own = [whole[key[1] + key[2]] for key in parts]
+    shift = row[column.key] - sum(own) / len(own)
+    return [value + shift for value in own]
+
+
+def printed_estimate(value: float, shares: list[float], column: Column) -> stats.Estimate:
+    """A printed number with its binomial error, of an average by `stats.average`; no error without shares."""
+    if not shares:
+        return stats.estimate([value], [None], [1])
+    counts = sizes(column)
+    errors = [[proportion_stderr(p, n)] for p, n in zip(shares, counts, strict=True)]
+    found = stats.average([[p] for p in shares], errors, [[n] for n in counts])
+    return replace(found, value=value)
+
+
+def printed_notes(which: str, table: Table) -> list[str]:
+    notes = [
+        "± is the binomial standard error of one run on as many samples as the task's set has; what another seed would "
+        "give was not printed and is not in it",
+        "scores by item were not published, so what two rows share of the items does not cancel, and the test is "
+        "cautious where they tend to solve the same",
+    ]
+    if any(not column.unit.percent for column in table.columns):
+        notes.append("a perplexity was printed without anything that gives its error: no ±, no marks")
+    if which == "table5":
+        notes.append(
+            "the tasks of the averages were not printed for the ablations; their spread is taken to be that of the "
+            "whole model's in tables 2 and 4"
+        )
+    return notes
+
+
+def gap_notes(table: Table) -> list[str]:
+    """By group: in which columns the best row is apart from the next, and how many pairs of each column are apart."""
+    notes = []
+    for group, rows in table.groups().items():
+        own = [(column, found) for (name, column), found in table.tested.items() if name == group]
+        apart = {column: int((found.adjusted < ALPHA).sum()) // 2 for column, found in own}
+        pairs = len(rows) * (len(rows) - 1) // 2
+        first = [c.name for c, _ in own if sum(table.cells[row, c].mark == BOLD for row in rows) == 1]
+        notes.append(
+            f"{group}: gaps beyond sampling noise (Holm, {ALPHA:.0%}), of {pairs} pairs a column: "
+            + ", ".join(f"{column.name} {n}" for column, n in apart.items())
+            + f"; one row alone is best in {listed(first) or 'no column'}"
+        )
+    return notes

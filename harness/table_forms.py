@@ -1,0 +1,308 @@
+"""A comparison as a whole, and its four forms: markdown and HTML to read, LaTeX for a paper, CSV to work with."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape as escape_html
+from itertools import groupby
+
+from harness.stats import ALPHA, Estimate
+from harness.table_format import (
+    BOLD,
+    MODEL_COLUMNS,
+    NOT_FINITE,
+    UNDERLINED,
+    Cell,
+    Column,
+    Row,
+    Tested,
+    Text,
+    cell_text,
+    model_text,
+    number,
+)
+
+WIDEST = 12
+"""A suite with more columns than this is shown as one table per metric."""
+
+STYLE = """\
+<style>
+.mixerbench table { border-collapse: collapse; font: 13px/1.35 sans-serif; margin-bottom: 1em }
+.mixerbench th, .mixerbench td { padding: 2px 7px; text-align: right; vertical-align: top; white-space: nowrap }
+.mixerbench th { border-bottom: 1px solid #999 }
+.mixerbench th:first-child, .mixerbench td:first-child { text-align: left }
+.mixerbench .group { font-weight: normal; font-style: italic }
+.mixerbench .paper { color: #444; font-size: 11px }
+.mixerbench .near { background: #d5efe3 }
+.mixerbench .far { background: #fbdcc8 }
+.mixerbench li { font: 12px/1.4 sans-serif }
+</style>"""
+PREAMBLE = "needs \\usepackage{booktabs} \\usepackage{graphicx} \\usepackage[table]{xcolor}"
+NO_WIDER = "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%"
+"""Shrinks a table to the width of the text where it is wider."""
+LATEX = {
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+    **{"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "[": "{[}"},
+    **{"<": "$<$", ">": "$>$", "|": "$|$", "±": "$\\pm$", "–": "--", "−": "$-$", "↑": "$\\uparrow$"},
+    **{"↓": "$\\downarrow$", "≈": "$\\approx$", "≠": "$\\neq$", "√": "$\\surd$"},
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """What every form writes as one table: headings of two parts, rows by group."""
+
+    title: str
+    headings: Sequence[tuple[str, str]]
+    groups: dict[str, list[tuple[Row, list[Text]]]]
+
+
+@dataclass
+class Table:
+    """cells: by row and column, every pair present. model: by row and key of MODEL_COLUMNS; empty without runs.
+
+    notes: what a reader must know. provenance: which records, code and machine; LaTeX has it as comments.
+    tested: by group and column, where anything was. title: of a table of the paper, which is laid out as the paper's;
+    else None. percent_digits: digits after the point of numbers in percent.
+    """
+
+    rows: list[Row]
+    columns: list[Column]
+    cells: dict[tuple[Row, Column], Cell] = field(default_factory=dict)
+    model: dict[Row, dict[str, Estimate | None]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    provenance: list[str] = field(default_factory=list)
+    tested: dict[tuple[str, Column], Tested] = field(default_factory=dict)
+    title: str | None = None
+    percent_digits: int = 1
+
+    @property
+    def marked(self) -> bool:
+        return any(cell.mark for cell in self.cells.values())
+
+    def groups(self) -> dict[str, list[Row]]:
+        """Rows by group, in their order."""
+        groups: dict[str, list[Row]] = {}
+        for row in self.rows:
+            groups.setdefault(row.group, []).append(row)
+        return groups
+
+    def sections(self) -> list[tuple[str, list[Column]]]:
+        """Columns by suite, wide suites by metric as well, with their titles; a table of the paper is one section."""
+        if self.title is not None:
+            return [(self.title, self.columns)]
+        sections: dict[str, list[Column]] = {}
+        for suite in dict.fromkeys(c.suite for c in self.columns):
+            columns = [c for c in self.columns if c.suite == suite]
+            for c in columns:
+                title = suite if len(columns) <= WIDEST else f"{suite}: {c.unit.display}"
+                sections.setdefault(title, []).append(c)
+        return list(sections.items())
+
+    def decimals(self, column: Column) -> int:
+        """Digits after the point, the same down a column: about four figures of its smallest number."""
+        if column.unit.percent:
+            return self.percent_digits
+        values = [abs(e.value) for row in self.rows if (e := self.cells[row, column].estimate)]
+        smallest = min(values, default=1.0)
+        return 3 if smallest < 1 else 2 if smallest < 100 else 1 if smallest < 1000 else 0
+
+    def blocks(self) -> list[Block]:
+        """The models, then a block a section; of a table of the paper that alone."""
+        found = []
+        if self.model and self.title is None:
+            shown = [key for key in MODEL_COLUMNS if any(self.model[row][key] for row in self.rows)]
+            groups = {
+                group: [(row, [Text(model_text(self.model[row][key])) for key in shown]) for row in rows]
+                for group, rows in self.groups().items()
+            }
+            found.append(Block("model", [("", MODEL_COLUMNS[key]) for key in shown], groups))
+        for title, columns in self.sections():
+            decimals = {c: self.decimals(c) for c in columns}
+            groups = {
+                group: [(row, [cell_text(self.cells[row, c], c, decimals[c]) for c in columns]) for row in rows]
+                for group, rows in self.groups().items()
+            }
+            suites = {c.title: {other.suite for other in columns if other.title == c.title} for c in columns}
+            tops = [f"{c.suite} {c.title}" if len(suites[c.title]) > 1 else c.title for c in columns]
+            found.append(Block(title, [(top, c.detail) for top, c in zip(tops, columns, strict=True)], groups))
+        return found
+
+    def marks_note(self, bold: str, underlined: str) -> list[str]:
+        """What the marks mean, where there are some."""
+        if not self.marked:
+            return []
+        among = "layout and preset" if any(row.preset for row in self.rows) else "layout"
+        among = "group" if self.title else among
+        tests = ", ".join(dict.fromkeys(test for found in self.tested.values() for test in found.tests))
+        return [
+            f"within a {among}, {bold}: the best and what is not significantly worse than it; {underlined}: the same "
+            f"among the others; no mark where nothing is significantly worse (two-sided "
+            f"{ALPHA:.0%}, Holm's correction over all pairs of a group in a column; {tests})"
+        ]
+
+    def markdown(self) -> str:
+        """A table a block, then the notes. A comparison has the layout in a column, a table of the paper its groups as
+        rows."""
+        parts = [f"### {block.title}\n\n" + markdown_block(block, self.title is None) for block in self.blocks()]
+        notes = [*self.marks_note("**bold**", "<u>underlined</u>"), *self.notes, *self.provenance]
+        return "\n\n".join([*parts, "\n".join(f"- {escape_bar(note)}" for note in notes)]) + "\n"
+
+    def html(self) -> str:
+        """A fragment with its style. Colour says whether ours lies within the tolerance of the paper's, and so do ≈ and
+        ≠ where there is no colour."""
+        parts = [STYLE, '<div class="mixerbench">', *(html_block(block) for block in self.blocks()), "<ul>"]
+        parts += [f"<li>{note}</li>" for note in self.marks_note("<b>bold</b>", "<u>underlined</u>")]
+        parts += [f"<li>{escape_html(note, quote=False)}</li>" for note in [*self.notes, *self.provenance]]
+        return "\n".join([*parts, "</ul>", "</div>"]) + "\n"
+
+    def latex(self, label: str) -> str:
+        """A float a block, the notes below the last; provenance as comments. label: the first float is
+        `tab:<label>`."""
+        head = [f"% {PREAMBLE}", *(f"% {note}" for note in self.provenance)]
+        found = self.blocks()
+        beside = any(cell.paper is not None for cell in self.cells.values())
+        notes = [*self.marks_note("bold", "underlined"), *["in italics: the paper's number"] * beside, *self.notes]
+        floats = [
+            latex_block(block, label if i == 0 else f"{label}-{i + 1}", notes if i == len(found) - 1 else [])
+            for i, block in enumerate(found)
+        ]
+        return "\n".join([*head, *floats]) + "\n"
+
+    def csv(self) -> str:
+        """One line a row; columns named as the paper's, notes first, after #. Fractions are in percent, as in the
+        paper's tables. A cell without a number is empty.
+
+        Beside a column stand `_se`; of an average `_low` and `_high`, its interval; `_paper` and `_tolerance` where
+        there are any.
+        """
+        out = io.StringIO()
+        for note in [*self.notes, *self.provenance]:
+            out.write(f"# {note}\n")
+        model_keys = list(MODEL_COLUMNS) if self.model and self.title is None else []
+        header = ["layout", "label", "mixer", *model_keys]
+        fields: dict[Column, list[str]] = {}
+        for c in self.columns:
+            own = [self.cells[row, c] for row in self.rows]
+            there = {"": True, "_se": True, "_low": any(x.parts for x in own), "_high": any(x.parts for x in own)}
+            there |= {"_paper": any(x.paper is not None for x in own)}
+            there |= {"_tolerance": any(x.tolerance is not None for x in own)}
+            fields[c] = [name for name, shown in there.items() if shown]
+            header += [c.name + name for name in fields[c]]
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(header)
+        for row in self.rows:
+            line = [row.layout, row.label, row.mixer]
+            line += [number(e.value) if (e := self.model[row][key]) else "" for key in model_keys]
+            for c, names in fields.items():
+                values = csv_values(self.cells[row, c], c)
+                line += [values.get(name, "") for name in names]
+            writer.writerow(line)
+        return out.getvalue()
+
+
+def markdown_block(block: Block, layouts: bool) -> str:
+    width = len(block.headings)
+    lines = [[*["layout"] * layouts, "mixer", *(f"{top} {detail}".strip() for top, detail in block.headings)]]
+    lines.append([*["---"] * (1 + layouts), *["---:"] * width])
+    for group, rows in block.groups.items():
+        if not layouts:
+            lines.append([f"*{group}*", *[""] * width])
+        lines += [[*[row.layout] * layouts, row.label, *map(markdown_text, texts)] for row, texts in rows]
+    return "\n".join(f"| {' | '.join(map(escape_bar, line))} |" for line in lines)
+
+
+def escape_bar(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def markdown_text(text: Text) -> str:
+    wrapped = {BOLD: f"**{text.value}**", UNDERLINED: f"<u>{text.value}</u>"}.get(text.mark, text.value)
+    return wrapped if text.paper is None else f"{wrapped}<br>paper {text.paper}"
+
+
+def html_block(block: Block) -> str:
+    lines = [f"<h3>{escape_html(block.title)}</h3>", "<table>"]
+    tops = "".join(f'<th colspan="{n}">{escape_html(top)}</th>' for top, n in spans(block))
+    details = "".join(f"<th>{escape_html(detail)}</th>" for _, detail in block.headings)
+    lines += [f"<tr><th></th>{tops}</tr>", f"<tr><th>mixer</th>{details}</tr>"]
+    for group, rows in block.groups.items():
+        lines.append(f'<tr><td class="group" colspan="{len(block.headings) + 1}">{escape_html(group)}</td></tr>')
+        for row, texts in rows:
+            lines.append(f"<tr><td>{escape_html(row.label)}</td>{''.join(map(html_text, texts))}</tr>")
+    return "\n".join([*lines, "</table>"])
+
+
+def html_text(text: Text) -> str:
+    value = escape_html(text.value)
+    value = {BOLD: f"<b>{value}</b>", UNDERLINED: f"<u>{value}</u>"}.get(text.mark, value)
+    if text.paper is not None:
+        value += f'<br><span class="paper">paper {escape_html(text.paper)}</span>'
+    side = {None: "", True: ' class="near"', False: ' class="far"'}[text.near]
+    return f"<td{side}>{value}</td>"
+
+
+def spans(block: Block) -> list[tuple[str, int]]:
+    """The first parts of the headings, each once over the neighbouring columns that share it."""
+    return [(top, len(list(own))) for top, own in groupby(block.headings, key=lambda heading: heading[0])]
+
+
+def latex_block(block: Block, label: str, notes: list[str]) -> str:
+    width = len(block.headings)
+    tops, rules, at = [], [], 2
+    for top, n in spans(block):
+        tops.append(f"\\multicolumn{{{n}}}{{c}}{{{tex(top)}}}")
+        rules += [f"\\cmidrule(lr){{{at}-{at + n - 1}}}"] if n > 1 else []
+        at += n
+    lines = [
+        *("\\begin{table}[tp]", "\\centering", f"\\caption{{{tex(block.title)}}}", f"\\label{{tab:{label}}}"),
+        *(
+            "\\footnotesize",
+            "\\setlength{\\tabcolsep}{3pt}",
+            NO_WIDER,
+            f"\\begin{{tabular}}{{l{'r' * width}}}",
+            "\\toprule",
+        ),
+        *([f" & {' & '.join(tops)} \\\\", *rules] if any(top for top, _ in block.headings) else []),
+        f"mixer & {' & '.join(tex(detail) for _, detail in block.headings)} \\\\",
+    ]
+    for group, rows in block.groups.items():
+        lines += ["\\midrule", f"\\multicolumn{{{width + 1}}}{{l}}{{\\textit{{{tex(group)}}}}} \\\\"]
+        lines += [f"{tex(row.label)} & {' & '.join(map(latex_text, texts))} \\\\" for row, texts in rows]
+    lines += ["\\bottomrule", "\\end{tabular}}"]
+    if notes:
+        lines += ["\\par\\medskip", "\\begin{minipage}{\\linewidth}\\scriptsize\\raggedright"]
+        lines += [f"{tex(note)}.\\par" for note in notes] + ["\\end{minipage}"]
+    return "\n".join([*lines, "\\end{table}"])
+
+
+def latex_text(text: Text) -> str:
+    value = tex(text.value)
+    value = {BOLD: f"\\textbf{{{value}}}", UNDERLINED: f"\\underline{{{value}}}"}.get(text.mark, value)
+    if text.paper is not None:
+        value = f"\\shortstack[r]{{\\strut {value}\\\\{{\\scriptsize\\itshape {tex(text.paper)}}}}}"
+    side = {None: "", True: "\\cellcolor{teal!15}", False: "\\cellcolor{orange!25}"}[text.near]
+    return side + value
+
+
+def tex(text: str) -> str:
+    """Text for LaTeX: its special characters escaped; what its fonts lack is written as U+ and the code."""
+    return "".join(LATEX.get(c, c if ord(c) < 256 else f"U+{ord(c):04X}") for c in text)
+
+
+def csv_values(cell: Cell, column: Column) -> dict[str, str]:
+    """By suffix, in the table's unit; what there is none of is left out."""
+    values = {} if cell.paper is None else {"_paper": number(column.shown(cell.paper))}
+    if cell.tolerance is not None:
+        values["_tolerance"] = number(cell.tolerance)
+    if cell.estimate is None:
+        return {"": cell.text, **values} if cell.text.startswith(NOT_FINITE) else values
+    values[""] = number(column.shown(cell.estimate.value))
+    if cell.estimate.stderr is not None:
+        values["_se"] = number(column.shown(cell.estimate.stderr))
+    if cell.parts and (interval := cell.estimate.interval):
+        values |= dict(zip(("_low", "_high"), (number(column.shown(x)) for x in interval), strict=True))
+    return values

@@ -1,0 +1,120 @@
+"""What a column marks, and what would settle what it leaves open."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import numpy as np
+
+from harness import stats
+from harness.significance import (
+    POWER,
+    items_to_settle,
+    items_to_settle_paired,
+    pairwise,
+    seeds_to_settle,
+    tiers,
+)
+from harness.stats import ALPHA
+from harness.table_format import BOLD, UNDERLINED, Cell, Column, Row, Tested
+from harness.table_forms import Table
+
+SHOWN_PAIRS = 6
+"""Undecided pairs that the note on power names; the rest is counted."""
+
+
+def mark(
+    cells: Mapping[Row, Cell], column: Column, compare: Callable[[Cell, Cell], stats.Comparison] | None = None
+) -> Tested | None:
+    """Mark the best of the cells of a group, and the second, each with those not significantly worse than it
+    (`significance.tiers`). Nothing is marked where an error is not known. Returns what was tested, or None.
+
+    compare: tests two cells; `compare_cells` if None.
+    """
+    rows = [row for row, cell in cells.items() if cell.estimate is not None]
+    if len(rows) < 2 or any(cells[row].estimate.stderr is None for row in rows):
+        return None
+    tests: dict[str, None] = {}
+
+    def test(a: Row, b: Row) -> stats.Comparison:
+        result = (compare or compare_cells)(cells[a], cells[b])
+        if result.p is not None:
+            tests[result.test] = None
+        return result
+
+    adjusted = pairwise(rows, test)
+    values = [cells[row].estimate.value for row in rows]
+    for row, tier in zip(rows, tiers(values, adjusted, column.unit.higher_is_better), strict=True):
+        cells[row].mark = None if tier is None else (BOLD, UNDERLINED)[tier]
+    return Tested(rows, adjusted, list(tests))
+
+
+def compare_cells(a: Cell, b: Cell) -> stats.Comparison:
+    """Compare two numbers, item by item where both were scored on the same items; averages task by task."""
+    if a.parts and b.parts and all(paired(x, y) for x, y in zip(a.parts, b.parts, strict=True)):
+        result = stats.average_difference([x.scores for x in a.parts], [y.scores for y in b.parts])
+        if result.p is not None:
+            return result
+    return stats.difference(a.estimate, b.estimate, (a.scores, b.scores) if paired(a, b) else None)
+
+
+def paired(a: Cell, b: Cell) -> bool:
+    """Whether the per-sample scores of two cells are of the same items."""
+    same = a.settings == b.settings and len(a.settings) == 1
+    return same and a.scores is not None and b.scores is not None and len(a.scores[0]) == len(b.scores[0])
+
+
+def power_notes(table: Table) -> Iterable[str]:
+    """How many samples or seeds would tell a best row from the next, for the pairs that are nearest to it."""
+    pairs = sorted(undecided(table), key=lambda pair: pair[0])
+    if pairs:
+        rest = f"; {len(pairs) - SHOWN_PAIRS} more need more" if len(pairs) > SHOWN_PAIRS else ""
+        yield (
+            f"not told apart, and what would settle a difference of that size in {POWER:.0%} of cases (one "
+            f"comparison at {ALPHA:.0%}, without Holm's correction): "
+            + "; ".join(text for _, text in pairs[:SHOWN_PAIRS])
+            + rest
+        )
+
+
+def undecided(table: Table) -> Iterator[tuple[float, str]]:
+    """Of every group and column whose best row is not significantly better than the next: how many times more data
+    would settle it, and that as text."""
+    several = len({group for group, _ in table.tested}) > 1
+    for (group, column), tested in table.tested.items():
+        sign = -1 if column.unit.higher_is_better else 1
+        cells = [table.cells[row, column] for row in tested.rows]
+        best, second = np.argsort([sign * c.estimate.value for c in cells], kind="stable")[:2]
+        if tested.adjusted[best, second] < ALPHA:
+            continue
+        needed, have, unit = needed_to_settle(cells[best], cells[second], column)
+        if math.isfinite(needed):
+            # One comparison may be within reach of its data and still not pass the correction for all.
+            what = f"{needed:,} {unit}, now {have:,}" if needed > have else f"the {have:,} {unit} there are"
+            where = f" ({group})" if several else ""
+            pair = f"{tested.rows[best].label} − {tested.rows[second].label}"
+            gap = column.shown(abs(cells[best].estimate.value - cells[second].estimate.value))
+            yield needed / have, f"{column.name}{where} {pair} ({gap:.2g}): {what}"
+
+
+def needed_to_settle(a: Cell, b: Cell, column: Column) -> tuple[int | float, int, str]:
+    """(how many would settle the difference of a and b, how many there are, of what): seeds a row where both have
+    several, else samples. Infinite where nothing is known that would say it."""
+    x, y = a.estimate, b.estimate
+    gap = x.value - y.value
+    if x.sd is not None and y.sd is not None:
+        return seeds_to_settle(gap, math.sqrt((x.sd**2 + y.sd**2) / 2)), min(x.seeds, y.seeds), "seeds a row"
+    have = min(x.items, y.items)
+    if a.parts or x.samples_part is None or y.samples_part is None:
+        return math.inf, have, "samples"
+    if paired(a, b):
+        d = np.mean(a.scores, axis=0) - np.mean(b.scores, axis=0)
+        if set(np.unique(d)) <= {-1.0, 0.0, 1.0} and column.unit.percent:
+            share = max(float(np.mean(d != 0)), abs(float(d.mean())))
+            return items_to_settle_paired(float(d.mean()), share), have, "samples"
+        return seeds_to_settle(float(d.mean()), float(d.std(ddof=1)), paired=True), have, "samples"
+    if column.unit.percent:
+        return items_to_settle(x.value, y.value), have, "samples"
+    sds = [e.samples_part.variance * e.items for e in (x, y)]
+    return seeds_to_settle(gap, math.sqrt(sum(sds) / 2)), have, "samples"

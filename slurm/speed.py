@@ -1,0 +1,86 @@
+"""How long planning an experiment and saying where it stands take, over synthetic markers of many runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from harness.config import Experiment
+from harness.provenance import CHECKOUT
+from slurm.plan import RunPlan, plan
+from slurm.snapshot import open_submission
+from slurm.state import TRAIN, ended, evaluation_key, started, write_status
+
+MIXERS = ["gdn2", "gated_deltanet", "kda", "mamba2", "attention"]
+
+
+def run(count: int) -> list[dict[str, Any]]:
+    """Seconds for planning and for the status of an experiment of `count` runs with ten evaluations each, some done,
+    some at work, waiting or failed; in this process, and of the whole command."""
+    seeds = list(range(-(-count // len(MIXERS))))
+    experiment = Experiment.model_validate(
+        {
+            "name": "many",
+            "preset": "cpu-600k",
+            "mixers": MIXERS,
+            "seeds": seeds,
+            "data": {"phases": [{"tokens": 1_000_000, "seq_len": 256, "rows": {"text": 8}}]},
+            "suites": {
+                "language": {"tasks": ["heldout"]},
+                "recall": {"samples": 8},
+                "ruler": {"lengths": [256 * n for n in range(1, 9)], "haystack": "corpus"},
+            },
+        }
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        rows = [_timed("plan, nothing done", lambda: plan(experiment, root))]
+        plans = plan(experiment, root)
+        open_submission(experiment, plans, root, "slurm")
+        for index, work in enumerate(plans):
+            _mark(work, index)
+        rows.append(_timed("plan, partly done", lambda: plan(experiment, root)))
+        command = [sys.executable, str(CHECKOUT / "run.py"), "status", "many", "--runs", folder]
+        rows.append(_timed("status, the command", lambda: subprocess.run(command, check=True, capture_output=True)))
+    return [row | {"runs": len(plans), "units": len(plans[0].units)} for row in rows]
+
+
+def _timed(what: str, work: Callable[[], object]) -> dict[str, Any]:
+    begun = time.perf_counter()
+    work()
+    return {"what": what, "seconds": time.perf_counter() - begun}
+
+
+def _mark(work: RunPlan, index: int) -> None:
+    """The markers of a run that is done, evaluated in part, training, waiting or failed, in turn."""
+    kind = index % 5
+    if kind == 4:
+        return
+    started(work.folder, TRAIN, "log")
+    if kind == 3:
+        ended(work.folder, TRAIN, "failed", "step 17: loss nan")
+        write_status(work.folder, TRAIN, "failed", "step 17: loss nan")
+    elif kind == 2:
+        write_status(
+            work.folder, TRAIN, "running", step=17, steps=489, loss=3.2, tokens_per_second=9e3, seconds_left=99
+        )
+    else:
+        (work.folder / "train.json").write_text(json.dumps({"weights_sha256": "0"}))
+        (work.folder / "records").mkdir()
+        for number, (unit, options) in enumerate(work.units.items()):
+            if kind == 0 or number < 5:
+                (work.folder / "records" / f"{unit}.done").write_text(evaluation_key(options, "0"))
+            else:
+                write_status(work.folder, unit, "queued", "as recall-0", job=f"12_{index}")
+
+
+def render(rows: list[dict[str, Any]]) -> str:
+    return "\n".join(
+        f"{r['what']:24} {r['runs']:6} runs × {r['units']} evaluations  {r['seconds']:6.2f} s" for r in rows
+    )

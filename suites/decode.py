@@ -1,0 +1,116 @@
+"""Decoding: how fast a model reads a context, how fast it goes on from the state behind it, and how large that is.
+
+It reads as `harness.generate` does, all rows of a batch together as far as that reads them at once, and decodes
+greedily, the chosen tokens staying on the device; what is left out is stopping, sampling and text. Tokens are random
+and models fresh: weights do not change how much is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from pydantic import Field, PositiveInt, field_validator
+from torch import Tensor
+
+from harness.config import Closed, TrainConfig
+from harness.generate import tokens_at_once
+from harness.model import LanguageModel, ModelState
+from harness.records import Measurement
+from harness.train import activation_dtype
+from suites.throughput import Shape, different, middle, timed, unless_out_of_memory
+
+SUITE = "decode"
+
+
+class Config(Closed):
+    """shapes: a batch of contexts, and the tokens of each. new_tokens: that are decoded behind it in a window. windows:
+    that are timed, each from a context read anew, behind one that is not."""
+
+    shapes: list[Shape] = Field(
+        default=[Shape(batch=b, length=n) for b in (1, 16) for n in (2048, 8192, 32768)], min_length=1
+    )
+    new_tokens: PositiveInt = 64
+    windows: int = Field(default=5, ge=2)
+
+    _different = field_validator("shapes")(different)
+
+
+def measure(
+    model: LanguageModel, recipe: TrainConfig, config: Config, progress: Callable[[str], None] = lambda line: None
+) -> list[Measurement]:
+    """What a model decodes with where it is, in tasks `batch_<n>` by length of the context: tokens a second of all rows
+    together in reading and in decoding, medians over windows, and bytes of one row's state behind its context.
+
+    A shape that does not fit the memory has `decode_out_of_memory` instead of these.
+    """
+    device = model.embedding.weight.device
+    dtype = activation_dtype(recipe, device)
+    settings = config.model_dump(exclude={"shapes"}) | {"vocab_size": model.config.vocab_size, "compile": "none"}
+    found: list[Measurement] = []
+    for shape in config.shapes:
+        where = {"suite": SUITE, "task": f"batch_{shape.batch}", "length": shape.length}
+        where["settings"] = {"batch": shape.batch} | settings
+        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != model.embedding.weight.dtype):
+            taken = unless_out_of_memory(lambda shape=shape: time_windows(model, shape, config), device)
+        if taken is None:
+            progress(f"{shape.batch} × {shape.length}: out of memory")
+            found.append(Measurement(metric="decode_out_of_memory", value=1.0, stderr=None, n=1, **where))
+            continue
+        reading, decoding, size = taken
+        read, read_error = middle([shape.batch * shape.length / t for t in reading])
+        new, new_error = middle([shape.batch * config.new_tokens / t for t in decoding])
+        progress(f"{shape.batch} × {shape.length}: {read:,.0f} tokens/s read, {new:,.0f} decoded")
+        found += [
+            Measurement(metric="prefill_tokens_per_second", value=read, stderr=read_error, n=config.windows, **where),
+            Measurement(metric="decode_tokens_per_second", value=new, stderr=new_error, n=config.windows, **where),
+            Measurement(metric="state_bytes", value=float(size), stderr=None, n=1, **where),
+        ]
+    return found
+
+
+def time_windows(model: LanguageModel, shape: Shape, config: Config) -> tuple[list[float], list[float], int]:
+    """Seconds of reading and of decoding in each window, and bytes of a row's state behind its context."""
+    device = model.embedding.weight.device
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(model.config.vocab_size, (shape.batch, shape.length), generator=generator).to(device)
+    reading: list[float] = []
+    decoding: list[float] = []
+    size = 0
+    hidden: Tensor
+    state: ModelState
+
+    def read() -> None:
+        nonlocal hidden, state
+        hidden, state = prefill(model, tokens)
+
+    def step() -> None:
+        nonlocal hidden, state
+        chosen = model.head(hidden).argmax(-1)
+        hidden, state = model.hidden(chosen[:, None], state, None, True)
+        hidden = hidden[:, 0]
+
+    for _ in range(config.windows + 1):  # in the first, kernels are compiled and tuned
+        state = []  # two states at once may be more than the memory holds
+        reading.append(timed(read, 1, device))
+        size = state_bytes(state) // shape.batch
+        step()  # attention moves its keys and values into a place with room once, and not at every token
+        decoding.append(timed(step, config.new_tokens, device))
+    return reading[1:], decoding[1:], size
+
+
+def prefill(model: LanguageModel, tokens: Tensor) -> tuple[Tensor, ModelState]:
+    """tokens: [B, T] → what the head reads behind each row, [B, D], and the state."""
+    rows = max(1, tokens_at_once(model) // tokens.shape[1])
+    last, states = [], []
+    for part in tokens.split(rows):
+        ends = torch.arange(1, len(part) + 1, device=tokens.device) * tokens.shape[1] - 1
+        hidden, state = model.hidden(part, None, None, True, ends)
+        last.append(hidden)
+        states.append(state)
+    return torch.cat(last), states[0] if len(states) == 1 else model.cat_states(states)
+
+
+def state_bytes(state: ModelState) -> int:
+    """Bytes of the numbers of a state, whatever else their places in memory hold."""
+    return sum(tensor.numel() * tensor.element_size() for layer in state for tensor in layer.values())

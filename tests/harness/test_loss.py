@@ -1,0 +1,110 @@
+"""Cross-entropy in chunks: equal to the plain one, and never with more logits than it says."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from harness import loss
+from harness.loss import linear_cross_entropy, rows_at_once
+
+ROWS, WIDTH, VOCAB = 50, 6, 96
+
+
+def inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(ROWS, WIDTH, generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(VOCAB, WIDTH, generator=generator).to(dtype).requires_grad_()
+    return hidden, weight, torch.randint(0, VOCAB, (ROWS,), generator=generator)
+
+
+def plain(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    logits = hidden @ weight.t()
+    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction="sum")
+
+
+@pytest.fixture(autouse=True)
+def _seven_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "LIVE_LOGITS", 7 * VOCAB + 5)
+
+
+# Sums of 16 and 50 addends in another order, rounded at 6e-8 and 1e-16.
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_loss_and_gradients_are_those_of_all_logits_at_once(dtype: torch.dtype, rtol: float) -> None:
+    found, expected = [], []
+    for function, results in ((linear_cross_entropy, found), (plain, expected)):
+        hidden, weight, targets = inputs(dtype)
+        value = function(hidden, weight, targets)
+        (value * 0.3).backward()
+        results += [value.detach(), hidden.grad, weight.grad]
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=rtol, atol=rtol)
+
+
+def test_under_autocast_it_rounds_where_the_plain_one_does() -> None:
+    found, expected = [], []
+    for function, results in ((linear_cross_entropy, found), (plain, expected)):
+        hidden, weight, targets = inputs(torch.float32)
+        with torch.autocast("cpu", torch.bfloat16):
+            value = function(hidden, weight, targets)
+        value.backward()
+        assert value.dtype == torch.float32 and weight.grad.dtype == torch.float32
+        results += [value.detach(), hidden.grad, weight.grad]
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-6, atol=0)
+    # Gradients of the weight are bf16 sums of the chunks there, and one bf16 sum here: bf16 rounds at 2^-8.
+    for ours, theirs in zip(found[1:], expected[1:], strict=True):
+        assert (ours - theirs).norm() < 2**-8 * theirs.norm()
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight", "both"])
+def test_what_needs_no_gradient_gets_none(frozen: str) -> None:
+    hidden, weight, targets = inputs(torch.float64)
+    expected = torch.autograd.grad(plain(hidden, weight, targets), [hidden, weight])
+    hidden.requires_grad_(frozen == "weight")
+    weight.requires_grad_(frozen == "hidden")
+    value = linear_cross_entropy(hidden, weight, targets)
+    assert value.requires_grad == (frozen != "both")
+    if frozen != "both":
+        value.backward()
+    for tensor, gradient in zip((hidden, weight), expected, strict=True):
+        assert (tensor.grad is None) == (not tensor.requires_grad)
+        if tensor.requires_grad:
+            torch.testing.assert_close(tensor.grad, gradient, rtol=1e-12, atol=1e-12)
+
+
+class LargestLogits(TorchDispatchMode):
+    """Rows of the largest tensor that has a number for each token of the vocabulary."""
+
+    rows = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.dim() == 2 and out.shape[1] == VOCAB:
+            self.rows = max(self.rows, out.shape[0])
+        return out
+
+
+def test_no_more_logits_live_than_said() -> None:
+    assert rows_at_once(VOCAB) == 7
+    hidden, weight, targets = inputs(torch.float32)
+    with LargestLogits() as seen:
+        linear_cross_entropy(hidden, weight, targets).backward()
+    # The head's weight seen from its other side has as many columns and fewer rows.
+    assert seen.rows == 7 > WIDTH
+    with LargestLogits() as seen:
+        plain(*inputs(torch.float32)).backward()
+    assert seen.rows == ROWS
+
+
+def test_a_vocabulary_larger_than_the_limit_still_gets_one_row() -> None:
+    assert rows_at_once(10**9) == 1
+
+
+def test_no_rows_are_no_loss() -> None:
+    hidden, weight, _ = inputs(torch.float32)
+    value = linear_cross_entropy(hidden[:0], weight, torch.zeros(0, dtype=torch.long))
+    value.backward()
+    assert value == 0 and not weight.grad.any()

@@ -1,0 +1,41 @@
+"""The page to share holds all that it shows."""
+
+import re
+import shutil
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from run import app
+
+DEMO = Path(__file__).resolve().parents[2] / "results" / "demo"
+cli = CliRunner()
+
+
+def test_a_report_is_one_page_with_tables_figures_configuration_and_provenance(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    shutil.copytree(DEMO, folder)
+    result = cli.invoke(app, ["report", "demo", "--out", str(folder), "--column", "mqar_acc@16"])
+    assert result.exit_code == 0, result.output
+    page = (folder / "report.html").read_text()
+    for part in (
+        "Gated DeltaNet-2",
+        "Transformer",
+        "cpu-600k",
+        "warmup_ratio",
+        "git_commit",
+        "AMD EPYC",
+        "<figcaption>",
+    ):
+        assert part in page
+    # Nothing is fetched: images are in the page, and links lead to files beside it.
+    assert page.count("<img") == page.count('src="data:image/svg+xml;base64,') >= 3
+    links = re.findall(r'href="([^"]+)"', page)
+    assert links and all((folder / link).is_file() for link in links)
+    assert not re.search(r"<(script|link|iframe)", page) and "@import" not in page
+    assert "kernels" in page.partition("No data, or no columns, for: ")[2].partition("<")[0]
+
+
+def test_nothing_collected_is_said(tmp_path: Path) -> None:
+    result = cli.invoke(app, ["report", "demo", "--out", str(tmp_path)])
+    assert result.exit_code == 2 and "nothing collected there; run collect first" in result.output

@@ -1,0 +1,126 @@
+"""Tables byte for byte, in all four forms. After a change that is meant, `MIXERBENCH_WRITE_GOLDENS=1 pytest
+tests/harness/test_tables_golden.py` writes the files of tests/harness/golden anew; read them before you commit them."""
+
+from __future__ import annotations
+
+import csv
+import html.parser
+import io
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from harness.paper_tables import paper_table, printed_table
+from harness.table_forms import Table
+from harness.tables import comparison
+from tests.harness.table_records import RUNS, expectation, golden_records, of_table2, of_table5, store
+
+GOLDEN = Path(__file__).parent / "golden"
+NAMES = ("comparison", "table2", "table5", "table3-printed", "table5-printed")
+FORMS = ("md", "tex", "csv", "html")
+
+
+def make(name: str, folder: Path) -> Table:
+    if name == "comparison":
+        return comparison(store(folder, golden_records()), runs=RUNS)
+    if name == "table2":
+        frame, runs, samples = of_table2(folder)
+        return paper_table("table2", frame, runs, samples, expected=expectation("table2", acc=12, lambada_ppl=0.3))
+    if name == "table5":
+        frame, runs, samples = of_table5(folder)
+        return paper_table("table5", frame, runs, samples, expected=expectation("table5", acc=0.9, contains=1.0))
+    return printed_table(name.removesuffix("-printed"))
+
+
+def written(table: Table, name: str, form: str) -> str:
+    return {"md": table.markdown, "tex": lambda: table.latex(name), "csv": table.csv, "html": table.html}[form]()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tables_are_the_golden_ones_in_every_form(name, tmp_path):
+    table = make(name, tmp_path)
+    for form in FORMS:
+        path, text = GOLDEN / f"{name}.{form}", written(table, name, form)
+        if os.environ.get("MIXERBENCH_WRITE_GOLDENS") == "1":
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(text.encode())
+        assert text.encode() == path.read_bytes(), f"{path.name} differs"
+
+
+class Shape(html.parser.HTMLParser):
+    """Width of every row of a fragment, and that every tag is closed in turn."""
+
+    def __init__(self):
+        super().__init__()
+        self.open: list[str] = []
+        self.widths: list[list[int]] = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "br":
+            return
+        self.open.append(tag)
+        if tag == "table":
+            self.widths.append([])
+        elif tag == "tr":
+            self.widths[-1].append(0)
+        elif tag in ("td", "th"):
+            self.widths[-1][-1] += int(dict(attrs).get("colspan", 1))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_form_is_well_made(name, tmp_path):
+    table = make(name, tmp_path)
+    shape = Shape()
+    shape.feed(table.html())
+    assert not shape.open and all(len(set(widths)) == 1 for widths in shape.widths)
+    assert "http" not in table.html() and "<script" not in table.html()
+    frame = pd.read_csv(io.StringIO(table.csv()), comment="#")
+    assert len(frame) == len(table.rows)
+    text = table.markdown()
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+    latex = table.latex(name)
+    for own in latex.split("\\begin{tabular}{")[1:]:
+        columns = own.partition("}")[0]
+        body = own.partition("\\end{tabular}")[0]
+        for line in [line for line in body.splitlines() if line.endswith("\\\\") and "multicolumn" not in line]:
+            assert len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1, line
+    visible = re.sub(r"(?m)^%.*$", "", latex)
+    assert not re.search(r"[±−–↑↓≈≠]", visible)
+    braces = re.sub(r"\\\\|\\[{}]", "", visible)  # without line breaks and braces that are text
+    assert braces.count("{") == braces.count("}")
+    for environment in set(re.findall(r"\\begin\{(\w+)\}", visible)):
+        assert visible.count(f"\\begin{{{environment}}}") == visible.count(f"\\end{{{environment}}}")
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex: LaTeX is compared, not compiled")
+def test_latex_compiles_with_the_packages_that_it_names(tmp_path):
+    hostile = store(tmp_path / "x", golden_records()).replace({"label": {"gdn2": r"[a]_&%$#{}~^\ <α>|"}})
+    tables = {name: make(name, tmp_path / name) for name in NAMES} | {"hostile": comparison(hostile)}
+    bodies = [table.latex(name) for name, table in tables.items()]
+    packages = re.findall(r"\\usepackage\S+", bodies[0].splitlines()[0])
+    assert len(packages) == 3
+    head = ["\\documentclass{article}", *packages, "\\begin{document}"]
+    (tmp_path / "all.tex").write_text("\n".join([*head, *("\\clearpage\n" + b for b in bodies), "\\end{document}"]))
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "all.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:]
+    # Longest lines of small print may stick out by some points, a table not.
+    wide = [float(w) for w in re.findall(r"Overfull .hbox \((\S+)pt too wide", done.stdout)]
+    assert "undefined" not in done.stdout and max(wide, default=0) < 30
+
+
+def test_a_csv_has_one_header_and_numbers_below_it(tmp_path):
+    rows = list(csv.reader(line for line in make("table2", tmp_path).csv().splitlines() if not line.startswith("#")))
+    header = rows[0]
+    assert len(set(header)) == len(header)
+    numbers = [cell for row in rows[1:] for cell in row[3:] if cell]
+    assert numbers and all(float(cell) == float(cell) for cell in numbers if not cell.startswith("not finite"))

@@ -1,0 +1,85 @@
+"""The job graph of an experiment, and what a submission leaves to others."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+import suites
+from harness.config import load_experiment
+from slurm.plan import RunPlan, plan
+from slurm.queue import Queue
+from slurm.state import TRAIN, write_status
+from slurm.submission import Work, graph, to_do
+from tests.slurm.test_submit import experiment
+
+SUITES = {"recall": {"samples": 8}, "ruler": {"lengths": [256, 512], "haystack": "corpus"}}
+
+
+@pytest.fixture
+def plans(tmp_path: Path, small_data: Path) -> list[RunPlan]:
+    path = experiment(tmp_path, small_data, mixers=["attention"], seeds=[0, 1, 2, 3, 4], suites=SUITES)
+    return plan(load_experiment(path), tmp_path / "runs")
+
+
+def arrays(plans: list[RunPlan], works: list[Work], limit: int = 1000) -> dict:
+    made = graph(load_experiment("demo"), works, Path("sub"), Path("runs"), "command", limit)
+    assert [array.name for array in made][0] == "prepare" and [array.name for array in made][-1] == "collect"
+    known: set[str] = set()
+    for array in made:  # nothing waits for what is submitted after it
+        assert {name for _, name in array.after} <= known | {"12_3"}
+        known.add(array.name)
+    return {array.name: array for array in made}
+
+
+def test_a_suite_is_evaluated_by_length_with_the_tasks_that_have_it() -> None:
+    paper = suites.units("ruler", suites.suite_config("ruler", {"samples": 3}))
+    assert list(paper) == ["ruler@1024", "ruler@2048", "ruler@4096", "ruler@8192"]
+    assert paper["ruler@1024"].tasks == ["s_niah_1", "s_niah_2", "s_niah_3", "mk_niah_1"]
+    assert paper["ruler@8192"].tasks == ["s_niah_1", "s_niah_2"] and paper["ruler@8192"].lengths == [8192]
+    assert list(suites.units("recall", suites.suite_config("recall", {}))) == ["recall"]
+
+
+def test_evaluations_wait_task_by_task_for_the_training_of_their_run(plans: list[RunPlan]) -> None:
+    found = arrays(plans, [Work(p, p.missing) for p in plans])
+    assert list(found) == ["prepare", "train-0", "recall-0", "ruler@256-0", "ruler@512-0", "collect"]
+    assert found["train-0"].after == [("afterok", "prepare")]
+    for name in ("recall-0", "ruler@256-0", "ruler@512-0"):
+        assert found[name].after == [("aftercorr", "train-0")]
+        assert [job.folder for job in found[name].tasks] == [job.folder for job in found["train-0"].tasks]
+    assert {kind for kind, _ in found["collect"].after} == {"afterany"} and len(found["collect"].after) == 5
+
+
+def test_arrays_are_no_longer_than_the_cluster_allows(plans: list[RunPlan]) -> None:
+    found = arrays(plans, [Work(p, p.missing) for p in plans], limit=2)
+    assert [len(found[f"train-{part}"].tasks) for part in range(3)] == [2, 2, 1]
+    for part in range(3):
+        assert found[f"recall-{part}"].after == [("aftercorr", f"train-{part}")]
+
+
+def test_what_is_trained_is_only_evaluated_and_what_another_job_trains_is_waited_for(plans: list[RunPlan]) -> None:
+    works = [Work(plans[0], plans[0].missing), Work(plans[1], ["ruler@256"]), Work(plans[2], ["recall"], "12_3")]
+    found = arrays(plans, works)
+    assert [job.folder for job in found["train-0"].tasks] == [plans[0].folder]
+    assert [job.folder for job in found["ruler@256-trained-0"].tasks] == [plans[1].folder]
+    assert found["ruler@256-trained-0"].after == [("afterok", "prepare")]
+    assert found[f"recall-{plans[2].config.run_id}"].after == [("afterok", "prepare"), ("afterok", "12_3")]
+
+
+def test_units_that_somebody_does_or_whose_training_has_failed_are_left_out(plans: list[RunPlan]) -> None:
+    training, failed, evaluation, lost, untouched = plans
+    write_status(training.folder, TRAIN, "running", job="7_0", updated=time.time())
+    write_status(failed.folder, TRAIN, "failed", "loss nan")
+    write_status(evaluation.folder, "recall", "failed", "no data")
+    write_status(lost.folder, TRAIN, "queued", job="7_9")
+    todo, left_out = to_do(plans, Queue({"7_0": ("RUNNING", "n1", "")}))
+    assert [(work.plan, work.units, work.after) for work in todo] == [
+        (training, training.missing[1:], "7_0"),
+        (evaluation, evaluation.missing, ""),
+        (lost, lost.missing, ""),
+        (untouched, untouched.missing, ""),
+    ]
+    assert [line.partition(": ")[2] for line in left_out] == [
+        "running already, job 7_0",
+        "failed: loss nan",
+    ]

@@ -1,0 +1,40 @@
+"""The documented command lines that need a cluster, in the order of docs/slurm.md, on one of two nodes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from harness.config import load_experiment
+from slurm.plan import plan
+from tests.documented import commands
+from tests.slurm.cluster.minislurm import MiniSlurm
+from tests.slurm.test_slurm import Site
+from tests.slurm.test_submit import data_config, experiment
+
+pytestmark = pytest.mark.slurm
+
+AFTER_IT = ["python run.py logs RUN", "python run.py cancel EXPERIMENT"]
+
+
+def test_the_documented_commands_work_on_a_cluster(slurm_cluster: MiniSlurm, tmp_path: Path, small_data: Path) -> None:
+    site = Site(slurm_cluster, tmp_path)
+    path = experiment(tmp_path, small_data, mixers=["attention"], data=data_config(small_data, 4))
+    path.write_text(path.read_text() + "scales: {125m: {description: of the same size}}\n")
+    (work,) = plan(load_experiment(path), site.runs)
+    texts = list(dict.fromkeys(c.text for c in commands() if "--cluster SITE" in c.text))
+    assert {text.split()[2] for text in texts} == {"doctor", "submit", "retry"}
+    for text in sorted(texts, key=lambda text: "--dry-run" not in text) + AFTER_IT:
+        words = text.split()[2:]
+        if words[0] in ("submit", "retry", "cancel"):
+            words[1] = str(path)
+        words = [{"SITE": "site.yaml", "RUN": work.config.run_id}.get(word, word) for word in words]
+        runs = [] if words[0] == "doctor" else ["--runs", str(site.runs)]
+        if words[0] == "logs":
+            site.finish()
+        output = site.call(*words, *runs)
+        if words[0] == "submit" and "--dry-run" in words:
+            assert re.search(r"^train-0 +1 ", output, re.MULTILINE)
+    assert {row["state"] for row in site.rows(path).values()} == {"done"}

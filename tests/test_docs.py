@@ -1,0 +1,218 @@
+"""Every command line of the documents, executed on a tiny experiment or listed with the reason why not; their links."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import click
+import pytest
+import typer
+import yaml
+from typer.testing import CliRunner
+
+import suites
+from harness.config import (
+    Ablation,
+    DataConfig,
+    Expected,
+    Experiment,
+    MixerSpec,
+    Phase,
+    TrainConfig,
+    expand,
+    load_experiment,
+)
+from harness.data import load_tokenizer
+from harness.export import to_llama
+from harness.figures import FIGURES
+from harness.metrics import METRICS
+from harness.records import COLUMNS
+from harness.train import data_sha256, load_trained
+from run import app
+from tests.documented import DOCUMENTS, ROOT, Command, commands
+
+cli = CliRunner()
+CLUSTER = "starts a Slurm; the fixture slurm_cluster of tests/slurm does the same"
+NOT_EXECUTED = {
+    "make demo": "17 minutes",
+    "make test": "is this",
+    "make test-slurm": "is tests/slurm, with the marker slurm",
+    "make gpu PYTHON=…": "needs a GPU",
+    "pytest -m gpu": "needs a GPU",
+    "pip install --no-deps --no-build-isolation mamba-ssm==2.3.2.post1": "installs; `make venv` does the same",
+    "bash tests/slurm/cluster/install.sh": "installs, as root",
+    "python3 tests/slurm/cluster/minislurm.py up /tmp/s1": CLUSTER,
+    "python3 tests/slurm/cluster/minislurm.py down /tmp/s1": CLUSTER,
+    "python run.py bench kernels --static": "minutes; tests/suites/test_static_kernels.py compiles a part",
+    "python run.py bench kernels --repeats 15": "as without an option, but longer",
+    "python run.py bench lm": "half a minute at least; tests/suites/test_lm_speed.py times less of it",
+    "python run.py bench lm --samples 64": "the same",
+    "python run.py status EXPERIMENT --watch": "does not end",
+}
+ON_A_CLUSTER = [command for command in commands() if "--cluster SITE" in command.text]
+"""tests/slurm/test_slurm_docs.py executes these."""
+
+OF_EXPERIMENTS = ("submit", "retry", "train", "status", "cancel", "collect", "table", "figure", "report", "prefetch")
+SMALLER = {
+    ("submit",): ["--cluster", "debug"],
+    ("check",): ["--long-tokens", "2048"],
+    ("eval", "recall"): ["--set", "pairs=[2]", "--set", "samples=2"],
+    ("eval", "ruler"): ["--set", "tasks=[s_niah_1]", "--set", "lengths=[320]", "--set", "steps=unit"],
+    ("generate",): ["--max-new-tokens", "4"],
+    ("bench", "kernels"): ["--repeats", "3"],
+    ("bench", "throughput"): ["--mixers", "attention", "--batch", "1", "--length", "32", "--steps", "1"],
+    ("bench", "sweep"): ["--runs", "5"],
+    ("bench", "tables"): ["--records", "2000"],
+}
+"""What is put behind a documented command to make it short."""
+
+
+def runnable() -> list[Command]:
+    """The commands to execute here, each once; not those that read a data set of the Hub, which tests do without."""
+    left = {c.text: c for c in commands() if c.text not in NOT_EXECUTED and c not in ON_A_CLUSTER}
+    return [command for command in left.values() if "HuggingFaceFW/" not in command.text]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, small_data: Path) -> Path:
+    """Where the commands are executed: experiments, one of them submitted and collected, and what its readers name."""
+    folder = tmp_path_factory.mktemp("docs")
+    phase = {"tokens": 512, "seq_len": 64, "rows": {"text": 2, "mqar": 2}}
+    tiny = {
+        "name": "tiny",
+        "presets": ["cpu-600k"],
+        "mixers": ["attention"],
+        "data": {"source": str(small_data), "phases": [phase]},
+        "train": {"threads": 1},
+        "suites": {"recall": {"pairs": [2], "samples": 4}},
+        "scales": {"125m": {"description": "of the same size"}},
+    }
+    shapes = {"shapes": [{"batch": 1, "length": 32}], "steps": 1, "windows": 2, "warm_up": 1}
+    speed = {"name": "speed", "preset": "cpu-600k", "mixers": ["attention"], "train": {"dtype": "fp32"}}
+    speed |= {"suites": {"throughput": shapes}, "scales": {"cpu": {"description": "of the same size"}}}
+    for name, content in (("tiny.yaml", tiny), ("speed.yaml", speed)):
+        (folder / name).write_text(yaml.safe_dump(content))
+    runs = ["--runs", str(folder / "runs")]
+    # With a job's log, which processes of this machine have and this one has not.
+    for command in (["submit", "tiny.yaml", "--cluster", "local"], ["submit", "speed.yaml", "--cluster", "debug"]):
+        assert cli.invoke(app, [command[0], str(folder / command[1]), *command[2:], *runs]).exit_code == 0
+    for name, scale in (("tiny", []), ("tiny", ["--scale", "125m"]), ("speed", ["--scale", "cpu"])):
+        result = cli.invoke(app, ["collect", str(folder / f"{name}.yaml"), *scale, *runs])
+        assert result.exit_code == 0, result.output
+    model, _ = load_trained(folder / "runs" / run_id(folder))
+    tokenizer = load_tokenizer()
+    to_llama(model, tokenizer.bos_token_id, 256).save_pretrained(folder / "llama")
+    tokenizer.save_pretrained(folder / "llama")
+    texts = [json.dumps({"text": f"A short text, the {i}th of many."}) for i in range(300)]
+    (folder / "texts.jsonl").write_text("\n".join(texts))
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (folder / "average.py").write_text(code)
+    return folder
+
+
+def run_id(folder: Path) -> str:
+    """Of the one run of tiny.yaml."""
+    tiny = load_experiment(folder / "tiny.yaml")
+    (run,) = expand(tiny, len(load_tokenizer()), data_sha256(tiny.data))
+    return run.run_id
+
+
+def concrete(words: list[str], folder: Path, out: Path) -> list[str]:
+    """A documented command with this folder's names for those that it leaves open, and what makes it short."""
+    words = list(words)
+    if words[0] in OF_EXPERIMENTS and "--paper" not in words:
+        words[1] = "speed.yaml" if words[1] == "figure2" else "tiny.yaml"
+    names = {"FOLDER_OR_FILE": "texts.jsonl", "pretrained=FOLDER": "pretrained=llama,device=cpu", "FOLDER": str(out)}
+    if words[0] != "params":
+        names |= {"125m/gdn2": "cpu-600k/attention"}
+    if words[0] in ("check", "bench"):
+        names |= {"125m": "cpu-600k"}
+    words = [names.get(word, re.sub(r"\bRUN\b", run_id(folder), word)) for word in words]
+    smaller = SMALLER.get(tuple(words[:1]), SMALLER.get(tuple(words[:2]), []))
+    return words if smaller and smaller[0] == "--cluster" and "--cluster" in words else [*words, *smaller]
+
+
+@pytest.mark.parametrize("command", runnable(), ids=lambda command: command.text)
+def test_a_documented_command_does_what_it_says(
+    command: Command, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline_data: Path
+) -> None:
+    assert command.ours is not None, f"{command.document}: list why it is not executed"
+    monkeypatch.chdir(folder)
+    if command.ours[0] == "check":  # without the interpreter kernels are for GPUs, as they are for a reader
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    if command.ours[0] == "prefetch":  # its manifest lies in the cache
+        monkeypatch.setenv("MIXERBENCH_CACHE", str(tmp_path / "cache"))
+    result = cli.invoke(app, concrete(command.ours, folder, tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.ours and c not in runnable()], ids=lambda c: c.text)
+def test_a_documented_command_that_is_not_executed_here_has_its_options(command: Command) -> None:
+    group, words = typer.main.get_command(app), command.ours
+    while isinstance(group, click.Group):
+        group, words = group.commands[words[0]], words[1:]
+    group.make_context("run.py", list(words))
+
+
+def test_what_is_listed_as_not_executed_is_documented_and_make_has_every_target() -> None:
+    documented = {command.text for command in commands()}
+    assert set(NOT_EXECUTED) <= documented
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {text.split()[1] for text in documented if text.startswith("make ")} <= targets
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_of_the_documents_lead_somewhere(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    for link in links:
+        path, _, heading = link.partition("#")
+        target = (document.parent / path).resolve() if path else document
+        assert target.is_file(), f"{link}: no such file"
+        assert not heading or heading in headings(target), f"{link}: no such heading"
+
+
+def headings(document: Path) -> set[str]:
+    """As a forge makes them anchors."""
+    lines = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
+
+
+def test_files_that_the_documents_name_exist() -> None:
+    for document in DOCUMENTS:
+        named = re.findall(r"`((?:harness|mixers|suites|slurm|tests|results)/[\w./-]+)`", document.read_text("utf-8"))
+        lacking = [name for name in named if not (ROOT / name).exists() and not name.startswith("results/")]
+        assert not lacking, f"{document.name}: {lacking}"
+
+
+def test_every_field_of_an_experiment_and_of_a_record_every_metric_figure_and_suite_is_documented() -> None:
+    schema = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    models = (Experiment, MixerSpec, DataConfig, Phase, TrainConfig, Ablation, Expected)
+    assert not [name for model in models for name in model.model_fields if not re.search(rf"\b{name}\b", schema)]
+    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    results += (ROOT / "docs" / "reproducibility.md").read_text(encoding="utf-8")
+    assert not [name for name in (*COLUMNS, *METRICS) if f"`{name}`" not in results]
+    assert not [name for name in FIGURES if f"`{name}`" not in results]
+    evaluation = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    assert not [name for name in suites.SUITES if f"| `{name}` |" not in evaluation]
+
+
+def test_the_experiment_in_the_documents_is_one(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "experiments.md").read_text("utf-8"), re.DOTALL)
+    (tmp_path / "mine.yaml").write_text(text)
+    for scale in (None, "wide"):
+        runs = expand(load_experiment(tmp_path / "mine.yaml", scale=scale), 4096, "0" * 64)
+        assert [run.label for run in runs[::3]] == [
+            "Gated DeltaNet-2",
+            "Gated DeltaNet-2, scalar erase gate",
+            "Gated DeltaNet with 2 taps",
+        ]
+
+
+def test_the_lines_that_load_records_do(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "results.md").read_text("utf-8"), re.DOTALL)
+    monkeypatch.chdir(ROOT)
+    exec(code, {})
+    assert "Gated DeltaNet" in capsys.readouterr().out
