@@ -119,8 +119,13 @@ def test_an_interrupt_while_a_stopped_run_saves_loses_nothing(
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "stopped", stop=after(6))
+    # A shell that starts the tests in the background has them ignore interrupts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "stopped", stop=after(6))
+    finally:
+        signal.signal(signal.SIGINT, before)
     monkeypatch.undo()
     assert not list(folder.glob("*.partial"))
     assert Trainer(config, tmp_path / "stopped").step == 5

@@ -1,5 +1,6 @@
 """Mixers from elsewhere: installed packages, and single files, down to a job that trains one."""
 
+import json
 import os
 import subprocess
 import sys
@@ -185,8 +186,8 @@ def test_a_mixer_in_a_file_is_trained_in_a_job_evaluated_and_refused_once_the_fi
     (folder,) = (tmp_path / "runs").glob("running_mean-*")
     assert read_summary(folder).steps == 3 and (folder / "records" / "recall.done").exists()
     assert read_config(folder).mixer_file.path == str(mixer_file)
-    status = cli.invoke(app, ["status", str(path), *runs])
-    assert status.output.split() == [folder.name, "done"]
+    (row,) = json.loads(cli.invoke(app, ["status", str(path), *runs, "--json"]).output)
+    assert (row["run"], row["state"]) == (folder.name, "done")
     generate = [str(ROOT / "run.py"), "generate", "--run", str(folder), "It is", "--max-new-tokens", "4"]
     generated = subprocess.run([sys.executable, *generate], capture_output=True, text=True, timeout=120)
     assert generated.returncode == 0, generated.stderr
