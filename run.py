@@ -893,6 +893,22 @@ def bench_tables(
     _print(found, as_json, "\n".join(f"{name:10} {value:,.2f}" for name, value in found.items()))
 
 
+@bench_app.command("loader")
+def bench_loader(
+    length: Annotated[int, typer.Option(help="Tokens a row.")] = 2048,
+    rows: Annotated[int, typer.Option(help="Rows a step.")] = 64,
+    steps: Annotated[int, typer.Option(help="Steps a pass.")] = 40,
+    workers: Annotated[int, typer.Option(help="Processes of torch's DataLoader.")] = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Time reading training rows beside torch's DataLoader, over the embedded corpus."""
+    from harness.feed_speed import render, run
+
+    with errors():
+        found = run(length, rows, steps, workers)
+    _print(found, as_json, render(found))
+
+
 @bench_app.command("sweep")
 def bench_sweep(
     runs: Annotated[int, typer.Option(help="Runs of the synthetic experiment.")] = 2000,

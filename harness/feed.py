@@ -78,6 +78,8 @@ def step_rows(
             start = at.rows[task] + first
             parts.append(synthetic.rows(task, config.seed, start, last - first, at.phase.seq_len, tokenizer, data))
         before += count
+    if len(parts) == 1:  # nothing to copy
+        return parts[0]
     return torch.cat([tokens for tokens, _ in parts]), torch.cat([mask for _, mask in parts])
 
 

@@ -32,6 +32,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; paddi
 dl { display: grid; grid-template-columns: minmax(8em, max-content) 1fr; gap: 2px 14px; font-size: .85em }
 dd { margin: 0; overflow-wrap: anywhere } dt { color: #555 }
 a { color: #0b57a4 }
+@media screen and (max-width: 700px) { figure { overflow-x: auto } img { max-width: none; width: 720px } }
 @media print { body { max-width: none; font-size: 10pt } .wide { overflow: visible } details > * { display: block }
   h2 { break-after: avoid } figure, tr { break-inside: avoid } }
 """

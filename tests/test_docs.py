@@ -65,6 +65,7 @@ SMALLER = {
     ("bench", "throughput"): ["--mixers", "attention", "--batch", "1", "--length", "32", "--steps", "1"],
     ("bench", "sweep"): ["--runs", "5"],
     ("bench", "tables"): ["--records", "2000"],
+    ("bench", "loader"): ["--rows", "2", "--steps", "2", "--workers", "1"],
 }
 """What is put behind a documented command to make it short."""
 

@@ -1,0 +1,81 @@
+"""How fast rows are read, beside torch's own DataLoader over the same shards."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from harness.config import DataConfig, Experiment, expand
+from harness.data import TokenData, load_tokenizer
+from harness.feed import step_rows
+from harness.train import data_sha256, open_data
+
+REPEATS = 5
+
+
+class Windows(Dataset[Tensor]):
+    """The windows of a split, one an item, as a reader without a sampler of its own would have them."""
+
+    def __init__(self, data: TokenData, seq_len: int):
+        self.stream, self.seq_len, self.windows = data.tokens("train"), seq_len, data.windows("train", seq_len)
+
+    def __len__(self) -> int:
+        return self.windows
+
+    def __getitem__(self, index: int) -> Tensor:
+        at = index * self.seq_len
+        return torch.from_numpy(self.stream[at : at + self.seq_len + 1].astype("int64"))
+
+
+def run(seq_len: int, rows: int, steps: int, workers: int) -> list[dict[str, Any]]:
+    """Tokens a second of text rows: ours in this process, where training reads them ahead in a thread, and a shuffling
+    DataLoader with `workers` processes and with none; medians of REPEATS passes over `steps` steps, after one that is
+    not counted. Raises ValueError when the embedded corpus has fewer windows than one pass needs."""
+    phase = {"tokens": steps * rows * seq_len, "seq_len": seq_len, "rows": {"text": rows}}
+    content = {"name": "feed", "preset": "cpu-600k", "mixers": ["attention"], "data": {"phases": [phase]}}
+    experiment = Experiment.model_validate(content)
+    tokenizer, data = load_tokenizer(), open_data(experiment.data)
+    windows = Windows(data, seq_len)
+    if len(windows) < rows * steps:
+        raise ValueError(f"--steps: {steps} of {rows} rows are more than the {len(windows)} windows; ask for fewer")
+    (config,) = expand(experiment, len(tokenizer), data_sha256(DataConfig(phases=experiment.data.phases)))
+
+    def ours() -> Iterator[Tensor]:
+        for step in range(steps):
+            yield step_rows(config, step, tokenizer, data)[0]
+
+    def theirs(processes: int) -> Iterator[Tensor]:
+        loader = DataLoader(windows, rows, shuffle=True, num_workers=processes, drop_last=True)
+        for _, batch in zip(range(steps), loader, strict=False):
+            yield batch
+
+    forms = {"mixerbench": ours, "DataLoader, no workers": lambda: theirs(0)}
+    forms[f"DataLoader, {workers} workers"] = lambda: theirs(workers)
+    found = []
+    for name, form in forms.items():
+        rates = [_rate(form(), seq_len) for _ in range(1 + REPEATS)][1:]
+        middle = statistics.median(rates)
+        found.append({"loader": name, "tokens_per_second": middle, "low": min(rates), "high": max(rates)})
+    return [row | {"seq_len": seq_len, "rows": rows, "steps": steps, "repeats": REPEATS} for row in found]
+
+
+def _rate(batches: Iterator[Tensor], seq_len: int) -> float:
+    started, tokens = time.perf_counter(), 0
+    for batch in batches:
+        tokens += batch.shape[0] * seq_len
+    return tokens / (time.perf_counter() - started)
+
+
+def render(rows: list[dict[str, Any]]) -> str:
+    """The rows as text."""
+    lines = [f"{'loader':26}{'tokens/s':>14}{'lowest–highest':>28}"]
+    for r in rows:
+        spread = f"{r['low']:,.0f}–{r['high']:,.0f}"
+        lines.append(f"{r['loader']:26}{r['tokens_per_second']:14,.0f}{spread:>28}")
+    return "\n".join(lines)
