@@ -36,7 +36,7 @@ from tests.documented import DOCUMENTS, ROOT, Command, commands
 cli = CliRunner()
 CLUSTER = "starts a Slurm; the fixture slurm_cluster of tests/slurm does the same"
 NOT_EXECUTED = {
-    "make demo": "17 minutes",
+    "make demo": "takes a quarter of an hour or more",
     "make test": "is this",
     "make test-slurm": "is tests/slurm, with the marker slurm",
     "make gpu PYTHON=…": "needs a GPU",
