@@ -606,7 +606,7 @@ def status(
 ) -> None:
     """Say where each run of an experiment stands: those of its submissions, or where there is none what it would be."""
     from slurm.queue import Queue
-    from slurm.status import overview
+    from slurm.status import overview, troubles
 
     with errors():
         name, known = _submitted(experiment, scale, runs.resolve())
@@ -614,7 +614,8 @@ def status(
         def text() -> str:
             rows = overview(known, Queue.read())
             finished = sum(row.state == "done" for row in rows)
-            return "\n".join([f"{name}: {finished} of {len(rows)} runs done", *(row.line() for row in rows)])
+            head = f"{name}: {finished} of {len(rows)} runs done"
+            return "\n".join([head, *troubles(runs.resolve(), name), *(row.line() for row in rows)])
 
         if as_json:
             typer.echo(json.dumps([asdict(row) for row in overview(known, Queue.read())], indent=1))

@@ -13,7 +13,7 @@ import torch
 from slurm.jobs import in_turn, run_jobs
 from slurm.plan import RunPlan
 from slurm.snapshot import environment
-from slurm.state import at_work, missing, read_status, settle
+from slurm.state import TRAIN, at_work, missing, read_status, settle
 
 POLL = 0.5  # seconds between two looks at the running jobs
 
@@ -76,7 +76,7 @@ def run_plan(
 def _left(work: RunPlan) -> list[str]:
     """What can still be done of a run: nothing behind a training that has failed."""
     failed = _failed(work)
-    return [] if "train" in failed else [u for u in missing(work.folder, work.units) if u not in failed]
+    return [] if TRAIN in failed else [u for u in missing(work.folder, work.units) if u not in failed]
 
 
 def _failed(work: RunPlan) -> dict[str, str]:

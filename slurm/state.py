@@ -103,7 +103,6 @@ def write_status(folder: Path, unit: str, state: State, detail: str = "", **prog
     """Replace a unit's status by one of this process and this moment."""
     known = {"job": job_id(), "node": node_name(), "pid": os.getpid(), "updated": time.time()}
     content = asdict(Status(state, detail, **(known | progress)))
-    # Not synced to the disk: it is written every few seconds, and after a crash of the machine it is stale anyway.
     write_atomic(folder / "state" / f"{unit}.json", json.dumps(content).encode())
 
 
@@ -172,7 +171,7 @@ def _append(folder: Path, unit: str, **event: Any) -> None:
     path = folder / "state" / f"{unit}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(event | {"time": time.time()}, ensure_ascii=False) + "\n"
-    # One write in append mode: lines of several ranks do not mix.
+    # One write in append mode: a line is there or not, whoever else writes.
     with open(path, "ab", buffering=0) as file:
         file.write(line.encode())
 
@@ -212,14 +211,14 @@ def settle(folder: Path, unit: str, code: int | None, terminated: bool = False) 
         reason = how if begun else f"{how} before it began; see the job's log"
         ended(folder, unit, "terminated" if terminated else "failed", reason)
         log = events(folder, unit)
-    last = log[max((i for i, event in enumerate(log) if event["event"] != "ended"), default=-1) + 1]
+    last = log[-1]
     _append(folder, unit, event="settled")
     if last["outcome"] != "failed":
         goes_on = last["outcome"] == "left"
         write_status(folder, unit, "requeued" if goes_on else "stopped", last["reason"])
         return goes_on
     forgiven = max((i for i, event in enumerate(log) if event["event"] == "retry"), default=-1)
-    failures = _failures(log[forgiven + 1 :])
+    failures = [event for event in log[forgiven + 1 :] if event.get("outcome") == "failed"]
     again = [f for f in failures[:-1] if _signature(f) == _signature(last) and f["reached"] == last["reached"]]
     if again or len(failures) >= MOST_FAILURES:
         why = "twice in the same way" if again else f"{len(failures)} times"
@@ -229,12 +228,6 @@ def settle(folder: Path, unit: str, code: int | None, terminated: bool = False) 
     return True
 
 
-def _failures(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first end of every attempt that failed."""
-    firsts = [e for i, e in enumerate(log) if e["event"] == "ended" and (i == 0 or log[i - 1]["event"] != "ended")]
-    return [e for e in firsts if e["outcome"] == "failed"]
-
-
 def _signature(failure: dict[str, Any]) -> str:
     """A failure's kind: its reason without the numbers, which name steps, addresses and times."""
     return re.sub(r"\d+", "#", failure["reason"])
@@ -242,7 +235,7 @@ def _signature(failure: dict[str, Any]) -> str:
 
 def _reached(folder: Path, unit: str) -> str:
     """How far a unit has come, such that it changes with everything that a next attempt need not do again."""
-    if unit == "train":
+    if unit == TRAIN:
         try:
             return max(json.loads((folder / "checkpoints" / "index.json").read_bytes()), default="")
         except (OSError, ValueError):

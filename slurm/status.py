@@ -165,6 +165,17 @@ def accounting(jobs: list[str]) -> dict[str, str]:
     return found
 
 
+def troubles(runs_root: Path, name: str) -> list[str]:
+    """What has kept the last submission from preparing or collecting, a line each: its runs cannot say so."""
+    found = []
+    for folder in submissions(runs_root, name)[-1:]:
+        for unit in ("prepare", "collect"):
+            status = read_status(folder, unit)
+            if status is not None and status.state in ("failed", "stopped"):
+                found.append(f"{unit} of {folder.name} {status.state}: {status.detail}")
+    return found
+
+
 def logs(runs_root: Path, run: str, unit: str | None, lines: int) -> str:
     """The end of what the last attempt at a run, or at one unit of it, has printed. Raises ValueError where there is
     none."""

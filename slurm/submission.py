@@ -151,9 +151,9 @@ def submit(
             return {}, left_out
         experiment, kept = keep_mixer_files(experiment, [work.plan for work in todo], runs_root)
         todo = [Work(plan, work.units, work.after) for plan, work in zip(kept, todo, strict=True)]
+        limit, code = array_limit(), snapshot(runs_root)
         folder = open_submission(experiment, plans, runs_root, "slurm")
-        arrays = graph(experiment, todo, folder, runs_root, command, array_limit(), cluster.sharding)
-        code = snapshot(runs_root)
+        arrays = graph(experiment, todo, folder, runs_root, command, limit, cluster.sharding)
         ids: dict[str, str] = {}
         try:
             for array in arrays:

@@ -25,6 +25,7 @@ from slurm.state import (
     started,
     write_status,
 )
+from slurm.status import troubles
 
 KILLED = 128 + signal.SIGKILL
 
@@ -142,3 +143,15 @@ def test_who_holds_a_unit(tmp_path: Path) -> None:
     here = Status("running", updated=time.time(), pid=7)
     with exclusively(tmp_path, TRAIN):
         assert Queue(None).holds(tmp_path, TRAIN, here) is not None
+
+
+def test_status_says_why_a_submission_could_not_prepare(tmp_path: Path) -> None:
+    for number, name in enumerate(("tiny-1", "tiny-2")):
+        folder = tmp_path / "submissions" / name
+        folder.mkdir(parents=True)
+        head = {"experiment": "tiny", "time": number, "runs": []}
+        (folder / "plan.json").write_text(json.dumps(head))
+    write_status(tmp_path / "submissions" / "tiny-1", "prepare", "failed", "long ago")
+    assert troubles(tmp_path, "tiny") == []
+    write_status(tmp_path / "submissions" / "tiny-2", "prepare", "failed", "swde: cannot be had here")
+    assert troubles(tmp_path, "tiny") == ["prepare of tiny-2 failed: swde: cannot be had here"]
