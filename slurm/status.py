@@ -231,6 +231,6 @@ def cancel(runs_root: Path, name: str) -> list[str]:
 def _is_submit(pid: int) -> bool:
     """Whether a process is a submit of ours, and not another that has its number now."""
     try:
-        return b"submit" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"submit" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
