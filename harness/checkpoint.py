@@ -3,7 +3,7 @@
 `checkpoints/index.json` lists the complete ones with the SHA-256 of each file; what is not listed was being written
 when its run died, and is ignored. One process, or several that hold a whole model each, write a file `step_<step>.pt`.
 Processes that hold parts of a model write a folder `step_<step>.dcp` together (torch.distributed.checkpoint), each its
-own part. Either can be read by any number of processes, in parts or whole.
+own part. Either can be read by any number of processes, in parts or whole. `Writer` does so while training goes on.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ import os
 import shutil
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from harness.data import file_sha256
 from harness.distributed import World, whole
-from harness.files import write_atomic
+from harness.files import atomic, write_atomic
 
 KEEP = 2
 REST = "rest.pt"  # in a folder, what is no tensor of the model or the optimiser
@@ -51,12 +52,31 @@ def save(run_dir: Path, step: int, content: Content, milestones: int | None = No
     later steps: they are damaged ones that the run went back behind. Raises OSError when the disk refuses."""
     folder = run_dir / "checkpoints"
     _clear(folder)
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
     path = folder / f"step_{step:08d}.pt"
-    write_atomic(path, buffer.getbuffer())
-    _list(path, step, {"sha256": hashlib.sha256(buffer.getbuffer()).hexdigest()}, milestones)
+    with atomic(path) as file:
+        hashed = _Hashed(file)
+        try:
+            torch.save(content, hashed)
+        except RuntimeError as error:  # torch's own, which hides what the file said
+            raise hashed.refused or error from None
+    _list(path, step, {"sha256": hashed.digest.hexdigest()}, milestones)
     return path
+
+
+class _Hashed:
+    """A file that knows the SHA-256 of what is written to it, and the error with which it refused."""
+
+    def __init__(self, file: BinaryIO):
+        self.digest, self.refused = hashlib.sha256(), None
+        self.flush, self._write = file.flush, file.write
+
+    def write(self, part: bytes) -> int:
+        self.digest.update(part)
+        try:
+            return self._write(part)
+        except OSError as error:
+            self.refused = error
+            raise
 
 
 def save_sharded(run_dir: Path, step: int, content: Content, here: World, milestones: int | None = None) -> Path:
@@ -79,7 +99,7 @@ def save_sharded(run_dir: Path, step: int, content: Content, here: World, milest
 
     here.on_first(begin)
     try:
-        dcp.save(tensors, storage_writer=dcp.FileSystemWriter(partial))
+        dcp.save(tensors, storage_writer=dcp.FileSystemWriter(partial), process_group=here.group)
     except CheckpointException as error:  # no Exception, and raised by all processes
         if here.first:
             shutil.rmtree(partial, ignore_errors=True)
@@ -100,6 +120,55 @@ def save_sharded(run_dir: Path, step: int, content: Content, here: World, milest
 
     here.on_first(finish)
     return path
+
+
+class Writer:
+    """Writes a run's checkpoints in a thread while training goes on, one at a time. All processes call every method.
+
+    Meanwhile a process has on the CPU a copy of what it writes. last: the newest one that is complete.
+    """
+
+    def __init__(self, run_dir: Path, here: World, sharded: bool, milestones: int | None, last: Path | None):
+        self.last, self._run_dir, self._milestones = last, run_dir, milestones
+        self._here = here
+        # What the thread says to those of the other processes must not come between what training says.
+        self._beside = here.beside() if sharded else None
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[Path] | None = None
+
+    def save(self, step: int, content: Content) -> None:
+        """Copy the content to the CPU, and begin to write it once the one before is written. Raises what `wait`
+        does, of the one before."""
+        self.wait()
+        if self._beside is not None:
+            self._writing = self._thread.submit(
+                save_sharded, self._run_dir, step, _copy(content), self._beside, self._milestones
+            )
+        elif self._here.first:
+            self._writing = self._thread.submit(save, self._run_dir, step, _copy(content), self._milestones)
+
+    def check(self) -> None:
+        """Raise what a write that has ended by now has raised in this process. Waits for nothing."""
+        if self._writing is not None and self._writing.done():
+            self._writing.result()
+
+    def wait(self) -> None:
+        """Until what was begun is written. Raises OSError, or PeerFailed beside the process that could not."""
+        with self._here.together():
+            if self._writing is not None:
+                written, self._writing = self._writing, None
+                self.last = written.result()
+
+    def close(self) -> None:
+        """End the thread, behind what it is writing."""
+        self._thread.shutdown()
+
+
+def _copy(content: Content) -> Content:
+    """Of all its tensors, on the CPU; sharded ones stay so."""
+    from torch.distributed.checkpoint.staging import BlockingAsyncStager
+
+    return BlockingAsyncStager().stage(content)
 
 
 def _clear(folder: Path) -> None:

@@ -13,7 +13,7 @@ import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
@@ -38,6 +38,7 @@ class PeerFailed(RuntimeError):
 @dataclass(frozen=True)
 class World:
     """This process's place among those of its run. rank: from 0 to size - 1. local_rank: among those of this machine.
+    group: torch's, of the connections that are used; its default one where None.
 
     Every method is called by all processes in the same order; with one process each does what it says at once.
     """
@@ -45,6 +46,7 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    group: dist.ProcessGroup | None = None
 
     @property
     def first(self) -> bool:
@@ -57,7 +59,7 @@ class World:
             return list(values)
         sums = torch.tensor(values, dtype=torch.float64)
         try:
-            dist.all_reduce(sums)
+            dist.all_reduce(sums, group=self.group)
         except RuntimeError as lost:
             raise PeerFailed(f"another process of the run has gone, and its log says why ({lost})") from lost
         return sums.tolist()
@@ -98,7 +100,7 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     def on_first(self, action: Callable[[], T]) -> T:
@@ -110,8 +112,12 @@ class World:
         if self.size == 1:
             return result
         shared = [result]
-        dist.broadcast_object_list(shared)
+        dist.broadcast_object_list(shared, group=self.group)
         return shared[0]
+
+    def beside(self) -> World:
+        """The same processes over connections of their own, on which a thread may wait while others are in use."""
+        return self if self.size == 1 else replace(self, group=dist.new_group(backend="gloo", timeout=PATIENCE))
 
 
 ALONE = World()

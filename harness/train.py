@@ -209,7 +209,9 @@ class Trainer:
         self.skipped, self.spikes = 0, 0
         self.recent: list[float] = []  # losses of the last steps
         self.restored_from, self.notes = here.on_first(self._find_checkpoint)
-        self.saved = self.restored_from
+        self.writer = checkpoint.Writer(
+            run_dir, here, self.sharding == "fsdp", config.train.milestones, self.restored_from
+        )
         with here.together():
             if self.restored_from is not None:
                 self._restore(self.restored_from)
@@ -242,14 +244,10 @@ class Trainer:
         self.skipped, self.spikes = content.get("skipped", 0), content.get("spikes", 0)
         torch.set_rng_state(content["rng"])
 
-    def save(self) -> Path:
-        """Write a checkpoint of this moment. Raises OSError, or PeerFailed beside the process that could not."""
-        kept = self.config.train.milestones
-        if self.sharding == "fsdp":
-            self.saved = checkpoint.save_sharded(self.run_dir, self.step, self._content(), self.here, kept)
-        else:
-            self.saved = self.here.on_first(lambda: checkpoint.save(self.run_dir, self.step, self._content(), kept))
-        return self.saved
+    def save(self) -> None:
+        """Begin to write a checkpoint of this moment, when the one before is written. Raises what kept that one from
+        it: OSError, or PeerFailed beside the process that could not."""
+        self.writer.save(self.step, self._content())
 
     def _content(self) -> dict[str, Any]:
         return {
@@ -273,6 +271,7 @@ class Trainer:
         """
         started, waited = time.perf_counter(), self.feed.waited
         with self.here.together():
+            self.writer.check()
             tokens, counted = self.feed.rows(self.step)
         targets = int(self.here.total([int(counted.sum())])[0])
         self.optimizer.zero_grad(set_to_none=True)
@@ -319,9 +318,10 @@ class Trainer:
         what = f"step {self.step}: loss {loss}, gradient norm {norm}"
         batch = f"batch: seed {self.config.seed}, rows {at.phase.rows} from {at.rows}"
         if self.skipped == self.config.train.max_skipped:
+            self.writer.wait()
             raise TrainingStopped(
                 f"{what}; {self.skipped} steps were skipped before, as many as train.max_skipped allows; last good "
-                f"checkpoint: {self.saved or 'none'}; {batch}; lower train.lr or look at that batch"
+                f"checkpoint: {self.writer.last or 'none'}; {batch}; lower train.lr or look at that batch"
             )
         self.skipped += 1
         if self.here.first:
@@ -362,7 +362,7 @@ class Trainer:
         """Train to the end, yielding each step's metrics; checkpoints are written behind steps on the way and the last.
 
         stop: asked after every step by every process. When one says yes and steps are left, that step's checkpoint is
-        written and TrainingInterrupted raised by all.
+        written and TrainingInterrupted raised by all. Nothing is being written any more then, nor at the end.
         """
         total = self.config.data.steps
         while self.step < total:
@@ -372,7 +372,9 @@ class Trainer:
             if stopped or self.step == total or any(every and self.step % every == 0 for every in marks):
                 self.save()
             if stopped and self.step < total:
+                self.writer.wait()
                 raise TrainingInterrupted(self.step, total)
+        self.writer.wait()
 
 
 def train(
@@ -401,6 +403,7 @@ def train(
             return summary
         trainer = Trainer(config, run_dir, here, sharding)
         with contextlib.ExitStack() as files:
+            files.callback(trainer.writer.close)
             with here.together():
                 if here.first:
                     for note in [*trainer.notes, *trainer.gradient_check]:

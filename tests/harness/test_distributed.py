@@ -56,12 +56,14 @@ def full_disk(here: World, config: RunConfig, folder: Path, rank: int, sharding:
     """Save where one process' files may not grow past 4 KiB."""
     trainer = Trainer(config, folder, here, sharding)
     trainer.save()
+    trainer.writer.wait()
     trainer.train_step()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     if here.rank == rank:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
         trainer.save()
+        trainer.writer.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 

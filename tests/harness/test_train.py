@@ -4,8 +4,11 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from concurrent.futures import wait
 from itertools import count
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import pytest
 import torch
@@ -115,7 +118,7 @@ def test_an_interrupt_while_a_stopped_run_saves_loses_nothing(
 
     def interrupted(source: Path, target: Path) -> None:
         if target.name == file and list(folder.glob("step_00000006.pt*")):
-            signal.raise_signal(signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", interrupted)
@@ -128,7 +131,7 @@ def test_an_interrupt_while_a_stopped_run_saves_loses_nothing(
         signal.signal(signal.SIGINT, before)
     monkeypatch.undo()
     assert not list(folder.glob("*.partial"))
-    assert Trainer(config, tmp_path / "stopped").step == 5
+    assert Trainer(config, tmp_path / "stopped").step == 6  # what was being written was written to its end
     assert train(config, tmp_path / "stopped").weights_sha256 == whole.weights_sha256
 
 
@@ -230,17 +233,45 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(tmp_path: Path, smal
 
     trainer = Trainer(run_config(small_data), tmp_path)
     trainer.save()
+    trainer.writer.wait()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     # The kernel refuses to let a file grow past this, as a full disk would.
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
         trainer.step = 1
+        trainer.save()
+        wait([trainer.writer._writing])
+        # The next step says so, long before the next checkpoint would.
         with pytest.raises(OSError, match=r"step_00000001.pt: cannot be written .*; free space or fix the permissions"):
-            trainer.save()
+            trainer.train_step()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["index.json", "step_00000000.pt"]
     checkpoint.load(tmp_path / "checkpoints" / "step_00000000.pt")
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    tmp_path: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, held, write = Trainer(run_config(small_data), tmp_path), Event(), checkpoint.save
+
+    def slow(*arguments: Any) -> Path:
+        held.wait()
+        return write(*arguments)
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    trainer.train_step()
+    weights = trainer.weights_sha256()
+    trainer.save()
+    assert trainer.train_step()["step"] == 2 and trainer.train_step()["step"] == 3
+    assert checkpoint.latest(tmp_path) is None and trainer.writer.last is None
+    held.set()
+    trainer.writer.wait()
+    assert trainer.writer.last == checkpoint.latest(tmp_path) == tmp_path / "checkpoints" / "step_00000001.pt"
+    content = checkpoint.load(trainer.writer.last)
+    # What was then, not what two steps made of it since.
+    assert content["step"] == 1 and checkpoint.digest(content["model"]) == weights != trainer.weights_sha256()
+    assert {float(state["step"]) for state in content["optimizer"]["state"].values()} == {1.0}
 
 
 def test_the_model_must_take_the_tokenizers_vocabulary(tmp_path: Path, small_data: Path) -> None:
