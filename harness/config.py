@@ -110,7 +110,8 @@ class TrainConfig(Closed):
     it and fp32 elsewhere. checkpoint_every: optimiser steps between checkpoints. threads: CPU threads of the run.
 
     Those below change how a run is made and not what is trained, but for rounding, and are no part of its identity:
-    milestones: optimiser steps between checkpoints that are kept for good. recompute: activations of a block are made
+    milestones: optimiser steps between checkpoints that are kept for good. tracker: a package that metrics go to as
+    well. recompute: activations of a block are made
     again for the backward pass instead of kept. compile: blocks go through torch.compile. max_skipped: steps in all
     that may be skipped because their loss or gradient is not finite.
     """
@@ -129,9 +130,10 @@ class TrainConfig(Closed):
     recompute: bool = False
     compile: bool = False
     max_skipped: NonNegativeInt = 10
+    tracker: Literal["wandb", "trackio"] | None = None
 
 
-NO_IDENTITY = {"milestones", "recompute", "compile", "max_skipped"}
+NO_IDENTITY = {"milestones", "recompute", "compile", "max_skipped", "tracker"}
 """Fields of TrainConfig that a run's hash leaves out."""
 
 

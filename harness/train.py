@@ -39,7 +39,15 @@ from harness.model import LanguageModel, build_model
 from harness.optim import build_optimizer, learning_rate
 from harness.prepare import prepare
 from harness.provenance import provenance
-from harness.watch import SPIKE_WINDOW, check_gradients, is_spike, metrics_files, profiled
+from harness.watch import (
+    SPIKE_WINDOW,
+    check_gradients,
+    is_spike,
+    metrics_files,
+    profiled,
+    require_tracker,
+    tracked,
+)
 from mixers.registry import require_file
 
 LOG_EVERY = 10  # optimiser steps between two lines of metrics.jsonl
@@ -187,6 +195,7 @@ class Trainer:
         self.device = this_device()
         self.dtype = activation_dtype(config.train, self.device)
         with here.together():
+            require_tracker(config.train)
             self.tokenizer = load_tokenizer(config.data.tokenizer)
             self.data = open_data(config.data)
             if data_sha256(config.data) != config.data_sha256:
@@ -409,13 +418,16 @@ def train(
                     for note in [*trainer.notes, *trainer.gradient_check]:
                         log.warning(note)
                     write = files.enter_context(metrics_files(run_dir, trainer.step))
+                    track = files.enter_context(tracked(config, run_dir))
                     record = files.enter_context(profiled(profile, trainer.device))
             for metrics in trainer.steps(stop):
                 with here.together():
                     if here.first:
                         record()
                         if metrics["step"] % LOG_EVERY == 0 or metrics["step"] == config.data.steps:
-                            write(metrics | {"loss": trainer.mean_loss})
+                            shown = metrics | {"loss": trainer.mean_loss}
+                            write(shown)
+                            track(shown)
                         if progress is not None:
                             progress(metrics | {"total_steps": config.data.steps, "total_tokens": config.data.tokens})
         weights = trainer.weights_sha256()

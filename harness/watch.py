@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib.util
 import json
+import logging
 import math
+import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.config import RunConfig, TrainConfig
 from harness.files import write_atomic
 from harness.model import LanguageModel
 from mixers import Mixer
@@ -24,6 +28,8 @@ SPIKE_WINDOW = 100  # losses that the next is held against
 SPIKE_LEAST = 20  # fewer say little about their spread
 SPIKE_DEVIATIONS = 6.0
 PROFILE_STEPS = 3  # recorded ones, behind as many that are not
+
+log = logging.getLogger(__name__)
 
 Write = Callable[[dict[str, float]], None]
 
@@ -69,6 +75,62 @@ def _step_of(line: str) -> float:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError):
         return float("inf")
+
+
+def require_tracker(config: TrainConfig) -> None:
+    """Raises ValueError when the package that metrics are to go to is not there."""
+    if config.tracker is not None and importlib.util.find_spec(config.tracker) is None:
+        raise ValueError(
+            f"train.tracker: {config.tracker} is not installed; pip install {config.tracker}, or leave the field out"
+        )
+
+
+@contextlib.contextmanager
+def tracked(config: RunConfig, run_dir: Path) -> Iterator[Write]:
+    """Gives what sends a line of metrics to the run's tracker, where it has one: to the project WANDB_PROJECT,
+    `mixerbench` by default, as a run of the same id that goes on when this one does. wandb keeps its files among the
+    run's, trackio where TRACKIO_DIR says.
+
+    Raises ValueError when the tracker cannot begin. One that fails later is named in the log, once, and left alone:
+    metrics.jsonl has everything.
+    """
+    name = config.train.tracker
+    if name is None:
+        yield lambda line: None
+        return
+    tracker = importlib.import_module(name)
+    place = {"id": config.run_id, "dir": str(run_dir)} if name == "wandb" else {}
+    try:
+        tracker.init(
+            project=os.environ.get("WANDB_PROJECT", "mixerbench"),
+            name=config.run_id,
+            group=config.label,
+            config=config.model_dump(mode="json"),
+            resume="allow",
+            **place,
+        )
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"train.tracker: {name} does not begin ({reason}); log in, have it work offline, or leave the field out"
+        ) from error
+    lost = False
+
+    def write(line: dict[str, float]) -> None:
+        nonlocal lost
+        if lost:
+            return
+        try:
+            tracker.log({k: v for k, v in line.items() if k != "step"}, step=int(line["step"]))
+        except Exception as error:
+            lost = True
+            log.warning(f"{name} takes no more metrics ({error}); metrics.jsonl has them all")
+
+    try:
+        yield write
+    finally:
+        with contextlib.suppress(Exception):  # as above
+            tracker.finish()
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from harness.config import Experiment, RunConfig, expand
 from harness.data import load_tokenizer
 from harness.synthetic import recall_words
 from harness.train import data_sha256, open_data
+from harness.watch import require_tracker
 from slurm.state import fresh, missing
 
 
@@ -29,11 +30,12 @@ class RunPlan:
 
 
 def check(experiment: Experiment) -> None:
-    """What can be known before work starts and `plan` does not need: that the data are sound and long enough, and that
-    every suite has its own. Makes the shards of the embedded corpus if they are not there. Raises ValueError. Where
-    nothing is trained there is nothing to check."""
+    """What can be known before work starts and `plan` does not need: that the data are sound and long enough, that
+    every suite has its own, and that a tracker is installed. Makes the shards of the embedded corpus if they are not
+    there. Raises ValueError. Where nothing is trained there is nothing to check."""
     if not experiment.data.phases:
         return
+    require_tracker(experiment.train)
     tokenizer = load_tokenizer(experiment.data.tokenizer)
     data = open_data(experiment.data)
     for phase in experiment.data.phases:

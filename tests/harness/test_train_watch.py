@@ -1,9 +1,12 @@
 """What training keeps an eye on: steps that are not finite, spikes, speed, profiles, the gradients of kernels; and the
 ways to save memory, which change nothing."""
 
+import contextlib
+import importlib.util
 import json
 import logging
 import math
+import sqlite3
 import threading
 from functools import partial
 from pathlib import Path
@@ -15,7 +18,7 @@ from test_train import after, run_config
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from harness import feed, loss, watch
+from harness import checkpoint, feed, loss, watch
 from harness.config import RunConfig, TrainConfig
 from harness.distributed import ALONE
 from harness.feed import Feed, step_rows
@@ -309,3 +312,59 @@ def test_a_failure_names_the_rank_in_the_log(caplog: pytest.LogCaptureFixture) -
         raise OSError("gone")
     (record,) = caplog.records
     assert record.getMessage() == "rank 3 of 8 failed" and record.exc_info is not None
+
+
+def test_metrics_go_to_trackio_as_well_and_a_run_that_goes_on_is_the_same_one_there(
+    tmp_path: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when trackio is imported
+    monkeypatch.setenv("WANDB_PROJECT", "own-project")
+    config = run_config(small_data, "attention", tracker="trackio")
+    with pytest.raises(TrainingInterrupted):
+        train(config, tmp_path / "run", stop=after(10))
+    train(config, tmp_path / "run")
+    with contextlib.closing(sqlite3.connect(tmp_path / "trackio" / "own-project.db")) as database:
+        rows = database.execute("select run_name, step, metrics from metrics order by step").fetchall()
+    assert {name for name, _, _ in rows} == {config.run_id}
+    assert [(step, json.loads(metrics)["loss"]) for _, step, metrics in rows] == [
+        (line["step"], line["loss"]) for line in lines(tmp_path / "run")
+    ]
+
+
+def test_metrics_go_to_wandb_as_well(tmp_path: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    train(run_config(small_data, "attention", tracker="wandb"), tmp_path)
+    (written,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    assert b"tokens_per_second" in written.read_bytes()
+
+
+def test_a_tracker_that_is_missing_or_does_not_begin_is_named_before_training(
+    tmp_path: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run_config(small_data, "attention", tracker="wandb")
+    monkeypatch.setenv("WANDB_MODE", "sometimes")
+    with pytest.raises(ValueError, match=r"train.tracker: wandb does not begin \(.*leave the field out"):
+        train(config, tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"train.tracker: wandb is not installed; pip install wandb, or leave"):
+        train(config, tmp_path)
+    assert checkpoint.latest(tmp_path) is None
+
+
+def test_a_tracker_that_breaks_down_is_named_once_and_training_goes_on(
+    tmp_path: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import trackio
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr(trackio, "init", lambda **_: None)
+    monkeypatch.setattr(trackio, "log", broken)
+    monkeypatch.setattr(trackio, "finish", broken)
+    config = run_config(small_data, "attention", steps=20, tracker="trackio")
+    assert train(config, tmp_path).steps == 20 and len(lines(tmp_path)) == 2
+    assert caplog.messages == ["trackio takes no more metrics (gone); metrics.jsonl has them all"]
+    untracked = config.model_copy(update={"train": config.train.model_copy(update={"tracker": None})})
+    assert config.run_id == untracked.run_id
