@@ -343,7 +343,8 @@ def test_a_tracker_that_is_missing_or_does_not_begin_is_named_before_training(
     tmp_path: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = run_config(small_data, "attention", tracker="wandb")
-    monkeypatch.setenv("WANDB_MODE", "sometimes")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_PROJECT", "no/project")
     with pytest.raises(ValueError, match=r"train.tracker: wandb does not begin \(.*leave the field out"):
         train(config, tmp_path)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
