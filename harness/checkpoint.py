@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -186,16 +186,18 @@ def _list(path: Path, step: int, entry: dict[str, Any], milestones: int | None) 
     folder = path.parent
     index = {name: known for name, known in _index(folder).items() if known["step"] < step}
     index[path.name] = {"step": step} | entry
-    names = sorted(index)
-    kept = {
-        name: index[name]
-        for name in names
-        if name in names[-KEEP:] or (milestones is not None and index[name]["step"] % milestones == 0)
-    }
+    steps = kept_steps([known["step"] for known in index.values()], milestones)
+    kept = {name: index[name] for name in sorted(index) if index[name]["step"] in steps}
     write_atomic(folder / "index.json", json.dumps(kept, indent=1).encode())
     for old in [*folder.glob("step_*.pt"), *folder.glob("step_*.dcp")]:
         if old.name not in kept:
             _remove(old)
+
+
+def kept_steps(saved: Iterable[int], milestones: int | None) -> set[int]:
+    """Of the steps that were saved, those whose checkpoint is kept: the last KEEP and every `milestones`th step."""
+    steps = sorted(saved)
+    return {*steps[-KEEP:], *(step for step in steps if milestones is not None and step % milestones == 0)}
 
 
 def latest(run_dir: Path) -> Path | None:

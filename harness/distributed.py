@@ -15,11 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 log = logging.getLogger(__name__)
 
@@ -160,29 +163,15 @@ def world() -> Iterator[World]:
 
 
 def shard(root: nn.Module, blocks: Iterable[nn.Module], here: World, device: torch.device, dtype: torch.dtype) -> None:
-    """Spread the parameters of a module over the processes, in place (torch's fully_shard, FSDP2), and move it to the
-    device a block at a time. All processes hold the same whole module before.
-
-    root: whose forward pass computes the loss; its gradients are the mean over the processes, summed in fp32. blocks:
-    parts of it that are brought together one after another, and whose `mlp` is all matrices. dtype: of activations.
-    The master weights stay fp32. Of parameters only an MLP's travel in `dtype`: its layers would round them so anyway,
-    while those of norms, decays and convolutions are used in fp32, as in a process alone.
+    """Spread the parameters of a module over the processes, in place (`divide`), and move it to the device a block at a
+    time. All processes hold the same whole module before.
 
     Raises RuntimeError where the shards do not add up to what the parameters were.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    before, marks = _moments(root), {name: dict(vars(p)) for name, p in root.named_parameters()}
-    mesh = init_device_mesh(device.type, (here.size,))
-    exact = MixedPrecisionPolicy(reduce_dtype=torch.float32)
-    rounded = MixedPrecisionPolicy(param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32)
-    for block in blocks:
-        fully_shard(block.mlp, mesh=mesh, mp_policy=rounded)
-        fully_shard(block, mesh=mesh, mp_policy=exact)
-    fully_shard(root, mesh=mesh, mp_policy=exact)
-    for name, parameter in root.named_parameters():  # such as fla's _no_weight_decay
-        vars(parameter).update(marks[name])
+    before = _moments(root)
+    divide(root, blocks, init_device_mesh(device.type, (here.size,)), dtype)
     names, size = list(before), len(next(iter(before.values())))
     own = _moments(root)
     sums = here.total([value for name in names for value in own[name]])
@@ -194,6 +183,28 @@ def shard(root: nn.Module, blocks: Iterable[nn.Module], here: World, device: tor
                 f"{name}: sharded over {here.size} processes it has (numbers, sum, sum of absolute values) {after}, "
                 f"before {before[name]}; train with ddp, and report torch {torch.__version__}"
             )
+
+
+def divide(root: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh, dtype: torch.dtype) -> None:
+    """The plan by which parameters are spread over the processes of a mesh (torch's fully_shard, FSDP2): each along its
+    first axis, in place.
+
+    root: whose forward pass computes the loss; its gradients are the mean over the processes, summed in fp32. blocks:
+    parts of it that are brought together one after another, and whose `mlp` is all matrices. dtype: of activations.
+    The master weights stay fp32. Of parameters only an MLP's travel in `dtype`: its layers would round them so anyway,
+    while those of norms, decays and convolutions are used in fp32, as in a process alone.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    marks = {name: dict(vars(p)) for name, p in root.named_parameters()}
+    exact = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    rounded = MixedPrecisionPolicy(param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32)
+    for block in blocks:
+        fully_shard(block.mlp, mesh=mesh, mp_policy=rounded)
+        fully_shard(block, mesh=mesh, mp_policy=exact)
+    fully_shard(root, mesh=mesh, mp_policy=exact)
+    for name, parameter in root.named_parameters():  # such as fla's _no_weight_decay
+        vars(parameter).update(marks[name])
 
 
 def local(tensor: Tensor) -> Tensor:

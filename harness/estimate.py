@@ -7,8 +7,9 @@ from functools import cache
 
 import pandas as pd
 
-from harness.checkpoint import KEEP
+from harness.checkpoint import kept_steps
 from harness.config import RunConfig
+from harness.distributed import Sharding
 from harness.matching import meta_model
 from harness.model import ModelConfig, ModelCost
 
@@ -22,9 +23,9 @@ class Estimate:
     training_flops: the model's own, so that of a chunked form or of recomputed activations what the function asks for
     alone. device_hours: on one device, or shared out among several at the same utilisation. measured: whether they come
     from a throughput that was measured, and not from the FLOPs.
-    disk_bytes: of the checkpoints that are kept; while one is written there is one more. memory_bytes: of weights,
-    gradients and AdamW's moments, which a device holds that shares the model with no other; beside them come
-    activations, logits, weights cast to the activations' dtype, what kernels use, and the driver's own.
+    disk_bytes: of the checkpoints that are kept at the end; while one is written there is one more. memory_bytes: of
+    weights, gradients and AdamW's moments, what one process holds at most (`held_bytes`); beside them come activations,
+    logits, weights cast to the activations' dtype, what kernels use, and the driver's own.
     """
 
     training_flops: float
@@ -40,18 +41,20 @@ def estimate(
     utilisation: float,
     records: pd.DataFrame | None = None,
     device: str | None = None,
+    processes: int = 1,
+    sharding: Sharding = "ddp",
 ) -> Estimate:
     """The cost of a run on a device of `tflops` · 10¹² FLOP/s, of which training reaches the part `utilisation`.
 
     records, device: a frame of records (`harness.records.load`), and the device's name as they have it; where a
-    throughput was measured there for every phase (`measured_rate`), hours are T over tokens a second.
+    throughput was measured there for every phase (`measured_rate`), hours are T over tokens a second. processes,
+    sharding: that train it together, and what each of them holds.
 
     With N parameters, embeddings included and tied ones once, and T tokens in each phase, whole steps of them:
 
         training_flops = Σ over phases of T · FLOPs per training token at the phase's length (mixers.interface.Cost)
         device_hours   = training_flops / (tflops · 10¹² · utilisation) / 3600
-        disk_bytes     = KEEP · 4 · 3N     weights and two moments
-        memory_bytes   = 4 · 4N            weights, gradients and two moments
+        disk_bytes     = 4 · 3N for every checkpoint that is kept: weights and two moments
 
     Raises ValueError for a rate that is none.
     """
@@ -74,9 +77,35 @@ def estimate(
         training_flops=flops,
         device_hours=seconds / 3600,
         measured=measured,
-        disk_bytes=KEEP * FLOAT * 3 * parameters,
-        memory_bytes=FLOAT * 4 * parameters,
+        disk_bytes=_checkpoints(config) * FLOAT * 3 * parameters,
+        memory_bytes=held_bytes(config.model, processes, sharding),
     )
+
+
+def held_bytes(config: ModelConfig, processes: int, sharding: Sharding) -> int:
+    """What weights, gradients and two moments take in the process that holds the most of them, in bytes.
+
+    A whole model's N parameters take 4 · 4N. With fsdp (harness.distributed.divide) a process has of each parameter
+    ⌈first axis / processes⌉ rows, with gradients and moments; and whole, with gradients, what is brought together at a
+    time: the parameters outside the blocks, and two blocks, since the next one comes while one computes. An upper
+    bound, since an MLP travels in the activations' dtype.
+    """
+    model = meta_model(config)
+    sizes = {parameter: parameter.numel() for parameter in model.parameters()}
+    if processes == 1 or sharding == "ddp":
+        return 4 * FLOAT * sum(sizes.values())
+    part = sum(-(-p.shape[0] // processes) * (size // p.shape[0]) for p, size in sizes.items())
+    blocks = [sum(sizes[p] for p in block.parameters()) for block in model.blocks]
+    return FLOAT * (4 * part + 2 * (sum(sizes.values()) - sum(blocks)) + 2 * 2 * max(blocks))
+
+
+def _checkpoints(config: RunConfig) -> int:
+    """How many a run keeps that is not interrupted."""
+    steps, every = config.data.steps, [config.train.checkpoint_every]
+    if config.train.milestones is not None:
+        every.append(config.train.milestones)
+    saved = {steps, *(step for stride in every for step in range(stride, steps, stride))}
+    return len(kept_steps(saved, config.train.milestones))
 
 
 def measured_rate(

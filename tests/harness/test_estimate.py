@@ -1,17 +1,24 @@
 """What a run is said to cost, against sums done by hand and a checkpoint that was written."""
 
+import multiprocessing
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint import DefaultSavePlanner
+from torch.distributed.device_mesh import init_device_mesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from harness import checkpoint
 from harness.config import DataConfig, RunConfig, TrainConfig, expand, load_experiment
-from harness.estimate import estimate, measured_rate
+from harness.distributed import divide
+from harness.estimate import estimate, held_bytes, measured_rate
+from harness.matching import matched_config, meta_model
 from harness.model import ModelConfig, build_model
 from harness.optim import build_optimizer
-from harness.train import masked_loss
+from harness.train import MaskedLoss, masked_loss
 
 PHASE = {"tokens": 5000, "seq_len": 127, "rows": {"text": 4}}
 SHORT = {"tokens": 126, "seq_len": 63, "rows": {"text": 2}}
@@ -47,7 +54,7 @@ def test_flops_and_hours_are_those_worked_out_by_hand() -> None:
 def test_bytes_are_those_of_every_parameter_once() -> None:
     # Blocks 2·(4·64² + 3·64·96 + 2·64) = 69,888, last norm 64, embedding and head 6,400 each: 82,752.
     cost = estimate(run_config([PHASE]), 1.0, 0.5)
-    assert (cost.memory_bytes, cost.disk_bytes) == (16 * 82_752, 2 * 12 * 82_752)
+    assert (cost.memory_bytes, cost.disk_bytes) == (16 * 82_752, 12 * 82_752)  # ten steps: the last alone is saved
     tied = estimate(run_config([PHASE], tie_embeddings=True), 1.0, 0.5)
     assert tied.memory_bytes == 16 * (82_752 - 6_400)
 
@@ -64,7 +71,59 @@ def test_a_checkpoint_is_as_large_on_disk_as_estimated(tmp_path: Path) -> None:
         checkpoint.save(tmp_path, step, content)
     written = sum(path.stat().st_size for path in (tmp_path / "checkpoints").glob("step_*.pt"))
     # Beside the numbers lie names and the archive's own entries, some hundred bytes a tensor.
-    assert written == pytest.approx(estimate(config, 1.0, 0.5).disk_bytes, rel=0.01)
+    assert written == pytest.approx(checkpoint.KEEP * estimate(config, 1.0, 0.5).disk_bytes, rel=0.01)
+
+
+def test_disk_is_for_as_many_checkpoints_as_a_run_keeps(tmp_path: Path) -> None:
+    config = run_config([PHASE], d_model=8, mlp_widths=[32, 32])  # ten steps
+    one = estimate(config, 1.0, 0.5).disk_bytes
+    for every, milestones, kept in ((3, None, 2), (3, 2, 6), (20, 4, 3), (1, 1, 10)):
+        recipe = TrainConfig(checkpoint_every=every, milestones=milestones)
+        folder = tmp_path / f"{every}-{milestones}"
+        for step in range(1, 11):
+            if step == 10 or step % every == 0 or (milestones is not None and step % milestones == 0):
+                checkpoint.save(folder, step, {}, milestones)
+        assert len(list(folder.glob("checkpoints/step_*"))) == kept
+        assert estimate(config.model_copy(update={"train": recipe}), 1.0, 0.5).disk_bytes == kept * one
+
+
+def divided(config: ModelConfig, rank: int, processes: int) -> dict[str, tuple[int, int, int]]:
+    """Of every parameter of a model on the meta device, divided by torch itself: how many numbers this process holds,
+    and from which row on it writes how many to a checkpoint."""
+    dist.init_process_group("fake", rank=rank, world_size=processes, store=FakeStore())
+    model = meta_model(config)
+    divide(MaskedLoss(model), model.blocks, init_device_mesh("cpu", (processes,)), torch.bfloat16)
+    planner = DefaultSavePlanner()
+    planner.set_up_planner(model.state_dict(), None, rank == 0)
+    chunks = {item.index.fqn: item.tensor_data.chunk for item in planner.create_local_plan().items}
+    return {
+        name: (p.to_local().numel(), chunks[name].offsets[0], chunks[name].sizes[0])
+        for name, p in model.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("mixer", ["gdn2", "mamba3_mimo", "attention"])
+@pytest.mark.parametrize("processes", [1, 3, 64])
+def test_the_papers_models_are_spread_over_processes_as_estimated(processes: int, mixer: str) -> None:
+    """1.3B parameters: what each process holds, and that a checkpoint has every row once."""
+    config = matched_config("release-1.3b", "attention" if mixer == "attention" else "recurrent", mixer)
+    whole = {name: p.shape for name, p in meta_model(config).named_parameters()}
+    ranks = range(processes) if processes < 8 else (0, 1, 31, 32, 63)
+    # Each rank in a process of its own: torch keeps what it worked out for the first that it was.
+    with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
+        parts = pool.starmap(divided, [(config, rank, processes) for rank in ranks], chunksize=1)
+    for name, shape in whole.items():
+        rows = -(-shape[0] // processes)
+        for rank, part in zip(ranks, parts, strict=True):
+            held, first, count = part[name]
+            assert first == min(rank * rows, shape[0]) and count == min(rows, shape[0] - first)
+            assert held == count * (shape.numel() // shape[0])
+    outside = sum(shape.numel() for name, shape in whole.items() if not name.startswith("blocks."))
+    blocks = [sum(s.numel() for n, s in whole.items() if n.startswith(f"blocks.{i}.")) for i in range(18)]
+    together = 0 if processes == 1 else 8 * outside + 16 * max(blocks)
+    largest = max(sum(held for held, _, _ in part.values()) for part in parts)
+    assert held_bytes(config, processes, "fsdp") == 16 * largest + together
+    assert held_bytes(config, processes, "ddp") == 16 * sum(shape.numel() for shape in whole.values())
 
 
 def test_the_papers_own_run_takes_six_parameters_a_token_and_somewhat_more() -> None:
