@@ -7,8 +7,10 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -179,12 +181,38 @@ def worker(data: Path, out: Path) -> None:
         (out / f"rank{here.rank}.json").write_text(json.dumps(found))
 
 
+def lost(data: Path, folder: Path, sharding: str, way: str, rank: int, step: int) -> None:
+    """Train, and in this step lose a process: killed, or out of memory where the others wait for its gradients."""
+    with world() as here:
+        trainer = Trainer(recipe(data), folder, here, sharding)
+        compute = trainer.model.hidden
+
+        def hidden(*arguments: Any) -> Any:
+            if (here.rank, trainer.step) == (rank, step):
+                while step > 4 and checkpoint.latest(folder) is None:  # that of step 4 may still be being written
+                    time.sleep(0.01)
+                if way == "killed":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if way == "out of memory":
+                    raise MemoryError("no more of it")
+            return compute(*arguments)
+
+        trainer.model.hidden = hidden
+        for _ in trainer.steps():
+            pass
+
+
+def start(processes: int, *arguments: Any) -> subprocess.CompletedProcess[str]:
+    """This file as a script in several processes."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", __file__]
+    return subprocess.run([*command, *map(str, arguments)], env=environment, capture_output=True, text=True)
+
+
 def torchrun(processes: int, data: Path, out: Path) -> list[dict[str, Any]]:
     """What the processes found, by rank; what they logged goes to OUT/log."""
     out.mkdir(exist_ok=True)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    done = subprocess.run([*command, __file__, str(data), str(out)], env=environment, capture_output=True, text=True)
+    done = start(processes, data, out)
     assert done.returncode == 0, done.stderr
     (out / "log").write_text(done.stderr)
     return [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(processes)]
@@ -269,6 +297,36 @@ def test_two_processes_take_the_pieces_of_one_and_reach_its_bits(
     # Four pieces are summed as (a + b) + (c + d) here and ((a + b) + c) + d there.
     train(recipe(small_data, accumulation=4), tmp_path / "quarters")
     assert_close(pair[0] / "quarters", tmp_path / "quarters")
+
+
+@pytest.mark.parametrize(
+    ("sharding", "way", "rank", "step", "from_step"),
+    [("ddp", "out of memory", 1, 3, None), ("fsdp", "killed", 0, 5, 4)],
+)
+def test_a_process_that_is_lost_costs_the_steps_since_the_last_checkpoint(
+    sharding: str,
+    way: str,
+    rank: int,
+    step: int,
+    from_step: int | None,
+    pair: tuple[Path, list[dict[str, Any]]],
+    alone: Path,
+    small_data: Path,
+    tmp_path: Path,
+) -> None:
+    done = start(2, small_data, tmp_path / "run", sharding, way, rank, step)
+    assert done.returncode != 0
+    assert ("MemoryError: no more of it" in done.stderr) == (way == "out of memory")
+    found = checkpoint.latest(tmp_path / "run")
+    assert (None if found is None else checkpoint.load(found)["step"]) == from_step
+    shutil.copytree(tmp_path / "run", tmp_path / "by-one")
+    again = start(2, small_data, tmp_path / "run", sharding, "not", rank, step)
+    assert again.returncode == 0, again.stderr
+    last = checkpoint.load(checkpoint.latest(tmp_path / "run"))
+    whole = pair[1][0]["whole" if sharding == "ddp" else "fsdp"]
+    assert checkpoint.digest(last["model"]) == whole["weights_sha256"]
+    train(recipe(small_data), tmp_path / "by-one")
+    assert_close(tmp_path / "by-one", alone)
 
 
 def test_a_disk_that_fails_one_process_stops_all(pair: tuple[Path, list[dict[str, Any]]]) -> None:
@@ -445,4 +503,8 @@ def test_a_wrong_environment_is_named(
 
 
 if __name__ == "__main__":
-    worker(Path(sys.argv[1]), Path(sys.argv[2]))
+    data, out, *how = sys.argv[1:]
+    if how:
+        lost(Path(data), Path(out), how[0], how[1], int(how[2]), int(how[3]))
+    else:
+        worker(Path(data), Path(out))
