@@ -19,11 +19,6 @@ from harness.corpus import documents
 from harness.model import LanguageModel
 from mixers.gdn2.layer import GatedDeltaNet2
 
-NEEDLE = "One of the special magic numbers for {key} is: {value}."
-QUESTION = (
-    "\nWhat is the special magic number for {key} mentioned in the provided text? "
-    "The special magic number for {key} mentioned in the provided text is"
-)  # RULER's wording (arXiv 2404.06654)
 NEEDLE_TASK = "needle"
 TASKS = (NEEDLE_TASK, *synthetic.TASKS)
 
@@ -70,7 +65,8 @@ def prompt(tokenizer: PreTrainedTokenizerFast, task: str, size: int, seed: int =
 
 def _needle(tokenizer: PreTrainedTokenizerFast, size: int, rng: Random) -> Prompt:
     names = {"key": rng.choice(synthetic.recall_words(tokenizer)[0]), "value": str(rng.randrange(10**6, 10**7))}
-    needle, question = NEEDLE.format(**names), QUESTION.format(**names)
+    asked = f"\n{synthetic.QUESTION}{synthetic.PREFIX}"
+    needle, question = (text.format(kind="number", **names) for text in (synthetic.NEEDLE, asked))
     room = size - 1 - sum(len(tokenizer.encode(t, add_special_tokens=False)) for t in (" " + needle, question))
     if room < 2:
         raise ValueError(

@@ -263,15 +263,9 @@ def read_collection(path: Path) -> pd.DataFrame:
     return typed(frame.assign(file=str(path)))
 
 
-def load_samples(source: Source, run_ids: Iterable[str] | None = None) -> dict[SampleKey, tuple[float, ...]]:
+def load_samples(source: Source) -> dict[SampleKey, tuple[float, ...]]:
     """The per-sample scores under the same sources as `load`, by (run, suite, task, metric, length)."""
-    wanted = None if run_ids is None else set(run_ids)
-    found: dict[SampleKey, tuple[float, ...]] = {}
-    for path in record_files(source):
-        for key, scores in read_samples(path):
-            if wanted is None or key[0] in wanted:
-                found[key] = scores
-    return found
+    return {key: scores for path in record_files(source) for key, scores in read_samples(path)}
 
 
 def read_samples(path: Path) -> Iterator[tuple[SampleKey, tuple[float, ...]]]:

@@ -53,20 +53,18 @@ def pairwise(rows: Sequence[Row], compare: Callable[[Row, Row], Comparison]) -> 
     return adjusted
 
 
-def tiers(
-    values: Sequence[float], adjusted: np.ndarray, higher_is_better: bool, alpha: float = ALPHA
-) -> list[int | None]:
+def tiers(values: Sequence[float], adjusted: np.ndarray, higher_is_better: bool) -> list[int | None]:
     """The marks of a column: 0 for the best row and those not significantly worse than it, 1 for the best of the
     others and those not significantly worse than that, None for the rest.
 
     adjusted: as `pairwise` gives. A tier that nothing is significantly worse than says nothing and is not given. With
-    probability 1 - alpha no row is declared worse than one that it equals.
+    probability 1 - ALPHA no row is declared worse than one that it equals.
     """
     order = np.argsort(finite("values", values), kind="stable")
     rest = [int(i) for i in (order[::-1] if higher_is_better else order)]
     found: list[int | None] = [None] * len(rest)
     for tier in (0, 1):
-        worse = [i for i in rest[1:] if adjusted[rest[0], i] < alpha]
+        worse = [i for i in rest[1:] if adjusted[rest[0], i] < ALPHA]
         if not worse:
             break
         for i in rest:

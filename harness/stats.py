@@ -77,15 +77,8 @@ class Estimate:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The t-interval at level ALPHA from what `covers` names; None where there is no error."""
+        """The t-interval at level ALPHA from the parts that are known; None where none is."""
         return around(self.value, total(self.parts)) if self.parts else None
-
-    @property
-    def covers(self) -> str:
-        """What the error is about: `3 seeds and their samples`, `samples; one seed, its variation unknown`."""
-        if self.seeds_part is None:
-            return "samples; one seed, its variation unknown" if self.parts else "nothing: one seed, no sampling error"
-        return f"{self.seeds} seeds" + (" and their samples" if self.samples_part else "")
 
 
 @dataclass(frozen=True)
@@ -188,11 +181,6 @@ def estimate(values: Sequence[float], stderrs: Sequence[float | None], counts: S
         samples_part=Part(float(np.mean(np.square(known))), min(counts) - 1) if complete else None,
         items=min(counts),
     )
-
-
-def over_seeds(values: Sequence[float]) -> Estimate:
-    """Mean, standard deviation and t-interval of one number a seed; with one seed `covers` says what is not known."""
-    return estimate(values, [None] * len(values), [1] * len(values))
 
 
 def average(values: Scores, stderrs: Sequence[Sequence[float | None]], counts: Sequence[Sequence[int]]) -> Estimate:
@@ -338,19 +326,6 @@ def matrix(name: str, scores: Scores) -> np.ndarray:
     return np.stack([finite(name, s) for s in scores])
 
 
-def compare_seeds(a: Sequence[float], b: Sequence[float], paired: bool) -> Comparison:
-    """Compare two mixers by one number a seed: the paired t-test where seed i of a belongs with seed i of b, else
-    Welch's. Nothing is tested with one seed. ValueError where paired numbers differ in length."""
-    x, y = finite("a", a), finite("b", b)
-    if paired and x.size != y.size:
-        raise ValueError(f"b: {y.size} seeds beside {x.size} of a; pair runs of the same seeds")
-    delta, n = float(x.mean() - y.mean()), min(x.size, y.size)
-    if n < 2:
-        return Comparison(delta, None, None, None, "none: one seed, its variation unknown", n)
-    parts = [seeds_part(x - y)] if paired else [seeds_part(x), seeds_part(y)]
-    return tested(delta, parts, "paired t over seeds" if paired else "Welch's t over seeds", n)
-
-
 def difference(a: Estimate, b: Estimate, scores: tuple[Scores, Scores] | None = None) -> Comparison:
     """Compare a and b, as sharply as is known.
 
@@ -377,15 +352,3 @@ def tested(delta: float, parts: Sequence[Part], test: str, n: int) -> Comparison
         return Comparison(delta, None, None, None, f"none: no spread for {test}", n)
     p = 2 * float(stdtr(error.df, -abs(delta) / math.sqrt(error.variance)))
     return Comparison(delta, *around(delta, error), p, test, n)
-
-
-def significantly_better(
-    a: Estimate,
-    b: Estimate,
-    higher_is_better: bool,
-    scores: tuple[Scores, Scores] | None = None,
-    alpha: float = ALPHA,
-) -> bool:
-    """Whether a is better than b by more than the error of their difference, at two-sided level alpha."""
-    diff = difference(a, b, scores)
-    return diff.p is not None and diff.p < alpha and (diff.difference > 0) == higher_is_better

@@ -34,6 +34,10 @@ WORDS = 128
 REWRITTEN, LEFT_ALONE = 4, 4  # keys of overwrite
 PROTECTED, OTHERS = 2, 6  # keys of protect
 COMPOSITE = 16  # keys of interference
+# RULER's wording (arXiv 2404.06654): a needle, the question about it, and how its answer begins.
+NEEDLE = "One of the special magic {kind}s for {key} is: {value}."
+QUESTION = "What is the special magic {kind} for {key} mentioned in the provided text?"
+PREFIX = " The special magic {kind} for {key} mentioned in the provided text is"
 _ORDINARY = re.compile(r"[Ġ▁]([a-z]{3,})")  # with the mark that byte-level BPE or SentencePiece gives a word's start
 
 Words = tuple[list[str], list[str]]

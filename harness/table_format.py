@@ -83,16 +83,12 @@ class Column:
 
     @property
     def detail(self) -> str:
-        """The rest of the heading: metric, length, direction, stand-ins."""
+        """What stands behind the title: metric, length, direction, stand-ins."""
         parts = [] if self.title != self.task and self.metric == "contains" else [self.unit.display]
         if self.length is not None:
             parts.append(f"@{self.length}{self.short_unit}")
         parts.append("↑" if self.unit.higher_is_better else "↓")
         return " ".join([*parts, *(f"[{letter}]" for letter in self.stand_ins)])
-
-    @property
-    def heading(self) -> str:
-        return f"{self.title} {self.detail}"
 
     def shown(self, value: float) -> float:
         """A value in the table's unit: fractions in percent."""

@@ -8,7 +8,6 @@ import pwd
 import re
 import shlex
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,9 +20,9 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, Posit
 
 from harness.config import Closed, describe
 from harness.distributed import Sharding
+from slurm.queue import ask
 
 CLUSTERS = Path(__file__).parent / "clusters"
-PATIENCE = 60  # seconds for a controller's answer; Slurm's clients themselves try for some ten
 
 Stage = Literal["train", "evaluate", "prepare"]
 
@@ -222,7 +221,7 @@ def parse_minutes(text: str) -> float:
 
 def array_limit() -> int:
     """How many tasks an array of the cluster at hand may have, numbered from 0. Raises ValueError when it is silent."""
-    return int(parse_config(_ask("scontrol", "show", "config"))["MaxArraySize"])
+    return int(parse_config(ask("scontrol", "show", "config", error=ValueError))["MaxArraySize"])
 
 
 def problems(cluster: Cluster) -> list[str]:
@@ -235,9 +234,9 @@ def problems(cluster: Cluster) -> list[str]:
     if missing:
         return [*found, f"PATH: {', '.join(missing)} not found; submit from a login node of the cluster"]
     try:
-        config = parse_config(_ask("scontrol", "show", "config"))
-        partitions = parse_partitions(_ask("scontrol", "-a", "show", "partition", "-o"))
-        nodes = parse_nodes(_ask("sinfo", "-h", "-a", "-N", "-o", NODE_FORMAT))
+        config = parse_config(ask("scontrol", "show", "config", error=ValueError))
+        partitions = parse_partitions(ask("scontrol", "-a", "show", "partition", "-o", error=ValueError))
+        nodes = parse_nodes(ask("sinfo", "-h", "-a", "-N", "-o", NODE_FORMAT, error=ValueError))
         unknown = _accounting_problems(cluster, config)
     except ValueError as error:
         return [*found, str(error)]
@@ -323,13 +322,13 @@ def _accounting_problems(cluster: Cluster, config: dict[str, str]) -> list[str]:
         return [f"{field}: {value!r} means nothing without accounting; remove it" for field, value in given if value]
     user, enforced = _user(), config["AccountingStorageEnforce"].split(",")
     query = ("show", "assoc", f"user={user}", f"cluster={config['ClusterName']}", "format=account,qos")
-    rows = [line.split("|") for line in _ask("sacctmgr", "-n", "-P", *query).splitlines()]
+    rows = [line.split("|") for line in ask("sacctmgr", "-n", "-P", *query, error=ValueError).splitlines()]
     if "associations" in enforced and not rows:
         return [f"account: {user} has none on this cluster, and it requires one; ask its administrator"]
     accounts = sorted({account for account, _ in rows})
     if "associations" in enforced and cluster.account and cluster.account not in accounts:
         return [f"account: {cluster.account!r} is not one of {user}'s; use one of: {', '.join(accounts)}"]
-    known = set(_ask("sacctmgr", "-n", "-P", "show", "qos", "format=name").split())
+    known = set(ask("sacctmgr", "-n", "-P", "show", "qos", "format=name", error=ValueError).split())
     if "qos" in enforced:
         known &= {q for account, qos in rows if cluster.account in (None, account) for q in qos.split(",")}
     return [
@@ -346,24 +345,7 @@ def _refusal(cluster: Cluster, stage: Stage) -> list[str]:
         executor.update_parameters(**sbatch_parameters(cluster, getattr(cluster, stage), f"test-{stage}"))
         script = executor._make_submission_file_text("true", "")
     try:
-        _ask("sbatch", "--test-only", script=script)
+        ask("sbatch", "--test-only", error=ValueError, script=script)
     except ValueError as error:
         return [f"{stage}: {error}; change {stage}'s resources, or ask the cluster's administrator"]
     return []
-
-
-def _ask(*command: str, script: str | None = None) -> str:
-    """What a Slurm command prints. Raises ValueError with its reason in one line."""
-    try:
-        done = subprocess.run(command, input=script, capture_output=True, text=True, timeout=PATIENCE)
-    except subprocess.TimeoutExpired:
-        raise ValueError(
-            f"{' '.join(command)}: no answer within {PATIENCE} s; try again when the cluster is up"
-        ) from None
-    except FileNotFoundError:
-        raise ValueError(f"PATH: {command[0]} not found; submit from a login node of the cluster") from None
-    if done.returncode:
-        reason = (done.stderr.strip() or done.stdout.strip() or f"exit {done.returncode}").splitlines()[-1]
-        remedy = "; try again when the cluster is up" if "Unable to contact" in reason else ""
-        raise ValueError(f"{' '.join(command)}: {reason}{remedy}")
-    return done.stdout

@@ -162,11 +162,6 @@ def events(folder: Path, unit: str) -> list[dict[str, Any]]:
     return found
 
 
-def attempts(folder: Path, unit: str) -> int:
-    """How often a unit has been started."""
-    return sum(event["event"] == "started" for event in events(folder, unit))
-
-
 def _append(folder: Path, unit: str, **event: Any) -> None:
     path = folder / "state" / f"{unit}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -177,14 +172,23 @@ def _append(folder: Path, unit: str, **event: Any) -> None:
 
 
 def started(folder: Path, unit: str, log: str) -> None:
-    """Note that an attempt begins. log: the file of what it prints."""
+    """Note that an attempt begins, and how the one before ended if nothing else has: its batch script, too, went with
+    its node. Slurm has started the job again, so that is no failure of the unit's. log: the file of what it prints."""
+    before = events(folder, unit)[-1:]
+    if before and before[0]["event"] == "started":
+        ended(folder, unit, "lost", silent_end(before[0]["node"]))
     _append(folder, unit, event="started", job=job_id(), node=node_name(), pid=os.getpid(), log=log)
 
 
-def ended(folder: Path, unit: str, outcome: Literal["failed", "left", "terminated"], reason: str) -> None:
+def ended(folder: Path, unit: str, outcome: Literal["failed", "left", "terminated", "lost"], reason: str) -> None:
     """Note how an attempt ends that does not finish. left: it was told to save and leave, and goes on in its next
-    start. terminated: it was told to end."""
+    start. terminated: it was told to end. lost: nobody was left to say how."""
     _append(folder, unit, event="ended", outcome=outcome, reason=reason, reached=_reached(folder, unit))
+
+
+def silent_end(node: str) -> str:
+    """How an attempt ended that had no time to say so, in words."""
+    return f"ended without a word on {node}"
 
 
 def forgive(folder: Path, unit: str) -> None:
@@ -200,8 +204,14 @@ def settle(folder: Path, unit: str, code: int | None, terminated: bool = False) 
     the status. A unit is given up when it fails twice in the same way without having come further in between, or
     MOST_FAILURES times.
     """
-    if at_work(folder, unit):  # by another process: this one was turned away, and has no say
+    try:
+        with exclusively(folder, unit):  # elsewhere its next attempt may be about to begin
+            return _settled(folder, unit, code, terminated)
+    except RuntimeError:  # another process works on it: this one was turned away, and has no say
         return False
+
+
+def _settled(folder: Path, unit: str, code: int | None, terminated: bool) -> bool:
     log = events(folder, unit)
     if not log or log[-1]["event"] != "ended":
         how = "its process died" if code is None else f"ended with exit code {code}"

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from slurm.queue import Queue, ask
-from slurm.state import TRAIN, Status, attempts, events, missing, node_name, read_status, write_status
+from slurm.state import TRAIN, Status, events, missing, node_name, read_status, silent_end, write_status
 
 # What a run is called when its units are in several states: the first of these that one of them is in.
 ORDER = ("failed", "lost", "running", "requeued", "queued", "stopped", "waiting")
@@ -114,6 +113,10 @@ def _row(run: Submitted, queue: Queue) -> Row:
     names = {"running": "training" if unit == TRAIN else "evaluating"}
     known = known or Status("done")
     evaluating = "" if unit == TRAIN or state == "done" else f"{unit}: "
+    log = events(run.folder, unit)
+    ends = [event["reason"] for event in log if event["event"] == "ended"]
+    again = f"started again: {ends[-1]}" if state == "running" and ends else ""
+    reason = "; ".join(filter(None, [known.detail, again]))
     return Row(
         run=run.run,
         state=names.get(state, state),
@@ -125,8 +128,8 @@ def _row(run: Submitted, queue: Queue) -> Row:
         seconds_left=known.seconds_left,
         finished=len(run.units) - sum(unit != TRAIN for unit in left),
         units=len(run.units),
-        attempts=attempts(run.folder, unit),
-        reason=evaluating + known.detail if known.detail else "",
+        attempts=sum(event["event"] == "started" for event in log),
+        reason=evaluating + reason if reason else "",
         node=known.node if state == "running" else "",
         job=known.job if state not in ("done", "waiting") else "",
     )
@@ -139,17 +142,19 @@ def _judged(folder: Path, unit: str, queue: Queue) -> tuple[str, Status | None]:
         return "waiting", None
     if status.state == "done":  # but its result is not there, or is that of other options
         return "waiting", None
-    if status.state not in ("queued", "running", "requeued"):
-        return status.state, status
+    if status.state == "failed":
+        return "failed", status
     if queue.holds(folder, unit, status) is None:
+        if status.state == "stopped":
+            return "stopped", status
         gone = f"was {status.state}" + (f" ({status.detail})" if status.detail else "")
         detail = f"{gone}, but nothing works on it; submit again to continue"
         return "lost", Status(**vars(status) | {"detail": detail})
-    said = (queue.jobs or {}).get(status.job)
-    if said is not None and said[0] == "PENDING":
-        state = "requeued" if status.state != "queued" else "queued"
-        reason = "" if said[2] in ("None", "") else f"{said[2]}; "
-        return state, Status(**vars(status) | {"detail": reason + status.detail})
+    said, _, reason = (queue.jobs or {}).get(status.job, ("", "", ""))
+    if said == "PENDING" or status.state == "stopped":
+        own = silent_end(status.node) if status.state == "running" else status.detail
+        detail = "; ".join(part for part in (reason, own) if part not in ("None", ""))
+        return "queued" if status.state == "queued" else "requeued", Status(**vars(status) | {"detail": detail})
     return status.state, status
 
 
@@ -157,7 +162,8 @@ def accounting(jobs: list[str]) -> dict[str, str]:
     """What Slurm's accounting says became of jobs; nothing where there is none."""
     found: dict[str, str] = {}
     for start in range(0, len(jobs), 500):
-        out = ask(["sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", ",".join(jobs[start : start + 500])])
+        part = ",".join(jobs[start : start + 500])
+        out = ask("sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", part, error=None)
         for line in (out or "").splitlines():
             job, _, state = line.partition("|")
             if job in jobs:
@@ -216,9 +222,7 @@ def cancel(runs_root: Path, name: str) -> list[str]:
         ids = list(json.loads(jobs.read_text()).values()) if jobs.exists() else []
         alive = [i for i in ids if queue.jobs is None or any(j.partition("_")[0] == i for j in queue.jobs)]
         if alive:
-            done = subprocess.run(["scancel", *alive], capture_output=True, text=True)
-            if done.returncode:
-                raise RuntimeError(f"scancel: {done.stderr.strip()}")
+            ask("scancel", *alive, error=RuntimeError)
             stopped += [f"job {i}" for i in alive]
     for run in submitted(runs_root, name):
         for unit in missing(run.folder, run.units):

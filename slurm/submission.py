@@ -10,7 +10,6 @@ import fcntl
 import json
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ from harness.records import load
 from harness.train import pieces
 from slurm.jobs import CollectJob, Job, PrepareJob, run_jobs
 from slurm.plan import RunPlan
-from slurm.queue import NAME, Queue
+from slurm.queue import NAME, Queue, ask
 from slurm.site import Cluster, Resources, array_limit, sbatch_parameters
 from slurm.snapshot import environment, keep_mixer_files, open_submission, snapshot
 from slurm.state import TRAIN, fresh, read_status, write_status
@@ -75,7 +74,8 @@ def to_do(plans: Sequence[RunPlan], queue: Queue) -> tuple[list[Work], list[str]
                 if unit == TRAIN:
                     break
             elif holder is not None and status is not None:
-                left_out.append(f"{plan.config.run_id} {unit}: {status.state} already, {holder}")
+                state = "requeued" if status.state == "stopped" else status.state
+                left_out.append(f"{plan.config.run_id} {unit}: {state} already, {holder}")
                 if unit == TRAIN:
                     after = status.job
             else:
@@ -164,10 +164,10 @@ def submit(
                     task = f"_{index}" if len(array.tasks) > 1 else ""
                     write_status(job.folder, job.unit, "queued", f"as {array.name}", job=ids[array.name] + task, pid=0)
             # Everything waits for this one: nothing has started while it was being written down.
-            _slurm("scontrol", "release", ids["prepare"])
+            ask("scontrol", "release", ids["prepare"], error=RuntimeError)
         except BaseException:
             if ids:
-                subprocess.run(["scancel", *ids.values()], capture_output=True)
+                ask("scancel", *ids.values(), error=None)
             shutil.rmtree(folder)
             raise
     return ids, left_out
@@ -274,9 +274,3 @@ def _resources(cluster: Cluster, array: Array) -> Resources:
         return cluster.train
     asked = cluster.evaluate if array.stage == "evaluate" else cluster.prepare
     return asked.model_copy(update={"nodes": 1, "tasks_per_node": 1})
-
-
-def _slurm(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{shlex.join(command)}: {done.stderr.strip() or done.stdout.strip()}")

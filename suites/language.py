@@ -227,13 +227,8 @@ def heldout(lm: LM, config: Config) -> Measurement:
     return heldout_measurement(nll, texts, total, config, lm_settings(lm))
 
 
-def unigram_baseline(
-    tokenizer: PreTrainedTokenizerBase, config: Config, reader: dict[str, Any] | None = None
-) -> Measurement:
-    """`heldout` of a model without context: token frequencies of the train split, one added to each (Laplace).
-
-    reader: `lm_settings` of the models that it is shown beside, which say how they read; it reads nothing.
-    """
+def unigram_baseline(tokenizer: PreTrainedTokenizerBase, config: Config) -> Measurement:
+    """`heldout` of a model without context: token frequencies of the train split, one added to each (Laplace)."""
     counts: Counter[int] = Counter()
     for batch in batched((document.text for document in documents("train")), 64):
         counts.update(chain.from_iterable(tokenizer(batch, add_special_tokens=False)["input_ids"]))
@@ -241,4 +236,4 @@ def unigram_baseline(
     loss = -np.log(smoothed / smoothed.sum())
     texts, total = heldout_texts(config)
     nll = [float(loss[tokenizer.encode(text, add_special_tokens=False)].sum()) for text in texts]
-    return heldout_measurement(nll, texts, total, config, reader or {})
+    return heldout_measurement(nll, texts, total, config, {})

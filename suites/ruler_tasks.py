@@ -17,6 +17,7 @@ from itertools import pairwise
 from random import Random
 from typing import Any, Literal
 
+from harness.synthetic import NEEDLE, PREFIX, QUESTION
 from suites.haystack import NOISE, Passages, essay_sentences
 from suites.requests import token_count
 
@@ -26,17 +27,14 @@ Parts = tuple[str, str | None, tuple[str, ...], str]
 # RULER's wording for one question with one answer, and for several of either.
 TEMPLATE = (
     "A special magic {kind} is hidden within the following text. Make sure to memorize it. "
-    "I will quiz you about the {kind} afterwards.\n{context}\n"
-    "What is the special magic {kind} for {key} mentioned in the provided text?"
+    "I will quiz you about the {kind} afterwards.\n{context}\n" + QUESTION
 )
-PREFIX = " The special magic {kind} for {key} mentioned in the provided text is"
 TEMPLATE_MANY = (
     "Some special magic {kind}s are hidden within the following text. Make sure to memorize it. "
     "I will quiz you about the {kind}s afterwards.\n{context}\n"
     "What are all the special magic {kind}s for {key} mentioned in the provided text?"
 )
 PREFIX_MANY = " The special magic {kind}s for {key} mentioned in the provided text are"
-NEEDLE = "One of the special magic {kind}s for {key} is: {value}."
 VT_TEMPLATE = (
     "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n{context}\n"
     "Question: Find all variables that are assigned the value {value} in the text above."

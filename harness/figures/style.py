@@ -99,11 +99,10 @@ def abreast(entries: int) -> int:
     return max(1, entries if entries <= 5 else -(-entries // -(-entries // 4)))
 
 
-def legend(figure: Figure, looked: dict[str, Look], lines: bool = True) -> None:
-    """One legend below all panels. lines: whether marks are joined."""
+def legend(figure: Figure, looked: dict[str, Look]) -> None:
+    """One legend below all panels."""
     handles = [
-        Line2D([], [], color=look.color, marker=look.marker, linestyle=look.linestyle if lines else "")
-        for look in looked.values()
+        Line2D([], [], color=look.color, marker=look.marker, linestyle=look.linestyle) for look in looked.values()
     ]
     figure.legend(handles, list(looked), loc="outside lower center", ncols=abreast(len(handles)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -14,24 +15,27 @@ from hypothesis.extra.numpy import arrays
 
 from harness.stats import (
     BOOTSTRAP_FROM,
+    Estimate,
     average,
     average_difference,
     bootstrap_distribution,
-    compare_seeds,
     difference,
     estimate,
     mean_stderr,
-    over_seeds,
     paired,
     perplexity,
     proportion_floor,
-    significantly_better,
 )
 
 
 def above(rate: float, trials: int) -> float:
     """Three standard deviations of a rate that is measured over so many trials: one run of 700 is off by more."""
     return 3 * math.sqrt(rate * (1 - rate) / trials)
+
+
+def seeds_alone(values: Sequence[float]) -> Estimate:
+    """One number a seed, whose sampling errors are not known."""
+    return estimate(values, [None] * len(values), [1] * len(values))
 
 
 def test_the_error_of_a_mean_is_scipys():
@@ -98,28 +102,20 @@ def test_one_seed_has_its_sampling_error_and_no_spread():
 
 def test_one_number_a_seed_has_scipys_t_interval_and_one_seed_has_none():
     x = [0.40, 0.45, 0.47, 0.41]
-    e = over_seeds(x)
+    e = seeds_alone(x)
     expected = scipy.stats.ttest_1samp(x, 0).confidence_interval(0.95)
     assert e.interval == pytest.approx((expected.low, expected.high))
-    assert (e.value, e.sd, e.covers) == (pytest.approx(np.mean(x)), pytest.approx(np.std(x, ddof=1)), "4 seeds")
-    one = over_seeds([0.4])
-    assert one.interval is None and one.sd is None and "one seed" in one.covers
-    assert over_seeds([0.4, 0.4]).interval == (0.4, 0.4)
-
-
-def test_an_estimate_says_what_its_error_covers():
-    assert estimate([0.5], [0.02], [100]).covers == "samples; one seed, its variation unknown"
-    assert estimate([0.5, 0.6], [0.02, 0.02], [100, 100]).covers == "2 seeds and their samples"
-    assert estimate([0.5, 0.6], [None, 0.02], [100, 100]).covers == "2 seeds"
+    assert (e.value, e.sd) == pytest.approx((np.mean(x), np.std(x, ddof=1)))
+    one = seeds_alone([0.4])
+    assert one.interval is None and one.sd is None
+    assert seeds_alone([0.4, 0.4]).interval == (0.4, 0.4)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_no_number_is_refused_by_its_place(bad):
     for call in (
         lambda: paired([0.0, bad], [1.0, 1.0]),
-        lambda: over_seeds([0.5, bad]),
         lambda: estimate([0.5, bad], [None, None], [1, 1]),
-        lambda: compare_seeds([0.5, bad], [0.5, 0.5], paired=True),
         lambda: average_difference([[[0.5, bad]]], [[[0.5, 0.5]]]),
     ):
         with pytest.raises(ValueError, match=f"number 2 of 2 is {bad}"):
@@ -141,27 +137,12 @@ def test_unpaired_difference_is_welchs_t():
 def test_difference_over_seeds_alone_is_welchs_t():
     x, y = [0.40, 0.45, 0.47], [0.30, 0.31, 0.36]
     expected = scipy.stats.ttest_ind(x, y, equal_var=False).pvalue
-    a, b = (estimate(v, [None] * 3, [10] * 3) for v in (x, y))
-    assert difference(a, b).p == pytest.approx(expected, rel=1e-9) and difference(a, b).n == 3
-    unpaired = compare_seeds(x, y, paired=False)
-    assert unpaired.p == pytest.approx(expected, rel=1e-9) and unpaired.test == "Welch's t over seeds"
+    found = difference(seeds_alone(x), seeds_alone(y))
+    assert found.p == pytest.approx(expected, rel=1e-9) and found.n == 3
 
 
-def test_seeds_that_belong_together_are_compared_by_the_paired_t():
-    x, y = [0.40, 0.45, 0.47], [0.30, 0.31, 0.36]
-    expected = scipy.stats.ttest_rel(x, y)
-    interval = expected.confidence_interval(0.95)
-    found = compare_seeds(x, y, paired=True)
-    assert (found.p, found.low, found.high) == pytest.approx((expected.pvalue, interval.low, interval.high))
-    assert (found.test, found.n) == ("paired t over seeds", 3)
-    with pytest.raises(ValueError, match="2 seeds beside 3 of a"):
-        compare_seeds(x, y[:2], paired=True)
-
-
-def test_one_seed_or_seeds_without_spread_are_not_tested():
-    one = compare_seeds([0.5], [0.4], paired=False)
-    assert (one.p, one.low, one.high) == (None, None, None) and one.test == "none: one seed, its variation unknown"
-    level = compare_seeds([0.5, 0.5], [0.4, 0.4], paired=False)
+def test_seeds_without_spread_are_not_tested():
+    level = difference(seeds_alone([0.5, 0.5]), seeds_alone([0.4, 0.4]))
     assert level.p is None and level.difference == pytest.approx(0.1) and level.test.startswith("none: no spread")
 
 
@@ -321,7 +302,7 @@ def test_paired_difference_sees_what_the_unpaired_does_not():
     a, b = (estimate([v.mean()], [scipy.stats.sem(v)], [60]) for v in (x, y))
     assert difference(a, b, ([x], [y])) == paired(x, y)
     # What the items have in common cancels.
-    assert significantly_better(a, b, True, ([x], [y])) and not significantly_better(a, b, True)
+    assert difference(a, b, ([x], [y])).p < 0.05 < difference(a, b).p
 
 
 def test_pairing_items_keeps_the_spread_of_the_seeds():
@@ -336,28 +317,19 @@ def test_pairing_items_keeps_the_spread_of_the_seeds():
     half = scipy.stats.t.ppf(0.975, 4) * math.sqrt(2 * 0.04 / 3)
     assert (diff.high - diff.low) / 2 == pytest.approx(half, rel=0.03)
     assert diff.test == "t over seeds and paired items" and diff.n == 500
-    assert not significantly_better(a, b, True, (x, y))
+    assert diff.p > 0.05
 
 
 def test_all_right_against_all_wrong_depends_on_how_many():
     for n, expected in ((2, False), (500, True)):
         a, b = (estimate([v], [proportion_floor(n)], [n]) for v in (1.0, 0.0))
-        assert significantly_better(a, b, True, ([np.ones(n)], [np.zeros(n)])) is expected
-
-
-def test_the_direction_of_the_metric_decides_who_is_better():
-    low, high = estimate([15.0], [0.1], [100]), estimate([16.0], [0.1], [100])
-    assert significantly_better(low, high, higher_is_better=False)
-    assert not significantly_better(high, low, higher_is_better=False)
-    assert significantly_better(high, low, higher_is_better=True)
-    assert not significantly_better(low, low, higher_is_better=True)
+        assert (difference(a, b, ([np.ones(n)], [np.zeros(n)])).p < 0.05) is expected
 
 
 def test_without_an_error_nothing_is_significant():
     known, unknown = estimate([0.9], [0.01], [100]), estimate([0.1], [None], [100])
     found = difference(known, unknown)
     assert found.p is None and found.low is None and found.test == "none: an error is not known"
-    assert not significantly_better(known, unknown, True)
 
 
 def test_combined_degrees_of_freedom_are_satterthwaites():

@@ -325,7 +325,10 @@ def test_lengths_that_are_not_tokens_say_what_they_count(tmp_path):
         tmp_path, [record("gdn2", "mqar", "acc", 0.5, 0.1, suite="recall", length=n, settings=settings) for n in (4, 8)]
     )
     table = comparison(frame)
-    assert [column.heading for column in table.columns] == ["mqar acc @4 pairs ↑", "mqar acc @8 pairs ↑"]
+    assert [(column.title, column.detail) for column in table.columns] == [
+        ("mqar", "acc @4 pairs ↑"),
+        ("mqar", "acc @8 pairs ↑"),
+    ]
     assert [column.name for column in table.columns] == ["mqar_acc@4", "mqar_acc@8"]
     assert "samples a run: 100: mqar @4/8 pairs" in table.notes
 
@@ -353,10 +356,11 @@ def test_huge_perplexities_are_powers_of_ten_to_read_and_exact_in_csv(tmp_path):
 
 
 def test_names_and_headings_are_the_papers():
-    assert Column("ruler", "s_niah_2", "contains", 4096).heading == "S-NIAH-2 @4096 ↑"
-    assert Column("ruler", "s_niah_2", "contains", 4096).name == "s_niah_2@4096"
+    needle = Column("ruler", "s_niah_2", "contains", 4096)
+    assert (needle.title, needle.detail, needle.name) == ("S-NIAH-2", "@4096 ↑", "s_niah_2@4096")
     assert Column("language", "hellaswag", "acc_norm", None).name == "hellaswag_acc_norm"
-    assert Column("language", "wikitext", "word_perplexity", None).heading == "Wiki. ppl ↓"
+    wikitext = Column("language", "wikitext", "word_perplexity", None)
+    assert (wikitext.title, wikitext.detail) == ("Wiki.", "ppl ↓")
 
 
 def test_ten_thousand_records_load_and_compare_in_seconds(tmp_path):

@@ -10,6 +10,7 @@ import yaml
 from cluster.minislurm import MiniSlurm
 from submitit.slurm.slurm import _make_sbatch_string
 
+from slurm.queue import ask
 from slurm.site import (
     CLUSTERS,
     Cluster,
@@ -173,6 +174,21 @@ def test_the_configuration_is_read() -> None:
 def test_what_no_node_has_is_named_with_what_there_is(changes: dict, said: list[str]) -> None:
     cluster = Cluster.model_validate(changes)
     assert sorted(stage_problems(cluster, "train", parse_partitions(PARTITIONS), parse_nodes(NODES))) == sorted(said)
+
+
+def test_a_command_without_an_answer_is_an_error_in_one_line_or_unknown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fails = ("sh", "-c", "echo first >&2; echo 'Unable to contact slurm controller' >&2; exit 1")
+    assert ask("cat", error=ValueError, script="input") == "input"
+    assert ask(*fails, error=None) is None and ask("no-such-command", error=None) is None
+    with pytest.raises(RuntimeError, match="exit 1: Unable to contact slurm controller; try again when the cluster"):
+        ask(*fails, error=RuntimeError)
+    with pytest.raises(ValueError, match="PATH: no-such-command not found; submit from a login node"):
+        ask("no-such-command", error=ValueError)
+    monkeypatch.setattr("slurm.queue.PATIENCE", 0.1)
+    with pytest.raises(ValueError, match=r"sleep 5: no answer within 0.1 s; try again when the cluster is up"):
+        ask("sleep", "5", error=ValueError)
 
 
 def test_without_slurms_programs_that_is_the_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

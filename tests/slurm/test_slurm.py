@@ -19,7 +19,7 @@ from harness.records import load
 from harness.train import read_summary, train
 from slurm.plan import RunPlan, plan
 from slurm.state import TRAIN, events
-from tests.slurm.cluster.minislurm import MiniSlurm
+from tests.slurm.cluster.minislurm import MiniSlurm, running
 from tests.slurm.test_submit import ROOT, RUN, data_config, experiment
 
 pytestmark = pytest.mark.slurm
@@ -111,6 +111,56 @@ def test_a_sweep_that_is_interrupted_in_every_way_ends_as_one_that_is_not(site: 
     assert set(frame["run"]) == {work.config.run_id for work in runs}
     assert "Gated DeltaNet" in (site.runs / "collected" / "tiny" / "table.md").read_text()
     assert "nothing submitted" in site.submit(path)
+
+
+def test_runs_whose_node_is_lost_go_on_on_another_one(small_data: Path, tmp_path: Path) -> None:
+    with running(accounting=False) as cluster:  # of its own: a failure here leaves it without a node
+        site = Site(cluster, tmp_path)
+        path = long_experiment(site, small_data, steps=300, mixers=["attention"], seeds=[0, 1])
+        runs = plan(load_experiment(path), site.runs)
+        site.submit(path)
+        first = site.wait_for_checkpoint(runs[0])["node"]
+        assert site.wait_for_checkpoint(runs[1])["node"] == first
+        (second,) = {"n1", "n2"} - {first}
+
+        def started_on(*nodes: str) -> bool:
+            begun = [
+                [event["node"] for event in events(work.folder, TRAIN) if event["event"] == "started"] for work in runs
+            ]
+            return begun == [list(nodes)] * 2
+
+        def shown(state: str, attempts: int, node: str) -> list[str]:
+            rows = site.rows(path).values()
+            assert [(row["state"], row["attempts"], row["node"]) for row in rows] == [(state, attempts, node)] * 2
+            return [row["reason"] for row in rows]
+
+        cluster.run("scontrol", "update", f"nodename={second}", "state=drain", "reason=wait")
+        cluster.switch_off(first)
+        cluster.give_up(first)
+        assert all(f"ended without a word on {first}" in reason for reason in shown("requeued", 1, ""))
+        cluster.run("scontrol", "update", f"nodename={second}", "state=resume")
+        cluster.wait(lambda: started_on(first, second), f"the runs to start on {second}")
+        again = f"started again: ended without a word on {first}"
+        assert all(reason.endswith(again) for reason in shown("training", 2, second))
+        cluster.bring_back(first)
+        # This time the processes hang where nobody reaches them, and their next attempts have to wait for them.
+        for work in runs:
+            os.kill(json.loads((work.folder / "state" / "train.json").read_text())["pid"], signal.SIGSTOP)
+        cluster.cut_off(second)
+        cluster.give_up(second)
+        cluster.wait(
+            lambda: sum(row["state"] == "RUNNING" for row in cluster.squeue()) == 2, f"the jobs to start on {first}"
+        )
+        assert started_on(first, second)
+        cluster.bring_back(second)  # where Slurm ends what it has given up
+        site.finish()
+        for work in runs:
+            assert weights(work) == train(work.config, site.folder / "alone" / work.config.run_id).weights_sha256
+            assert outcomes(work) == ["started", "lost", "started", "lost", "started"]
+            assert outcomes(work, "recall") == ["started"]
+        assert started_on(first, second, first) and {row["state"] for row in site.rows(path).values()} == {"done"}
+        frame = pd.read_parquet(site.runs / "collected" / "tiny" / "records.parquet")
+        assert set(frame["run"]) == {work.config.run_id for work in runs}
 
 
 def test_a_time_limit_costs_nothing_but_time(site: Site, small_data: Path) -> None:

@@ -16,8 +16,8 @@ from slurm.state import (
     TRAIN,
     Status,
     at_work,
-    attempts,
     ended,
+    events,
     exclusively,
     forgive,
     read_status,
@@ -25,7 +25,7 @@ from slurm.state import (
     started,
     write_status,
 )
-from slurm.status import troubles
+from slurm.status import Row, Submitted, overview, troubles
 
 KILLED = 128 + signal.SIGKILL
 
@@ -79,7 +79,17 @@ def test_a_process_that_left_no_word_counts_as_failed_with_its_signal(tmp_path: 
         started(tmp_path, TRAIN, "log")
         assert settle(tmp_path, TRAIN, KILLED) is again
         assert read_status(tmp_path, TRAIN).detail.startswith("killed by SIGKILL")
-    assert attempts(tmp_path, TRAIN) == 2
+
+
+def test_what_ended_without_a_word_is_noted_by_the_next_attempt_and_no_failure(tmp_path: Path) -> None:
+    for _ in range(MOST_FAILURES + 1):
+        started(tmp_path, TRAIN, "log")
+    *before, last = events(tmp_path, TRAIN)
+    lost = [event for event in before if event["event"] == "ended"]
+    assert [(event["outcome"], event["reason"]) for event in lost] == [
+        ("lost", f"ended without a word on {last['node']}")
+    ] * MOST_FAILURES
+    assert settle(tmp_path, TRAIN, KILLED) and state(tmp_path) == "requeued"
 
 
 def test_a_job_that_never_began_is_not_started_without_end(tmp_path: Path) -> None:
@@ -143,6 +153,31 @@ def test_who_holds_a_unit(tmp_path: Path) -> None:
     here = Status("running", updated=time.time(), pid=7)
     with exclusively(tmp_path, TRAIN):
         assert Queue(None).holds(tmp_path, TRAIN, here) is not None
+
+
+def test_status_of_what_slurm_starts_again_and_why(tmp_path: Path) -> None:
+    run = Submitted("tiny", "run", tmp_path, 9, {})
+
+    def row(said: tuple[str, str, str] | None) -> Row:
+        (found,) = overview([run], Queue({} if said is None else {"7": said}))
+        return found
+
+    started(tmp_path, TRAIN, "log")
+    write_status(tmp_path, TRAIN, "running", "", job="7", node="n1")
+    waiting = row(("PENDING", "", "BeginTime"))
+    assert (waiting.state, waiting.reason) == ("requeued", "BeginTime; ended without a word on n1")
+    # A job that Slurm ends itself is told as a cancelled one is: what follows is for Slurm to say.
+    ended(tmp_path, TRAIN, "terminated", "told to end by SIGTERM")
+    write_status(tmp_path, TRAIN, "stopped", "told to end by SIGTERM", job="7", node="n1")
+    for said in (("PENDING", "", "None"), ("RUNNING", "n2", "None")):
+        assert (row(said).state, row(said).reason) == ("requeued", "told to end by SIGTERM")
+    for said in (("COMPLETING", "n1", "None"), None):
+        assert row(said).state == "stopped"
+    started(tmp_path, TRAIN, "log")
+    write_status(tmp_path, TRAIN, "running", "", job="7", node="n2")
+    again = row(("RUNNING", "n2", "None"))
+    assert (again.state, again.attempts, again.node) == ("training", 2, "n2")
+    assert again.reason == "started again: told to end by SIGTERM"
 
 
 def test_status_says_why_a_submission_could_not_prepare(tmp_path: Path) -> None:

@@ -121,6 +121,32 @@ class MiniSlurm:
         self.stop_controller()
         self.start_controller()
 
+    def cut_off(self, node: str) -> None:
+        """End a node's slurmd alone: the controller cannot reach the node, whose jobs go on without hearing of it."""
+        _end(self.base / f"run/slurmd.{node}.pid", "slurmd")
+
+    def switch_off(self, node: str) -> None:
+        """End a node with everything on it at once, as a loss of power does: nothing says a last word or cleans up."""
+        name = f"SLURMD_NODENAME={node}".encode()
+        daemon = _alive_of(self.base / f"run/slurmd.{node}.pid", "slurmd")
+        of_jobs = [pid for pid in self.processes() if name in _environment(pid)]
+        # Their slurmstepd has not the node's name in its own environment.
+        steps = {parent for pid in of_jobs if _read(parent := _parent(pid), "comm").strip() == b"slurmstepd"}
+        ending = [*([daemon] if daemon else []), *steps, *of_jobs]
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first, so that none sees another one end
+            for pid in ending:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+
+    def give_up(self, node: str) -> None:
+        """Call a node down, as an operator does, or the controller itself after minutes of silence."""
+        self.run("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")
+
+    def bring_back(self, node: str) -> None:
+        """Start the slurmd of a node that was lost; ReturnToService puts it back to use."""
+        self._daemon("slurmd", "-N", node)
+        self.wait(lambda: not any("down" in state for state in self._node_states()), f"{node} to return", 30)
+
     def processes(self) -> list[int]:
         """Everything alive that was started for this cluster, jobs included: by its SLURM_CONF or its command line."""
         conf, below = f"SLURM_CONF={self.conf}".encode(), f"{self.base}/".encode()
@@ -346,6 +372,11 @@ def _read(pid: int, name: str) -> bytes:
         return Path(f"/proc/{pid}/{name}").read_bytes()
     except OSError:
         return b""
+
+
+def _parent(pid: int) -> int:
+    """0 for a process that has just ended."""
+    return int((_read(pid, "stat").rpartition(b")")[2].split() or [0, 0])[1])
 
 
 def _alive(pid: int) -> bool:
