@@ -30,10 +30,11 @@ venv: $(STAMP)
 MIXERS := gdn2 gated_deltanet kda mamba2 mamba3_siso mamba3_mimo attention
 
 # On a machine with a CUDA device, with a PYTHON that has torch for it and the packages of pyproject.toml: correctness of
-# kernels and backends, kernels, training throughput, a small comparison; each bounded in time, all measured results
-# under results/. A step that fails does not keep the next ones from running, but fails the whole.
+# kernels and backends, kernels, training throughput beside fla's own models, and the comparison small-scale; each
+# bounded in time, all measured results under results/. A step that fails does not keep the next ones from running, but
+# fails the whole; after a second call the comparison goes on where the first one left it.
 gpu:
-	mkdir -p results/gpu results/conformance
+	mkdir -p results/gpu results/conformance results/throughput
 	failed=; \
 	timeout 600 $(PYTHON) -m pytest -q tests/mixers/test_gdn2_kernels.py \
 	  --junitxml=results/gpu/kernels.xml || failed="$$failed kernels"; \
@@ -43,13 +44,15 @@ gpu:
 	    || failed="$$failed $$mixer"; \
 	done; \
 	timeout 590 $(PYTHON) run.py bench kernels --out results/kernels || failed="$$failed benchmark"; \
-	timeout 400 $(PYTHON) run.py bench throughput --preset 125m --seconds 300 --out results/gpu/throughput.json \
-	  || failed="$$failed throughput"; \
-	timeout 900 $(PYTHON) run.py submit demo --cluster local --parallel 1 --runs runs/gpu --set train.dtype=bf16 \
-	  --set 'suites={recall: {pairs: [4, 8, 16, 32], samples: 500}}' || failed="$$failed comparison"; \
-	timeout 60 $(PYTHON) run.py collect demo --runs runs/gpu --out results/gpu/demo --set train.dtype=bf16 \
-	  --set 'suites={recall: {pairs: [4, 8, 16, 32], samples: 500}}' || failed="$$failed collect"; \
-	timeout 60 $(PYTHON) run.py table demo --out results/gpu/demo || failed="$$failed table"; \
+	for preset in 125m 360m; do \
+	  timeout 720 $(PYTHON) run.py bench throughput --preset $$preset --length 4096 --batch 4 --seconds 600 \
+	    --against-fla --out results/throughput/$$preset.json || failed="$$failed throughput-$$preset"; \
+	done; \
+	timeout 5400 $(PYTHON) run.py submit small-scale --cluster local --parallel 1 --runs runs/gpu \
+	  || failed="$$failed comparison"; \
+	timeout 60 $(PYTHON) run.py collect small-scale --runs runs/gpu --out results/small-scale \
+	  || failed="$$failed collect"; \
+	timeout 60 $(PYTHON) run.py table small-scale --out results/small-scale || failed="$$failed table"; \
 	test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 $(STAMP): requirements-cpu.txt pyproject.toml

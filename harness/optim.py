@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
 from harness.config import TrainConfig
+from harness.distributed import whole
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -17,14 +20,33 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.dim() >= 2 and not name.endswith("bias") and not getattr(parameter, "_no_weight_decay", False)
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW in two groups, with and without weight decay, in the order of the model's parameters."""
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """The parameters with weight decay and those without, each in the model's order."""
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    groups = [
+    return [
         {"params": [p for n, p in named if decays(n, p)], "weight_decay": config.weight_decay},
         {"params": [p for n, p in named if not decays(n, p)], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over `parameter_groups`."""
+    return torch.optim.AdamW(parameter_groups(model, config), lr=config.lr, betas=config.betas, fused=True)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> float:
+    """Scale the gradients down to a norm of `limit` where it is larger; returns the norm they had, a number for whose
+    sake the device is waited for. Sharded parameters: all processes call it.
+
+    Every bit is as torch.nn.utils.clip_grad_norm_ leaves it. That multiplies by 1 where nothing is to be clipped, so as
+    not to wait; a training step reads the norm anyway, and one pass over all gradients is saved.
+    """
+    parameters = list(parameters)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    value = whole(norm).item()
+    if not value < 0.99 * limit:  # nan too; what rounding of limit / norm decides is left to torch
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return value
 
 
 def learning_rate(config: TrainConfig, tokens_seen: int, total: int) -> float:

@@ -85,6 +85,18 @@ PRESETS: dict[str, Preset] = {
         mixers=_geometry(6, 128, d_inner=1536, ssm_head_dim=64, d_state=64, attention_heads=12),
         hybrid_attention={"heads": 12, "window": 2048},
     ),
+    # What one GPU trains in minutes; the embedded tokenizer's vocabulary.
+    "35m": Preset(
+        d_model=512,
+        layers=8,
+        vocab_size=4096,
+        context=512,
+        tie_embeddings=True,
+        reference_mlp_width={"recurrent": 1408},
+        mixers=_geometry(4, 128, d_inner=1024, ssm_head_dim=64, d_state=64, attention_heads=8),
+        hybrid_attention={"heads": 8, "window": 256},
+        embedding_std=512**-0.5,
+    ),
     # CPU scales. Their states are as small as their widths, so that recall still separates the mixers.
     "cpu-1m": Preset(
         d_model=128,

@@ -110,7 +110,7 @@ class UnitLowerInverse(torch.autograd.Function):
             x, pairs = _pairs(t, m)[..., 1, :, 0, :], _pairs(inverse, m)
             if m > 1:  # the inverse of a single token's block is 1
                 x = pairs[..., 1, :, 1, :] @ x @ pairs[..., 0, :, 0, :]
-            torch.neg(x, out=pairs[..., 1, :, 0, :])
+            pairs[..., 1, :, 0, :] = -x  # here and below no out= of a view: torch.compile breaks its graph there
             m *= 2
         ctx.save_for_backward(inverse)
         return inverse
@@ -182,7 +182,7 @@ class ChunkScan(torch.autograd.Function):
             for i in reversed(range(len(given))):
                 reads_i, inverse_i, tails_i, total_i, d_r_i, d_reads_i, d_e_s_i = given[i]
                 d_r_i.baddbmm_(tails_i, every[i + 1])
-                torch.neg(torch.bmm(inverse_i, d_r_i), out=d_e_s_i)
+                d_e_s_i.copy_(torch.bmm(inverse_i, d_r_i).neg_())
                 torch.mul(every[i + 1], total_i, out=every[i]).baddbmm_(reads_i, d_reads_i)
             entering, leaving = states[:-1], d_states[1:]
             return (

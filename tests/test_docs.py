@@ -66,6 +66,7 @@ SMALLER = {
     ("bench", "sweep"): ["--runs", "5"],
     ("bench", "tables"): ["--records", "2000"],
     ("bench", "loader"): ["--rows", "2", "--steps", "2", "--workers", "1"],
+    ("bench", "optimizer"): ["--preset", "cpu-600k", "--steps", "2"],
 }
 """What is put behind a documented command to make it short."""
 

@@ -1,17 +1,23 @@
 """Every command as a user calls it, on one tiny run; and wrong use of each, in one line."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+from harness import checkpoint
 from harness.data import load_tokenizer
 from harness.export import to_llama
-from harness.train import load_trained
+from harness.train import load_trained, read_summary
 from run import app
 
+ROOT = Path(__file__).resolve().parents[1]
 cli = CliRunner()
 
 
@@ -33,6 +39,29 @@ def trained(tmp_path_factory: pytest.TempPathFactory, small_data: Path) -> Path:
         assert result.exit_code == 0, result.output
         assert "after 512 tokens" in result.output
     return folder
+
+
+def test_training_that_is_told_to_end_saves_first_and_the_same_command_goes_on(trained: Path) -> None:
+    long = yaml.safe_load((trained / "cli.yaml").read_text()) | {"name": "long"}
+    long["data"]["phases"][0]["tokens"] = 256 * 80
+    (trained / "long.yaml").write_text(yaml.safe_dump(long))
+    arguments = ["train", str(trained / "long.yaml"), "--run", "kda", "--runs"]
+    command = [sys.executable, str(ROOT / "run.py"), *arguments, str(trained / "told")]
+    # A shell that starts the tests in the background has them, and what they start, ignore interrupts.
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    while not any(path.read_text() for path in trained.glob("told/*/metrics.jsonl")):  # step 10
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate()
+    assert process.returncode == 1 and "interrupted; the same command continues" in said
+    (run,) = trained.glob("told/kda-*")
+    saved = checkpoint.load(checkpoint.latest(run))["step"]
+    assert 10 <= saved < 80
+    for runs in ("told", "untold"):
+        assert cli.invoke(app, [*arguments, str(trained / runs)]).exit_code == 0
+    (other,) = trained.glob("untold/kda-*")
+    assert read_summary(run).weights_sha256 == read_summary(other).weights_sha256
 
 
 def run_folder(trained: Path, mixer: str) -> str:

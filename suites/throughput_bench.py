@@ -1,0 +1,328 @@
+"""Training throughput of all matched models of a preset on this machine, beside fla's own model classes if asked."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import torch
+
+from harness.config import TrainConfig
+from harness.matching import matched_config, meta_model
+from harness.model import Layout, ModelConfig, build_model
+from harness.optim import build_optimizer
+from harness.presets import preset as find_preset
+from harness.provenance import provenance
+from harness.train import activation_dtype
+from mixers import registry
+from suites.fla_models import build_fla, fla_absent, load_kernels
+from suites.throughput import Config, Shape, matmul_rate, mean_loss, random_tokens, release, timed, training_step
+
+Row = dict[str, Any]
+Step = Callable[[], None]
+
+OURS = "mixerbench"
+RECIPE = TrainConfig()
+
+
+def bench(
+    preset: str,
+    mixers: list[str] | None = None,
+    layout: Layout = "recurrent",
+    length: int = 2048,
+    batch: int = 8,
+    steps: int = 10,
+    device: str = "cuda",
+    seconds: float = 300,
+    progress: Callable[[str], Any] = print,
+    against_fla: bool = False,
+) -> list[Row]:
+    """A row for each mixer of the preset, or for those named: tokens/s of training steps at [batch, length] tokens, and
+    the model's own FLOPs as a part of what matrix products reach on the device. layout: of all but attention.
+
+    against_fla: behind each a row of fla's model class of the same shape (suites.fla_models), in turns with ours: same
+    tokens, recipe and clipping, windows one by one, each model first in every other turn. `parameter_ratio` is fla's
+    over ours; where the architecture is the same, `speed_ratio` is ours over fla's in tokens/s, and utilisation follows
+    from our count of FLOPs at its MLP width; elsewhere `differs` says why neither is given. Both models are on the
+    device at the same time; peak memory is without what lies there of the other.
+
+    Median, 20th and 80th percentile are over windows of `steps` steps, as many as the mixer's share of `seconds` allows
+    and Config's at most, after warm-up. What cannot be matched or built, does not fit the memory or fails has
+    `refused`, what the time did not suffice for has `left_out`, and neither has a number. A step that has begun is
+    finished, so `seconds` can be exceeded by one. Raises ValueError naming the argument, before any work.
+    """
+    scale = find_preset(preset)
+    names = list(scale.mixers) if mixers is None else mixers
+    where = _device(device)
+    for name in names:
+        registry.get(name)
+    for name, value in (("length", length), ("batch", batch), ("steps", steps), ("seconds", seconds)):
+        if not value > 0:
+            raise ValueError(f"{name}: expected more than 0, got {value}")
+    if not names:
+        raise ValueError("mixers: an empty list; name at least one, or none for all of the preset")
+    if layout not in ("recurrent", "hybrid"):
+        raise ValueError(f"layout: {layout!r} is none of recurrent, hybrid; attention, a mixer, is always its own")
+    if against_fla:
+        _require_comparable(where, layout)
+        load_kernels()
+    config = Config(shapes=[Shape(batch=batch, length=length)], steps=steps)
+    dtype = activation_dtype(RECIPE, where)
+    deadline = time.perf_counter() + seconds
+    ceiling = matmul_rate(where, dtype)
+    birth = asdict(provenance("", where, dtype, "auto"))
+    common: Row = {key: value for key, value in birth.items() if key not in ("config_hash", "backend", "command")}
+    common |= {
+        "preset": preset,
+        "length": length,
+        "batch": batch,
+        "steps": steps,
+        "warm_up": config.warm_up,
+        "optimizer_step": "included",
+        "compile": "none",
+        "matmul_flop_per_s": ceiling,
+    }
+    rows: list[Row] = []
+    for i, name in enumerate(names):
+        own: Layout = "attention" if name == "attention" else layout
+        base = common | {"mixer": name, "display": registry.get(name).display, "layout": own}
+        base |= {"refused": None, "left_out": None, "differs": None, "tokens_per_s": None}
+        left = deadline - time.perf_counter()
+        if left <= 0:
+            unmeasured = {"left_out": f"not started: {seconds:g} s were used up"}
+            found = {which: unmeasured for which in ((OURS, "fla") if against_fla else (OURS,))}
+        else:
+            share = time.perf_counter() + left / (len(names) - i)
+            found = _measured(preset, own, name, against_fla, where, dtype, config, share)
+        for which, values in found.items():
+            row = base | {"implementation": which} | values
+            if row["tokens_per_s"] is not None and row.get("flops_per_token") is not None:
+                row["flop_per_s"] = row["tokens_per_s"] * row["flops_per_token"]
+                row["utilisation"] = row["flop_per_s"] / ceiling
+            rows.append(row)
+            progress(f"{name}{'' if which == OURS else ', fla'}: {_result(row)}")
+    return rows
+
+
+def _require_comparable(device: torch.device, layout: Layout) -> None:
+    if device.type != "cuda":
+        raise ValueError(
+            f"against_fla: fla's chunk kernels are Triton's, tuned on a GPU at their first call, and this is {device}; "
+            "leave --against-fla out, or run on a machine with a CUDA device"
+        )
+    if layout != "recurrent":
+        raise ValueError(f"against_fla: models of fla are compared in the recurrent layout, not {layout}; use it")
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device: {name!r} is none that torch knows; use cuda or cpu") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: training runs on cuda or cpu, got {name!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device: torch sees no {name} here; use cpu")
+    return device
+
+
+def _measured(
+    preset: str,
+    layout: Layout,
+    mixer: str,
+    against_fla: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+    config: Config,
+    until: float,
+) -> dict[str, Row]:
+    """What was found of each implementation, by its name, until a moment of time.perf_counter."""
+    try:
+        model_config = matched_config(preset, layout, mixer)
+    except ValueError as error:
+        return {OURS: {"refused": _reason(error)}}
+    (shape,) = config.shapes
+    rows: dict[str, Row] = {OURS: {}}
+    builders = {OURS: partial(_ours, model_config, shape, device, dtype, rows[OURS])}
+    if against_fla:
+        rows["fla"] = {}
+        if (absent := fla_absent(mixer)) is None:
+            builders["fla"] = partial(_fla, model_config, shape, device, dtype, rows["fla"])
+        else:
+            rows["fla"]["refused"] = absent
+    for which, found in time_in_turns(builders, config, device, until).items():
+        rows[which] |= found if isinstance(found, dict) else _times(*found, config)
+    if against_fla and "non_embedding_params" in rows["fla"] and "non_embedding_params" in rows[OURS]:
+        ours, theirs = rows[OURS], rows["fla"]
+        theirs["parameter_ratio"] = theirs["non_embedding_params"] / ours["non_embedding_params"]
+        if theirs["differs"] is None and "tokens_per_s" in ours and "tokens_per_s" in theirs:
+            theirs["speed_ratio"] = ours["tokens_per_s"] / theirs["tokens_per_s"]
+    return rows
+
+
+def _ours(config: ModelConfig, shape: Shape, device: torch.device, dtype: torch.dtype, row: Row) -> Step:
+    """A training step of our model; what the model is goes into its row."""
+    model = build_model(config, seed=0).to(device)
+    cost = model.cost(shape.length)
+    row |= asdict(cost) | {"backend": model.backend(dtype), "mlp_widths": config.mlp_widths}
+    loss = mean_loss(model, random_tokens(shape, config.vocab_size, device))
+    return partial(training_step, loss, model, build_optimizer(model, RECIPE), RECIPE, dtype)
+
+
+def _fla(config: ModelConfig, shape: Shape, device: torch.device, dtype: torch.dtype, row: Row) -> Step:
+    """The same of fla's model."""
+    built = build_fla(config, device)
+    row |= {"backend": built.name, "non_embedding_params": built.non_embedding_params, "differs": built.differs}
+    if built.differs is None:
+        widths = [built.mlp_width] * config.layers
+        same = meta_model(config.model_copy(update={"mlp_widths": widths})).cost(shape.length)
+        row |= {"mlp_widths": widths, "flops_per_token": same.flops_per_token}
+    tokens = random_tokens(shape, config.vocab_size, device)
+    optimizer = build_optimizer(built.model, RECIPE)
+    return partial(training_step, partial(built.loss, tokens), built.model, optimizer, RECIPE, dtype)
+
+
+def time_in_turns(
+    builders: dict[str, Callable[[], Step]], config: Config, device: torch.device, until: float = math.inf
+) -> dict[str, tuple[list[float], float | None] | Row]:
+    """Of each, by name: seconds of its windows of steps after warm-up, and on CUDA its peak of memory in bytes, without
+    what the others hold; or a row of why there are none, `refused` or `left_out`.
+
+    builders: from a name to what makes its step; one after another, each warmed up before the next is made. Then they
+    take windows in turns, the first of a turn being the last of the next, until a moment of time.perf_counter.
+    """
+    steps: dict[str, Step] = {}
+    held: dict[str, int] = {}
+    missing: dict[str, Row] = {}
+    times: dict[str, list[float]] = {name: [] for name in builders}
+    peaks: dict[str, int] = {}
+
+    def attempt(name: str, work: Callable[[], Any]) -> Any:
+        """What work returns; where it fails, which no match, no memory and a kernel that does not compile do, the
+        reason is the result, and what is left of it is given back."""
+        try:
+            return work()
+        except Exception as error:
+            missing[name] = {"refused": _reason(error)}
+        steps.pop(name, None)
+        release(device)
+
+    for name, build in builders.items():
+        before = _allocated(device)
+        if (step := attempt(name, build)) is None:
+            continue
+        steps[name] = step
+        attempt(name, partial(timed, step, config.warm_up, device, until))
+        step = None
+        held[name] = _allocated(device) - before
+    turn = 0
+    while turn < config.windows and time.perf_counter() < until:
+        for name in list(steps) if turn % 2 == 0 else list(steps)[::-1]:
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            took = attempt(name, partial(timed, steps[name], config.steps, device, until))
+            if took is not None:
+                times[name].append(took)
+                others = sum(held[other] for other in steps if other != name)
+                peak = torch.cuda.max_memory_allocated(device) - others if device.type == "cuda" else 0
+                peaks[name] = max(peaks.get(name, 0), peak)
+        turn += 1
+    for name in steps:
+        if not times[name]:
+            missing[name] = {"left_out": "its share of the time did not last for warm-up and one window of steps"}
+    steps.clear()  # before the next mixer's are built
+    release(device)
+    return {
+        name: missing[name] if name in missing else (times[name], float(peaks[name]) if device.type == "cuda" else None)
+        for name in builders
+    }
+
+
+def _allocated(device: torch.device) -> int:
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _times(times: list[float], peak: float | None, config: Config) -> Row:
+    (shape,) = config.shapes
+    rates = [config.steps * shape.batch * shape.length / t for t in times]
+    # One window has no spread, and to say 0 would claim one.
+    low, *_, high = statistics.quantiles(rates, n=5, method="inclusive") if len(rates) > 1 else (None, None)
+    return {
+        "windows": len(rates),
+        "tokens_per_s": statistics.median(rates),
+        "tokens_per_s_p20": low,
+        "tokens_per_s_p80": high,
+        "ms_per_step": 1e3 * statistics.median(times) / config.steps,
+        "peak_memory_bytes": peak,
+    }
+
+
+def _result(row: Row) -> str:
+    if row["tokens_per_s"] is None:
+        return f"refused: {row['refused']}" if row["refused"] else f"left out: {row['left_out']}"
+    return f"{row['tokens_per_s']:,.0f} tokens/s{_spread(row)}"
+
+
+def _spread(row: Row) -> str:
+    if row["tokens_per_s_p20"] is None:
+        return ""
+    return f" [{row['tokens_per_s_p20']:,.0f}–{row['tokens_per_s_p80']:,.0f}]"
+
+
+def _name(row: Row) -> str:
+    return row["display"] if row["implementation"] == OURS else f"{row['display']}, fla's"
+
+
+def render(rows: list[Row]) -> str:
+    """The rows of `bench` as a table; below it, what was refused or left out, and how fla's models differ."""
+    first = rows[0]
+    beside = any(row["implementation"] != OURS for row in rows)
+    lines = [
+        f"{first['preset']}, {first['batch']} × {first['length']} tokens a step, {first['dtype']}, {first['device']}, "
+        f"threads={first['threads']}, torch {first['version_torch']}, commit {(first['git_commit'] or 'unknown')[:10]}",
+        f"tokens/s: median [20th–80th percentile] of up to {Config().windows} windows of {first['steps']} training "
+        "steps, optimiser step included; parameters without embeddings; utilisation: model FLOPs of "
+        f"{first['matmul_flop_per_s'] / 1e12:.3g} TFLOP/s, the best that square matrix products reached here",
+    ]
+    table = [["mixer", "layout", "parameters", "tokens/s", "ms/step", "TFLOP/s", "utilisation", "peak GiB", "windows"]]
+    if beside:
+        lines.append(
+            f"fla's: its own model classes, flash-linear-attention {first['version_fla']}, in turns with ours; "
+            "ours / fla's: tokens/s, where the architecture is the same"
+        )
+        table[0].append("ours / fla's")
+    for row in rows:
+        if row["tokens_per_s"] is None:
+            continue
+        memory = row["peak_memory_bytes"]
+        table.append(
+            [
+                _name(row),
+                row["layout"],
+                f"{row['non_embedding_params']:,}",
+                f"{row['tokens_per_s']:,.0f}{_spread(row)}",
+                f"{row['ms_per_step']:.1f}",
+                f"{row['flop_per_s'] / 1e12:.3g}" if "flop_per_s" in row else "–",
+                f"{row['utilisation']:.1%}" if "utilisation" in row else "–",
+                "–" if memory is None else f"{memory / 2**30:.2f}",
+                str(row["windows"]),
+            ]
+            + ([f"{row['speed_ratio']:.2f}" if "speed_ratio" in row else ""] if beside else [])
+        )
+    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
+    lines += ["  ".join(cell.ljust(n) for cell, n in zip(line, widths, strict=True)).rstrip() for line in table]
+    lines += [
+        f"{_name(r)}: {r['differs']}; {r['parameter_ratio']:.0%} of our parameters"
+        for r in rows
+        if r["differs"] is not None and "parameter_ratio" in r
+    ]
+    return "\n".join([*lines, *(f"{_name(r)}: {_result(r)}" for r in rows if r["tokens_per_s"] is None)])

@@ -1,0 +1,44 @@
+"""torch.compile takes a block of any mixer's torch form whole: one graph, and what it computes is the same."""
+
+import pytest
+import torch
+import torch._dynamo
+
+from harness.matching import matched_config
+from harness.model import Block, build_model
+
+MIXERS = ("gdn2", "gated_deltanet", "kda", "mamba2", "mamba3_siso", "mamba3_mimo", "attention")
+TOKENS = 80  # more than one chunk of any mixer, the last one filled up
+
+
+def block(mixer: str) -> Block:
+    layout = "attention" if mixer == "attention" else "recurrent"
+    return build_model(matched_config("cpu-600k", layout, mixer), seed=0).blocks[0]
+
+
+def inputs() -> torch.Tensor:
+    return torch.randn(2, TOKENS, 64, requires_grad=True)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled_before() -> None:
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_a_block_is_one_graph(mixer: str) -> None:
+    found = torch._dynamo.explain(block(mixer).forward)(inputs(), None, None, False)
+    assert (found.graph_count, found.graph_break_count) == (1, 0), [reason.reason for reason in found.break_reasons]
+
+
+@pytest.mark.parametrize("mixer", ["gated_deltanet", "mamba3_mimo"])
+def test_the_graph_computes_what_the_block_does(mixer: str) -> None:
+    # Without the code generator, which sums in another order, the operations are the same ones: equal bits.
+    built, x = block(mixer), inputs()
+    parts = [x, *built.parameters()]
+    eager, _ = built(x, None, None, False)
+    traced, _ = torch.compile(built.forward, backend="aot_eager", fullgraph=True)(x, None, None, False)
+    assert torch.equal(eager, traced)
+    wanted = torch.autograd.grad(eager.square().sum(), parts)
+    found = torch.autograd.grad(traced.square().sum(), parts)
+    assert all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
