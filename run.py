@@ -248,33 +248,76 @@ def check(
 @data_app.command()
 def prepare(
     source: Annotated[
-        str, typer.Argument(help="`embedded`, a .txt, .jsonl or .parquet file, a folder, or a Hub name.")
-    ],
+        str | None, typer.Argument(help="`embedded`, a .txt, .jsonl or .parquet file, a folder, or a Hub name.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Instead of SOURCE: a data set's name on the Hub.")] = None,
     tokenizer: Annotated[str, typer.Option(help="`embedded`, a tokenizer.json, or a Hub name.")] = "embedded",
     out: Annotated[Path | None, typer.Option(help="Output folder; by default one of the cache.")] = None,
     text_field: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
     max_tokens: Annotated[int | None, typer.Option(help="Stop the train split after so many tokens.")] = None,
+    validation_fraction: Annotated[float | None, typer.Option(help="Of the documents; 0.01 by default.")] = None,
+    test_fraction: Annotated[float | None, typer.Option(help="Of the documents; 0.01 by default.")] = None,
+    shard_tokens: Annotated[int, typer.Option(help="Tokens after which a new shard begins.")] = 100_000_000,
     name: Annotated[str | None, typer.Option(help="Configuration of a Hub data set.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of a Hub data set.")] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of a Hub data set.")] = None,
+    processes: Annotated[int | None, typer.Option(help="CPUs to use here; all by default.")] = None,
+    cluster: Annotated[str | None, typer.Option(help="Tokenise in jobs of this Slurm site's profile.")] = None,
+    jobs: Annotated[int, typer.Option(help="With --cluster: jobs that share the work.")] = 1,
+    runs: RunsRoot = RUNS,
 ) -> None:
-    """Tokenise text into shards with an index and checksums."""
-    from harness.prepare import prepare as tokenise
+    """Tokenise text into shards with an index and checksums. Interrupted, the same command goes on."""
+    from harness.prepare import account, finish, plan
+
+    def say(line: str) -> None:
+        typer.echo(line, err=True)
 
     with errors():
-        data = tokenise(
+        if processes is not None and (processes < 1 or cluster is not None):
+            raise ValueError(
+                f"--processes: {processes} cannot be; give at least 1, and none with --cluster, whose profile has "
+                "prepare.cpus_per_task"
+            )
+        profile = _preparing_site(cluster, jobs)
+        folder, data = plan(
             source,
             tokenizer,
             out,
+            dataset=dataset,
             text_field=text_field,
+            validation_fraction=validation_fraction,
+            test_fraction=test_fraction,
             max_tokens=max_tokens,
+            shard_tokens=shard_tokens,
             hub_config=name,
             hub_split=split,
             revision=revision,
-            progress=lambda line: typer.echo(line, err=True),
+            progress=say,
         )
+        if data is None and profile is not None:
+            from slurm.preparation import submit as submit_preparation
+
+            typer.echo("\n".join(submit_preparation(folder, profile, jobs, runs.resolve())))
+            return
+        data = finish(folder, processes, say) if data is None else data
         counts = ", ".join(f"{split} {len(data.tokens(split)):,}" for split in ("train", "validation", "test"))
-    typer.echo(f"{data.folder}: tokens {counts}")
+    typer.echo(f"{data.folder}: tokens {counts}\n{account(data.index)}")
+
+
+def _preparing_site(cluster: str | None, jobs: int) -> Any:
+    """The profile of the site that is to prepare data, looked at before work starts; None for this machine."""
+    if jobs < 1 or (cluster is None and jobs != 1):
+        raise ValueError(f"--jobs: {jobs} jobs cannot be; give at least 1, with --cluster SITE")
+    if cluster is None:
+        return None
+    if cluster in ("local", "debug"):
+        raise ValueError(f"--cluster: {cluster} is this machine, whose CPUs `--processes` takes; leave it out")
+    from slurm.site import load_cluster, problems
+
+    profile = load_cluster(cluster)
+    if wrong := problems(profile):
+        raise ValueError("; ".join(wrong))
+    return profile
 
 
 @data_app.command()
@@ -470,12 +513,15 @@ def train(
     overrides: Overrides = None,
     mixer_file: MixerFiles = None,
 ) -> None:
-    """Train one run of an experiment in this process, or in those that torchrun has started."""
+    """Train one run of an experiment in this process, or in those that torchrun has started. Told to end, it saves
+    first; told twice, it does not."""
+    import signal
     from contextlib import nullcontext
 
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from harness.distributed import world
+    from harness.train import TrainingInterrupted
     from harness.train import train as train_run
     from slurm.state import TRAIN, exclusively
 
@@ -496,7 +542,22 @@ def train(
                 line = f"{work.config.run_id}  loss {m['loss']:.3f}  {m['tokens_per_second']:,.0f} tok/s"
                 bar.update(task, completed=m["step"], description=line)
 
-            summary = train_run(work.config, work.folder, show, sharding=sharding, profile=profile)
+            told = []
+
+            def hear(number: int, frame: Any) -> None:
+                told.append(number)
+                signal.signal(number, before[number])
+
+            before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
+            try:
+                summary = train_run(
+                    work.config, work.folder, show, stop=lambda: bool(told), sharding=sharding, profile=profile
+                )
+            except TrainingInterrupted:
+                raise KeyboardInterrupt from None
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
     if here.first:
         typer.echo(f"{work.folder}: loss {summary.train_loss:.3f} after {summary.tokens_seen:,} tokens")
 
@@ -843,20 +904,23 @@ def bench_throughput(
     batch: Annotated[int, typer.Option(help="Sequences a step.")] = 8,
     steps: Annotated[int, typer.Option(help="Steps a timed window.")] = 10,
     seconds: Annotated[float, typer.Option(help="For all mixers together.")] = 300,
+    against_fla: Annotated[
+        bool, typer.Option("--against-fla", help="In turns with fla's own model classes; needs a CUDA device.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Also write the rows to this JSON file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Time training steps of every matched model at a scale, on this machine's device."""
     from harness.files import write_atomic
     from harness.train import this_device
-    from suites.throughput import bench, render
+    from suites.throughput_bench import bench, render
 
     def say(line: str) -> None:
         typer.echo(line, err=True)
 
     with errors():
         names = mixers.split(",") if mixers else None
-        rows = bench(preset, names, layout, length, batch, steps, str(this_device()), seconds, say)
+        rows = bench(preset, names, layout, length, batch, steps, str(this_device()), seconds, say, against_fla)
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(out, json.dumps(rows, indent=1).encode())
@@ -908,6 +972,23 @@ def bench_loader(
     with errors():
         found = run(length, rows, steps, workers)
     _print(found, as_json, render(found))
+
+
+@bench_app.command("optimizer")
+def bench_optimizer(
+    preset: Annotated[str, typer.Option(help="A scale; see `list`.")] = "125m",
+    steps: Annotated[int, typer.Option(help="Timed steps of each form.")] = 15,
+    as_json: AsJson = False,
+) -> None:
+    """Time an optimiser step as training takes it beside other forms of torch's AdamW, all to the same weights."""
+    from harness.optim_speed import render, run
+    from harness.train import this_device
+
+    with errors():
+        if steps < 1:
+            raise ValueError(f"--steps: {steps} leaves nothing to time; give at least 1")
+        rows = run(preset, steps, this_device())
+    _print(rows, as_json, render(rows))
 
 
 @bench_app.command("sweep")

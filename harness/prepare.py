@@ -2,43 +2,78 @@
 
 A prepared folder holds the shards of each split, index.json (settings, counts, checksums) and a copy of the tokenizer.
 It appears whole or not at all. `harness.data.TokenData` opens it.
+
+The source is cut into parts, and every part is tokenised once, by whichever of the processes at work on the output
+takes it: those of one call, of several, or of jobs on machines that share the file system (`harness.tokenise`). What
+is done stays in a work folder beside the output, until the last part is there and one process puts them together.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import islice
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from harness import corpus
 from harness.data import FORMAT, INDEX, TOKENIZER, TokenData, cache_dir, load_tokenizer, tokenizer_hash, write_json
-from harness.sources import Source, open_source
+from harness.files import write_atomic
+from harness.sources import Part, Source, documents, open_source
+from harness.tokenise import FULL, PLAN, STAGED, Work, no_room, trained, work_through
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-DOCUMENTS_PER_CALL = 256
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+POLL = 0.1  # seconds between two looks at the workers
+
+Say = Callable[[str], None]
 
 
 def prepare(
-    source: str | Path,
+    source: str | Path | None,
     tokenizer: str | Path = "embedded",
     out_dir: str | Path | None = None,
     *,
+    processes: int | None = None,
+    progress: Say = lambda line: None,
+    **options: Any,
+) -> TokenData:
+    """Tokenise `source` into `out_dir` and open it; a complete output of the same settings is used as it is, and one
+    that was interrupted is continued.
+
+    source, tokenizer, out_dir, options: what `plan` takes. processes: CPUs to use, by default those that this process
+    may. With several parts each has a process of its own; they end with this one. The output is the same, byte for
+    byte, for any number. progress: called with a line about once a second.
+
+    Raises ValueError, one line, for every wrong argument or text, and RuntimeError naming the part when a process fails
+    or is killed.
+    """
+    if processes is not None and processes < 1:
+        raise ValueError(f"processes: {processes} is no number of processes; give at least 1")
+    out, existing = plan(source, tokenizer, out_dir, progress=progress, **options)
+    return finish(out, processes, progress) if existing is None else existing
+
+
+def plan(
+    source: str | Path | None,
+    tokenizer: str | Path = "embedded",
+    out_dir: str | Path | None = None,
+    *,
+    dataset: str | None = None,
     text_field: str = "text",
     validation_fraction: float | None = None,
     test_fraction: float | None = None,
@@ -47,27 +82,30 @@ def prepare(
     hub_config: str | None = None,
     hub_split: str | None = None,
     revision: str | None = None,
-    progress: Callable[[str], None] = lambda line: None,
-) -> TokenData:
-    """Tokenise `source` into `out_dir` and open it; a complete output of the same settings is used as it is.
+    progress: Say = lambda line: None,
+) -> tuple[Path, TokenData | None]:
+    """Decide what there is to do and write it into the output's work folder. Returns the output's folder, and the data
+    if they are there already.
 
     source: "embedded", a .txt (one document), .jsonl or .parquet file, a folder of such files, or a data set's name
         on the Hub, of which `hub_config`, `hub_split` (train unless given) and `revision` choose the part.
+    dataset: instead of `source`, a name on the Hub and nothing else.
     tokenizer: what `load_tokenizer` takes. out_dir: by default a folder of the cache named after the settings.
     text_field: the column of jsonl, parquet and Hub data that holds the text.
     validation_fraction, test_fraction: of the documents, by the SHA-256 of their text, 0.01 unless given. The
         embedded corpus has its own split and takes neither.
     max_tokens: stop after the document with which the train split reaches so many; the index says so. The embedded
         corpus' held-out splits stay whole.
-    shard_tokens: tokens from which on a new shard begins; a document is never divided.
-    progress: called with a line about once a second.
+    shard_tokens: tokens from which on a new shard begins, as it does with every part; a document is never divided.
 
-    Raises ValueError, one line, for every wrong argument or text; nothing half-written stays behind.
+    Parts that were done for other settings are an error, which names the folder to remove. Where local files have
+    changed since, parts of those that have not are kept, and `progress` says how many are done anew. Raises ValueError,
+    one line, for every wrong argument.
     """
     for name, value in (("max_tokens", max_tokens), ("shard_tokens", shard_tokens)):
         if value is not None and value < 1:
             raise ValueError(f"{name}: {value} is not a number of tokens; give at least 1")
-    opened = open_source(source, text_field, hub_config, hub_split, revision)
+    opened = open_source(source, dataset, text_field, hub_config, hub_split, revision)
     fractions = _fractions(opened, validation_fraction, test_fraction)
     tok = load_tokenizer(tokenizer)
     settings = {
@@ -82,20 +120,71 @@ def prepare(
         out = cache_dir() / "data" / f"{opened.name}-{digest[:12]}"
     else:
         out = Path(out_dir).expanduser().resolve()
+    with _room(out), _lock(out):
+        existing = _existing(out, settings, progress)
+        if existing is None:
+            _write_plan(work_folder(out), opened, tok, settings, progress)
+        else:
+            _retire(out)
+        return out, existing
+
+
+def finish(out: Path, processes: int | None = None, progress: Say = lambda line: None) -> TokenData:
+    """Do what is left of a planned output, together with whoever else is at it, put it together and open it. Raises
+    what `prepare` does."""
+    while True:
+        with _room(out), _lock(out):
+            try:
+                work = Work(work_folder(out))
+            except FileNotFoundError:  # somebody else has put it together
+                return TokenData(out)
+            work.refresh()
+            if work.complete():
+                # It is in its place if only tidying up behind it was interrupted.
+                if _existing(out, work.plan["settings"], lambda line: None) is None:
+                    with _threads(processes != 1):
+                        _assemble(work, progress)
+                _retire(out)
+                return TokenData(out)
+        if not tokenise(work, processes, progress):
+            time.sleep(10 * POLL)  # others do the rest
+
+
+def tokenise(work: Work, processes: int | None = None, progress: Say = lambda line: None) -> bool:
+    """Do parts of a work folder until none is free or the output needs no more; False if none was. Raises what
+    `prepare` does."""
+    processes = processes or len(os.sched_getaffinity(0))
     try:
-        with _lock(out):
-            existing = _existing(out, settings, progress)
-            if existing is not None:
-                return existing
-            with _partial(out) as temp:
-                index = _write(opened, tok, temp, fractions, max_tokens, shard_tokens, progress)
-                write_json(temp / INDEX, {"format": FORMAT, **index, "settings": settings})
-                _publish(temp, out)
-            return TokenData(out)
-    except OSError as error:
-        if error.errno not in FULL:
+        work.refresh()
+        count = work.free(processes)
+        meter = _Meter(work, progress)
+        if count > 1:
+            _in_workers(work, count, meter)
+        elif count:
+            with _threads(processes > 1):
+                work_through(work, meter)
+    except FileNotFoundError:
+        if (work.folder / PLAN).exists():
             raise
-        raise ValueError(f"out_dir: no room to write {out} ({error.strerror}); free space or choose another") from error
+        return True  # somebody else has put it together
+    except Exception:
+        with _lock(work.out):
+            _discard(work)
+        raise
+    return count > 0
+
+
+def account(index: dict[str, Any]) -> str:
+    """What has become of every document of an index, in one line."""
+    counts = index["documents"]
+    ends = " + ".join(f"{counts[kind]:,} {kind}" for kind in (*corpus.SPLITS, "empty"))
+    rest = "" if index["whole_source"] else f"; max_tokens {index['settings']['max_tokens']:,} left others unread"
+    return f"documents: {counts['read']:,} read = {ends}{rest}"
+
+
+def work_folder(out: Path) -> Path:
+    """Where the parts of an unfinished output lie."""
+    return out.with_name(f".{out.name}.work")
 
 
 def _fractions(source: Source, validation: float | None, test: float | None) -> dict[str, float] | None:
@@ -114,132 +203,268 @@ def _fractions(source: Source, validation: float | None, test: float | None) -> 
     return fractions
 
 
-class _Shards:
-    """Writes one split's tokens, a new file from every `limit` tokens on."""
-
-    def __init__(self, folder: Path, split: str, dtype: np.dtype, limit: int):
-        self.folder, self.split, self.dtype, self.limit = folder, split, dtype, limit
-        self.done: list[dict[str, Any]] = []
-        self.file = None
-        self.tokens = 0
-
-    def add(self, ids: list[int]) -> None:
-        if self.file is None:
-            self.name = f"{self.split}-{len(self.done):05d}.bin"
-            self.file = (self.folder / self.name).open("wb")
-            self.digest, self.in_shard, self.documents = hashlib.sha256(), 0, 0
-        data = np.asarray(ids, self.dtype).tobytes()
-        self.file.write(data)
-        self.digest.update(data)
-        self.tokens += len(ids)
-        self.in_shard += len(ids)
-        self.documents += 1
-        if self.in_shard >= self.limit:
-            self.close()
-
-    def close(self) -> None:
-        if self.file is None:
-            return
-        self.file.close()
-        self.file = None
-        entry = {"name": self.name, "split": self.split, "tokens": self.in_shard, "documents": self.documents}
-        self.done.append({**entry, "sha256": self.digest.hexdigest()})
-
-
-def _write(
-    source: Source,
-    tokenizer: PreTrainedTokenizerFast,
-    folder: Path,
-    fractions: dict[str, float] | None,
-    max_tokens: int | None,
-    shard_tokens: int,
-    progress: Callable[[str], None],
-) -> dict[str, Any]:
-    """Write shards and tokenizer to `folder`; the index, which accounts for every document read."""
+def _write_plan(
+    folder: Path, source: Source, tokenizer: PreTrainedTokenizerFast, settings: dict[str, Any], progress: Say
+) -> None:
+    """Make a work folder, or go on with the one that is there."""
+    rest = {key: value for key, value in settings.items() if key != "source"}
+    keys = [_key(part, rest) for part in source.parts]
+    if not (folder / PLAN).exists() or _make_way(Work(folder), settings, keys, progress):
+        _save_tokenizer(tokenizer, folder)
     vocab_size = max(tokenizer.get_vocab().values()) + 1  # len() would miss gaps in the ids
-    dtype = np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
-    shards = {split: _Shards(folder, split, dtype, shard_tokens) for split in corpus.SPLITS}
-    documents: Counter[str] = Counter()
-    started = said = time.monotonic()
-    complete = True
+    plan = {
+        "name": source.name,
+        "settings": settings,
+        "vocab_size": vocab_size,
+        "dtype": np.dtype("<u2" if vocab_size <= 2**16 else "<u4").str,
+        "bos_token_id": tokenizer.bos_token_id,
+        "parts": [{"key": key, **asdict(part)} for key, part in zip(keys, source.parts, strict=True)],
+    }
+    write_atomic(folder / PLAN, json.dumps(plan).encode())
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Into a work folder, made if there is none. The tokenizers library raises bare Exception, here its OSError."""
+    made = not folder.exists()
+    folder.mkdir(exist_ok=True)
     try:
-        for split, ids in _tokenised(source, tokenizer, fractions):
-            if max_tokens is not None and shards["train"].tokens >= max_tokens:
-                complete = False
-                break
-            documents[split if ids else "empty"] += 1
-            if ids:
-                shards[split].add(ids)
-            if time.monotonic() - said >= 1:
-                said = time.monotonic()
-                tokens = sum(s.tokens for s in shards.values())
-                rate = tokens / (said - started)
-                progress(f"prepare: {documents.total():,} documents, {tokens:,} tokens, {rate:,.0f} tokens/s")
-    finally:
-        for shard in shards.values():
-            shard.close()
-    if not documents["train"]:
+        tokenizer.save_pretrained(str(folder / TOKENIZER))
+    except Exception as error:
+        if made:
+            shutil.rmtree(folder)
+        if code := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
+        raise
+
+
+def _make_way(before: Work, settings: dict[str, Any], keys: list[str], progress: Say) -> bool:
+    """Remove what a work folder holds and the parts called `keys` cannot use, unless it is to be kept: ValueError.
+    False if its parts are these."""
+    before.refresh()
+    if before.keys == keys:
+        return False
+    old, folder, done = before.plan["settings"], before.folder, len(before.results)
+    changed = [key for key in settings if old[key] != settings[key]] or ["parts"]
+    if before.busy():
+        raise ValueError(f"out_dir: another process prepares {before.out} with another {changed[-1]}; wait, or stop it")
+    results = {before.keys[index]: result for index, result in before.results.items()}
+    if done and (changed != ["source"] or {old["source"]["kind"], settings["source"]["kind"]} != {"local"}):
+        commit = f" (commit {old['source']['commit']})" if "commit" in old["source"] else ""
         raise ValueError(
-            f"source: {source.name} gave {documents.total()} documents, {documents['empty']} of them empty, and none "
+            f"out_dir: {folder} holds {done} of {len(before.parts)} parts of another {changed[-1]}{commit}; give the "
+            "arguments that they were made with, choose another out_dir, or remove it"
+        )
+    if (folder / STAGED).exists():
+        shutil.rmtree(folder / STAGED)  # and with it the shards that were moved there
+    stale = [
+        key
+        for key, result in results.items()
+        if key not in keys or not all((folder / key / shard["name"]).exists() for shard in result["shards"])
+    ]
+    if stale:
+        progress(f"prepare: {len(stale)} of {done} parts again, since files of the source have changed")
+    for path in folder.iterdir():
+        if path.is_dir() and (path.name in stale or path.suffix in (".partial", ".cut")):
+            shutil.rmtree(path)
+    return True
+
+
+def _key(part: Part, settings: dict[str, Any]) -> str:
+    """The name of a part's result: it changes with whatever may change the result."""
+    return hashlib.sha256(json.dumps([part.identity, settings], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _discard(work: Work) -> None:
+    """Remove a work folder that holds nothing of worth: no part is done, and none is worked on."""
+    if not (work.folder / PLAN).exists():
+        return
+    work.refresh()
+    if not work.results and work.free(len(work.parts)) == len(work.parts):
+        shutil.rmtree(work.folder)
+
+
+class _Meter:
+    """Says about once a second how far a preparation is: of all who work on it, with the rate since this began."""
+
+    def __init__(self, work: Work, say: Say):
+        self.work, self.say = work, say
+        self.began = self.said = time.monotonic()
+        self.tokens = work.standing()[1]
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now - self.said < 1:
+            return
+        self.said = now
+        self.work.refresh()
+        read, tokens = self.work.standing()
+        rate = (tokens - self.tokens) / (now - self.began)
+        parts = f"{len(self.work.results)} of {len(self.work.parts)} parts"
+        self.say(
+            f"prepare: {parts}, {read:,} documents, {tokens:,} tokens, {rate:,.0f} tokens/s{self._left(tokens, rate)}"
+        )
+
+    def _left(self, tokens: int, rate: float) -> str:
+        """About how long the rest takes, in words: by the tokens of the parts that are done, or by max_tokens."""
+        work, totals = self.work, []
+        if work.results:
+            done = sum(shard["tokens"] for result in work.results.values() for shard in result["shards"])
+            size = sum(work.parts[index].size for index in work.results)
+            totals.append(done / max(1, size) * sum(part.size for part in work.parts))
+        if work.max_tokens is not None:
+            totals.append(work.max_tokens)
+        if not totals or rate <= 0:
+            return ""
+        seconds = max(0, int((min(totals) - tokens) / rate))
+        return f", {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left"
+
+
+def _in_workers(work: Work, count: int, meter: _Meter) -> None:
+    """Run `count` workers until they have ended or the output needs no more. They end with this process, however it
+    does: their stdin is a pipe from it."""
+    paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+    variables = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, "-P", "-m", "harness.tokenise", str(work.folder)]
+    # A group of its own: what is typed in a terminal reaches this process alone, which ends them.
+    options: dict[str, Any] = {"env": os.environ | variables, "stdin": subprocess.PIPE, "process_group": 0}
+    workers: list[tuple[subprocess.Popen[bytes], IO[bytes]]] = []
+    with ExitStack() as files:
+        try:
+            for _ in range(count):
+                errors = files.enter_context(tempfile.TemporaryFile())
+                process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, **options)
+                workers.append((process, errors))
+            running = True
+            while running and not work.complete():
+                running = any(process.poll() is None for process, _ in workers)
+                for process, errors in workers:
+                    if process.poll():
+                        raise _failure(work, process, errors)
+                meter()
+                time.sleep(POLL)
+        finally:
+            for process, _ in workers:
+                process.kill()
+            for process, _ in workers:
+                process.wait()
+                process.stdin.close()
+
+
+def _failure(work: Work, process: subprocess.Popen[bytes], errors: IO[bytes]) -> Exception:
+    """Why a worker has ended."""
+    errors.seek(0)
+    said = errors.read().decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
+    if process.returncode == 2:
+        return ValueError(said[0])
+    if process.returncode == 1:
+        return RuntimeError(said[0])
+    part = work.claimed_by(process.pid)
+    where = work.plan["name"] if part is None else work.named(part)
+    name = signal.Signals(-process.returncode).name if process.returncode < 0 else f"exit code {process.returncode}"
+    return RuntimeError(
+        f"{where}: its process was ended by {name}; run the same command again to go on, with fewer --processes if "
+        "memory was short"
+    )
+
+
+@contextmanager
+def _threads(on: bool) -> Iterator[None]:
+    """Let the tokenizers library use all CPUs, or one."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "true" if on else "false"
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
+def _assemble(work: Work, progress: Say) -> None:
+    """Put the parts together and the output in its place; interrupted at any point, it is gone on with."""
+    settings, plan, dtype = work.plan["settings"], work.plan, np.dtype(work.plan["dtype"])
+    count, tokens = work.reached()
+    results = [(work.keys[index], work.results[index]) for index in range(count)]
+    if work.max_tokens is not None and results:
+        key, last = results[-1]
+        limit = work.max_tokens - (tokens - trained(last))
+        if trained(last) >= limit != last["limit"]:
+            # It was tokenised before it was known how much of it there is room for.
+            if not (work.folder / f"{key}.cut").exists():
+                progress(f"prepare: {work.named(count - 1)} again, since max_tokens falls into it")
+                work.write(count - 1, f"{key}.cut", limit, lambda: None)
+            results[-1] = (f"{key}.cut", work.read(f"{key}.cut"))
+    more = bool(results) and results[-1][1]["more"]
+    whole = not more and not any(True for part in work.parts[count:] for _ in documents(part))
+    shards = {split: [] for split in corpus.SPLITS}
+    for key, result in results:
+        for shard in result["shards"]:
+            entry = {**shard, "name": f"{shard['split']}-{len(shards[shard['split']]):05d}.bin"}
+            shards[shard["split"]].append((work.folder / key / shard["name"], entry))
+    entries = {split: [entry for _, entry in found] for split, found in shards.items()}
+    read, empty = (sum(result[kind] for _, result in results) for kind in ("read", "empty"))
+    by_split = {split: sum(entry["documents"] for entry in found) for split, found in entries.items()}
+    if read != empty + sum(by_split.values()):
+        raise RuntimeError(f"{work.folder}: {read} documents were read, and {empty} + {by_split} written; remove it")
+    if not by_split["train"]:
+        shutil.rmtree(work.folder)
+        raise ValueError(
+            f"source: {plan['name']} gave {read} documents, {empty} of them empty, and none "
             "for the train split; give more text or smaller validation and test fractions"
         )
-    tokenizer.save_pretrained(str(folder / TOKENIZER))
-    return {
-        "documents": {"read": documents.total(), "empty": documents["empty"], **{s: documents[s] for s in shards}},
-        "tokens": {split: shards[split].tokens for split in shards},
-        "whole_source": complete,
-        "vocab_size": vocab_size,
+    staged = work.folder / STAGED
+    staged.mkdir(exist_ok=True)
+    for path, target in [
+        *((path, staged / entry["name"]) for found in shards.values() for path, entry in found),
+        (work.folder / TOKENIZER, staged / TOKENIZER),
+    ]:
+        if not target.exists():  # it does where this was interrupted
+            path.rename(target)
+    index = {
+        "documents": {"read": read, "empty": empty, **by_split},
+        "tokens": {split: sum(entry["tokens"] for entry in found) for split, found in entries.items()},
+        "whole_source": whole,
+        "vocab_size": plan["vocab_size"],
         "dtype": dtype.str,
-        "bos_token_id": tokenizer.bos_token_id,
-        "tokenizer_hash": tokenizer_hash(tokenizer),
-        "shards": [entry for shard in shards.values() for entry in shard.done],
+        "bos_token_id": plan["bos_token_id"],
+        "tokenizer_hash": settings["tokenizer_hash"],
+        "shards": [entry for found in entries.values() for entry in found],
     }
+    write_json(staged / INDEX, {"format": FORMAT, **index, "settings": settings})
+    _publish(staged, work.out)
 
 
-def _tokenised(
-    source: Source, tokenizer: PreTrainedTokenizerFast, fractions: dict[str, float] | None
-) -> Iterator[tuple[str, list[int]]]:
-    """(split, ids with BOS) of every document; an empty one has no ids."""
-    backend = tokenizer.backend_tokenizer
-    documents = iter(source.documents)
-    while group := list(islice(documents, DOCUMENTS_PER_CALL)):
-        encoded = backend.encode_batch_fast([text or "" for text, _ in group], add_special_tokens=False)
-        for (text, split), encoding in zip(group, encoded, strict=True):
-            if not text or not text.strip():
-                yield "train", []
-                continue
-            if fractions is not None:
-                split = corpus.split_of(text, fractions["validation"], fractions["test"])
-            yield split, [tokenizer.bos_token_id, *encoding.ids]
+def _retire(out: Path) -> None:
+    """Remove the work folder, out of sight first: others may still be at parts that the output does without."""
+    if work_folder(out).exists():
+        rest = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+        os.replace(work_folder(out), rest)
+        shutil.rmtree(rest, ignore_errors=True)
 
 
 @contextmanager
 def _lock(out: Path) -> Iterator[None]:
-    """One preparation of a folder at a time; what a killed one left behind is removed."""
+    """One process at a time plans and puts together; what a killed one wanted to remove is removed."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with (out.parent / f".{out.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         for stale in out.parent.glob(f".{out.name}.partial-*"):
-            shutil.rmtree(stale)
+            shutil.rmtree(stale, ignore_errors=True)
         yield
 
 
 @contextmanager
-def _partial(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out`, gone afterwards unless it was renamed."""
-    temp = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
-    # mkdtemp gives a private folder; the output is to have the permissions of any new one.
-    umask = os.umask(0)
-    os.umask(umask)
-    temp.chmod(0o777 & ~umask)
+def _room(out: Path) -> Iterator[None]:
     try:
-        yield temp
-    finally:
-        if temp.exists():
-            shutil.rmtree(temp)
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise no_room(out, error) from error
 
 
-def _existing(out: Path, settings: dict[str, Any], progress: Callable[[str], None]) -> TokenData | None:
+def _existing(out: Path, settings: dict[str, Any], progress: Say) -> TokenData | None:
     """`out` when it holds the same data intact, None when it must be written; ValueError when it holds other things."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
@@ -260,12 +485,12 @@ def _existing(out: Path, settings: dict[str, Any], progress: Callable[[str], Non
         return None
 
 
-def _publish(temp: Path, out: Path) -> None:
+def _publish(staged: Path, out: Path) -> None:
     """Put the finished folder in place of whatever damaged one is there."""
     if out.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
         os.replace(out, old)
-        os.replace(temp, out)
+        os.replace(staged, out)
         shutil.rmtree(old)
     else:
-        os.replace(temp, out)
+        os.replace(staged, out)

@@ -1,44 +1,78 @@
-"""Where texts come from: the embedded corpus, local files, data sets of the Hub."""
+"""Where texts come from: the embedded corpus, local files, data sets of the Hub; each cut into parts, in a fixed order,
+that processes can read independently of each other."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness import corpus
-from harness.data import file_sha256
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+PART_BYTES = 256_000_000  # of local files in a part, about: some minutes of work for one process
+ROWS_PER_READ = 1024  # of a parquet file: a row group of long documents need not fit the memory
 
-Texts = Iterable[tuple[str | None, str]]
+Texts = Iterator[tuple[str | None, str]]
+Piece = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of a source's documents that one process reads.
+
+    identity: JSON that changes whenever its documents do. place: JSON that says where they lie at present. size: how
+    much it is beside the source's other parts.
+    """
+
+    identity: dict[str, Any]
+    place: dict[str, Any]
+    size: int
 
 
 @dataclass(frozen=True)
 class Source:
     """Documents and what identifies them.
 
-    name: for a folder's name and for messages. description: JSON that changes whenever the texts do.
-    documents: (text or None, split) in a fixed order, read once. has_splits: whether those splits mean anything.
+    name: for a folder's name and for messages. description: JSON that changes whenever the texts do. parts: in the
+    order of the documents; they depend on nothing but the source. has_splits: whether it brings its own splits.
     """
 
     name: str
     description: dict[str, Any]
-    documents: Texts
+    parts: list[Part]
     has_splits: bool = False
 
 
 def open_source(
-    source: str | Path, text_field: str, hub_config: str | None, hub_split: str | None, revision: str | None
+    source: str | Path | None,
+    dataset: str | None,
+    text_field: str,
+    hub_config: str | None,
+    hub_split: str | None,
+    revision: str | None,
 ) -> Source:
-    """What `source` names (the embedded corpus, an existing path, a data set of the Hub); ValueError when nothing."""
-    name = str(source)
+    """What `source` names (the embedded corpus, an existing path, a data set of the Hub), or the Hub's data set
+    `dataset`, whatever lies here under its name; ValueError when there is nothing, or both are given."""
+    if (source is None) == (dataset is None):
+        given = "both" if source is not None else "neither"
+        raise ValueError(f"source, dataset: {given} given; give a source, or the name of a data set on the Hub")
+    if dataset is not None:
+        if not HUB_NAME.fullmatch(dataset):
+            raise ValueError(f"dataset: {dataset!r} is no name on the Hub; give one such as HuggingFaceFW/fineweb-edu")
+        return _hub(dataset, f"dataset: {dataset}", text_field, hub_config, hub_split or "train", revision)
+    name, path = str(source), Path(str(source)).expanduser()
     hub = {"hub_config": hub_config, "hub_split": hub_split, "revision": revision}
-    path = Path(source).expanduser()
     if name == "embedded" or path.exists():
         given = [f"{field}: {value!r}" for field, value in hub.items() if value is not None]
         if given:
@@ -46,110 +80,228 @@ def open_source(
         return _embedded() if name == "embedded" else _local(path.resolve(), text_field)
     if path.suffix in SUFFIXES or not HUB_NAME.fullmatch(name):
         raise ValueError(f"source: no file or folder {name}; give one, a data set's name on the Hub, or 'embedded'")
-    return _hub(name, text_field, hub_config, hub_split or "train", revision)
+    return _hub(name, f"source: no file or folder {name}", text_field, hub_config, hub_split or "train", revision)
+
+
+def documents(part: Part) -> Texts:
+    """(text or None, split) of every document of a part, in order. Raises ValueError, one line, for what is no text."""
+    readers = {"embedded": _embedded_documents, "local": _local_documents, "hub": _hub_documents}
+    return readers[part.identity["kind"]](part)
 
 
 def _embedded() -> Source:
-    def read() -> Iterator[tuple[str, str]]:
-        for split in reversed(corpus.SPLITS):  # train last, so that stopping early keeps the held-out splits whole
-            yield from ((document.text, split) for document in corpus.documents(split))
+    description = {"kind": "embedded", "sha256": corpus.fingerprint()}
+    return Source("embedded", description, [Part(description, {}, 1)], has_splits=True)
 
-    return Source("embedded", {"kind": "embedded", "sha256": corpus.fingerprint()}, read(), has_splits=True)
+
+def _embedded_documents(part: Part) -> Texts:
+    for split in reversed(corpus.SPLITS):  # train last, so that stopping early keeps the held-out splits whole
+        yield from ((document.text, split) for document in corpus.documents(split))
 
 
 def _local(path: Path, text_field: str) -> Source:
+    from harness.data import file_sha256  # torch comes with it, which the processes that only read can do without
+
     files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
     used = [f for f in files if f.suffix in SUFFIXES]
     if not used:
         raise ValueError(f"source: {path} is or holds no {', '.join(SUFFIXES)} file; convert it to one of them")
     root = path if path.is_dir() else path.parent
+    names, stamps = [str(f.relative_to(root)) for f in used], [_stamp(f) for f in used]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        hashes = list(threads.map(file_sha256, used))
     description = {
         "kind": "local",
         "text_field": text_field,
-        "files": [[str(f.relative_to(root)), f.stat().st_size, file_sha256(f)] for f in used],
+        "files": [[name, stamp[0], sha] for name, stamp, sha in zip(names, stamps, hashes, strict=True)],
         "files_not_read": [str(f.relative_to(root)) for f in files if f not in set(used)],
     }
+    pieces = (piece for index, file in enumerate(used) for piece in _pieces(index, file, text_field))
+    parts = []
+    for group in _groups(pieces, PART_BYTES):
+        ranges = [[names[index], hashes[index], start, stop] for index, start, stop, _ in group]
+        identity = {"kind": "local", "text_field": text_field, "ranges": ranges}
+        place = {"root": str(root), "stamps": [stamps[index] for index, *_ in group]}
+        parts.append(Part(identity, place, sum(size for *_, size in group)))
+    return Source(path.stem, description, parts)
 
-    def read() -> Iterator[tuple[str | None, str]]:
-        for file in used:
-            reader = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}[file.suffix]
-            yield from ((text, "train") for text in reader(file, text_field))
 
-    return Source(path.stem, description, read())
+def _stamp(file: Path) -> list[int]:
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns]
 
 
-def _txt(file: Path, text_field: str) -> Iterator[str]:
+def _pieces(index: int, file: Path, text_field: str) -> Iterator[Piece]:
+    """(index, start, stop, bytes) of what a file can be cut into: a .txt whole, a .jsonl into ranges of bytes, to which
+    the lines belong that begin there, a .parquet into row groups."""
+    size = file.stat().st_size
+    if file.suffix == ".txt":
+        yield index, 0, size, size
+    elif file.suffix == ".jsonl":
+        cuts = -(-size // PART_BYTES)
+        for cut in range(cuts):
+            start, stop = size * cut // cuts, size * (cut + 1) // cuts
+            yield index, start, stop, stop - start
+    else:
+        with _open_parquet(file) as table:
+            if text_field not in table.schema_arrow.names:
+                _text(dict.fromkeys(table.schema_arrow.names), text_field, file.__str__)
+            for group in range(table.num_row_groups):
+                yield index, group, group + 1, table.metadata.row_group(group).total_byte_size
+
+
+def _groups(pieces: Iterable[Piece], limit: int) -> Iterator[list[Piece]]:
+    """Neighbours together as long as they have up to `limit` bytes; those that adjoin in one file as one."""
+    group: list[Piece] = []
+    total = 0
+    for index, start, stop, size in pieces:
+        if group and total + size > limit:
+            yield group
+            group, total = [], 0
+        total += size
+        if group and group[-1][0] == index and group[-1][2] == start:
+            _, start, _, before = group.pop()
+            size += before
+        group.append((index, start, stop, size))
+    if group:
+        yield group
+
+
+def _local_documents(part: Part) -> Texts:
+    for (name, _, start, stop), stamp in zip(part.identity["ranges"], part.place["stamps"], strict=True):
+        file = Path(part.place["root"]) / name
+        reader = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}[file.suffix]
+        _unchanged(file, stamp)
+        yield from ((text, "train") for text in reader(file, start, stop, part.identity["text_field"]))
+        _unchanged(file, stamp)
+
+
+def _unchanged(file: Path, stamp: list[int]) -> None:
+    if not file.exists() or _stamp(file) != stamp:
+        raise ValueError(f"source: {file} has changed since this preparation began; run the same command again")
+
+
+def _txt(file: Path, start: int, stop: int, text_field: str) -> Iterator[str]:
     try:
         yield file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"source: {file} is not UTF-8 ({error}); convert it") from error
 
 
-def _jsonl(file: Path, text_field: str) -> Iterator[str | None]:
+def _jsonl(file: Path, start: int, stop: int, text_field: str) -> Iterator[str | None]:
+    """The texts of the lines that begin at one of the bytes from start to before stop."""
     with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
+        if start:
+            lines.seek(start - 1)
+            lines.readline()  # whatever of it lies behind start belongs to who reads its beginning
+        at = lines.tell()
+        while at < stop and (line := lines.readline()):
+            where = partial(_line_of, file, at)
+            at += len(line)
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise ValueError(f"source: line {number} of {file} is not JSON ({error}); correct it") from error
+                raise ValueError(f"source: {where()} is not JSON ({error}); correct it") from error
             if not isinstance(row, dict):
-                raise ValueError(f"source: line {number} of {file} is {type(row).__name__}, not an object; correct it")
-            yield _text(row, text_field, f"line {number} of {file}")
+                raise ValueError(f"source: {where()} is {type(row).__name__}, not an object; correct it")
+            yield _text(row, text_field, where)
 
 
-def _parquet(file: Path, text_field: str) -> Iterator[str | None]:
+def _line_of(file: Path, at: int) -> str:
+    """The line that begins at a byte, in words. Reads all that comes before it."""
+    number = 1
+    with file.open("rb") as content:
+        while at and (block := content.read(min(at, 2**20))):
+            number += block.count(b"\n")
+            at -= len(block)
+    return f"line {number} of {file}"
+
+
+def _open_parquet(file: Path) -> Any:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.ParquetFile(file)
+        return pyarrow.parquet.ParquetFile(file)
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"source: {file} is not a parquet file ({error}); write or download it again") from error
-    with table:
-        if text_field not in table.schema_arrow.names:
-            _text(dict.fromkeys(table.schema_arrow.names), text_field, str(file))
-        for batch in table.iter_batches(columns=[text_field]):
-            for row in batch.to_pylist():
-                yield _text(row, text_field, str(file))
 
 
-def _text(row: dict[str, Any], text_field: str, where: str) -> str | None:
+def _parquet(file: Path, start: int, stop: int, text_field: str) -> Iterator[str | None]:
+    """The texts of row groups start to stop - 1."""
+    import pyarrow
+
+    try:
+        with _open_parquet(file) as table:
+            groups = list(range(start, stop))
+            for batch in table.iter_batches(ROWS_PER_READ, row_groups=groups, columns=[text_field]):
+                for row in batch.to_pylist():
+                    yield _text(row, text_field, file.__str__)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise ValueError(f"source: {file} is damaged ({error}); write or download it again") from error
+
+
+def _text(row: dict[str, Any], text_field: str, where: Callable[[], str]) -> str | None:
     if text_field not in row:
         raise ValueError(
-            f"text_field: no {text_field!r} in {where}; its fields: {', '.join(row)}; name the right one with "
+            f"text_field: no {text_field!r} in {where()}; its fields: {', '.join(row)}; name the right one with "
             "--text-field"
         )
     text = row[text_field]
     if text is not None and not isinstance(text, str):
         raise ValueError(
-            f"text_field: {text_field!r} holds {type(text).__name__} in {where}, not text; name another with "
+            f"text_field: {text_field!r} holds {type(text).__name__} in {where()}, not text; name another with "
             "--text-field"
         )
     return text
 
 
-def _hub(name: str, text_field: str, config: str | None, split: str, revision: str | None) -> Source:
-    """A data set of the Hub, streamed at the commit that `revision` stands for now."""
+def _hub(name: str, asked: str, text_field: str, config: str | None, split: str, revision: str | None) -> Source:
+    """A data set of the Hub, streamed at the commit that `revision` stands for now: a part for each of its files.
+    asked: how errors begin."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HTTPError  # of the transport library that this version uses
 
     remedy = "give an existing path, 'embedded', or a name, config and split that the Hub has"
     if constants.HF_HUB_OFFLINE:
-        raise ValueError(
-            f"source: no file or folder {name}, and HF_HUB_OFFLINE is set, so the Hub is not asked; unset it, or "
-            f"{remedy}"
-        )
+        raise ValueError(f"{asked}, and HF_HUB_OFFLINE is set, so the Hub is not asked; unset it, or {remedy}")
     try:
         commit = HfApi().dataset_info(name, revision=revision).sha
-        from datasets import load_dataset
-
-        rows = load_dataset(name, config, split=split, revision=commit, streaming=True)
+        shards = _stream(name, config, split, commit).num_shards
     except (OSError, ValueError, HTTPError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"source: no file or folder {name}, nor such data on the Hub ({reason}); {remedy}") from error
+        raise ValueError(f"{asked}, and the Hub has no such data ({reason}); {remedy}") from error
     chosen = {"name": name, "config": config, "split": split, "commit": commit}
     description = {"kind": "hub", "text_field": text_field, **chosen}
-    documents = ((_text(row, text_field, f"{name} ({split})"), "train") for row in rows)
-    return Source(name.replace("/", "--"), description, documents)
+    parts = [Part({**description, "shard": index, "of": shards}, {}, 1) for index in range(shards)]
+    return Source(name.replace("/", "--"), description, parts)
+
+
+@lru_cache(maxsize=1)
+def _stream(name: str, config: str | None, split: str, commit: str) -> IterableDataset:
+    from datasets import load_dataset
+
+    # By its bare name a folder of this one would be read instead, if there is one where this process is.
+    return load_dataset(f"hf://datasets/{name}", config, split=split, revision=commit, streaming=True)
+
+
+def _hub_documents(part: Part) -> Texts:
+    chosen = {key: part.identity[key] for key in ("name", "config", "split", "commit")}
+    rows, shard, shards = _stream(**chosen), part.identity["shard"], part.identity["of"]
+    if rows.num_shards != shards:
+        raise ValueError(
+            f"source: {chosen['name']} has {rows.num_shards} files here and had {shards} where this preparation began; "
+            "use one version of `datasets`"
+        )
+    where = f"file {shard + 1} of {shards} of {chosen['name']} ({chosen['split']})".__str__
+    found = iter(rows.shard(shards, shard))
+    while True:
+        try:
+            row = next(found, None)
+        except ValueError as error:  # of the download, or of what reads the file: nothing that was asked for is wrong
+            raise RuntimeError(f"{where()}: {error}") from error
+        if row is None:
+            return
+        yield _text(row, part.identity["text_field"], where), "train"

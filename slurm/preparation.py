@@ -1,0 +1,114 @@
+"""Tokenising a data set in jobs of Slurm: an array that divides the parts among itself, and a job behind it that does
+what is left and puts them together. A job that is killed or runs out of time costs the parts that it was at."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import submitit
+from submitit.helpers import Checkpointable
+
+from harness.files import write_atomic
+from harness.prepare import finish, tokenise, work_folder
+from harness.tokenise import Work
+from slurm.queue import NAME, Queue, ask
+from slurm.site import Cluster, array_limit, sbatch_parameters
+from slurm.snapshot import environment, snapshot
+from slurm.submission import submitting
+
+JOBS = "jobs.json"
+SAY_EVERY = 60  # seconds between two lines of a job's log
+MOST_TIMEOUTS = 100  # of a job that submitit queues again at its time limit; what is done by then is never lost
+
+
+@dataclass(frozen=True)
+class PartsJob(Checkpointable):
+    """Do parts of a planned output with so many processes, or all that is left of it. Submitit starts it again, as it
+    is, when its time is over."""
+
+    out: Path
+    processes: int
+    last: bool
+
+    def __call__(self) -> None:
+        said = 0.0
+
+        def say(line: str) -> None:
+            nonlocal said
+            if time.monotonic() - said >= SAY_EVERY:
+                said = time.monotonic()
+                print(line, flush=True)
+
+        if self.last:
+            finish(self.out, self.processes, say)
+        elif work_folder(self.out).exists():
+            tokenise(Work(work_folder(self.out)), self.processes, say)
+
+
+def submit(out: Path, cluster: Cluster, jobs: int, runs_root: Path) -> list[str]:
+    """Put what is left of a planned output into Slurm's queue, unless jobs for it are there already. Returns lines that
+    say how far it is and what does the rest.
+
+    jobs: of the array, each with the resources of the profile's `prepare`. Raises ValueError for a number of jobs that
+    cannot be, and RuntimeError with what sbatch says when it refuses; nothing stays in the queue then.
+    """
+    if not 1 <= jobs <= (limit := array_limit()):
+        raise ValueError(f"--jobs: {jobs} is no number of jobs for this cluster; give 1 to {limit}")
+    with submitting(runs_root):
+        work = Work(work_folder(out))
+        work.refresh()
+        read, tokens = work.standing()
+        lines = [f"{out}: {len(work.results)} of {len(work.parts)} parts, {read:,} documents, {tokens:,} tokens"]
+        if there := _queued(work):
+            return [*lines, f"in the queue: {', '.join(there)}; the same command says how far they are"]
+        code = snapshot(runs_root)
+        folder = runs_root / "preparations" / f"{out.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        ids: list[str] = []
+        missing = 0 if work.complete() else len(work.parts) - len(work.results)
+        try:
+            if missing:
+                array = [PartsJob(out, cluster.prepare.cpus_per_task, last=False)] * min(jobs, missing)
+                ids.append(_put(array, None, cluster, folder, code))
+            last = PartsJob(out, cluster.prepare.cpus_per_task, last=True)
+            ids.append(_put([last], f"afterany:{ids[0]}" if ids else None, cluster, folder, code))
+            write_atomic(work.folder / JOBS, json.dumps(ids).encode())
+        except BaseException:
+            if ids:
+                ask("scancel", *ids, error=None)
+            raise
+    if missing:
+        lines.append(f"{min(jobs, missing)} jobs tokenise: {ids[0]}")
+    return [*lines, f"the last one puts together: {ids[-1]}", f"logs: {folder}; the same command says how far they are"]
+
+
+def _queued(work: Work) -> list[str]:
+    """The jobs of the last submission that are still in the queue."""
+    try:
+        ids = json.loads((work.folder / JOBS).read_bytes())
+    except FileNotFoundError:
+        return []
+    return sorted(job for job in Queue.read().jobs or {} if job.partition("_")[0] in ids)
+
+
+def _put(jobs: Sequence[PartsJob], dependency: str | None, cluster: Cluster, folder: Path, code: Path) -> str:
+    """Submit an array; Slurm's id of it."""
+    asked = cluster.prepare.model_copy(update={"nodes": 1, "tasks_per_node": 1})
+    parameters = sbatch_parameters(cluster, asked, NAME, dependency)
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in environment(code).items()]
+    python = cluster.python or shlex.quote(sys.executable)
+    executor = submitit.SlurmExecutor(folder, max_num_timeout=MOST_TIMEOUTS, python=python)
+    executor.update_parameters(
+        **parameters | {"comment": folder.name, "setup": [*exports, *parameters.get("setup", [])]}
+    )
+    try:
+        with executor.batch():
+            submitted = [executor.submit(job) for job in jobs]
+    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+        raise RuntimeError(f"sbatch refused: {' '.join(str(error).split())}") from None
+    return submitted[0].job_id.partition("_")[0]
