@@ -239,22 +239,33 @@ def describe(experiment: Experiment, plans: Sequence[RunPlan], cluster: Cluster,
         lines.append(f"{array.name:24} {len(array.tasks):6} {at_once:8} {shape:>13} {cpus:5} {limit:>10}  {after}")
     trained = [work.plan.config for work in todo if TRAIN in work.units]
     speeds = load(sorted(runs_root.glob("*/records/throughput.jsonl")))
-    return "\n".join([*lines, cost_of(trained, cluster.tflops, cluster.utilisation, speeds)])
+    processes = cluster.train.nodes * cluster.train.tasks
+    cost = cost_of(trained, cluster.tflops, cluster.utilisation, speeds, processes, cluster.sharding)
+    return "\n".join([*lines, cost])
 
 
-def cost_of(runs: Sequence[RunConfig], tflops: float | None, utilisation: float, speeds: pd.DataFrame) -> str:
-    """What training these runs takes, in words: estimated from tokens a second where `speeds`, records of the suite
-    `throughput`, has them of these models and all on one device, else from the FLOPs of their mixers."""
+def cost_of(
+    runs: Sequence[RunConfig],
+    tflops: float | None,
+    utilisation: float,
+    speeds: pd.DataFrame,
+    processes: int = 1,
+    sharding: Sharding = "ddp",
+) -> str:
+    """What training these runs takes, by so many processes each, in words: estimated from tokens a second where
+    `speeds`, records of the suite `throughput`, has them of these models and all on one device, else from the FLOPs of
+    their mixers."""
     if not runs:
         return "nothing to train"
     devices = speeds[speeds["preset"].isin({run.preset for run in runs})]["device"].unique()
     device = devices[0] if len(devices) == 1 else None
-    estimates = [estimate(run, tflops or 1.0, utilisation, speeds, device) for run in runs]
+    estimates = [estimate(run, tflops or 1.0, utilisation, speeds, device, processes, sharding) for run in runs]
     flops, disk = sum(e.training_flops for e in estimates), sum(e.disk_bytes for e in estimates)
     memory = max(e.memory_bytes for e in estimates)
+    held = "one process" if processes == 1 else f"each of {processes} processes ({sharding})"
     line = (
         f"training: {len(runs)} runs, {flops:.3g} FLOPs, {disk / 1e9:,.1f} GB of disk, {memory / 1e9:,.1f} GB of "
-        "memory a process for weights, gradients and optimiser"
+        f"memory for weights, gradients and optimiser of {held}"
     )
     measured = sum(e.measured for e in estimates)
     if tflops is None and measured < len(runs):

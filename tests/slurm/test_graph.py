@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 import suites
-from harness.config import load_experiment
+from harness.config import expand, load_experiment
 from slurm.plan import RunPlan, plan
 from slurm.queue import Queue
+from slurm.site import load_cluster
 from slurm.state import TRAIN, write_status
-from slurm.submission import Work, graph, to_do
+from slurm.submission import Work, describe, graph, to_do
 from tests.slurm.test_submit import experiment
 
 SUITES = {"recall": {"samples": 8}, "ruler": {"lengths": [256, 512], "haystack": "corpus"}}
@@ -83,3 +84,19 @@ def test_units_that_somebody_does_or_whose_training_has_failed_are_left_out(plan
         "running already, job 7_0",
         "failed: loss nan",
     ]
+
+
+def test_a_dry_run_says_what_each_process_of_training_holds(tmp_path: Path) -> None:
+    loaded = load_experiment("table2")
+    (config, *_) = expand(loaded, 32000, "0" * 64)
+    plans = [RunPlan(config, tmp_path / config.run_id, {}, [TRAIN])]
+    template = load_cluster("template")
+    for sharding, held in (("ddp", "23.2"), ("fsdp", "3.8")):  # 16 bytes a parameter, and see harness.estimate
+        train = template.train.model_copy(update={"nodes": 2, "gpus_per_node": 8, "tasks_per_node": None})
+        cluster = template.model_copy(update={"train": train, "sharding": sharding})
+        said = describe(loaded, plans, cluster, tmp_path)
+        assert f" {held} GB of memory for weights, gradients and optimiser of each of 16 processes ({sharding})" in said
+    single = template.model_copy(update={"train": train.model_copy(update={"nodes": 1, "gpus_per_node": 1})})
+    assert "23.2 GB of memory for weights, gradients and optimiser of one process;" in describe(
+        loaded, plans, single, tmp_path
+    )
