@@ -15,6 +15,7 @@ from harness.config import TrainConfig
 from harness.matching import matched_config
 from harness.model import build_model
 from harness.optim import build_optimizer, clip_gradients, learning_rate, parameter_groups
+from harness.watch import wait
 
 RECIPE = TrainConfig()
 CHECKED = 3  # steps from equal weights, untimed, that every form takes before any is timed
@@ -116,12 +117,10 @@ def _distance(one: Weights, other: Weights) -> Tensor:
 
 
 def _seconds(work: Callable[[], None], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait(device)
     started = time.perf_counter()
     work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait(device)
     return time.perf_counter() - started
 
 

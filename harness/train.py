@@ -31,16 +31,17 @@ from torch.nn.parallel import DistributedDataParallel
 from harness import checkpoint, corpus
 from harness.config import DataConfig, RunConfig, TrainConfig
 from harness.data import INDEX, TokenData, file_sha256, load_tokenizer, tokenizer_hash
-from harness.distributed import ALONE, Sharding, World, shard, whole, world
+from harness.distributed import ALONE, Sharding, World, shard, world
 from harness.feed import Feed, Position, pieces, position
 from harness.files import write_atomic
 from harness.loss import linear_cross_entropy
 from harness.model import LanguageModel, build_model
-from harness.optim import build_optimizer, learning_rate
+from harness.optim import build_optimizer, clip_gradients, learning_rate
 from harness.prepare import prepare
 from harness.provenance import provenance
 from harness.watch import (
     SPIKE_WINDOW,
+    ceiling,
     check_gradients,
     is_spike,
     metrics_files,
@@ -182,6 +183,7 @@ class Trainer:
     here: this process's place among those that train the run; the first alone writes. sharding: what each of several
     holds. restored_from: the checkpoint that it goes on from. notes: lines about what was found in the folder and not
     used. skipped, spikes: how many steps were. gradient_check: what harness.watch.check_gradients found.
+    ceiling: FLOP/s that matrix products reach on the devices of all processes.
     """
 
     def __init__(self, config: RunConfig, run_dir: Path, here: World = ALONE, sharding: Sharding = "ddp"):
@@ -214,6 +216,7 @@ class Trainer:
             self.loss.to(self.device)
             self.optimizer = build_optimizer(self.model, config.train)
         self.feed = Feed(config, self.tokenizer, self.data, here)
+        self.ceiling = here.total([ceiling(self.device, self.dtype, torch.get_num_threads())])[0]
         self.step, self.seconds = 0, 0.0
         self.skipped, self.spikes = 0, 0
         self.recent: list[float] = []  # losses of the last steps
@@ -293,7 +296,7 @@ class Trainer:
                 # DDP and FSDP take the mean over the processes; what is wanted is the sum.
                 (summed * self.here.size / targets).backward()
             own += summed.item() / targets
-        norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip)).item()
+        norm = clip_gradients(self.model.parameters(), self.config.train.clip)
         loss, faults = self.here.total([own, not math.isfinite(norm)])
         at = position(self.config.data, self.step)
         rate = learning_rate(self.config.train, at.tokens, self.config.data.tokens)
@@ -308,6 +311,7 @@ class Trainer:
         elapsed = time.perf_counter() - started
         self.seconds += elapsed
         speed = at.phase.tokens_per_step / elapsed
+        flops = speed * self.model.cost(at.phase.seq_len).flops_per_token
         return {
             "step": self.step,
             "tokens": at.tokens,
@@ -315,7 +319,8 @@ class Trainer:
             "grad_norm": norm,
             "lr": rate,
             "tokens_per_second": speed,
-            "flops_per_second": speed * self.model.cost(at.phase.seq_len).flops_per_token,
+            "flops_per_second": flops,
+            "mfu": flops / self.ceiling,
             "memory_bytes": peak_memory(self.device),
             "data_wait_seconds": self.feed.waited - waited,
             "skipped": self.skipped,

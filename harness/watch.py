@@ -11,7 +11,9 @@ import logging
 import math
 import os
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from harness.model import LanguageModel
 from mixers import Mixer
 from mixers.backends import TORCH
 
+MATMULS = 10
 SPIKE_WINDOW = 100  # losses that the next is held against
 SPIKE_LEAST = 20  # fewer say little about their spread
 SPIKE_DEVIATIONS = 6.0
@@ -32,6 +35,32 @@ PROFILE_STEPS = 3  # recorded ones, behind as many that are not
 log = logging.getLogger(__name__)
 
 Write = Callable[[dict[str, float]], None]
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of square matrix products in a dtype: the best of ten, each of some milliseconds."""
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = torch.randn(2, size, size, device=device).to(dtype)
+    best = 0.0
+    for _ in range(MATMULS):
+        wait(device)
+        started = time.perf_counter()
+        a @ b
+        wait(device)
+        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best
+
+
+@cache
+def ceiling(device: torch.device, dtype: torch.dtype, threads: int) -> float:
+    """`matmul_rate` with so many CPU threads, measured once in a process."""
+    return matmul_rate(device, dtype)
 
 
 def is_spike(loss: float, before: Sequence[float]) -> bool:

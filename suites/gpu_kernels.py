@@ -29,10 +29,10 @@ from torch import Tensor
 from harness.figures import kernels, write
 from harness.files import write_atomic
 from harness.provenance import provenance, version
+from harness.watch import matmul_rate
 from mixers.gated_deltanet import gated_delta_rule
 from mixers.gdn2 import gated_delta_rule_2
 from mixers.kda import kimi_delta_rule
-from suites.throughput import matmul_rate
 
 Row = dict[str, Any]
 

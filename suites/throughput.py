@@ -27,6 +27,7 @@ from harness.model import LanguageModel
 from harness.optim import build_optimizer, clip_gradients
 from harness.records import Measurement
 from harness.train import activation_dtype, masked_loss
+from harness.watch import MATMULS, matmul_rate, wait
 
 Result = TypeVar("Result")
 
@@ -169,23 +170,6 @@ def release(device: torch.device) -> None:
             torch.cuda.empty_cache()
 
 
-MATMULS = 10
-
-
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of square matrix products in a dtype: the best of ten, each of some milliseconds."""
-    size = 8192 if device.type == "cuda" else 1024
-    a, b = torch.randn(2, size, size, device=device).to(dtype)
-    best = 0.0
-    for _ in range(MATMULS):
-        wait(device)
-        started = time.perf_counter()
-        a @ b
-        wait(device)
-        best = max(best, 2 * size**3 / (time.perf_counter() - started))
-    return best
-
-
 def random_tokens(shape: Shape, vocab_size: int, device: torch.device) -> Tensor:
     """[B, T + 1], the same ones every time."""
     generator = torch.Generator().manual_seed(0)
@@ -214,8 +198,3 @@ def training_step(
     value.backward()
     clip_gradients(model.parameters(), recipe.clip)
     optimizer.step()
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -19,9 +19,10 @@ from harness.optim import build_optimizer
 from harness.presets import preset as find_preset
 from harness.provenance import provenance
 from harness.train import activation_dtype
+from harness.watch import matmul_rate
 from mixers import registry
 from suites.fla_models import build_fla, fla_absent, load_kernels
-from suites.throughput import Config, Shape, matmul_rate, mean_loss, random_tokens, release, timed, training_step
+from suites.throughput import Config, Shape, mean_loss, random_tokens, release, timed, training_step
 
 Row = dict[str, Any]
 Step = Callable[[], None]

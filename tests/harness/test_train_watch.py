@@ -122,6 +122,9 @@ def test_metrics_say_how_fast_how_large_and_how_long_it_waited(tmp_path: Path, s
     (line,) = lines(tmp_path)
     flops = build_model(config.model, 0).cost(128).flops_per_token
     assert line["flops_per_second"] == pytest.approx(line["tokens_per_second"] * flops)
+    # What matrix products reach was measured on the same CPU, which others may have been using then.
+    assert 0 < line["mfu"] < 10
+    assert line["mfu"] == pytest.approx(line["flops_per_second"] / watch.ceiling(torch.device("cpu"), torch.float32, 1))
     assert 2**20 < line["memory_bytes"] < 2**40
     assert line["data_wait_seconds"] >= 0 and (line["skipped"], line["spikes"]) == (0, 0)
 
