@@ -429,7 +429,9 @@ def _submit(loaded: Any, plans: list[Any], cluster: str, parallel: int, runs: Pa
             todo = " → ".join(work.missing) or "done"
             typer.echo(f"{work.config.run_id:40} {work.config.data.steps:6} steps  {todo}")
         if dry_run:
-            typer.echo("nothing submitted")
+            from slurm.submission import cost_here
+
+            typer.echo(f"{cost_here(plans, runs)}\nnothing submitted")
             return {}
         if not any(work.missing for work in plans):
             typer.echo("nothing submitted: everything is done")
@@ -495,7 +497,9 @@ def _run_local(loaded: Any, plans: list[Any], cluster: str, parallel: int, runs:
             last = time.time()
             typer.echo(text(active))
 
-    return run_plan(plans, folder / "logs", cluster, parallel, _command(), print_sometimes, code)
+    failures = run_plan(plans, folder / "logs", cluster, parallel, _command(), print_sometimes, code)
+    typer.echo(text([]))
+    return failures
 
 
 @app.command()
@@ -515,8 +519,7 @@ def train(
 ) -> None:
     """Train one run of an experiment in this process, or in those that torchrun has started. Told to end, it saves
     first; told twice, it does not."""
-    import signal
-    from contextlib import nullcontext
+    from contextlib import ExitStack
 
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -526,16 +529,25 @@ def train(
     from slurm.state import TRAIN, exclusively
 
     with errors():
+        if sharding not in ("ddp", "fsdp"):
+            raise ValueError(f"--sharding: {sharding!r} is unknown; use ddp or fsdp")
+        if sharding == "fsdp" and os.environ.get("WORLD_SIZE", "1") == "1":
+            raise ValueError("--sharding: fsdp divides a model over processes, and this is one; start it with torchrun")
         _, plans = _planned(experiment, scale, overrides, mixer_file, runs)
         work = _one_run(plans, run)
         if not work.config.data.phases:
             raise ValueError(f"data.phases: none, so that {experiment} trains nothing; use submit")
+        if profile is not None and TRAIN not in work.missing:
+            raise ValueError(f"--profile: {work.config.run_id} is trained already; give another run, or other --runs")
         columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}")]
         with (
             world() as here,
-            exclusively(work.folder, TRAIN) if here.first else nullcontext(),
+            ExitStack() as held,
             Progress(*columns, TimeRemainingColumn(), disable=not here.first) as bar,
         ):
+            with here.together():
+                if here.first:
+                    held.enter_context(exclusively(work.folder, TRAIN))
             task = bar.add_task(work.config.run_id, total=work.config.data.steps)
 
             def show(m: dict[str, float]) -> None:
@@ -548,7 +560,9 @@ def train(
                 told.append(number)
                 signal.signal(number, before[number])
 
-            before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
+            before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+            for number in before:
+                signal.signal(number, hear)
             try:
                 summary = train_run(
                     work.config, work.folder, show, stop=lambda: bool(told), sharding=sharding, profile=profile
@@ -970,6 +984,10 @@ def bench_loader(
     from harness.feed_speed import render, run
 
     with errors():
+        given = {"length": (length, 1), "rows": (rows, 1), "steps": (steps, 1), "workers": (workers, 0)}
+        for option, (value, least) in given.items():
+            if value < least:
+                raise ValueError(f"--{option}: {value} cannot be; give at least {least}")
         found = run(length, rows, steps, workers)
     _print(found, as_json, render(found))
 

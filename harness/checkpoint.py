@@ -8,9 +8,11 @@ own part. Either can be read by any number of processes, in parts or whole. `Wri
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
+import logging
 import os
 import shutil
 import warnings
@@ -25,6 +27,8 @@ from torch import Tensor
 from harness.data import file_sha256
 from harness.distributed import World, whole
 from harness.files import atomic, write_atomic
+
+log = logging.getLogger(__name__)
 
 KEEP = 2
 REST = "rest.pt"  # in a folder, what is no tensor of the model or the optimiser
@@ -99,7 +103,9 @@ def save_sharded(run_dir: Path, step: int, content: Content, here: World, milest
 
     here.on_first(begin)
     try:
-        dcp.save(tensors, storage_writer=dcp.FileSystemWriter(partial), process_group=here.group)
+        # Tensors are on the CPU. To copy ahead, of which there is nothing, this thread would open the first GPU.
+        writer = dcp.FileSystemWriter(partial, per_thread_copy_ahead=0)
+        dcp.save(tensors, storage_writer=writer, process_group=here.group)
     except CheckpointException as error:  # no Exception, and raised by all processes
         if here.first:
             shutil.rmtree(partial, ignore_errors=True)
@@ -140,17 +146,21 @@ class Writer:
         """Copy the content to the CPU, and begin to write it once the one before is written. Raises what `wait`
         does, of the one before."""
         self.wait()
+        own = self._beside is not None or self._here.first
+        with self._here.together():  # there may be no memory for it
+            copied = _copy(content) if own else None
         if self._beside is not None:
             self._writing = self._thread.submit(
-                save_sharded, self._run_dir, step, _copy(content), self._beside, self._milestones
+                save_sharded, self._run_dir, step, copied, self._beside, self._milestones
             )
-        elif self._here.first:
-            self._writing = self._thread.submit(save, self._run_dir, step, _copy(content), self._milestones)
+        elif own:
+            self._writing = self._thread.submit(save, self._run_dir, step, copied, self._milestones)
 
     def check(self) -> None:
         """Raise what a write that has ended by now has raised in this process. Waits for nothing."""
         if self._writing is not None and self._writing.done():
-            self._writing.result()
+            written, self._writing = self._writing, None
+            self.last = written.result()
 
     def wait(self) -> None:
         """Until what was begun is written. Raises OSError, or PeerFailed beside the process that could not."""
@@ -158,17 +168,35 @@ class Writer:
             if self._writing is not None:
                 written, self._writing = self._writing, None
                 self.last = written.result()
+        self.last = self._here.on_first(lambda: self.last)
 
     def close(self) -> None:
-        """End the thread, behind what it is writing."""
+        """End the thread, behind what it is writing; where that fails nobody else says so any more."""
         self._thread.shutdown()
+        if self._writing is not None and (error := self._writing.exception()) is not None:
+            log.error(f"the last checkpoint was not written: {error}")
 
 
 def _copy(content: Content) -> Content:
-    """Of all its tensors, on the CPU; sharded ones stay so."""
+    """Of all its tensors, on the CPU; sharded ones stay so, and one that has two names, as a tied embedding, one."""
     from torch.distributed.checkpoint.staging import BlockingAsyncStager
+    from torch.distributed.tensor import DTensor
 
-    return BlockingAsyncStager().stage(content)
+    stager, copies = BlockingAsyncStager(), {}
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: copied(part) for key, part in value.items()}
+        if not isinstance(value, Tensor):
+            return copy.deepcopy(value)
+        if isinstance(value, DTensor):
+            return stager.stage({"": value})[""]
+        place = (value.data_ptr(), value.shape, value.stride(), value.dtype)
+        if value.numel() == 0 or place not in copies:
+            copies[place] = value.detach().to("cpu", copy=True)
+        return copies[place]
+
+    return copied(content)
 
 
 def _clear(folder: Path) -> None:

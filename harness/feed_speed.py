@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -34,9 +36,10 @@ class Windows(Dataset[Tensor]):
 
 
 def run(seq_len: int, rows: int, steps: int, workers: int) -> list[dict[str, Any]]:
-    """Tokens a second of text rows: ours in this process, where training reads them ahead in a thread, and a shuffling
-    DataLoader with `workers` processes and with none; medians of REPEATS passes over `steps` steps, after one that is
-    not counted. Raises ValueError when the embedded corpus has fewer windows than one pass needs."""
+    """Tokens a second of text rows: ours in this process, where training reads them ahead in a thread, from memory and
+    from the disk, the shards' pages being dropped before a pass; and, from memory, a shuffling DataLoader with
+    `workers` processes and with none. Medians of REPEATS passes over `steps` steps, after one that is not counted.
+    Raises ValueError when the embedded corpus has fewer windows than one pass needs."""
     phase = {"tokens": steps * rows * seq_len, "seq_len": seq_len, "rows": {"text": rows}}
     content = {"name": "feed", "preset": "cpu-600k", "mixers": ["attention"], "data": {"phases": [phase]}}
     experiment = Experiment.model_validate(content)
@@ -55,14 +58,28 @@ def run(seq_len: int, rows: int, steps: int, workers: int) -> list[dict[str, Any
         for _, batch in zip(range(steps), loader, strict=False):
             yield batch
 
-    forms = {"mixerbench": ours, "DataLoader, no workers": lambda: theirs(0)}
-    forms[f"DataLoader, {workers} workers"] = lambda: theirs(workers)
+    def cold() -> Iterator[Tensor]:
+        forget(data)
+        return ours()
+
+    forms = {"mixerbench": ours, "mixerbench, from disk": cold, "DataLoader, no workers": lambda: theirs(0)}
+    if workers:
+        forms[f"DataLoader, {workers} workers"] = lambda: theirs(workers)
     found = []
     for name, form in forms.items():
         rates = [_rate(form(), seq_len) for _ in range(1 + REPEATS)][1:]
         middle = statistics.median(rates)
         found.append({"loader": name, "tokens_per_second": middle, "low": min(rates), "high": max(rates)})
     return [row | {"seq_len": seq_len, "rows": rows, "steps": steps, "repeats": REPEATS} for row in found]
+
+
+def forget(data: TokenData) -> None:
+    """Have the next reader of the train split's shards find none of them in memory."""
+    for shard in data.tokens("train").shards:
+        shard._mmap.madvise(mmap.MADV_DONTNEED)  # mapped pages are not dropped from the cache
+        with open(shard.filename, "rb") as file:
+            os.fsync(file.fileno())  # nor are dirty ones
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _rate(batches: Iterator[Tensor], seq_len: int) -> float:

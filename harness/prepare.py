@@ -32,8 +32,8 @@ import numpy as np
 from harness import corpus
 from harness.data import FORMAT, INDEX, TOKENIZER, TokenData, cache_dir, load_tokenizer, tokenizer_hash, write_json
 from harness.files import write_atomic
-from harness.sources import Part, Source, documents, open_source
-from harness.tokenise import FULL, PLAN, STAGED, Work, no_room, trained, work_through
+from harness.sources import Part, Source, cpus, documents, open_source
+from harness.tokenise import FULL, JOBS, PLAN, STAGED, Work, no_room, trained, work_through
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -146,14 +146,19 @@ def finish(out: Path, processes: int | None = None, progress: Say = lambda line:
                         _assemble(work, progress)
                 _retire(out)
                 return TokenData(out)
-        if not tokenise(work, processes, progress):
-            time.sleep(10 * POLL)  # others do the rest
+        try:
+            if not do_parts(work, processes, progress):
+                time.sleep(10 * POLL)  # others do the rest
+        except Exception:
+            with _lock(out):
+                _discard(work)
+            raise
 
 
-def tokenise(work: Work, processes: int | None = None, progress: Say = lambda line: None) -> bool:
+def do_parts(work: Work, processes: int | None = None, progress: Say = lambda line: None) -> bool:
     """Do parts of a work folder until none is free or the output needs no more; False if none was. Raises what
     `prepare` does."""
-    processes = processes or len(os.sched_getaffinity(0))
+    processes = processes or cpus()
     try:
         work.refresh()
         count = work.free(processes)
@@ -167,10 +172,6 @@ def tokenise(work: Work, processes: int | None = None, progress: Say = lambda li
         if (work.folder / PLAN).exists():
             raise
         return True  # somebody else has put it together
-    except Exception:
-        with _lock(work.out):
-            _discard(work)
-        raise
     return count > 0
 
 
@@ -275,8 +276,9 @@ def _key(part: Part, settings: dict[str, Any]) -> str:
 
 
 def _discard(work: Work) -> None:
-    """Remove a work folder that holds nothing of worth: no part is done, and none is worked on."""
-    if not (work.folder / PLAN).exists():
+    """Remove a work folder that holds nothing of worth: no part is done, none is worked on, and no jobs were submitted
+    for it."""
+    if not (work.folder / PLAN).exists() or (work.folder / JOBS).exists():
         return
     work.refresh()
     if not work.results and work.free(len(work.parts)) == len(work.parts):

@@ -43,6 +43,7 @@ CAPTIONS = {
     "recall": "Recall over difficulty",
     "pareto": "Quality against state size and throughput",
     "throughput": "Training throughput over length",
+    "decode": "Reading, decoding and state over context",
     "ablations": "Ablations",
     "kernels": "Kernel time against the device's roofline",
 }

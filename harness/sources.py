@@ -70,7 +70,9 @@ def open_source(
     if dataset is not None:
         if not HUB_NAME.fullmatch(dataset):
             raise ValueError(f"dataset: {dataset!r} is no name on the Hub; give one such as HuggingFaceFW/fineweb-edu")
-        return _hub(dataset, f"dataset: {dataset}", text_field, hub_config, hub_split or "train", revision)
+        return _hub(
+            dataset, f"dataset: {dataset} is of the Hub", text_field, hub_config, hub_split or "train", revision
+        )
     name, path = str(source), Path(str(source)).expanduser()
     hub = {"hub_config": hub_config, "hub_split": hub_split, "revision": revision}
     if name == "embedded" or path.exists():
@@ -81,6 +83,11 @@ def open_source(
     if path.suffix in SUFFIXES or not HUB_NAME.fullmatch(name):
         raise ValueError(f"source: no file or folder {name}; give one, a data set's name on the Hub, or 'embedded'")
     return _hub(name, f"source: no file or folder {name}", text_field, hub_config, hub_split or "train", revision)
+
+
+def cpus() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def documents(part: Part) -> Texts:
@@ -108,7 +115,7 @@ def _local(path: Path, text_field: str) -> Source:
         raise ValueError(f"source: {path} is or holds no {', '.join(SUFFIXES)} file; convert it to one of them")
     root = path if path.is_dir() else path.parent
     names, stamps = [str(f.relative_to(root)) for f in used], [_stamp(f) for f in used]
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+    with ThreadPoolExecutor(cpus()) as threads:
         hashes = list(threads.map(file_sha256, used))
     description = {
         "kind": "local",

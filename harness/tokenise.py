@@ -2,6 +2,7 @@
 torch: `python -m harness.tokenise FOLDER`, a worker, starts at once and stays small.
 
     .<output>.work/plan.json    the settings and parts, which every process reads
+                  /jobs.json    Slurm's ids of the jobs that were submitted for it last
                   /tokenizer/   what all of them tokenise with
                   /<key>/       a part that is done: shards of its splits, part.json with counts and checksums
                   /<key>.lock   held by the process that works on the part
@@ -31,13 +32,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness import corpus
-from harness.files import write_atomic
 from harness.sources import Part, Texts, documents
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 PLAN = "plan.json"
+JOBS = "jobs.json"
 RESULT = "part.json"
 STAGED = "output"
 DOCUMENTS_PER_CALL = 256
@@ -97,22 +98,24 @@ class Work:
         found = 0
         for index in range(len(self.parts)):
             if found < most and index not in self.results:
-                with self.claim(index) as mine:
+                with self.claim(index, mark=False) as mine:
                     found += mine
         return found
 
     @contextmanager
-    def claim(self, index: int) -> Iterator[bool]:
-        """Whether the part is this process' to do: while the context lasts nobody else works on it."""
+    def claim(self, index: int, mark: bool = True) -> Iterator[bool]:
+        """Whether the part is this process' to do: while the context lasts nobody else works on it. mark: name this
+        process in the lock, for `claimed_by`."""
         with open(self.folder / f"{self.keys[index]}.lock", "a+") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 yield False
                 return
-            lock.truncate(0)
-            lock.write(f"{socket.gethostname()} {os.getpid()}")
-            lock.flush()
+            if mark:
+                lock.truncate(0)
+                lock.write(f"{socket.gethostname()} {os.getpid()}")
+                lock.flush()
             yield not (self.folder / self.keys[index]).exists()
 
     def claimed_by(self, pid: int) -> int | None:
@@ -181,10 +184,16 @@ class Work:
                 shard.close()
             done = [entry for shard in shards.values() for entry in shard.done]
             (partial / "progress").unlink(missing_ok=True)
-            write_atomic(
-                partial / RESULT, json.dumps({"limit": limit, "more": more, **counts, "shards": done}).encode()
-            )
-            partial.rename(target)
+            with open(partial / RESULT, "wb") as file:  # of a folder that somebody else may have removed by now
+                file.write(json.dumps({"limit": limit, "more": more, **counts, "shards": done}).encode())
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                partial.rename(target)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                shutil.rmtree(partial)  # done by another machine, whose files are seen here late; they are the same
         except BaseException:
             for shard in shards.values():
                 with suppress(OSError):  # there may be no room for what it still has to write

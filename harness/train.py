@@ -197,6 +197,11 @@ class Trainer:
         self.device = this_device()
         self.dtype = activation_dtype(config.train, self.device)
         with here.together():
+            own = ceiling(self.device, self.dtype, torch.get_num_threads())
+            if self.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(self.device)  # what that took is not training's
+        self.ceiling = here.total([own])[0]
+        with here.together():
             require_tracker(config.train)
             self.tokenizer = load_tokenizer(config.data.tokenizer)
             self.data = open_data(config.data)
@@ -216,7 +221,6 @@ class Trainer:
             self.loss.to(self.device)
             self.optimizer = build_optimizer(self.model, config.train)
         self.feed = Feed(config, self.tokenizer, self.data, here)
-        self.ceiling = here.total([ceiling(self.device, self.dtype, torch.get_num_threads())])[0]
         self.step, self.seconds = 0, 0.0
         self.skipped, self.spikes = 0, 0
         self.recent: list[float] = []  # losses of the last steps
@@ -441,10 +445,11 @@ def train(
 
 @contextlib.contextmanager
 def _reported(here: World) -> Iterator[None]:
-    """Every process of several writes the traceback of what ends it to its own log."""
+    """Every process of several writes the traceback of what ends it to its own log, but for wrong use, which all say in
+    a line."""
     try:
         yield
-    except TrainingInterrupted:
+    except (TrainingInterrupted, ValueError):
         raise
     except Exception:
         if here.size > 1:

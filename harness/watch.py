@@ -46,7 +46,8 @@ def wait(device: torch.device) -> None:
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of square matrix products in a dtype: the best of ten, each of some milliseconds."""
     size = 8192 if device.type == "cuda" else 1024
-    a, b = torch.randn(2, size, size, device=device).to(dtype)
+    generator = torch.Generator(device).manual_seed(0)
+    a, b = torch.randn(2, size, size, device=device, dtype=dtype, generator=generator)
     best = 0.0
     for _ in range(MATMULS):
         wait(device)
@@ -155,11 +156,15 @@ def tracked(config: RunConfig, run_dir: Path) -> Iterator[Write]:
             lost = True
             log.warning(f"{name} takes no more metrics ({error}); metrics.jsonl has them all")
 
+    failed = {}
     try:
         yield write
+    except BaseException:
+        failed = {"exit_code": 1} if name == "wandb" else {}
+        raise
     finally:
         with contextlib.suppress(Exception):  # as above
-            tracker.finish()
+            tracker.finish(**failed)
 
 
 @contextlib.contextmanager
@@ -176,8 +181,9 @@ def profiled(folder: Path | None, device: torch.device) -> Iterator[Callable[[],
 
     def write(run: Any) -> None:
         run.export_chrome_trace(str(folder / "trace.json"))
-        table = run.key_averages().table(sort_by=f"self_{device.type}_time_total", row_limit=10)
-        write_atomic(folder / "operators.txt", table.encode())
+        table = run.key_averages().table(sort_by=f"self_{device.type}_time_total", row_limit=11)
+        lines = [line for line in table.splitlines() if not line.lstrip().startswith("ProfilerStep")]  # no operator
+        write_atomic(folder / "operators.txt", "\n".join(lines).encode())
 
     plan = schedule(wait=PROFILE_STEPS - 1, warmup=1, active=PROFILE_STEPS, repeat=1)
     with profile(activities=kinds, schedule=plan, on_trace_ready=write, record_shapes=True) as run:

@@ -14,15 +14,15 @@ from pathlib import Path
 import submitit
 from submitit.helpers import Checkpointable
 
+from harness.data import INDEX
 from harness.files import write_atomic
-from harness.prepare import finish, tokenise, work_folder
-from harness.tokenise import Work
+from harness.prepare import do_parts, finish, work_folder
+from harness.tokenise import JOBS, Work
 from slurm.queue import NAME, Queue, ask
 from slurm.site import Cluster, array_limit, sbatch_parameters
 from slurm.snapshot import environment, snapshot
 from slurm.submission import submitting
 
-JOBS = "jobs.json"
 SAY_EVERY = 60  # seconds between two lines of a job's log
 MOST_TIMEOUTS = 100  # of a job that submitit queues again at its time limit; what is done by then is never lost
 
@@ -48,7 +48,9 @@ class PartsJob(Checkpointable):
         if self.last:
             finish(self.out, self.processes, say)
         elif work_folder(self.out).exists():
-            tokenise(Work(work_folder(self.out)), self.processes, say)
+            do_parts(Work(work_folder(self.out)), self.processes, say)
+        elif not (self.out / INDEX).exists():
+            raise RuntimeError(f"{self.out}: neither there nor planned any more; give the same command again")
 
 
 def submit(out: Path, cluster: Cluster, jobs: int, runs_root: Path) -> list[str]:
@@ -61,7 +63,10 @@ def submit(out: Path, cluster: Cluster, jobs: int, runs_root: Path) -> list[str]
     if not 1 <= jobs <= (limit := array_limit()):
         raise ValueError(f"--jobs: {jobs} is no number of jobs for this cluster; give 1 to {limit}")
     with submitting(runs_root):
-        work = Work(work_folder(out))
+        try:
+            work = Work(work_folder(out))
+        except FileNotFoundError:
+            return [f"{out}: put together by jobs of before; the same command shows it"]
         work.refresh()
         read, tokens = work.standing()
         lines = [f"{out}: {len(work.results)} of {len(work.parts)} parts, {read:,} documents, {tokens:,} tokens"]
@@ -93,7 +98,9 @@ def _queued(work: Work) -> list[str]:
         ids = json.loads((work.folder / JOBS).read_bytes())
     except FileNotFoundError:
         return []
-    return sorted(job for job in Queue.read().jobs or {} if job.partition("_")[0] in ids)
+    if (known := Queue.read().jobs) is None:
+        raise RuntimeError("squeue: no answer, so what is queued is not known; try again when the cluster is up")
+    return sorted(job for job in known if job.partition("_")[0] in ids)
 
 
 def _put(jobs: Sequence[PartsJob], dependency: str | None, cluster: Cluster, folder: Path, code: Path) -> str:

@@ -72,8 +72,9 @@ class Cluster(Closed):
     sharding: what each of several training processes holds: `ddp` the whole model, `fsdp` a part of it. concurrency:
     tasks of an array at a time; None for all. signal_delay_s: seconds before the time limit at which a job
     is told to save. environment: set literally, after setup. python: the interpreter's command on the nodes; None for
-    the submitting one. shared: paths that must exist and be writable. tflops: dense bf16 peak of one GPU, for
-    estimates; utilisation: the part of it that training reaches.
+    the submitting one. shared: paths that must exist and be writable. device: the GPU's name as torch has it; where
+    the suite `throughput` has measured a model on one of that name, estimates go by it. tflops: dense bf16 peak of one
+    GPU, for the others; utilisation: the part of it that training reaches.
     """
 
     description: str = ""
@@ -92,6 +93,7 @@ class Cluster(Closed):
     srun_args: list[str] = []
     python: str | None = Field(default=None, min_length=1)
     shared: list[str] = []
+    device: str | None = Field(default=None, min_length=1)
     tflops: PositiveFloat | None = None
     utilisation: float = Field(default=0.4, gt=0, le=1)
 

@@ -114,9 +114,13 @@ def read_status(folder: Path, unit: str) -> Status | None:
         return None
 
 
+class Busy(RuntimeError):
+    """Another process works on a unit of a run."""
+
+
 @contextmanager
 def exclusively(folder: Path, unit: str, patience: float = 1.0) -> Iterator[None]:
-    """Hold a unit of a run; RuntimeError when another process works on it for longer than `patience` seconds. Some is
+    """Hold a unit of a run; Busy when another process works on it for longer than `patience` seconds. Some is
     always needed: who asks `at_work` holds the lock for a moment."""
     path = folder / "state" / f"{unit}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +132,7 @@ def exclusively(folder: Path, unit: str, patience: float = 1.0) -> Iterator[None
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise RuntimeError(
+                    raise Busy(
                         f"{folder}: another process is working on {unit} of this run; wait for it or stop it"
                     ) from None
                 time.sleep(0.05)
@@ -207,7 +211,7 @@ def settle(folder: Path, unit: str, code: int | None, terminated: bool = False) 
     try:
         with exclusively(folder, unit):  # elsewhere its next attempt may be about to begin
             return _settled(folder, unit, code, terminated)
-    except RuntimeError:  # another process works on it: this one was turned away, and has no say
+    except Busy:  # another process works on it: this one was turned away, and has no say
         return False
 
 

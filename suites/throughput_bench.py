@@ -205,21 +205,21 @@ def time_in_turns(
 
     def attempt(name: str, work: Callable[[], Any]) -> Any:
         """What work returns; where it fails, which no match, no memory and a kernel that does not compile do, the
-        reason is the result, and what is left of it is given back."""
+        reason is the result."""
         try:
             return work()
         except Exception as error:
             missing[name] = {"refused": _reason(error)}
         steps.pop(name, None)
-        release(device)
 
     for name, build in builders.items():
         before = _allocated(device)
-        if (step := attempt(name, build)) is None:
-            continue
-        steps[name] = step
-        attempt(name, partial(timed, step, config.warm_up, device, until))
+        if (step := attempt(name, build)) is not None:
+            steps[name] = step
+            attempt(name, partial(timed, step, config.warm_up, device, until))
         step = None
+        if name in missing:  # now that nothing holds its model any more
+            release(device)
         held[name] = _allocated(device) - before
     turn = 0
     while turn < config.windows and time.perf_counter() < until:
@@ -232,6 +232,8 @@ def time_in_turns(
                 others = sum(held[other] for other in steps if other != name)
                 peak = torch.cuda.max_memory_allocated(device) - others if device.type == "cuda" else 0
                 peaks[name] = max(peaks.get(name, 0), peak)
+            elif name in missing:
+                release(device)
         turn += 1
     for name in steps:
         if not times[name]:

@@ -26,7 +26,7 @@ from harness.figures.scores import (
     ruler,
     scores,
 )
-from harness.figures.speed import bench_numbers, kernels, throughput, throughput_numbers
+from harness.figures.speed import bench_numbers, decode, decode_numbers, kernels, throughput, throughput_numbers
 from harness.figures.style import LOOK, OTHERS, STYLE, Look, looks
 from harness.figures.training import curves, front, pareto
 from harness.files import write_atomic
@@ -44,6 +44,8 @@ __all__ = [
     "ablations",
     "bench_numbers",
     "curves",
+    "decode",
+    "decode_numbers",
     "front",
     "gates",
     "kernels",
@@ -131,6 +133,7 @@ FIGURES: dict[str, Callable[[Path, Columns], Figure]] = {
     "pareto": _pareto,
     "ablations": _ablations,
     "throughput": _throughput,
+    "decode": lambda folder, columns: decode(decode_numbers(_records(folder))),
     "kernels": _kernels,
 }
 """Every figure of a collection, from its folder and the columns to show."""

@@ -34,7 +34,7 @@ def gates(found: Sequence[Gates], prompt: Prompt) -> Figure:
     # Words need the whole width, so panels stand one above the other; without words, a layer's stand side by side.
     rows, columns = (len(KINDS) * len(found), 1) if written else (len(found), len(KINDS))
     with mpl.rc_context(STYLE | {"axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}):
-        figure, axs = panels(rows, columns, 0.95 if written else 1.7, 2, sharex=True)
+        figure, axs = panels(rows, columns, 0.95 if written else 1.7, MARKS, sharex=True)
         flat = [(layer, kind) for layer in found for kind in KINDS]
         for place, ((layer, kind), axes) in enumerate(zip(flat, axs.flat, strict=True)):
             image = _heat(axes, getattr(layer, kind), top)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
 from typing import Any
 
 import matplotlib as mpl
@@ -16,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from harness import stats
 from harness.figures.numbers import PAPER, caption, estimate, heading, lines
-from harness.figures.style import BAND, LOOK, STYLE, Look, legend, looks, panels, steps_of_two, wrapped
+from harness.figures.style import LOOK, STYLE, Look, banded, legend, looks, panels, steps_of_two, wrapped
 from harness.metrics import METRICS
 from harness.published import TASK_NAMES, VARIANTS, column_name, published
 from harness.records import SampleKey
@@ -50,7 +49,7 @@ def recall(frame: pd.DataFrame) -> Figure:
     presets = list(dict.fromkeys(numbers["preset"]))
     drawn = looks(zip(numbers["line"], numbers["mixer"], strict=True))
     with mpl.rc_context(STYLE):
-        figure, axs = panels(len(presets), len(columns), 1.5, len(drawn), sharey=True, sharex="col")
+        figure, axs = panels(len(presets), len(columns), 1.5, drawn, sharey=True, sharex="col")
         for row, preset in enumerate(presets):
             for column, (task, metric) in enumerate(columns):
                 axes = axs[row, column]
@@ -75,8 +74,7 @@ def _lines(axes: Axes, numbers: pd.DataFrame, drawn: dict[str, Look]) -> None:
     """A line a mixer over length, with its band; one point alone has a bar instead."""
     for name, own in numbers.sort_values("length", kind="stable").groupby("line", sort=False):
         x, value, low, high = (own[column].astype(float) for column in ("length", "value", "low", "high"))
-        axes.plot(x, value, label=name, **asdict(drawn[name]))
-        axes.fill_between(x, low, high, color=drawn[name].color, **BAND)
+        banded(axes, x, value, low, high, drawn[name], label=name)
     steps_of_two(axes, numbers["length"].astype(int))
 
 
@@ -100,7 +98,7 @@ def ruler(numbers: pd.DataFrame) -> Figure:
     if own["length"].nunique() == 1:  # there is nothing to draw a line over
         return scores(own.sort_values("metric", kind="stable"))
     with mpl.rc_context(STYLE):
-        figure, axs = panels(len(rows), len(tasks), 1.55, len(drawn), sharey="row", sharex="col")
+        figure, axs = panels(len(rows), len(tasks), 1.55, drawn, sharey="row", sharex="col")
         for (preset, metric), row in zip(rows, axs, strict=True):
             for task, axes in zip(tasks, row, strict=True):
                 of = (own["preset"] == preset) & (own["metric"] == metric) & (own["task"] == task)
@@ -135,7 +133,7 @@ def scores(numbers: pd.DataFrame) -> Figure:
     names = [f"{line}, {preset}" if several else line for preset, line in groups]
     wide = min(len(columns), min(ABREAST, key=lambda n: -len(columns) % n))
     with mpl.rc_context(STYLE):
-        figure, axs = panels(-(-len(columns) // wide), wide, 0.5 + 0.15 * len(groups), 0, sharey=True)
+        figure, axs = panels(-(-len(columns) // wide), wide, 0.5 + 0.15 * len(groups), (), sharey=True)
         for axes in axs.flat[len(columns) :]:
             axes.set_axis_off()
         for column, axes in zip(columns, axs.flat, strict=False):
@@ -278,7 +276,7 @@ def ablations(numbers: pd.DataFrame) -> Figure:
     wide = min(4, len(columns))
     with mpl.rc_context(STYLE):
         height = 0.55 + 0.2 * sum(1 + name.count("\n") for name in variants)
-        figure, axs = panels(-(-len(columns) // wide), wide, height, 0, sharey=True)
+        figure, axs = panels(-(-len(columns) // wide), wide, height, (), sharey=True)
         for axes in axs.flat[len(columns) :]:
             axes.set_axis_off()
         for column, axes in zip(columns, axs.flat, strict=False):

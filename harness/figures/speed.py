@@ -1,4 +1,5 @@
-"""Figures of speed: training throughput over length beside the paper's, and kernels beside what the device allows."""
+"""Figures of speed: training throughput over length beside the paper's, reading and decoding over context, and kernels
+beside what the device allows."""
 
 from __future__ import annotations
 
@@ -15,7 +16,22 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from harness.figures.numbers import estimate, lines
-from harness.figures.style import BAND, LOOK, STYLE, Look, count, legend, looks, panels, steps_of_two
+from harness.figures.style import (
+    LOOK,
+    STYLE,
+    WIDTH,
+    Look,
+    abreast,
+    banded,
+    count,
+    legend,
+    looks,
+    panels,
+    size,
+    steps_of_two,
+    wrapped,
+)
+from harness.metrics import METRICS
 from harness.published import published
 from mixers.registry import get
 
@@ -23,23 +39,38 @@ Row = dict[str, Any]
 
 DIRECTIONS = {"forward": "forward", "forward+backward": "forward and backward", "decode": "decoding one token"}
 RATE = "train_tokens_per_second"
+DECODING = ("prefill_tokens_per_second", "decode_tokens_per_second", "state_bytes")
+NO_ROOM = "decode_out_of_memory"
+MACHINE = ["preset", "device", "dtype"]
+WINDOWS = "95% interval over windows"
 ERRORS = ("output_error", "gradient_error", "state_error")
 
 
 def throughput_numbers(frame: pd.DataFrame) -> pd.DataFrame:
     """What the suite `throughput` measured: a row a preset, device, dtype, line, length and batch with tokens a second,
     `value`, and the bounds `low` and `high` of its 95% interval over windows."""
-    own = frame[(frame["suite"] == "throughput") & (frame["metric"] == RATE)]
+    return _of_windows(frame[(frame["suite"] == "throughput") & (frame["metric"] == RATE)])
+
+
+def decode_numbers(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same of the suite `decode`, a row also a metric; where a shape ran out of memory that is
+    `decode_out_of_memory`. ValueError without records of the suite."""
+    own = frame[frame["suite"] == "decode"]
+    if own.empty:
+        raise ValueError("figure: no records of the decode suite; name it under suites, submit and collect again")
+    return _of_windows(own)
+
+
+def _of_windows(own: pd.DataFrame) -> pd.DataFrame:
     rows = []
-    for machine, found in own.assign(line=lines(own)).groupby(["preset", "device", "dtype"], sort=False):
-        for key, records in found.groupby(["mixer", "line", "task", "length"], sort=False):
+    for machine, found in own.assign(line=lines(own)).groupby(MACHINE, sort=False):
+        keys = ["mixer", "line", "task", "metric", "length"]
+        for key, records in found.groupby(keys, sort=False):
             number = estimate(records)
             low, high = number.interval or (math.nan, math.nan)
-            row = dict(
-                zip(("preset", "device", "dtype", "mixer", "line", "task", "length"), (*machine, *key), strict=True)
-            )
-            row |= {"batch": int(row.pop("task").removeprefix("batch_")), "layouts": _layouts(found)}
-            rows.append(row | {"value": number.value, "low": low, "high": high, "band": "95% interval over windows"})
+            row = dict(zip((*MACHINE, *keys), (*machine, *key), strict=True))
+            row |= {"batch": int(row["task"].removeprefix("batch_")), "layouts": _layouts(found)}
+            rows.append(row | {"value": number.value, "low": low, "high": high, "band": WINDOWS})
     return pd.DataFrame(rows)
 
 
@@ -69,37 +100,111 @@ def throughput(numbers: pd.DataFrame | None) -> Figure:
     """
     paper = published("figure2")
     paper = paper.assign(line=[get(mixer).display for mixer in paper["mixer"]], low=math.nan, high=math.nan)
-    machines = [] if numbers is None else list(numbers.groupby(["preset", "device", "dtype"], sort=False))
+    machines = [] if numbers is None else list(numbers.groupby(MACHINE, sort=False))
     named = [
         (line, mixer) for own in (paper, *(own for _, own in machines)) for line, mixer in own[["line", "mixer"]].values
     ]
     drawn = looks(named)
     with mpl.rc_context(STYLE):
-        figure, axs = panels(1, 1 + len(machines), 2.6, len(drawn))
+        figure, axs = panels(1, 1 + len(machines), 2.6, drawn)
         _rates(axs[0, 0], paper, drawn)
-        axs[0, 0].set_title("paper, figure 2: 1.3B parameters, hybrid\none H100, read off the plot to ±0.3")
+        letters = 110 // axs.shape[1]
+        paper_title = "paper, figure 2: 1.3B parameters, hybrid", "one H100, read off the plot to ±0.3"
+        axs[0, 0].set_title("\n".join(wrapped(text, letters) for text in paper_title))
         for axes, ((preset, device, dtype), own) in zip(axs[0, 1:], machines, strict=True):
             _rates(axes, own, drawn)
             layouts, band = own["layouts"].iloc[0], own["band"].iloc[0]
-            axes.set_title(f"{preset}, {layouts or 'attention'}; {band}\n{device}, {dtype}")
+            title = f"{preset}, {layouts or 'attention'}; {band}", f"{device}, {dtype}"
+            axes.set_title("\n".join(wrapped(text, letters) for text in title))
         axs[0, 0].set_ylabel("training, thousand tokens/s")
         legend(figure, drawn)
     return figure
 
 
 def _rates(axes: Axes, numbers: pd.DataFrame, drawn: dict[str, Look]) -> None:
-    for name, own in numbers.sort_values("length", kind="stable").groupby("line", sort=False):
-        x, value, low, high = (own[key].astype(float) for key in ("length", "value", "low", "high"))
-        axes.plot(x, value / 1e3, **asdict(drawn[name]))
-        axes.fill_between(x, low / 1e3, high / 1e3, color=drawn[name].color, **BAND)
-    _over_length(axes, numbers)
-
-
-def _over_length(axes: Axes, found: pd.DataFrame) -> None:
-    shapes = dict(sorted({(int(t), int(b)) for t, b in zip(found["length"], found["batch"], strict=True)}))
-    steps_of_two(axes, shapes, [f"{count(t)}×{b}" for t, b in shapes.items()])
+    """Over shapes in order of length, then batch, one step apart: two batches of one length are two places."""
+    shape = pd.Series(list(zip(numbers["length"], numbers["batch"], strict=True)), numbers.index)
+    shapes = sorted(set(shape))
+    placed = numbers.assign(place=shape.map(shapes.index)).sort_values("place", kind="stable")
+    for name, own in placed.groupby("line", sort=False):
+        value, low, high = (own[key].astype(float) / 1e3 for key in ("value", "low", "high"))
+        banded(axes, own["place"], value, low, high, drawn[name])
+    labels = [f"{count(t)}×{b}" for t, b in shapes]
+    room = WIDTH / axes.get_gridspec().ncols - 0.4
+    upright = 0.05 * sum(len(label) + 2 for label in labels) > room  # inches, at 6.5 points
+    axes.set_xticks(range(len(shapes)), labels, rotation=90 if upright else 0)
     axes.set_xlabel("length × batch")
     axes.set_ylim(bottom=0)
+
+
+def decode(numbers: pd.DataFrame) -> Figure:
+    """Reading a context, decoding behind it and the state in between, over the context's length: a column of panels a
+    metric, a row a batch of a preset, device and dtype, a line a mixer with its band. What ran out of memory is named
+    above.
+
+    numbers: of `decode_numbers`. Raises ValueError when all of it ran out of memory.
+    """
+    timed = numbers[numbers["metric"].isin(DECODING)]
+    if timed.empty:
+        raise ValueError("figure: every shape of the decode suite ran out of memory; list smaller ones, submit again")
+    drawn = looks(zip(timed["line"], timed["mixer"], strict=True))
+    rows = [
+        (machine, task, own)
+        for machine, of in numbers.groupby(MACHINE, sort=False)
+        for (_, task), own in of.groupby(["batch", "task"])
+    ]
+    several = len({machine for machine, _, _ in rows}) > 1
+    above = [f"{'' if several else _machine(numbers) + '; '}{WINDOWS}"]
+    for _, task, own in rows:
+        if full := _without_room(own):
+            at = f"{task}, {_machine(own)}" if several else task
+            above.append(wrapped(f"{at} out of memory: {full}", 115))
+    head = 0.12 * sum(1 + text.count("\n") for text in above)
+    with mpl.rc_context(STYLE):
+        figure, axs = panels(len(rows), len(DECODING), 1.7 + head / len(rows), drawn)
+        for (_, task, own), row in zip(rows, axs, strict=True):
+            for metric, axes in zip(DECODING, row, strict=True):
+                _over_context(axes, own[own["metric"] == metric], drawn)
+                steps_of_two(axes, own["length"].astype(int))
+            _sizes(row[-1], own.loc[own["metric"] == "state_bytes", "value"])
+            row[0].set_ylabel(f"{wrapped(_machine(own), 30)}\n{task}" if several else task)
+        for metric, first, last in zip(DECODING, axs[0], axs[-1], strict=True):
+            first.set_title(METRICS[metric].display)
+            last.set_xlabel("context, tokens")
+        legend(figure, drawn)
+        figure.suptitle("\n".join(above))
+    return figure
+
+
+def _machine(numbers: pd.DataFrame) -> str:
+    preset, device, dtype, layouts = numbers[[*MACHINE, "layouts"]].iloc[0]
+    return f"{preset}, {layouts or 'attention'}; {device}, {dtype}"
+
+
+def _without_room(numbers: pd.DataFrame) -> str:
+    full = numbers[numbers["metric"] == NO_ROOM].sort_values("length", kind="stable")
+    by_line = full.groupby("line", sort=False)["length"]
+    return "; ".join(f"{line} at {', '.join(count(int(n)) for n in lengths)}" for line, lengths in by_line)
+
+
+def _over_context(axes: Axes, numbers: pd.DataFrame, drawn: dict[str, Look]) -> None:
+    for name, own in numbers.sort_values("length", kind="stable").groupby("line", sort=False):
+        banded(axes, *(own[key].astype(float) for key in ("length", "value", "low", "high")), drawn[name])
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axes.set_ylim(bottom=0)
+
+
+def _sizes(axes: Axes, values: pd.Series) -> None:
+    """The y axis in powers of two, at most six of them with a tick: attention's state grows with the context."""
+    held = values[values > 0]
+    if held.empty:
+        return
+    low, high = math.floor(math.log2(held.min())), math.ceil(math.log2(held.max()))
+    ticks = [2**power for power in range(low, high + 1, max(1, math.ceil((high - low) / 5)))]
+    axes.set_yscale("log", base=2)
+    axes.set_ylim(2.0 ** (low - 0.5), 2.0 ** (high + 0.5))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_yticks(ticks, [size(tick) for tick in ticks])
 
 
 def kernels(rows: Sequence[Row]) -> Figure:
@@ -120,21 +225,17 @@ def kernels(rows: Sequence[Row]) -> Figure:
     own["source"] = own["implementation"].str.split().str[0]  # the direction says which of its forms it is
     forms = list(dict.fromkeys(zip(own["operator"], own["source"], strict=True)))
     drawn = {form: Look(*LOOK[form[0]], "-" if form[1] == "mixerbench" else "--") for form in forms}
+    names = [f"{get(form[0]).display}, {form[1]}{_error(own, form)}" for form in forms]
+    names.append("floor: bytes and FLOPs, colour by operator")
     with mpl.rc_context(STYLE):
-        figure, axs = panels(1, len(directions), 2.7, 2 * len(forms))
+        figure, axs = panels(1, len(directions), 2.7, names)
         for direction, axes in zip(directions, axs[0], strict=True):
             _times(axes, own[own["direction"] == direction], drawn, over="B" if direction == "decode" else "T")
             axes.set_title(DIRECTIONS[direction])
         axs[0, 0].set_ylabel("milliseconds")
         handles = [Line2D([], [], **asdict(look)) for look in drawn.values()]
-        names = [f"{get(form[0]).display}, {form[1]}{_error(own, form)}" for form in forms]
         floor = Line2D([], [], color="#555555", linestyle=":")
-        figure.legend(
-            [*handles, floor],
-            [*names, "floor: bytes and FLOPs, colour by operator"],
-            loc="outside lower center",
-            ncols=2,
-        )
+        figure.legend([*handles, floor], names, loc="outside lower center", ncols=abreast(names))
         first = timed[0]
         copy, matmul = first["copy_bytes_per_s"] / 1e12, first["matmul_flop_per_s"] / 1e12
         figure.suptitle(

@@ -7,12 +7,13 @@ Figures are as wide as they are printed, so a font size here is the size on pape
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass
 from itertools import cycle
 from textwrap import fill
 from typing import Any
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -86,17 +87,21 @@ def looks(lines: Iterable[tuple[str, str]]) -> dict[str, Look]:
     return found
 
 
-def panels(rows: int, columns: int, height: float, entries: int, **options: Any) -> tuple[Figure, Any]:
+def panels(rows: int, columns: int, height: float, names: Collection[str], **options: Any) -> tuple[Figure, Any]:
     """A figure of print width with panels [rows, columns], each `height` inches high with its labels, and room for a
-    legend of so many entries."""
-    lines = -(-entries // abreast(entries))
+    legend of these names."""
+    lines = -(-len(names) // abreast(names))
     figure = Figure(figsize=(WIDTH, height * rows + 0.3 + 0.16 * lines), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def abreast(entries: int) -> int:
-    """Entries of a legend in a row, such that rows are about equally long: four fit, five if that is all."""
-    return max(1, entries if entries <= 5 else -(-entries // -(-entries // 4)))
+def abreast(names: Collection[str]) -> int:
+    """Entries of a legend in a row, such that rows are about equally long: at most four, five if that is all, and no
+    more than the page is wide."""
+    each = 0.5 + 0.052 * max(map(len, names), default=0)  # inches: handle and gaps, then letters of 7 points
+    fit = max(1, min(5 if len(names) <= 5 else 4, int(WIDTH / each)))
+    rows = max(1, -(-len(names) // fit))
+    return max(1, -(-len(names) // rows))
 
 
 def legend(figure: Figure, looked: dict[str, Look]) -> None:
@@ -104,20 +109,39 @@ def legend(figure: Figure, looked: dict[str, Look]) -> None:
     handles = [
         Line2D([], [], color=look.color, marker=look.marker, linestyle=look.linestyle) for look in looked.values()
     ]
-    figure.legend(handles, list(looked), loc="outside lower center", ncols=abreast(len(handles)))
+    figure.legend(handles, list(looked), loc="outside lower center", ncols=abreast(looked))
 
 
-def steps_of_two(axes: Axes, values: Iterable[int], labels: Iterable[str] | None = None) -> None:
+def banded(
+    axes: Axes, x: pd.Series, value: pd.Series, low: pd.Series, high: pd.Series, look: Look, **line: Any
+) -> None:
+    """A line with the band between its bounds; one point alone, which has no band, with a bar. NaN bounds are left out.
+
+    line: more of matplotlib's words for the line."""
+    axes.plot(x, value, **asdict(look), **line)
+    if len(x) > 1:
+        axes.fill_between(x, low, high, color=look.color, **BAND)
+    else:
+        axes.errorbar(x, value, yerr=[value - low, high - value], fmt="none", color=look.color, elinewidth=0.8)
+
+
+def steps_of_two(axes: Axes, values: Iterable[int]) -> None:
     """The x axis in powers of two, with a tick at each of the values."""
     ticks = sorted(set(values))
     axes.set_xscale("log", base=2)
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticks(ticks, [count(tick) for tick in ticks] if labels is None else list(labels))
+    axes.set_xticks(ticks, [count(tick) for tick in ticks])
 
 
 def count(value: int) -> str:
     """320, 1K, 16K: multiples of 1024 shortened."""
     return f"{value // 1024}K" if value and value % 1024 == 0 else str(value)
+
+
+def size(value: int) -> str:
+    """512 B, 16 MiB: bytes in the largest unit of 1024 that leaves one or more."""
+    power = min(4, max(0, value.bit_length() - 1) // 10)
+    return f"{value / 1024**power:g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
 
 
 def wrapped(text: str, width: int = 18) -> str:

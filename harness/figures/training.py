@@ -32,7 +32,7 @@ def curves(frame: pd.DataFrame) -> Figure:
     frame = frame.assign(line=lines(frame))
     presets, drawn = list(dict.fromkeys(frame["preset"])), looks(zip(frame["line"], frame["mixer"], strict=True))
     with mpl.rc_context(STYLE):
-        figure, axs = panels(1, len(presets), 2.4, len(drawn), sharey=True)
+        figure, axs = panels(1, len(presets), 2.4, drawn, sharey=True)
         for preset, axes in zip(presets, axs[0], strict=True):
             of = frame[frame["preset"] == preset]
             for name, own in of.groupby("line", sort=False):
@@ -72,7 +72,7 @@ def pareto(numbers: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     drawn = looks(zip(shown["line"], shown["mixer"], strict=True))
     columns = list(dict.fromkeys(shown["column"]))
     with mpl.rc_context(STYLE):
-        figure, axs = panels(len(columns), len(COSTS), 2.1, len(drawn), sharey="row", sharex="col")
+        figure, axs = panels(len(columns), len(COSTS), 2.1, drawn, sharey="row", sharex="col")
         for column, row in zip(columns, axs, strict=True):
             own = shown[shown["column"] == column]
             metric = METRICS[own["metric"].iloc[0]]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
 from harness import figures, stats
@@ -18,7 +19,7 @@ from harness.figures.style import WIDTH
 from harness.presets import PRESETS
 from harness.published import VARIANTS
 from harness.significance import printed_gap
-from mixers.registry import entries
+from mixers.registry import entries, get
 from tests.harness.test_tables import record, store
 
 VALUES = {"gdn2": (0.7, 0.9, 0.8), "kda": (0.5, 0.5, 0.5), "own": (0.1, 0.2, 0.3)}
@@ -154,6 +155,7 @@ def test_every_figure_is_as_wide_as_a_page(frame: pd.DataFrame) -> None:
             None,
             "such as figure2, or run `run.py bench throughput --preset PRESET --out .*/throughput.json",
         ),
+        ("decode", None, "no records of the decode suite; name it under suites, submit and collect again"),
         ("kernels", None, "bench kernels --out .* on a machine with a GPU"),
         ("gates", None, "gates are drawn from a model"),
     ],
@@ -323,7 +325,8 @@ def test_throughput_stands_beside_the_papers_figure_2(tmp_path: Path) -> None:
     paper, own = figures.throughput(figures.bench_numbers(rows)).get_axes()
     assert len(paper.get_lines()) == 7 and paper.get_lines()[-1].get_ydata()[0] == pytest.approx(38.0)
     (line,) = own.get_lines()
-    np.testing.assert_allclose(line.get_xydata(), [(2048, 300), (4096, 200)])
+    np.testing.assert_allclose(line.get_xydata(), [(0, 300), (1, 200)])
+    assert own.get_xticks().tolist() == [0, 1]
     assert [label.get_text() for label in own.get_xticklabels()] == ["2K×8", "4K×4"]
     assert len(figures.throughput(None).get_axes()) == 1
     with pytest.raises(ValueError, match="none of the 1 rows has a time"):
@@ -345,6 +348,125 @@ def test_throughput_is_drawn_from_records_of_its_suite(tmp_path: Path) -> None:
     assert (numbers["high"] - 1e5).tolist() == pytest.approx([1e3 * 2.447] * 4, rel=1e-3)  # t with 6 degrees
     _, own = figures.throughput(numbers).get_axes()
     assert len(own.get_lines()) == 2 and own.get_title().startswith("cpu-1m, recurrent, hybrid; 95% interval")
+
+
+def placed(axes: Any) -> dict[str, tuple[float, float]]:
+    """The point of the first line at every tick, by the tick's label."""
+    (points,) = [dict(line.get_xydata().tolist()) for line in axes.get_lines()[:1]]
+    labels = (label.get_text() for label in axes.get_xticklabels())
+    return {label: points[tick] for tick, label in zip(axes.get_xticks(), labels, strict=True)}
+
+
+def test_every_shape_of_throughput_has_its_own_place_under_its_name(tmp_path: Path) -> None:
+    shapes = {(2, 64): 2e4, (1, 128): 3e4, (1, 64): 1e4}
+    made = [
+        record(
+            "GDN2", f"batch_{b}", "train_tokens_per_second", rate, 1e2, 7, length=n, suite="throughput", mixer="gdn2"
+        )
+        for (b, n), rate in shapes.items()
+    ]
+    paper, own = figures.throughput(figures.throughput_numbers(store(tmp_path, made))).get_axes()
+    assert placed(own) == {"64×1": 10, "64×2": 20, "128×1": 30}
+    assert [placed(paper)[name] for name in ("2K×8", "4K×4", "8K×2", "16K×1")] == [45.8, 42.3, 36.8, 29.4]
+    assert (np.diff(own.get_lines()[0].get_xdata()) > 0).all()
+
+
+def reading(mixer: str, batch: int, length: int, state: float | None, layout: str = "recurrent", **run: Any) -> list:
+    """What the suite `decode` measures of a shape; without a state, that it ran out of memory."""
+    where = {"suite": "decode", "mixer": mixer, "layout": layout, "length": length} | run
+    label, task = mixer.upper(), f"batch_{batch}"
+    if state is None:
+        return [record(label, task, "decode_out_of_memory", 1.0, None, 1, **where)]
+    return [
+        record(label, task, "prefill_tokens_per_second", 1000.0 * batch, 10.0, 5, **where),
+        record(label, task, "decode_tokens_per_second", 40.0 * batch, 1.0, 5, **where),
+        record(label, task, "state_bytes", state, None, 1, **where),
+    ]
+
+
+@pytest.fixture
+def decoded(tmp_path: Path) -> pd.DataFrame:
+    """Two mixers over two batches and lengths; attention has no room for 16 contexts of 8K."""
+    made = []
+    for batch in (16, 1):
+        for length in (8192, 2048):
+            full = batch * length == 16 * 8192
+            made += reading("gdn2", batch, length, 2.0**20)
+            made += reading("attention", batch, length, None if full else 2048.0 * length, "attention")
+    return store(tmp_path / "decode", made)
+
+
+def test_decoding_has_a_panel_a_metric_and_batch_and_a_line_a_mixer(decoded: pd.DataFrame) -> None:
+    drawn = figures.decode(figures.decode_numbers(decoded))
+    assert drawn.get_size_inches()[0] == WIDTH
+    axs = drawn.get_axes()
+    assert [axes.get_title() for axes in axs[:3]] == [
+        "prefill tokens/s",
+        "decoding tokens/s",
+        "state, bytes a sequence",
+    ]
+    assert len(axs) == 6 and [axs[i].get_ylabel() for i in (0, 3)] == ["batch_1", "batch_16"]
+    for axes in axs:
+        assert {to_hex(line.get_color()).upper() for line in axes.get_lines()} == {
+            LOOK["gdn2"][0],
+            LOOK["attention"][0],
+        }
+        assert axes.get_xticks().tolist() == [2048, 8192]
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["2K", "8K"]
+    prefill, decoding, state = (
+        {line.get_marker(): line.get_xydata().tolist() for line in axes.get_lines()} for axes in axs[:3]
+    )
+    own, attention = LOOK["gdn2"][1], LOOK["attention"][1]
+    assert prefill[own] == [[2048, 1000], [8192, 1000]] and decoding[own] == [[2048, 40], [8192, 40]]
+    assert state == {own: [[2048, 2**20], [8192, 2**20]], attention: [[2048, 2**22], [8192, 2**24]]}
+    assert [label.get_text() for label in axs[2].get_yticklabels()] == ["1 MiB", "2 MiB", "4 MiB", "8 MiB", "16 MiB"]
+    half = stats.estimate([40.0], [1.0], [5]).interval[1] - 40
+    edge = {round(y, 6) for y in axs[1].collections[0].get_paths()[0].vertices[:, 1].tolist()}
+    assert edge == {round(40 - half, 6), round(40 + half, 6)}
+
+
+def test_what_ran_out_of_memory_is_named_and_not_drawn(decoded: pd.DataFrame, tmp_path: Path) -> None:
+    drawn = figures.decode(figures.decode_numbers(decoded))
+    assert drawn.get_suptitle().splitlines() == [
+        "cpu-1m, recurrent; Some CPU, float32; 95% interval over windows",
+        "batch_16 out of memory: ATTENTION at 8K",
+    ]
+    for axes in drawn.get_axes()[3:]:
+        (line,) = [line for line in axes.get_lines() if line.get_marker() == LOOK["attention"][1]]
+        assert line.get_xdata().tolist() == [2048]
+    # A point alone has no band to be seen in; a bar says how well it is known.
+    (bar,) = [found for found in drawn.get_axes()[4].collections if len(found.get_paths()[0].vertices) == 2]
+    half = stats.estimate([640.0], [1.0], [5]).interval[1] - 640
+    np.testing.assert_allclose(bar.get_paths()[0].vertices, [(2048, 640 - half), (2048, 640 + half)])
+    nothing = store(tmp_path / "full", reading("gdn2", 16, 8192, None))
+    with pytest.raises(ValueError, match="every shape of the decode suite ran out of memory; list smaller ones"):
+        figures.decode(figures.decode_numbers(nothing))
+
+
+def test_decoding_keeps_machines_apart_and_writes_both_files(decoded: pd.DataFrame, tmp_path: Path) -> None:
+    other = reading("gdn2", 1, 256, 2.0**10, preset="cpu-600k") + reading("gdn2", 1, 1024, 2.0**10, preset="cpu-600k")
+    frame = pd.concat([decoded, store(tmp_path / "other", other)])
+    drawn = figures.decode(figures.decode_numbers(frame))
+    assert [axes.get_ylabel().split()[0] for axes in drawn.get_axes()[::3]] == ["cpu-1m,", "cpu-1m,", "cpu-600k,"]
+    assert [label.get_text() for label in drawn.get_axes()[-1].get_xticklabels()] == ["256", "1K"]
+    assert "batch_16, cpu-1m, recurrent; Some CPU, float32 out of memory: ATTENTION at 8K" in drawn.get_suptitle()
+    frame.drop(columns="file").to_parquet(tmp_path / "records.parquet")
+    assert write_figure(tmp_path, "decode") == [tmp_path / "decode.png", tmp_path / "decode.svg"]
+
+
+@pytest.mark.parametrize("layouts", [("recurrent",), ("recurrent", "hybrid")])
+def test_a_legend_is_no_wider_than_the_page(tmp_path: Path, layouts: tuple[str, ...]) -> None:
+    made = [
+        replace(r, label=get(mixer).display, run=f"{mixer}-{layout}")
+        for layout in layouts
+        for mixer in LOOK
+        for r in reading(mixer, 1, 2048, 2.0**20, layout)
+    ]
+    drawn = figures.decode(figures.decode_numbers(store(tmp_path, made)))
+    FigureCanvasAgg(drawn).draw()  # a figure knows the width of its letters when it is drawn
+    (legend,) = drawn.legends
+    assert len(legend.get_texts()) == len(made) / 3
+    assert legend.get_window_extent().width <= drawn.get_window_extent().width
 
 
 def launch(operator: str, form: str, direction: str, steps: int, batch: int, ms: float | None, **rest: Any) -> dict:

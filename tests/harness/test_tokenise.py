@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 import harness.prepare
 from harness import corpus
 from harness.data import TokenData, load_tokenizer
-from harness.prepare import finish, plan, prepare, tokenise, work_folder
+from harness.prepare import do_parts, finish, plan, prepare, work_folder
 from harness.sources import documents, open_source
 from harness.tokenise import Work
 from run import app
@@ -166,7 +166,7 @@ def test_putting_together_goes_on_wherever_it_is_interrupted(
 ) -> None:
     out, calls = tmp_path / "out", 0
     assert plan(source, out_dir=out, **THIRDS) == (out, None)
-    tokenise(Work(work_folder(out)), 1)
+    do_parts(Work(work_folder(out)), 1)
     before = done(out)
     rename = Path.rename
 

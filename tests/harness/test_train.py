@@ -1,6 +1,7 @@
 """Training: the recipe, exact resumption, and what happens when something is wrong."""
 
 import json
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -83,6 +84,22 @@ def test_a_run_stopped_between_checkpoints_and_resumed_ends_with_the_same_bits(
     assert resumed.weights_sha256 == whole.weights_sha256
     steps = [json.loads(line)["step"] for line in (tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()]
     assert steps == [10, 12]
+
+
+def test_125m_parameters_take_the_same_path(tmp_path: Path, small_data: Path) -> None:
+    """Two steps of a few rows, stopped after the first."""
+    source = DataConfig(source=str(small_data), phases=[{"tokens": 2 * 2 * 64, "seq_len": 64, "rows": {"text": 2}}])
+    config = run_config(small_data, lr=1e-6).model_copy(
+        update={"model": matched_config("125m", "recurrent", "gdn2", vocab_size=4096), "preset": "125m", "data": source}
+    )
+    with pytest.raises(TrainingInterrupted):
+        train(config, tmp_path, stop=after(1))
+    summary = train(config, tmp_path)
+    assert (summary.steps, summary.skipped) == (2, 0) and summary.non_embedding_params > 100e6
+    # Its tied head begins by repeating the token that it reads, which costs more than a guess.
+    assert math.log(4096) < summary.train_loss < 20
+    size = checkpoint.latest(tmp_path).stat().st_size
+    assert size == pytest.approx(12 * (summary.non_embedding_params + summary.embedding_params), rel=1e-3)
 
 
 def after(calls: int) -> Callable[[], bool]:

@@ -95,8 +95,11 @@ def test_a_dry_run_says_what_each_process_of_training_holds(tmp_path: Path) -> N
         train = template.train.model_copy(update={"nodes": 2, "gpus_per_node": 8, "tasks_per_node": None})
         cluster = template.model_copy(update={"train": train, "sharding": sharding})
         said = describe(loaded, plans, cluster, tmp_path)
-        assert f" {held} GB of memory for weights, gradients and optimiser of each of 16 processes ({sharding})" in said
+        assert (
+            f" {held} GB of memory for weights, gradients and optimiser of each of 16 processes ({sharding}), act"
+            in said
+        )
     single = template.model_copy(update={"train": train.model_copy(update={"nodes": 1, "gpus_per_node": 1})})
-    assert "23.2 GB of memory for weights, gradients and optimiser of one process;" in describe(
+    assert "23.2 GB of memory for weights, gradients and optimiser of one process, act" in describe(
         loaded, plans, single, tmp_path
     )

@@ -213,9 +213,12 @@ def test_the_cost_of_training_says_whether_it_was_measured(tmp_path: Path) -> No
     phases = [{"tokens": 7_200_000, "seq_len": 64, "rows": {"text": 2}}]
     path = experiment(tmp_path, mixers=["gated_deltanet", "attention"], data={"phases": phases})
     hybrid, attention = expand(load_experiment(path), 4096, "0" * 64)
-    assert "1.0 GPU hours, 1 runs at the speed measured on H100, without" in cost_of([attention], None, 0.4, speeds())
-    assert "hours unknown" in cost_of([hybrid, attention], None, 0.4, speeds())
-    both = cost_of([hybrid, attention], 1.0, 0.4, speeds())
+    assert "1.0 GPU hours, 1 runs at the speed measured on H100, without" in cost_of(
+        [attention], None, 0.4, speeds(), "H100"
+    )
+    assert "hours unknown" in cost_of([hybrid, attention], None, 0.4, speeds(), "H100")
+    both = cost_of([hybrid, attention], 1.0, 0.4, speeds(), "H100")
     assert "1 runs at the speed measured on H100 and 1 runs at 40% of 1 TFLOP/s (from the FLOPs" in both
-    two = pd.concat([speeds(), speeds(device="A100")])
-    assert "at 40% of 1 TFLOP/s (from the FLOPs, not measured)" in cost_of([attention], 1.0, 0.4, two)
+    other = cost_of([attention], 1.0, 0.4, speeds(), "A100")
+    assert "at 40% of 1 TFLOP/s (from the FLOPs, not measured)" in other
+    assert "hours unknown" in cost_of([attention], None, 0.4, speeds(), None)  # a site that does not say what it has
