@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ from harness import corpus
 from harness.data import FORMAT, INDEX, TOKENIZER, TokenData, cache_dir, load_tokenizer, tokenizer_hash, write_json
 from harness.files import write_atomic
 from harness.sources import Part, Source, cpus, documents, open_source
-from harness.tokenise import FULL, JOBS, PLAN, STAGED, Work, no_room, trained, work_through
+from harness.tokenise import ENOUGH, FULL, JOBS, PLAN, STAGED, Work, no_room, trained, work_through
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -323,12 +323,17 @@ class _Meter:
 
 def _in_workers(work: Work, count: int, meter: _Meter) -> None:
     """Run `count` workers until they have ended or the output needs no more. They end with this process, however it
-    does: their stdin is a pipe from it."""
+    does: their stdin is a pipe from it. Where one fails, the others finish the parts that they are at."""
     paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
     variables = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "-P", "-m", "harness.tokenise", str(work.folder)]
     # A group of its own: what is typed in a terminal reaches this process alone, which ends them.
-    options: dict[str, Any] = {"env": os.environ | variables, "stdin": subprocess.PIPE, "process_group": 0}
+    options: dict[str, Any] = {
+        "env": os.environ | variables,
+        "stdin": subprocess.PIPE,
+        "bufsize": 0,
+        "process_group": 0,
+    }
     workers: list[tuple[subprocess.Popen[bytes], IO[bytes]]] = []
     with ExitStack() as files:
         try:
@@ -336,14 +341,20 @@ def _in_workers(work: Work, count: int, meter: _Meter) -> None:
                 errors = files.enter_context(tempfile.TemporaryFile())
                 process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, **options)
                 workers.append((process, errors))
-            running = True
+            running, failure = True, None
             while running and not work.complete():
                 running = any(process.poll() is None for process, _ in workers)
-                for process, errors in workers:
-                    if process.poll():
-                        raise _failure(work, process, errors)
+                failed = [(process, errors) for process, errors in workers if process.poll()]
+                if failed and failure is None:
+                    failure = _failure(work, *failed[0])
+                    meter.say(f"prepare: {failure}; the other processes finish their parts first")
+                    for process, _ in workers:
+                        with suppress(BrokenPipeError):
+                            process.stdin.write(ENOUGH)
                 meter()
                 time.sleep(POLL)
+            if failure is not None:
+                raise failure
         finally:
             for process, _ in workers:
                 process.kill()

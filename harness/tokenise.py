@@ -43,6 +43,7 @@ RESULT = "part.json"
 STAGED = "output"
 DOCUMENTS_PER_CALL = 256
 CHARACTERS_PER_CALL = 2**20  # a call holds its encodings, some hundred bytes a token, in memory
+ENOUGH = b"."  # said to a worker: no more parts
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -266,8 +267,10 @@ class Shards:
         self.done.append({**entry, "sha256": self.digest.hexdigest()})
 
 
-def work_through(work: Work, tell: Callable[[], None] = lambda: None) -> None:
-    """Do parts, the first free one first, until none is free or the output needs no more.
+def work_through(
+    work: Work, tell: Callable[[], None] = lambda: None, enough: Callable[[], bool] = lambda: False
+) -> None:
+    """Do parts, the first free one first, until none is free, the output needs no more or `enough` says so.
 
     Raises ValueError, one line, for what the user can correct, RuntimeError naming the part for everything else; what
     is done stays. Returns when the work folder is gone, which somebody else has finished then.
@@ -275,7 +278,7 @@ def work_through(work: Work, tell: Callable[[], None] = lambda: None) -> None:
     while True:
         try:
             work.refresh()
-            if work.complete() or not _do_one(work, tell):
+            if enough() or work.complete() or not _do_one(work, tell):
                 return
         except OSError as error:
             if not (work.folder / PLAN).exists():
@@ -314,11 +317,18 @@ def no_room(out: Path, error: OSError) -> ValueError:
 
 def main(folder: str) -> int:
     """A worker: exit code 0 when nothing is left to it, 2 for ValueError and 1 for any other failure, which the last
-    line of stderr names. It ends when its stdin does, and so with the process that has started it."""
-    # Not sys.stdin: Python aborts when it ends while a thread holds that.
-    threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
+    line of stderr names. It begins no part any more when its stdin says ENOUGH, and ends when that ends, and so with
+    the process that has started it."""
+    enough = threading.Event()
+
+    def listen() -> None:
+        while os.read(0, 1):  # not sys.stdin: Python aborts when it ends while a thread holds that
+            enough.set()
+        os._exit(1)
+
+    threading.Thread(target=listen, daemon=True).start()
     try:
-        work_through(Work(Path(folder)))
+        work_through(Work(Path(folder)), enough=enough.is_set)
     except FileNotFoundError:
         if (Path(folder) / PLAN).exists():
             raise

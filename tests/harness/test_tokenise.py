@@ -223,27 +223,29 @@ def at_work(out: Path) -> list[Path]:
     return list(work_folder(out).glob("*.partial/*.bin"))
 
 
-def test_a_worker_that_is_killed_ends_the_whole_which_names_its_part(
+def test_a_worker_that_is_killed_ends_the_whole_which_names_its_part_and_keeps_the_others(
     slow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("harness.sources.PART_BYTES", SLOW)
     out = tmp_path / "out"
 
     def kill() -> None:
-        wait_for(lambda: at_work(out))
+        wait_for(lambda: len({path.parent for path in at_work(out)}) == 2)
         lock = at_work(out)[0].parent.with_suffix(".lock")
         os.kill(int(lock.read_text().split()[1]), signal.SIGKILL)
 
+    lines: list[str] = []
     killer = threading.Thread(target=kill)
     killer.start()
     with pytest.raises(RuntimeError, match=r"part [12] of \d of slow: its process was ended by SIGKILL; run the same"):
-        prepare(slow, out_dir=out, processes=2, **THIRDS)
+        prepare(slow, out_dir=out, processes=2, progress=lines.append, **THIRDS)
     killer.join()
-    assert not out.exists() and (not work_folder(out).exists() or idle(out))
-    lines: list[str] = []
-    data = prepare(slow, out_dir=out, processes=2, progress=lines.append, **THIRDS)
+    assert not out.exists() and idle(out)
+    assert any("the other processes finish their parts first" in line for line in lines)
+    assert len(list(work_folder(out).glob("*/part.json"))) == 1  # that of the other
+    assert any("of 2 parts" in line or "of 3 parts" in line for line in lines if "tokens/s" in line)
+    data = prepare(slow, out_dir=out, processes=2, **THIRDS)
     assert data.index["documents"]["read"] == len(slow.read_text().splitlines())
-    assert any("of 2 parts" in line or "of 3 parts" in line for line in lines) and "tokens/s" in lines[0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
