@@ -16,8 +16,9 @@ from submitit.helpers import Checkpointable
 
 from harness.data import INDEX
 from harness.files import write_atomic
-from harness.prepare import do_parts, finish, work_folder
+from harness.prepare import finish, work_folder
 from harness.tokenise import JOBS, Work
+from harness.workers import do_parts
 from slurm.queue import NAME, Queue, ask
 from slurm.site import Cluster, array_limit, sbatch_parameters
 from slurm.snapshot import environment, snapshot

@@ -25,11 +25,13 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import harness.prepare
+import harness.workers
 from harness import corpus
 from harness.data import TokenData, load_tokenizer
-from harness.prepare import do_parts, finish, plan, prepare, work_folder
+from harness.prepare import finish, plan, prepare, work_folder
 from harness.sources import documents, open_source
 from harness.tokenise import Work
+from harness.workers import do_parts
 from run import app
 from tests.harness.hub import COMMIT, served
 
@@ -393,7 +395,7 @@ def test_a_full_disk_is_one_clear_line_from_every_process(slow: Path, tmp_path: 
 def test_what_is_there_starts_no_process(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepare(source, out_dir=tmp_path / "out", processes=1)
     monkeypatch.setattr(subprocess, "Popen", mock.Mock(side_effect=AssertionError))
-    monkeypatch.setattr(harness.prepare, "work_through", mock.Mock(side_effect=AssertionError))
+    monkeypatch.setattr(harness.workers, "work_through", mock.Mock(side_effect=AssertionError))
     assert prepare(source, out_dir=tmp_path / "out").index == first.index
 
 
