@@ -45,7 +45,7 @@ def test_jobs_of_which_some_are_killed_and_some_cancelled_write_what_one_process
     slurm_at_hand: MiniSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("harness.sources.PART_BYTES", 1_500_000)
-    source, out = write_texts(tmp_path / "texts.jsonl", 24), tmp_path / "out"
+    source, out = write_texts(tmp_path / "texts.jsonl", 48), tmp_path / "out"
     (tmp_path / "site.yaml").write_text(yaml.safe_dump({"prepare": TINY, "signal_delay_s": 20}))
     cluster = load_cluster(tmp_path / "site.yaml")
     assert plan(source, out_dir=out) == (out, None)
