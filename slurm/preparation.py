@@ -22,7 +22,7 @@ from harness.workers import do_parts
 from slurm.queue import NAME, Queue, ask
 from slurm.site import Cluster, array_limit, sbatch_parameters
 from slurm.snapshot import environment, snapshot
-from slurm.submission import submitting
+from slurm.submission import enqueue, submitting
 
 SAY_EVERY = 60  # seconds between two lines of a job's log
 MOST_TIMEOUTS = 100  # of a job that submitit queues again at its time limit; what is done by then is never lost
@@ -114,9 +114,4 @@ def _put(jobs: Sequence[PartsJob], dependency: str | None, cluster: Cluster, fol
     executor.update_parameters(
         **parameters | {"comment": folder.name, "setup": [*exports, *parameters.get("setup", [])]}
     )
-    try:
-        with executor.batch():
-            submitted = [executor.submit(job) for job in jobs]
-    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
-        raise RuntimeError(f"sbatch refused: {' '.join(str(error).split())}") from None
-    return submitted[0].job_id.partition("_")[0]
+    return enqueue(executor, jobs, folder.name)

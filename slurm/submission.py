@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import submitit
@@ -211,11 +211,16 @@ def _put(array: Array, ids: dict[str, str], cluster: Cluster, folder: Path, code
             "additional_parameters": parameters.get("additional_parameters", {}) | extra,
         }
     )
+    return enqueue(executor, array.tasks, array.name)
+
+
+def enqueue(executor: submitit.SlurmExecutor, tasks: Sequence[Any], name: str) -> str:
+    """Submit tasks as one array; Slurm's id of it. Raises RuntimeError with what sbatch says when it refuses."""
     try:
         with executor.batch():
-            jobs = [executor.submit(job) for job in array.tasks]
+            jobs = [executor.submit(task) for task in tasks]
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
-        raise RuntimeError(f"sbatch refused {array.name}: {' '.join(str(error).split())}") from None
+        raise RuntimeError(f"sbatch refused {name}: {' '.join(str(error).split())}") from None
     return jobs[0].job_id.partition("_")[0]
 
 
