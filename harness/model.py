@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from mixers import State, build_mixer
 from mixers.backends import TORCH, convolution
-from mixers.common import RMSNorm, ShortConvolution
 from mixers.interface import index_state
+from mixers.parts.common import RMSNorm, ShortConvolution
 
 Layout = Literal["recurrent", "hybrid", "attention"]
 ModelState = list[State]

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from mixers.common import accumulator_dtype, require
 from mixers.interface import Cost, Mixer, MixerConfig, State
+from mixers.parts.common import accumulator_dtype, require
 from mixers.registry import register_mixer
 
 QUERY_BLOCK = 1024

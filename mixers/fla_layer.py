@@ -20,9 +20,9 @@ from pydantic import NonNegativeInt, PositiveInt, create_model
 from torch import Tensor, nn
 
 from mixers.backends import FLA, activation_dtype, fla_absent, interpreted
-from mixers.interface import Cost, Mixer, MixerConfig, State, check_cu_seqlens, index_state
-from mixers.registry import FLA_PREFIX, Entry
+from mixers.interface import Cost, Entry, Mixer, MixerConfig, State, check_cu_seqlens, index_state
 
+FLA_PREFIX = "fla:"
 SET_HERE = {"hidden_size", "d_model", "layer_idx", "device", "dtype"}
 DEFAULTS = {
     # Only a layer's place among the blocks depends on it, and the first is the first of any number.

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixers.backends import FLA, TORCH
-from mixers.common import accumulator_dtype, inverse_softplus_dt, l2_normalise
-from mixers.delta_layer import DeltaMixer, ScalarWriteConfig, by_fla
-from mixers.delta_rule import delta_rule_chunked, operands, without_autocast
+from mixers.parts.common import accumulator_dtype, inverse_softplus_dt, l2_normalise
+from mixers.parts.delta_layer import DeltaMixer, ScalarWriteConfig, by_fla
+from mixers.parts.delta_rule import delta_rule_chunked, operands, without_autocast
 from mixers.registry import register_mixer
 
 

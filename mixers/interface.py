@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -128,6 +128,16 @@ class Mixer(nn.Module):
 
     def parameter_count(self) -> int:
         return sum(p.numel() for p in self.parameters())
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered mixer: its class, the name that tables print, and options that the name itself fixes."""
+
+    name: str
+    display: str
+    cls: type[Mixer]
+    fixed: dict[str, Any]
 
 
 def index_state(state: State, index: Tensor | slice | list[int]) -> State:

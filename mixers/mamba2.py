@@ -19,10 +19,10 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from mixers.backends import MAMBA_SSM, TORCH, mamba_ssm
-from mixers.common import ShortConvolution, accumulator_dtype, inverse_softplus_dt, require
 from mixers.interface import Cost, Mixer, MixerConfig, State
+from mixers.parts.common import ShortConvolution, accumulator_dtype, inverse_softplus_dt, require
+from mixers.parts.ssd import ssd_chunked, ssd_recurrent
 from mixers.registry import register_mixer
-from mixers.ssd import ssd_chunked, ssd_recurrent
 
 KERNEL_CHUNK = 256  # tokens a chunk of mamba-ssm's kernels, as its layer sets it
 

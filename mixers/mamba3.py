@@ -33,10 +33,10 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from mixers.backends import MAMBA_SSM, TORCH, Backend, mamba_ssm, mamba_ssm_absent
-from mixers.common import RMSNorm, accumulator_dtype, inverse_softplus_dt, require
 from mixers.interface import Cost, Mixer, MixerConfig, State
+from mixers.parts.common import RMSNorm, accumulator_dtype, inverse_softplus_dt, require
+from mixers.parts.ssd import ssd_chunked, ssd_recurrent
 from mixers.registry import register_mixer
-from mixers.ssd import ssd_chunked, ssd_recurrent
 
 A_FLOOR = 1e-4
 KERNEL_CHUNK = 64  # rows, tokens × rank, a chunk of mamba-ssm's kernels, as its layer recommends

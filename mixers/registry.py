@@ -13,7 +13,6 @@ import types
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -22,21 +21,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mixers.interface import Mixer, MixerConfig
+from mixers.fla_layer import FLA_PREFIX
+from mixers.fla_layer import entry as fla_entry
+from mixers.interface import Entry, Mixer, MixerConfig
 
 BUILT_IN = ("gated_deltanet", "gdn2.layer", "kda", "mamba2", "mamba3", "attention")
-FLA_PREFIX = "fla:"
 PLUGINS = "mixerbench.mixers"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A registered mixer: its class, the name that tables print, and options that the name itself fixes."""
-
-    name: str
-    display: str
-    cls: type[Mixer]
-    fixed: dict[str, Any]
 
 
 class MixerFile(BaseModel):
@@ -169,9 +159,7 @@ def require_file(file: MixerFile | None) -> None:
 def get(name: str) -> Entry:
     """The entry of `name`; ValueError listing the known names otherwise."""
     if name.startswith(FLA_PREFIX):
-        from mixers.fla_layer import entry
-
-        return entry(name)
+        return fla_entry(name)
     known = entries()
     if name not in known:
         raise ValueError(

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixers.backends import TORCH, Backend, needs_gpu
-from mixers.common import accumulator_dtype, inverse_softplus_dt
-from mixers.delta_layer import DeltaConfig, DeltaMixer
 from mixers.gdn2.operator import gated_delta_rule_2, unserved
+from mixers.parts.common import accumulator_dtype, inverse_softplus_dt
+from mixers.parts.delta_layer import DeltaConfig, DeltaMixer
 from mixers.registry import register_mixer
 
 

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixers.backends import KERNEL_DTYPES, interpreted
-from mixers.common import accumulator_dtype, l2_normalise, require
-from mixers.delta_rule import without_autocast
 from mixers.gdn2 import reference
 from mixers.interface import check_cu_seqlens
+from mixers.parts.common import accumulator_dtype, l2_normalise, require
+from mixers.parts.delta_rule import without_autocast
 
 Backend = Literal["auto", "recurrent", "chunked", "triton"]
 LARGEST_HEAD = 256  # of the kernels: a state of 256 by 16 is what fits a block's registers
@@ -206,7 +206,7 @@ def _by_kernels(
 ) -> tuple[Tensor, Tensor]:
     """Chunks where a gradient is wanted or the sequences are long, else token by token."""
     from mixers.gdn2.chunk import chunked
-    from mixers.gdn2.recurrent import recurrent
+    from mixers.gdn2.fused_recurrent import recurrent
 
     needed = [x for x in (*inputs, *activation, initial) if x is not None]
     gradient = torch.is_grad_enabled() and any(x.requires_grad for x in needed)

@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mixers.common import accumulator_dtype
-from mixers.delta_rule import delta_rule_chunked
+from mixers.parts.common import accumulator_dtype
+from mixers.parts.delta_rule import delta_rule_chunked
 
 
 def recurrent(
@@ -44,7 +44,7 @@ def chunked(
     state: Tensor,
     chunk_size: int,
 ) -> tuple[Tensor, Tensor]:
-    """The same function through `mixers.delta_rule`, differentiable and a few matrix products a chunk.
+    """The same function through `mixers.parts.delta_rule`, differentiable and a few matrix products a chunk.
 
     Value heads that share a key head share T and Aqk too: they are computed once, as one head of wider values.
     """

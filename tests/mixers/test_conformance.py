@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from mixers import build_mixer
 from mixers.backends import TORCH, Backend
-from mixers.common import accumulator_dtype
 from mixers.conformance import HEADER, SMALL, Finding, conform, render
 from mixers.interface import Cost, Mixer, MixerConfig, State
+from mixers.parts.common import accumulator_dtype
 from mixers.registry import _entries, register_mixer
 from run import app
 from tests.mixers.interpreter import upstream_kernels

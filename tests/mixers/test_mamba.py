@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from mixers.interface import Mixer
 from mixers.mamba2 import GatedRMSNorm, Mamba2, Mamba2Config
 from mixers.mamba3 import Mamba3, Mamba3Config, advance_angles
+from mixers.parts.ssd import ssd_chunked, ssd_recurrent
 from mixers.registry import build_mixer
-from mixers.ssd import ssd_chunked, ssd_recurrent
 
 LAYERS = ("mamba2", "mamba3_siso", "mamba3_mimo")
 # groups, rank, trapezoidal: Mamba-2 with one and two groups, Mamba-3 SISO, Mamba-3 MIMO.

@@ -15,8 +15,8 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from mixers.backends import TORCH
-from mixers.common import ShortConvolution, accumulator_dtype, require
 from mixers.interface import Cost, Mixer, MixerConfig, State
+from mixers.parts.common import ShortConvolution, accumulator_dtype, require
 
 
 class DeltaConfig(MixerConfig):

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mixers.delta_rule import UnitLowerInverse
 from mixers.gated_deltanet import gated_delta_rule
 from mixers.gdn2 import gated_delta_rule_2
 from mixers.kda import kimi_delta_rule
+from mixers.parts.delta_rule import UnitLowerInverse
 
 F64, F32 = torch.float64, torch.float32
 

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixers.common import accumulator_dtype
-from mixers.decay import prefix_suffix, segment_sums
+from mixers.parts.common import accumulator_dtype
+from mixers.parts.decay import prefix_suffix, segment_sums
 
 Previous = tuple[Tensor, Tensor]
 """x [b, H, R, P] and B [b, G, R, N] of the token before the first one."""

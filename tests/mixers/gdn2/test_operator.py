@@ -12,7 +12,7 @@ from mixers.gated_deltanet import gated_delta_rule
 from mixers.gdn2 import gated_delta_rule_2
 from mixers.gdn2.kernels.launch import recording
 from mixers.kda import kimi_delta_rule
-from tests.mixers.gdn2_cases import DECAYS, errors, evaluate, inputs, worst
+from tests.mixers.gdn2.cases import DECAYS, errors, evaluate, inputs, worst
 from tests.mixers.interpreter import upstream_kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

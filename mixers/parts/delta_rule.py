@@ -8,7 +8,7 @@ or per head). Within a chunk of C tokens with decays D_rs = Σ_{s<i≤r} g_i
     A = (I + T)^-1,                                 R = A (z - (exp(G) ⊙ e) S_0)
     O = (exp(G) ⊙ q) S_0 + Aqk R,                   S_C = diag(exp G_C) S_0 + (exp(G_C - G) ⊙ k)ᵀ R
 
-with every exponent a sum of g over the tokens between (see mixers.decay), never a difference of sums. T and Aqk
+with every exponent a sum of g over the tokens between (see mixers.parts.decay), never a difference of sums. T and Aqk
 are filled by doubling blocks: the quarter that couples a left block with the right one beside it is one matrix
 product of decayed keys and decayed rows, so a channel is exponentiated log2(C) + 1 times and not C times.
 """
@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mixers.common import accumulator_dtype
-from mixers.decay import double_sums, prefix_suffix, segment_sums
+from mixers.parts.common import accumulator_dtype
+from mixers.parts.decay import double_sums, prefix_suffix, segment_sums
 
 P, R = ParamSpec("P"), TypeVar("R")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mixers.gdn2 import gated_delta_rule_2
-from tests.mixers.gdn2_cases import DECAYS, errors, evaluate, inputs, worst
+from tests.mixers.gdn2.cases import DECAYS, errors, evaluate, inputs, worst
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
