@@ -24,9 +24,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from harness.data import file_sha256
 from harness.distributed import World, whole
-from harness.files import atomic, write_atomic
+from harness.files import atomic, file_sha256, write_atomic
 
 log = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness import corpus
+from harness.files import file_sha256, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -28,30 +29,6 @@ TOKENIZER = "tokenizer"
 FORMAT = 1
 # Names under which tokenizer files without a configuration hold their beginning-of-sequence token.
 BOS_NAMES = ("<|bos|>", "<s>", "<bos>", "<|begin_of_text|>", "<|endoftext|>")
-
-
-def cache_dir() -> Path:
-    """Where fetched and prepared data lies: MIXERBENCH_CACHE, else .cache/ of this checkout, or of the current folder
-    where the package is installed without one. Not created here."""
-    if os.environ.get("MIXERBENCH_CACHE"):
-        return Path(os.environ["MIXERBENCH_CACHE"]).expanduser().resolve()
-    checkout = Path(__file__).resolve().parents[1]
-    return (checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()) / ".cache"
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON to `path` as a whole or not at all."""
-    temp = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temp.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temp, path)
-    finally:
-        temp.unlink(missing_ok=True)
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_tokenizer(path_or_name: str | Path = "embedded") -> PreTrainedTokenizerFast:

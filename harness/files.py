@@ -1,19 +1,28 @@
-"""Files that a reader sees whole or not at all."""
+"""Files that a reader sees whole or not at all, and the places of the checkout and the cache.
+
+Every other module writes through here, so that a crash, an interrupt or a full disk leaves the old content or the new.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+"""The folder that holds `harness/`: a checkout of the project, or site-packages of an installed wheel."""
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
-    """A file to write: with the end of the block it takes its name, and a reader sees the old content until then.
+    """Open a temporary file that replaces `path` when the block ends; until then readers see the old content.
 
-    Raises OSError naming the file, behind which, as behind whatever else the block raises, nothing is left.
+    If the block raises, the temporary file is removed and `path` is unchanged. OSError is raised again with a message
+    that names `path` and the remedy.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -29,12 +38,43 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
             error.errno,
             f"{path}: cannot be written ({error.strerror}); free space or fix the permissions, then run again",
         ) from None
-    except BaseException:  # an interrupt: nobody would remove the piece
+    except BaseException:  # an interrupt too: nobody else would remove the temporary file
         partial.unlink(missing_ok=True)
         raise
 
 
 def write_atomic(path: Path, content: bytes | memoryview) -> None:
-    """Write a file so that a reader sees the old content or all of the new. Raises OSError naming the file."""
+    """Replace `path` by `content`, whole or not at all. Raises OSError naming the file."""
     with atomic(path) as file:
         file.write(content)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace `path` by `content` as JSON, whole or not at all. Raises OSError naming the file."""
+    write_atomic(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """The content of a JSON file. Raises FileNotFoundError if there is none, and ValueError naming the file and the
+    remedy if it is damaged."""
+    content = path.read_bytes()
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged, not JSON ({error}); {remedy}") from None
+
+
+def cache_dir() -> Path:
+    """Folder of fetched and prepared data. Not created here.
+
+    MIXERBENCH_CACHE if it is set, else `.cache/` of the checkout, or of the current folder for an installed wheel.
+    """
+    if os.environ.get("MIXERBENCH_CACHE"):
+        return Path(os.environ["MIXERBENCH_CACHE"]).expanduser().resolve()
+    return (CHECKOUT if (CHECKOUT / "pyproject.toml").is_file() else Path.cwd()) / ".cache"
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness import corpus
-from harness.data import FORMAT, INDEX, TOKENIZER, TokenData, cache_dir, load_tokenizer, tokenizer_hash, write_json
-from harness.files import write_atomic
+from harness.data import FORMAT, INDEX, TOKENIZER, TokenData, load_tokenizer, tokenizer_hash
+from harness.files import cache_dir, write_atomic, write_json
 from harness.sources import Part, Source, documents, open_source
 from harness.tokenise import FULL, JOBS, PLAN, STAGED, Work, no_room, trained
 from harness.workers import POLL, Say, do_parts, threads

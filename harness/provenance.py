@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from harness.files import CHECKOUT
+
 PACKAGES = {
     "version_torch": "torch",
     "version_triton": "triton",
@@ -22,7 +24,6 @@ PACKAGES = {
     "version_lm_eval": "lm-eval",
     "version_transformers": "transformers",
 }
-CHECKOUT = Path(__file__).resolve().parents[1]
 # In a copy of a checkout that a submission keeps: what git said of the original.
 SNAPSHOT = "snapshot.json"
 

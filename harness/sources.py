@@ -107,7 +107,7 @@ def _embedded_documents(part: Part) -> Texts:
 
 
 def _local(path: Path, text_field: str) -> Source:
-    from harness.data import file_sha256  # torch comes with it, which the processes that only read can do without
+    from harness.files import file_sha256  # torch comes with it, which the processes that only read can do without
 
     files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
     used = [f for f in files if f.suffix in SUFFIXES]

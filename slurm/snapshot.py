@@ -23,9 +23,8 @@ from pathlib import Path
 import yaml
 
 from harness.config import Experiment
-from harness.data import cache_dir
-from harness.files import write_atomic
-from harness.provenance import CHECKOUT, SNAPSHOT, git_state
+from harness.files import CHECKOUT, cache_dir, write_atomic
+from harness.provenance import SNAPSHOT, git_state
 from slurm.plan import RunPlan
 
 PARTS = ("run.py", "pyproject.toml", "harness", "mixers", "suites", "slurm")

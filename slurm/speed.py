@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import Experiment
-from harness.provenance import CHECKOUT
+from harness.files import CHECKOUT
 from slurm.plan import RunPlan, plan
 from slurm.snapshot import open_submission
 from slurm.state import TRAIN, ended, evaluation_key, started, write_status

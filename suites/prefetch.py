@@ -12,8 +12,8 @@ from pathlib import Path
 
 import suites
 from harness.config import Experiment
-from harness.data import cache_dir, load_tokenizer, tokenizer_hash
-from harness.files import write_atomic
+from harness.data import load_tokenizer, tokenizer_hash
+from harness.files import cache_dir, write_atomic
 from harness.train import data_sha256, open_data
 
 MANIFEST = "prefetch.json"

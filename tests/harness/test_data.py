@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness import corpus
-from harness.data import TokenData, TokenStream, cache_dir, load_tokenizer, permute, sample_order, tokenizer_hash
+from harness.data import TokenData, TokenStream, load_tokenizer, permute, sample_order, tokenizer_hash
+from harness.files import cache_dir
 from harness.prepare import prepare
 
 WORDS = ["the", "king", "and", "queen", "went", "down", "to", "sea", "in", "great", "ships", "with", "1234567", "men"]
@@ -144,7 +145,7 @@ def test_a_damaged_shard_is_named_with_the_remedy(copy, damage):
 
 def test_checksums_are_computed_once_and_again_after_a_change(copy, monkeypatch):
     hashed = []
-    monkeypatch.setattr("harness.data.file_sha256", lambda path: hashed.append(path.name) or "wrong")
+    monkeypatch.setattr("harness.files.file_sha256", lambda path: hashed.append(path.name) or "wrong")
     TokenData(copy.folder)
     assert not hashed, "the fixture has opened this folder before"
     name = copy.index["shards"][1]["name"]

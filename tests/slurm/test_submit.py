@@ -16,7 +16,7 @@ import yaml
 from typer.testing import CliRunner
 
 from harness.config import load_experiment
-from harness.data import cache_dir
+from harness.files import cache_dir
 from harness.records import load
 from harness.train import read_summary, train
 from run import app

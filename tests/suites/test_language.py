@@ -13,7 +13,8 @@ import torch
 from lm_eval import evaluator
 
 from harness.corpus import Document
-from harness.data import cache_dir, load_tokenizer
+from harness.data import load_tokenizer
+from harness.files import cache_dir
 from harness.lm import MixerLM
 from harness.model import ModelConfig, build_model
 from harness.published import printed_values
