@@ -267,7 +267,7 @@ def prepare(
     runs: RunsRoot = RUNS,
 ) -> None:
     """Tokenise text into shards with an index and checksums. Interrupted, the same command goes on."""
-    from harness.prepare import account, finish, plan
+    from harness.data.prepare import account, finish, plan
 
     def say(line: str) -> None:
         typer.echo(line, err=True)

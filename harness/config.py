@@ -27,10 +27,10 @@ from pydantic import (
     model_validator,
 )
 
+from harness.data.synthetic import shortest_row
 from harness.matching import matched_config
 from harness.model import Layout, ModelConfig
 from harness.presets import preset
-from harness.synthetic import shortest_row
 from mixers.interface import Mixer
 from mixers.registry import MixerFile, file_of, get, load_file, mixer_config
 
@@ -50,7 +50,7 @@ class Phase(Closed):
     """A stretch of training on one mixture.
 
     tokens: how many are seen, rounded up to whole optimiser steps. seq_len: tokens a row. rows: how many rows of every
-    optimiser step come from `text` and from each synthetic task of harness.synthetic.
+    optimiser step come from `text` and from each synthetic task of harness.data.synthetic.
     """
 
     tokens: PositiveInt

@@ -15,7 +15,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from harness.config import RunConfig
-from harness.data import load_tokenizer
+from harness.data.tokenizer import load_tokenizer
 from harness.hf.modeling_mixerbench import MIXER_FILE, MixerbenchConfig, MixerbenchForCausalLM
 from harness.model import LanguageModel
 from harness.train import Summary, load_trained, read_birth, read_summary

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import synthetic
 from harness.config import DataConfig, Phase, RunConfig, TrainConfig
-from harness.data import TokenData
+from harness.data import synthetic
+from harness.data.shards import TokenData
 from harness.distributed import ALONE, World
 
 

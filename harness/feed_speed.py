@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from harness.config import DataConfig, Experiment, expand
-from harness.data import TokenData, load_tokenizer
+from harness.data.shards import TokenData
+from harness.data.tokenizer import load_tokenizer
 from harness.feed import step_rows
 from harness.train import data_sha256, open_data
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from harness import synthetic
-from harness.corpus import documents
+from harness.data import synthetic
+from harness.data.corpus import documents
 from harness.model import LanguageModel
 from mixers.gdn2.layer import GatedDeltaNet2
 
@@ -49,8 +49,8 @@ class Gates:
 
 def prompt(tokenizer: PreTrainedTokenizerFast, task: str, size: int, seed: int = 0) -> Prompt:
     """`needle`: a sentence with a number in the middle of about `size` tokens of the corpus' test split, and RULER's
-    question about it. A task of harness.synthetic: a listing of that difficulty and one of its keys; the needle is the
-    last write to it. Raises ValueError for another task, and for a size that the task does not have."""
+    question about it. A task of harness.data.synthetic: a listing of that difficulty and one of its keys; the needle is
+    the last write to it. Raises ValueError for another task, and for a size that the task does not have."""
     if task == NEEDLE_TASK:
         return _needle(tokenizer, size, Random(f"gates {seed}"))
     if task not in synthetic.TASKS:

@@ -20,7 +20,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from harness.data import load_tokenizer
+from harness.data.tokenizer import load_tokenizer
 from harness.generate import BATCH_ROWS, advance, batches, cut, generate, groups, read, stop_at, tokens_at_once
 from harness.matching import matched_config
 from harness.model import LanguageModel, build_model

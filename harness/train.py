@@ -28,16 +28,18 @@ import yaml
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from harness import checkpoint, corpus
+from harness import checkpoint
 from harness.config import DataConfig, RunConfig, TrainConfig
-from harness.data import INDEX, TokenData, load_tokenizer, tokenizer_hash
+from harness.data import corpus
+from harness.data.prepare import prepare
+from harness.data.shards import INDEX, TokenData
+from harness.data.tokenizer import load_tokenizer, tokenizer_hash
 from harness.distributed import ALONE, Sharding, World, shard, world
 from harness.feed import Feed, Position, pieces, position
 from harness.files import file_sha256, write_atomic
 from harness.loss import linear_cross_entropy
 from harness.model import LanguageModel, build_model
 from harness.optim import build_optimizer, clip_gradients, learning_rate
-from harness.prepare import prepare
 from harness.provenance import provenance
 from harness.watch import (
     SPIKE_WINDOW,

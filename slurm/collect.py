@@ -12,7 +12,7 @@ import pandas as pd
 
 from harness.config import DataConfig, Experiment
 from harness.curves import read_curves
-from harness.data import load_tokenizer
+from harness.data.tokenizer import load_tokenizer
 from harness.files import write_atomic
 from harness.matching import meta_model
 from harness.paper_tables import PAPER_TABLES, belongs, paper_table

@@ -23,7 +23,7 @@ from submitit.slurm.slurm import SlurmJobEnvironment
 
 from harness import checkpoint
 from harness.config import RunConfig, load_experiment
-from harness.data import load_tokenizer
+from harness.data.tokenizer import load_tokenizer
 from harness.distributed import Sharding, World, world
 from harness.files import write_atomic
 from harness.journal import Journal

@@ -8,8 +8,8 @@ from typing import Any
 
 import suites
 from harness.config import Experiment, RunConfig, expand
-from harness.data import load_tokenizer
-from harness.synthetic import recall_words
+from harness.data.synthetic import recall_words
+from harness.data.tokenizer import load_tokenizer
 from harness.train import data_sha256, open_data
 from harness.watch import require_tracker
 from slurm.state import fresh, missing

@@ -14,11 +14,11 @@ from pathlib import Path
 import submitit
 from submitit.helpers import Checkpointable
 
-from harness.data import INDEX
+from harness.data.prepare import finish, work_folder
+from harness.data.shards import INDEX
+from harness.data.tokenise import JOBS, Work
+from harness.data.workers import do_parts
 from harness.files import write_atomic
-from harness.prepare import finish, work_folder
-from harness.tokenise import JOBS, Work
-from harness.workers import do_parts
 from slurm.queue import NAME, Queue, ask
 from slurm.site import Cluster, array_limit, sbatch_parameters
 from slurm.snapshot import environment, snapshot

@@ -11,7 +11,7 @@ from functools import cache, lru_cache
 from itertools import cycle, islice
 from typing import Any, Literal
 
-from harness.corpus import documents
+from harness.data.corpus import documents
 
 Source = Literal["paul_graham", "corpus"]
 

@@ -22,7 +22,7 @@ from lm_eval.api.task import Task
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 from transformers import PreTrainedTokenizerBase
 
-from harness.corpus import documents
+from harness.data.corpus import documents
 from harness.records import Measurement
 from suites import offline
 from suites.lmeval import TASKS_ROOT, lm_settings, load_task, measurement, perplexity_measurement, run_tasks

@@ -17,7 +17,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
 
-from harness.data import load_tokenizer
+from harness.data.tokenizer import load_tokenizer
 from harness.export import to_llama, with_bos
 from harness.lm import ENOUGH, MixerLM
 from harness.matching import matched_config

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import suites
 from harness.config import Experiment
-from harness.data import load_tokenizer, tokenizer_hash
+from harness.data.tokenizer import load_tokenizer, tokenizer_hash
 from harness.files import cache_dir, write_atomic
 from harness.train import data_sha256, open_data
 

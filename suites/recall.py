@@ -1,4 +1,4 @@
-"""Recall from context, as harness.synthetic trains it: mqar, overwrite, protect and interference in words of the
+"""Recall from context, as harness.data.synthetic trains it: mqar, overwrite, protect and interference in words of the
 model's vocabulary.
 
 A sample lists writes of values to keys and then names one key; the model recalls when the most likely next token, out
@@ -17,8 +17,8 @@ from lm_eval.api.model import LM
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 from transformers import PreTrainedTokenizerBase
 
+from harness.data.synthetic import TASKS, Words, recall_words, sample_text
 from harness.records import Measurement
-from harness.synthetic import TASKS, Words, recall_words, sample_text
 from suites.requests import each_once, fingerprint, measure, tokenizer_of
 
 SUITE = "recall"

@@ -20,7 +20,7 @@ from huggingface_hub import constants
 from lm_eval.api.model import LM
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
-from harness.corpus import factbook_fields
+from harness.data.corpus import factbook_fields
 from harness.records import Measurement
 from suites import offline
 from suites.needle import Probe, needle_measurements

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from lm_eval.api.model import LM
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
-from harness.data import tokenizer_hash
+from harness.data.tokenizer import tokenizer_hash
 from harness.files import cache_dir, file_sha256
 from harness.records import Measurement
 from suites.haystack import COPY, COPY_STAND_IN, HUB, STAND_IN, Source, Unreachable

@@ -17,7 +17,7 @@ from itertools import pairwise
 from random import Random
 from typing import Any, Literal
 
-from harness.synthetic import NEEDLE, PREFIX, QUESTION
+from harness.data.synthetic import NEEDLE, PREFIX, QUESTION
 from suites.haystack import NOISE, Passages, essay_sentences
 from suites.requests import token_count
 

@@ -16,7 +16,7 @@ if not torch.cuda.is_available():
     # The Triton kernels run on CPU tensors then. It must be said before triton is imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from harness.prepare import prepare
+from harness.data.prepare import prepare
 from suites import offline
 
 
@@ -29,7 +29,7 @@ def offline_data() -> Path:
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of a little real prose: the first chapters of the embedded corpus' Austen."""
-    from harness.corpus import documents
+    from harness.data.corpus import documents
 
     folder = tmp_path_factory.mktemp("data")
     texts = [d.text for d, _ in zip(documents("train", ["austen"]), range(12), strict=False)]

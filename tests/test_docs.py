@@ -24,7 +24,7 @@ from harness.config import (
     expand,
     load_experiment,
 )
-from harness.data import load_tokenizer
+from harness.data.tokenizer import load_tokenizer
 from harness.export import to_llama
 from harness.figures import FIGURES
 from harness.metrics import METRICS

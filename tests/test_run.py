@@ -12,7 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from harness import checkpoint
-from harness.data import load_tokenizer
+from harness.data.tokenizer import load_tokenizer
 from harness.export import to_llama
 from harness.train import load_trained, read_summary
 from run import app

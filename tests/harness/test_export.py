@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from harness import checkpoint
 from harness.config import DataConfig, RunConfig, TrainConfig
-from harness.data import load_tokenizer
+from harness.data.tokenizer import load_tokenizer
 from harness.export import export
 from harness.generate import generate
 from harness.lm import MixerLM

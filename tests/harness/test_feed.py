@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from harness.config import Experiment, expand
-from harness.data import TokenData, load_tokenizer
+from harness.data.shards import TokenData
+from harness.data.tokenizer import load_tokenizer
 from harness.distributed import World
 from harness.feed import step_rows
 from harness.train import data_sha256

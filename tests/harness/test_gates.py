@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from harness import figures
-from harness.data import load_tokenizer
+from harness.data.tokenizer import load_tokenizer
 from harness.gates import Gates, Prompt, gates, prompt
 from harness.lm import untrained_lm
 from harness.matching import matched_config

@@ -8,7 +8,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedTokenizerFast
 
-from harness.data import load_tokenizer
+from harness.data.tokenizer import load_tokenizer
 from harness.export import to_llama, with_bos
 from harness.generate import cut, generate, generate_text
 from harness.lm import MixerLM

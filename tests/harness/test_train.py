@@ -14,14 +14,15 @@ from typing import Any
 import pytest
 import torch
 
-from harness import checkpoint, synthetic
+from harness import checkpoint
 from harness.config import DataConfig, RunConfig, TrainConfig
-from harness.data import load_tokenizer
+from harness.data import synthetic
+from harness.data.prepare import prepare
+from harness.data.tokenizer import load_tokenizer
 from harness.feed import position
 from harness.matching import matched_config
 from harness.model import ModelConfig
 from harness.optim import build_optimizer, decays, learning_rate
-from harness.prepare import prepare
 from harness.train import (
     Trainer,
     TrainingInterrupted,

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from harness import corpus
-from harness.prepare import plan, prepare, work_folder
-from harness.tokenise import Work
+from harness.data import corpus
+from harness.data.prepare import plan, prepare, work_folder
+from harness.data.tokenise import Work
 from slurm.preparation import submit
 from slurm.site import load_cluster
 from tests.slurm.cluster.minislurm import MiniSlurm
@@ -44,7 +44,7 @@ def done(out: Path) -> set[int]:
 def test_jobs_of_which_some_are_killed_and_some_cancelled_write_what_one_process_does(
     slurm_at_hand: MiniSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.sources.PART_BYTES", 1_500_000)
+    monkeypatch.setattr("harness.data.sources.PART_BYTES", 1_500_000)
     source, out = write_texts(tmp_path / "texts.jsonl", 48), tmp_path / "out"
     (tmp_path / "site.yaml").write_text(yaml.safe_dump({"prepare": TINY, "signal_delay_s": 20}))
     cluster = load_cluster(tmp_path / "site.yaml")

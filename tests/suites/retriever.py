@@ -8,7 +8,7 @@ from typing import Any
 from lm_eval.api.model import TemplateLM
 from transformers import PreTrainedTokenizerFast
 
-from harness.corpus import TOKENIZER
+from harness.data.corpus import TOKENIZER
 
 # Nats per token of an answer that the prompt holds, and of one that it does not.
 KNOWN, UNKNOWN = -0.25, -4.0

@@ -12,8 +12,8 @@ import pytest
 import torch
 from lm_eval import evaluator
 
-from harness.corpus import Document
-from harness.data import load_tokenizer
+from harness.data.corpus import Document
+from harness.data.tokenizer import load_tokenizer
 from harness.files import cache_dir
 from harness.lm import MixerLM
 from harness.model import ModelConfig, build_model

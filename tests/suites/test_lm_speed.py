@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.data import load_tokenizer
+from harness.data.tokenizer import load_tokenizer
 from harness.lm import MixerLM
 from suites import language, lm_speed
 from suites.lmeval import run_tasks

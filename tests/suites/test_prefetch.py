@@ -8,7 +8,7 @@ import yaml
 from typer.testing import CliRunner
 
 from harness.config import load_experiment
-from harness.data import load_tokenizer, tokenizer_hash
+from harness.data.tokenizer import load_tokenizer, tokenizer_hash
 from harness.files import file_sha256
 from run import app
 from suites import language, offline, ruler

@@ -8,8 +8,8 @@ import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
-from harness.data import load_tokenizer
-from harness.synthetic import TASKS, recall_words
+from harness.data.synthetic import TASKS, recall_words
+from harness.data.tokenizer import load_tokenizer
 from harness.tables import comparison
 from suites.recall import Config, check, questions, run
 from suites.requests import fingerprint

@@ -7,7 +7,7 @@ import datasets
 import pytest
 from pydantic import ValidationError
 
-from harness.data import load_tokenizer
+from harness.data.tokenizer import load_tokenizer
 from harness.lm import MixerLM
 from harness.model import ModelConfig, build_model
 from suites import offline, retrieval

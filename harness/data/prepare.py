@@ -1,11 +1,11 @@
 """From texts to tokenised shards: the embedded corpus, local files, or any data set of the Hub.
 
 A prepared folder holds the shards of each split, index.json (settings, counts, checksums) and a copy of the tokenizer.
-It appears whole or not at all. `harness.data.TokenData` opens it.
+It appears whole or not at all. `harness.data.shards.TokenData` opens it.
 
 The source is cut into parts, and every part is tokenised once, by whichever of the processes at work on the output
-takes it: those of one call, of several, or of jobs on machines that share the file system (`harness.tokenise`). What
-is done stays in a work folder beside the output, until the last part is there and one process puts them together.
+takes it: those of one call, of several, or of jobs on machines that share the file system (`harness.data.tokenise`).
+What is done stays in a work folder beside the output, until the last part is there and one process puts them together.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness import corpus
-from harness.data import FORMAT, INDEX, TOKENIZER, TokenData, load_tokenizer, tokenizer_hash
+from harness.data import corpus
+from harness.data.shards import FORMAT, INDEX, TOKENIZER, TokenData
+from harness.data.sources import Part, Source, documents, open_source
+from harness.data.tokenise import FULL, JOBS, PLAN, STAGED, Work, no_room, trained
+from harness.data.tokenizer import load_tokenizer, tokenizer_hash
+from harness.data.workers import POLL, Say, do_parts, threads
 from harness.files import cache_dir, write_atomic, write_json
-from harness.sources import Part, Source, documents, open_source
-from harness.tokenise import FULL, JOBS, PLAN, STAGED, Work, no_room, trained
-from harness.workers import POLL, Say, do_parts, threads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

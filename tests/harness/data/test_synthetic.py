@@ -9,9 +9,9 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from harness import synthetic
-from harness.data import load_tokenizer
-from harness.synthetic import TASKS, recall_words, shortest_row
+from harness.data import synthetic
+from harness.data.synthetic import TASKS, recall_words, shortest_row
+from harness.data.tokenizer import load_tokenizer
 
 RECALL = tuple(TASKS)
 

@@ -1,5 +1,5 @@
 """Tokenising the parts of a preparation, by any number of processes that share its work folder. Nothing here needs
-torch: `python -m harness.tokenise FOLDER`, a worker, starts at once and stays small.
+torch: `python -m harness.data.tokenise FOLDER`, a worker, starts at once and stays small.
 
     .<output>.work/plan.json    the settings and parts, which every process reads
                   /jobs.json    Slurm's ids of the jobs that were submitted for it last
@@ -31,8 +31,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness import corpus
-from harness.sources import Part, Texts, documents
+from harness.data import corpus
+from harness.data.sources import Part, Texts, documents
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

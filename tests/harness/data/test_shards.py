@@ -14,10 +14,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import corpus
-from harness.data import TokenData, TokenStream, load_tokenizer, permute, sample_order, tokenizer_hash
+from harness.data import corpus
+from harness.data.order import permute, sample_order
+from harness.data.prepare import prepare
+from harness.data.shards import TokenData, TokenStream
+from harness.data.tokenizer import load_tokenizer, tokenizer_hash
 from harness.files import cache_dir
-from harness.prepare import prepare
 
 WORDS = ["the", "king", "and", "queen", "went", "down", "to", "sea", "in", "great", "ships", "with", "1234567", "men"]
 
@@ -87,7 +89,7 @@ def test_a_batch_is_the_same_in_another_process_and_the_shares_of_ranks_make_it_
     shares = [data.samples("train", 3, 7 * 8 + rank * 4, 4, 32) for rank in range(2)]
     assert whole.dtype == torch.int64 and torch.equal(whole, torch.cat(shares))
     opened = f"TokenData({str(data.folder)!r})"
-    code = f"from harness.data import TokenData; print({opened}.batch('train', 3, 7, 8, 32).tolist())"
+    code = f"from harness.data.shards import TokenData; print({opened}.batch('train', 3, 7, 8, 32).tolist())"
     environment = {**os.environ, "PYTHONHASHSEED": "1"}
     output = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert json.loads(output.stdout) == whole.tolist()
@@ -216,6 +218,8 @@ def test_the_cache_is_where_the_environment_says_else_in_the_checkout_wherever_o
 
 
 def test_importing_the_module_loads_no_hub_library():
-    code = "import sys, harness.data, harness.prepare; print({'transformers', 'datasets'} & set(sys.modules))"
+    code = (
+        "import sys, harness.data.shards, harness.data.prepare; print({'transformers', 'datasets'} & set(sys.modules))"
+    )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert output.stdout.strip() == "set()"

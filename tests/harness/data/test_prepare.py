@@ -11,10 +11,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from harness import corpus
-from harness.data import TokenData, load_tokenizer
-from harness.prepare import prepare
-from harness.sources import documents, open_source
+from harness.data import corpus
+from harness.data.prepare import prepare
+from harness.data.shards import TokenData
+from harness.data.sources import documents, open_source
+from harness.data.tokenizer import load_tokenizer
 
 TEXTS = [f"Document {i} tells of {word}.\n\nIt ends." for i in range(20) for word in ("kings", "ships", "wax")]
 HALVES = {"validation_fraction": 0.2, "test_fraction": 0.2}

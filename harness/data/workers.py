@@ -10,11 +10,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from typing import IO, Any
 
-from harness.sources import cpus
-from harness.tokenise import ENOUGH, PLAN, Work, work_through
+from harness.data.sources import cpus
+from harness.data.tokenise import ENOUGH, PLAN, Work, work_through
+from harness.files import CHECKOUT
 
 POLL = 0.1  # seconds between two looks at the workers
 
@@ -23,7 +23,7 @@ Say = Callable[[str], None]
 
 def do_parts(work: Work, processes: int | None = None, progress: Say = lambda line: None) -> bool:
     """Do parts of a work folder until none is free or the output needs no more; False if none was. Raises what
-    `harness.prepare.prepare` does."""
+    `harness.data.prepare.prepare` does."""
     processes = processes or cpus()
     try:
         work.refresh()
@@ -80,9 +80,9 @@ class _Meter:
 def _in_workers(work: Work, count: int, meter: _Meter) -> None:
     """Run `count` workers until they have ended or the output needs no more. They end with this process, however it
     does: their stdin is a pipe from it. Where one fails, the others finish the parts that they are at."""
-    paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+    paths = [str(CHECKOUT), os.environ.get("PYTHONPATH", "")]
     variables = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, "-P", "-m", "harness.tokenise", str(work.folder)]
+    command = [sys.executable, "-P", "-m", "harness.data.tokenise", str(work.folder)]
     # A group of its own: what is typed in a terminal reaches this process alone, which ends them.
     options: dict[str, Any] = {
         "env": os.environ | variables,

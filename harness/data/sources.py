@@ -13,7 +13,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import corpus
+from harness.data import corpus
 
 if TYPE_CHECKING:
     from datasets import IterableDataset

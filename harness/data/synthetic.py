@@ -28,7 +28,7 @@ from torch import Tensor
 if TYPE_CHECKING:  # harness.config reads this module's tasks and needs neither
     from transformers import PreTrainedTokenizerFast
 
-    from harness.data import TokenData
+    from harness.data.shards import TokenData
 
 WORDS = 128
 REWRITTEN, LEFT_ALONE = 4, 4  # keys of overwrite

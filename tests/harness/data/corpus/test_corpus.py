@@ -7,9 +7,9 @@ import re
 import pytest
 from tokenizers import Tokenizer
 
-from harness import corpus
-from harness.corpus import build, extract
-from harness.data import load_tokenizer
+from harness.data import corpus
+from harness.data.corpus import build, extract
+from harness.data.tokenizer import load_tokenizer
 
 EVERY = [document for split in corpus.SPLITS for document in corpus.documents(split)]
 

@@ -1,12 +1,11 @@
 """Reading prepared data: tokenizers, verified token shards, and a sampler whose position is a number.
 
-`harness.prepare` writes the folders that `TokenData` opens. Documents lie end to end in a split's stream, each after
-its BOS. A batch is a pure function of (seed, step): nothing but the step has to be saved to go on exactly.
+`harness.data.prepare` writes the folders that `TokenData` opens. Documents lie end to end in a split's stream, each
+after its BOS. A batch is a pure function of (seed, step): nothing but the step has to be saved to go on exactly.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -17,7 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness import corpus
+from harness.data import corpus
+from harness.data.order import sample_order
+from harness.data.tokenizer import load_tokenizer, tokenizer_hash
 from harness.files import file_sha256, write_json
 
 if TYPE_CHECKING:
@@ -27,74 +28,6 @@ INDEX = "index.json"
 VERIFIED = "verified.json"
 TOKENIZER = "tokenizer"
 FORMAT = 1
-# Names under which tokenizer files without a configuration hold their beginning-of-sequence token.
-BOS_NAMES = ("<|bos|>", "<s>", "<bos>", "<|begin_of_text|>", "<|endoftext|>")
-
-
-def load_tokenizer(path_or_name: str | Path = "embedded") -> PreTrainedTokenizerFast:
-    """A tokenizer with `bos_token` set: "embedded", a tokenizer.json, a folder with one, or a name on the Hub.
-
-    A document's ids are [bos_token_id] + encode(text, add_special_tokens=False). Raises ValueError when there is no
-    such tokenizer, when it is not a fast one, and when it has no BOS token.
-    """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    if str(path_or_name) == "embedded":
-        path_or_name = corpus.TOKENIZER
-    path = Path(path_or_name).expanduser()
-    if path.is_dir() and not (path / "tokenizer_config.json").is_file():
-        path = path / "tokenizer.json"
-    if path.is_file():
-        return _tokenizer_from_file(path)
-    if (path.suffix == ".json" or path.is_absolute()) and not path.is_dir():
-        raise ValueError(f"tokenizer: no file {path}; give a tokenizer.json, a folder with one, or 'embedded'")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path_or_name))
-    except (OSError, ValueError) as error:
-        from huggingface_hub import constants
-
-        offline = " HF_HUB_OFFLINE is set: unset it to download;" if constants.HF_HUB_OFFLINE else ""
-        raise ValueError(
-            f"tokenizer: {str(path_or_name)!r} could be loaded neither from here nor from the Hub "
-            f"({type(error).__name__});{offline} give a tokenizer.json, a folder with one, or 'embedded'"
-        ) from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ValueError(f"tokenizer: {str(path_or_name)!r} has no tokenizer.json; convert it to a fast tokenizer")
-    if tokenizer.bos_token is None:
-        raise ValueError(
-            f"tokenizer: {str(path_or_name)!r} has no BOS token to part documents with; set bos_token in a copy of its "
-            "tokenizer_config.json and give that folder"
-        )
-    return tokenizer
-
-
-def _tokenizer_from_file(path: Path) -> PreTrainedTokenizerFast:
-    """A bare tokenizer.json. Its BOS also ends a text, since the next document begins with it."""
-    from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
-
-    try:
-        backend = Tokenizer.from_file(str(path))
-    except Exception as error:  # the tokenizers library raises bare Exception for whatever is wrong with a file
-        raise ValueError(f"tokenizer: {path} is not a tokenizer.json ({error}); write or download it again") from error
-    bos = next((name for name in BOS_NAMES if backend.token_to_id(name) is not None), None)
-    if bos is None:
-        raise ValueError(
-            f"tokenizer: {path} has none of the BOS tokens {', '.join(BOS_NAMES)}; put a tokenizer_config.json with "
-            "bos_token beside it and give the folder"
-        )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token=bos, eos_token=bos, clean_up_tokenization_spaces=False
-    )
-
-
-def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
-    """SHA-256 of what decides a document's ids: the tokenizer's whole definition and its BOS token."""
-    definition = json.loads(tokenizer.backend_tokenizer.to_str())
-    # Truncation and padding are left behind by earlier calls and are no part of the tokenizer.
-    definition = {key: value for key, value in definition.items() if key not in ("truncation", "padding")}
-    content = json.dumps([definition, tokenizer.bos_token], sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(content.encode("utf-8")).hexdigest()
 
 
 class TokenStream:
@@ -231,44 +164,3 @@ class TokenData:
         # Prepared data may lie on a read-only share: there every opening checks anew.
         if stamps != known and os.access(self.folder, os.W_OK):
             write_json(marker, stamps)
-
-
-def sample_order(windows: int, seed: int, start: int, count: int) -> NDArray[np.int64]:
-    """Windows that samples start … start + count - 1 read, [count]. A pure function, in constant memory.
-
-    Sample g reads window π(g mod windows), π being the permutation of epoch g // windows. Any slicing of the samples
-    over steps, devices or calls gives the same windows.
-    """
-    epochs, places = np.divmod(np.arange(start, start + count, dtype=np.int64), windows)
-    order = np.empty(count, np.int64)
-    for epoch in np.unique(epochs).tolist():
-        chosen = epochs == epoch
-        order[chosen] = permute(places[chosen], windows, f"{seed} {epoch}")
-    return order
-
-
-def permute(places: NDArray[np.int64], size: int, key: str, rounds: int = 6) -> NDArray[np.int64]:
-    """A pseudo-random permutation of 0 … size - 1, chosen by `key`, at the given places.
-
-    A balanced Feistel network over the next even number of bits, walked along its cycles until the value is in range
-    (Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
-    """
-    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
-    mask = (np.uint64(1) << half) - np.uint64(1)
-    keys = np.frombuffer(hashlib.shake_256(key.encode()).digest(8 * rounds), dtype="<u8").astype(np.uint64)
-    values = places.astype(np.uint64)
-    todo = np.arange(len(values))
-    while len(todo):
-        left, right = values[todo] >> half, values[todo] & mask
-        for k in keys:
-            left, right = right, left ^ (_mix(right + k) & mask)
-        values[todo] = (left << half) | right
-        todo = todo[values[todo] >= size]
-    return values.astype(np.int64)
-
-
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014), modulo 2^64."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

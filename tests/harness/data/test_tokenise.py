@@ -24,16 +24,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-import harness.prepare
-import harness.workers
-from harness import corpus
-from harness.data import TokenData, load_tokenizer
-from harness.prepare import finish, plan, prepare, work_folder
-from harness.sources import documents, open_source
-from harness.tokenise import Work
-from harness.workers import do_parts
+import harness.data.prepare
+import harness.data.workers
+from harness.data import corpus
+from harness.data.prepare import finish, plan, prepare, work_folder
+from harness.data.shards import TokenData
+from harness.data.sources import documents, open_source
+from harness.data.tokenise import Work
+from harness.data.tokenizer import load_tokenizer
+from harness.data.workers import do_parts
 from run import app
-from tests.harness.hub import COMMIT, served
+from tests.harness.data.hub import COMMIT, served
 
 ROOT = Path(__file__).resolve().parents[2]
 THIRDS = {"validation_fraction": 0.2, "test_fraction": 0.1}
@@ -49,7 +50,7 @@ def texts() -> list[str]:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.sources.PART_BYTES", PARTS)
+    monkeypatch.setattr("harness.data.sources.PART_BYTES", PARTS)
 
 
 @pytest.fixture
@@ -94,8 +95,8 @@ def content(folder: Path) -> dict[str, bytes]:
 def start(source: Path, out: Path, processes: int, parts: int = PARTS, **options: object) -> subprocess.Popen[str]:
     """A preparation in a process of its own."""
     code = (
-        f"import harness.sources; harness.sources.PART_BYTES = {parts}\n"
-        f"from harness.prepare import prepare\n"
+        f"import harness.data.sources; harness.data.sources.PART_BYTES = {parts}\n"
+        f"from harness.data.prepare import prepare\n"
         f"prepare({str(source)!r}, out_dir={str(out)!r}, processes={processes}, **{THIRDS | options!r})"
     )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -183,7 +184,7 @@ def test_putting_together_goes_on_wherever_it_is_interrupted(
         if step == "rename":
             patch.setattr(Path, "rename", interrupted)
         else:
-            patch.setattr(harness.prepare, step, interrupted)
+            patch.setattr(harness.data.prepare, step, interrupted)
         finish(out, 1)
     assert out.exists() == (step == "_retire")
     finish(out, 1)
@@ -197,7 +198,7 @@ def test_shards_that_were_moved_when_a_file_changed_are_made_again(
 ) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(harness.prepare, "_publish", mock.Mock(side_effect=KeyboardInterrupt))
+        patch.setattr(harness.data.prepare, "_publish", mock.Mock(side_effect=KeyboardInterrupt))
         prepare(source, out_dir=out, processes=1, **THIRDS)
     jsonl(source / "d.jsonl", texts[200:250])
     assert streams(prepare(source, out_dir=out, processes=1, **THIRDS)) == expected(texts[:160] + texts[200:350])
@@ -228,7 +229,7 @@ def at_work(out: Path) -> list[Path]:
 def test_a_worker_that_is_killed_ends_the_whole_which_names_its_part_and_keeps_the_others(
     slow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.sources.PART_BYTES", SLOW)
+    monkeypatch.setattr("harness.data.sources.PART_BYTES", SLOW)
     out = tmp_path / "out"
 
     def kill() -> None:
@@ -273,7 +274,7 @@ def test_every_document_is_in_one_part_however_lines_and_row_groups_lie(data: st
     columns = data.draw(st.lists(text, min_size=1, max_size=20), "parquet")
     group = data.draw(st.integers(1, 7), "rows a group")
     size = data.draw(st.integers(1, 300), "bytes a part")
-    with tempfile.TemporaryDirectory() as name, mock.patch("harness.sources.PART_BYTES", size):
+    with tempfile.TemporaryDirectory() as name, mock.patch("harness.data.sources.PART_BYTES", size):
         folder = Path(name)
         (folder / "a.jsonl").write_bytes(raw.encode())
         pyarrow.parquet.write_table(pyarrow.table({"text": columns}), folder / "b.parquet", row_group_size=group)
@@ -381,7 +382,7 @@ def test_a_file_that_changes_during_the_work_is_an_error(source: Path, texts: li
 
 
 def test_a_full_disk_is_one_clear_line_from_every_process(slow: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("harness.sources.PART_BYTES", SLOW)
+    monkeypatch.setattr("harness.data.sources.PART_BYTES", SLOW)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, hard))  # more than the tokenizer, less than a shard
     try:
@@ -395,7 +396,7 @@ def test_a_full_disk_is_one_clear_line_from_every_process(slow: Path, tmp_path: 
 def test_what_is_there_starts_no_process(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepare(source, out_dir=tmp_path / "out", processes=1)
     monkeypatch.setattr(subprocess, "Popen", mock.Mock(side_effect=AssertionError))
-    monkeypatch.setattr(harness.workers, "work_through", mock.Mock(side_effect=AssertionError))
+    monkeypatch.setattr(harness.data.workers, "work_through", mock.Mock(side_effect=AssertionError))
     assert prepare(source, out_dir=tmp_path / "out").index == first.index
 
 
@@ -464,12 +465,12 @@ def test_wrong_use_of_the_command_is_one_line(words: list[str], message: str) ->
 
 
 def test_a_worker_needs_no_torch() -> None:
-    code = "import sys, harness.tokenise; print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
+    code = "import sys, harness.data.tokenise; print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "set()\n"
 
 
 def test_a_range_of_lines_is_named_by_its_number_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.sources.PART_BYTES", 100)
+    monkeypatch.setattr("harness.data.sources.PART_BYTES", 100)
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join([*(json.dumps({"text": str(i)}) for i in range(40)), "[]"]))
     last = open_source(path, None, "text", None, None, None).parts[-1]

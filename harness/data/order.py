@@ -1,0 +1,49 @@
+"""The order in which training reads windows of text: a pseudo-random permutation per epoch, computed from a position."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def sample_order(windows: int, seed: int, start: int, count: int) -> NDArray[np.int64]:
+    """Windows that samples start … start + count - 1 read, [count]. A pure function, in constant memory.
+
+    Sample g reads window π(g mod windows), π being the permutation of epoch g // windows. Any slicing of the samples
+    over steps, devices or calls gives the same windows.
+    """
+    epochs, places = np.divmod(np.arange(start, start + count, dtype=np.int64), windows)
+    order = np.empty(count, np.int64)
+    for epoch in np.unique(epochs).tolist():
+        chosen = epochs == epoch
+        order[chosen] = permute(places[chosen], windows, f"{seed} {epoch}")
+    return order
+
+
+def permute(places: NDArray[np.int64], size: int, key: str, rounds: int = 6) -> NDArray[np.int64]:
+    """A pseudo-random permutation of 0 … size - 1, chosen by `key`, at the given places.
+
+    A balanced Feistel network over the next even number of bits, walked along its cycles until the value is in range
+    (Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
+    """
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    keys = np.frombuffer(hashlib.shake_256(key.encode()).digest(8 * rounds), dtype="<u8").astype(np.uint64)
+    values = places.astype(np.uint64)
+    todo = np.arange(len(values))
+    while len(todo):
+        left, right = values[todo] >> half, values[todo] & mask
+        for k in keys:
+            left, right = right, left ^ (_mix(right + k) & mask)
+        values[todo] = (left << half) | right
+        todo = todo[values[todo] >= size]
+    return values.astype(np.int64)
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014), modulo 2^64."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
