@@ -1,4 +1,4 @@
-"""The order in which training reads windows of text: a pseudo-random permutation per epoch, computed from a position."""
+"""The order in which training reads windows of text: a pseudo-random permutation per epoch, a pure function."""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from cluster.minislurm import MiniSlurm, installed, running
+
+from tests.slurm.cluster.minislurm import MiniSlurm, installed, running
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

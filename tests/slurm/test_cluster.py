@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from cluster.minislurm import MiniSlurm, running
+
+from tests.slurm.cluster.minislurm import MiniSlurm, running
 
 pytestmark = pytest.mark.slurm
 

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import submitit
 import yaml
-from cluster.minislurm import MiniSlurm
 from submitit.slurm.slurm import _make_sbatch_string
 
 from slurm.queue import ask
@@ -26,6 +25,7 @@ from slurm.site import (
     sbatch_parameters,
     stage_problems,
 )
+from tests.slurm.cluster.minislurm import MiniSlurm
 
 
 def profile(folder: Path, text: str) -> Path:

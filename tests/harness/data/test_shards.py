@@ -147,7 +147,7 @@ def test_a_damaged_shard_is_named_with_the_remedy(copy, damage):
 
 def test_checksums_are_computed_once_and_again_after_a_change(copy, monkeypatch):
     hashed = []
-    monkeypatch.setattr("harness.files.file_sha256", lambda path: hashed.append(path.name) or "wrong")
+    monkeypatch.setattr("harness.data.shards.file_sha256", lambda path: hashed.append(path.name) or "wrong")
     TokenData(copy.folder)
     assert not hashed, "the fixture has opened this folder before"
     name = copy.index["shards"][1]["name"]
