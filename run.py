@@ -98,7 +98,7 @@ def doctor(
 
     import torch
 
-    from harness.provenance import provenance
+    from harness.records.provenance import provenance
     from mixers.backends import choose, convolution, reasons
     from mixers.mamba3 import cute_missing
     from mixers.registry import entries
@@ -210,7 +210,7 @@ def check(
 
     from harness.config import parse_value
     from harness.presets import preset as scale
-    from harness.provenance import provenance
+    from harness.records.provenance import provenance
     from mixers import build_mixer
     from mixers.conformance import HEADER, SMALL, Finding, conform, counts, row
 
@@ -601,7 +601,7 @@ def evaluate(
     """Measure one suite on a trained run, or on any model that lm-eval can load, and print the numbers."""
     from harness.config import parse_value
     from harness.journal import Journal
-    from harness.records import shallow
+    from harness.records.store import shallow
     from suites import FRESH, limited, suite_config
     from suites import suite as suite_module
 

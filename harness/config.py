@@ -29,7 +29,7 @@ from pydantic import (
 
 from harness.data.synthetic import shortest_row
 from harness.matching import matched_config
-from harness.model import Layout, ModelConfig
+from harness.model.language_model import Layout, ModelConfig
 from harness.presets import preset
 from mixers.interface import Mixer
 from mixers.registry import MixerFile, file_of, get, load_file, mixer_config
@@ -169,9 +169,10 @@ class Expected(Closed):
     """What the paper printed for these models, which is an expectation at its own scale alone: see
     `Experiment.expectation`.
 
-    table: of harness.published. preset, tokens: the scale at which its numbers were measured, and what was trained on.
-    tolerance: by column or by metric, both named as in tables of results, the difference from the printed number that
-    is not yet a finding, in the unit that tables print: points where a metric is in percent, else the metric's own.
+    table: of harness.records.published. preset, tokens: the scale at which its numbers were measured, and what was
+    trained on. tolerance: by column or by metric, both named as in tables of results, the difference from the printed
+    number that is not yet a finding, in the unit that tables print: points where a metric is in percent, else the
+    metric's own.
     """
 
     table: Literal["table2", "table3", "table4", "table5", "figure2"]
@@ -485,7 +486,7 @@ def _matched(
 @cache
 def _printed_columns(table: str) -> dict[str, str]:
     """The metric by column of a table of the paper, columns named as in tables of results."""
-    from harness.published import column_name, published
+    from harness.records.published import column_name, published
 
     cells = published(table)[["task", "metric", "length"]].fillna({"length": 0})
     return {column_name(task, metric, length or None): metric for task, metric, length in cells.itertuples(index=False)}

@@ -11,7 +11,7 @@ from harness.checkpoint import kept_steps
 from harness.config import RunConfig
 from harness.distributed import Sharding
 from harness.matching import meta_model
-from harness.model import ModelConfig, ModelCost
+from harness.model.language_model import ModelConfig, ModelCost
 
 FLOAT = 4  # bytes; weights, gradients and AdamW's two moments are fp32 whatever the activations are
 
@@ -46,7 +46,7 @@ def estimate(
 ) -> Estimate:
     """The cost of a run on a device of `tflops` · 10¹² FLOP/s, of which training reaches the part `utilisation`.
 
-    records, device: a frame of records (`harness.records.load`), and the device's name as they have it; where a
+    records, device: a frame of records (`harness.records.store.load`), and the device's name as they have it; where a
     throughput was measured there for every phase (`measured_rate`), hours are T over tokens a second. processes,
     sharding: that train it together, and what each of them holds.
 

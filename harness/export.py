@@ -17,7 +17,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from harness.config import RunConfig
 from harness.data.tokenizer import load_tokenizer
 from harness.hf.modeling_mixerbench import MIXER_FILE, MixerbenchConfig, MixerbenchForCausalLM
-from harness.model import LanguageModel
+from harness.model.language_model import LanguageModel
 from harness.train import Summary, load_trained, read_birth, read_summary
 
 CARD = """---

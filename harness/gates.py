@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from harness.data import synthetic
 from harness.data.corpus import documents
-from harness.model import LanguageModel
+from harness.model.language_model import LanguageModel
 from mixers.gdn2.layer import GatedDeltaNet2
 
 NEEDLE_TASK = "needle"

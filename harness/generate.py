@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from harness.model import LanguageModel, ModelState
+from harness.model.language_model import LanguageModel, ModelState
 from harness.prefixes import Beginning, tree
 
 # Tokens read at once. On a CPU the results of more leave its caches, and memory for them comes fresh from the system

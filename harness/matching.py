@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from harness.model import LanguageModel, Layout, ModelConfig
+from harness.model.language_model import LanguageModel, Layout, ModelConfig
 from harness.presets import Preset, preset
 
 WIDTH_STEP = 32

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from harness.config import TrainConfig
 from harness.matching import matched_config
-from harness.model import build_model
+from harness.model.language_model import build_model
 from harness.optim import build_optimizer, clip_gradients, learning_rate, parameter_groups
 from harness.watch import wait
 

@@ -9,11 +9,11 @@ from itertools import product
 
 import pandas as pd
 
-from harness import stats
 from harness.config import Expected
-from harness.published import PAPER, SCALE, VARIANTS, published
-from harness.significance import printed_gap, proportion_stderr, task_sizes
-from harness.stats import ALPHA
+from harness.records import stats
+from harness.records.published import PAPER, SCALE, VARIANTS, published, task_sizes
+from harness.records.significance import printed_gap, proportion_stderr
+from harness.records.stats import ALPHA
 from harness.table_format import BOLD, MISSING, Cell, Column, Row
 from harness.table_forms import Table
 from harness.table_marks import mark

@@ -15,7 +15,7 @@ import yaml
 from harness.config import Experiment
 from harness.figures import FIGURES, WITH_COLUMNS, write_figure
 from harness.files import write_atomic
-from harness.records import load
+from harness.records.store import load
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto; max-width: 1180px;

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from harness.metrics import METRICS, Metric
-from harness.published import TASK_NAMES, column_name
-from harness.stats import Estimate, Scores
+from harness.records.metrics import METRICS, Metric
+from harness.records.published import TASK_NAMES, column_name
+from harness.records.stats import Estimate, Scores
 
 BASELINE = "baseline"
 """Layout of rows that no model made, such as token frequencies: nothing of theirs is said of the models."""

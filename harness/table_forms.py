@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from html import escape as escape_html
 from itertools import groupby
 
-from harness.stats import ALPHA, Estimate
+from harness.records.stats import ALPHA, Estimate
 from harness.table_format import (
     BOLD,
     MODEL_COLUMNS,

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
-from harness import stats
-from harness.significance import (
+from harness.records import stats
+from harness.records.significance import (
     POWER,
     items_to_settle,
     items_to_settle_paired,
@@ -16,7 +16,7 @@ from harness.significance import (
     seeds_to_settle,
     tiers,
 )
-from harness.stats import ALPHA
+from harness.records.stats import ALPHA
 from harness.table_format import BOLD, UNDERLINED, Cell, Column, Row, Tested
 from harness.table_forms import Table
 

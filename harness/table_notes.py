@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from harness.published import PAPER, SCALE
-from harness.records import SCHEMA
-from harness.stats import ALPHA
+from harness.records.published import PAPER, SCALE
+from harness.records.stats import ALPHA
+from harness.records.store import SCHEMA
 from harness.table_format import BASELINE, BEYOND, WITHIN, Column, Row, count
 from harness.table_forms import Table
 from harness.table_marks import power_notes

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from harness.paper_tables import PAPER_TABLES, paper_table, printed_columns
-from harness.provenance import Provenance, provenance
-from harness.published import published
-from harness.records import Measurement, Record, load, record_line
+from harness.records.provenance import Provenance, provenance
+from harness.records.published import published
+from harness.records.store import Measurement, Record, load, record_line
 from harness.table_format import Column
 
 REPEATS = 3

@@ -11,11 +11,11 @@ from typing import Any
 
 import pandas as pd
 
-from harness import stats
 from harness.config import Expected
-from harness.metrics import METRICS
-from harness.published import column_name, printed_values
-from harness.records import SampleKey
+from harness.records import stats
+from harness.records.metrics import METRICS
+from harness.records.published import column_name, printed_values
+from harness.records.store import SampleKey
 from harness.table_format import (
     BASELINE,
     FAILED,

@@ -37,10 +37,10 @@ from harness.data.tokenizer import load_tokenizer, tokenizer_hash
 from harness.distributed import ALONE, Sharding, World, shard, world
 from harness.feed import Feed, Position, pieces, position
 from harness.files import file_sha256, write_atomic
-from harness.loss import linear_cross_entropy
-from harness.model import LanguageModel, build_model
+from harness.model.language_model import LanguageModel, build_model
+from harness.model.loss import linear_cross_entropy
 from harness.optim import build_optimizer, clip_gradients, learning_rate
-from harness.provenance import provenance
+from harness.records.provenance import provenance
 from harness.watch import (
     SPIKE_WINDOW,
     ceiling,

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from harness.config import RunConfig, TrainConfig
 from harness.files import write_atomic
-from harness.model import LanguageModel
+from harness.model.language_model import LanguageModel
 from mixers import Mixer
 from mixers.backends import TORCH
 

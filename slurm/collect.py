@@ -17,8 +17,8 @@ from harness.files import write_atomic
 from harness.matching import meta_model
 from harness.paper_tables import PAPER_TABLES, belongs, paper_table
 from harness.presets import preset
-from harness.provenance import provenance
-from harness.records import Record, load, load_samples, write_records
+from harness.records.provenance import provenance
+from harness.records.store import Record, load, load_samples, write_records
 from harness.table_forms import Table
 from harness.tables import comparison
 from harness.train import read_birth, read_summary

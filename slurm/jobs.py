@@ -28,9 +28,9 @@ from harness.distributed import Sharding, World, world
 from harness.files import write_atomic
 from harness.journal import Journal
 from harness.lm import MixerLM
-from harness.model import build_model
-from harness.provenance import Provenance, provenance
-from harness.records import Measurement, Record, write_records
+from harness.model.language_model import build_model
+from harness.records.provenance import Provenance, provenance
+from harness.records.store import Measurement, Record, write_records
 from harness.train import (
     TrainingInterrupted,
     activation_dtype,

@@ -24,7 +24,7 @@ import yaml
 
 from harness.config import Experiment
 from harness.files import CHECKOUT, cache_dir, write_atomic
-from harness.provenance import SNAPSHOT, git_state
+from harness.records.provenance import SNAPSHOT, git_state
 from slurm.plan import RunPlan
 
 PARTS = ("run.py", "pyproject.toml", "harness", "mixers", "suites", "slurm")

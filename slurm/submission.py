@@ -25,8 +25,8 @@ from harness.config import Experiment, RunConfig
 from harness.distributed import Sharding
 from harness.estimate import estimate
 from harness.files import write_atomic
-from harness.provenance import device_name
-from harness.records import load
+from harness.records.provenance import device_name
+from harness.records.store import load
 from harness.train import activation_dtype, pieces, this_device
 from harness.watch import ceiling
 from slurm.jobs import CollectJob, Job, PrepareJob, run_jobs

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from harness.config import Closed, TrainConfig
 from harness.generate import tokens_at_once
-from harness.model import LanguageModel, ModelState
-from harness.records import Measurement
+from harness.model.language_model import LanguageModel, ModelState
+from harness.records.store import Measurement
 from harness.train import activation_dtype
 from suites.throughput import Shape, different, middle, timed, unless_out_of_memory
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.matching import meta_model
-from harness.model import ModelConfig
+from harness.model.language_model import ModelConfig
 from mixers.backends import mamba_ssm, mamba_ssm_absent
 from mixers.upstream import COUNTERPARTS
 

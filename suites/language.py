@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 from transformers import PreTrainedTokenizerBase
 
 from harness.data.corpus import documents
-from harness.records import Measurement
+from harness.records.store import Measurement
 from suites import offline
 from suites.lmeval import TASKS_ROOT, lm_settings, load_task, measurement, perplexity_measurement, run_tasks
 from suites.prefetch import Item, attempt

@@ -21,7 +21,7 @@ from harness.data.tokenizer import load_tokenizer
 from harness.export import to_llama, with_bos
 from harness.lm import ENOUGH, MixerLM
 from harness.matching import matched_config
-from harness.model import LanguageModel, build_model
+from harness.model.language_model import LanguageModel, build_model
 from suites import language, ruler
 from suites.lmeval import contained
 

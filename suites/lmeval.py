@@ -26,8 +26,8 @@ from lm_eval import evaluator
 from lm_eval.api.model import LM
 from lm_eval.api.task import Task
 
-from harness import stats
-from harness.records import Measurement
+from harness.records import stats
+from harness.records.store import Measurement
 from suites.requests import fingerprint, measure
 
 TASKS_ROOT = Path(lm_eval.tasks.__file__).parent

@@ -13,7 +13,7 @@ from typing import Any
 
 from lm_eval.api.model import LM
 
-from harness.records import Measurement
+from harness.records.store import Measurement
 from suites.requests import log_likelihoods, measure
 
 

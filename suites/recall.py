@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator,
 from transformers import PreTrainedTokenizerBase
 
 from harness.data.synthetic import TASKS, Words, recall_words, sample_text
-from harness.records import Measurement
+from harness.records.store import Measurement
 from suites.requests import each_once, fingerprint, measure, tokenizer_of
 
 SUITE = "recall"

@@ -21,7 +21,7 @@ from lm_eval.api.model import LM
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 from harness.data.corpus import factbook_fields
-from harness.records import Measurement
+from harness.records.store import Measurement
 from suites import offline
 from suites.needle import Probe, needle_measurements
 from suites.prefetch import Item, attempt

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 from harness.data.tokenizer import tokenizer_hash
 from harness.files import cache_dir, file_sha256
-from harness.records import Measurement
+from harness.records.store import Measurement
 from suites.haystack import COPY, COPY_STAND_IN, HUB, STAND_IN, Source, Unreachable
 from suites.needle import Probe, needle_measurements
 from suites.prefetch import Item, attempt

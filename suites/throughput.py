@@ -23,9 +23,9 @@ from pydantic import Field, PositiveInt, field_validator
 from torch import Tensor, nn
 
 from harness.config import Closed, TrainConfig
-from harness.model import LanguageModel
+from harness.model.language_model import LanguageModel
 from harness.optim import build_optimizer, clip_gradients
-from harness.records import Measurement
+from harness.records.store import Measurement
 from harness.train import activation_dtype, masked_loss
 from harness.watch import MATMULS, matmul_rate, wait
 

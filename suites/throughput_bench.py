@@ -14,10 +14,10 @@ import torch
 
 from harness.config import TrainConfig
 from harness.matching import matched_config, meta_model
-from harness.model import Layout, ModelConfig, build_model
+from harness.model.language_model import Layout, ModelConfig, build_model
 from harness.optim import build_optimizer
 from harness.presets import preset as find_preset
-from harness.provenance import provenance
+from harness.records.provenance import provenance
 from harness.train import activation_dtype
 from harness.watch import matmul_rate
 from mixers import registry

@@ -27,8 +27,8 @@ from harness.config import (
 from harness.data.tokenizer import load_tokenizer
 from harness.export import to_llama
 from harness.figures import FIGURES
-from harness.metrics import METRICS
-from harness.records import COLUMNS
+from harness.records.metrics import METRICS
+from harness.records.store import COLUMNS
 from harness.train import data_sha256, load_trained
 from run import app
 from tests.documented import DOCUMENTS, ROOT, Command, commands

@@ -30,7 +30,7 @@ from harness.figures.speed import bench_numbers, decode, decode_numbers, kernels
 from harness.figures.style import LOOK, OTHERS, STYLE, Look, looks
 from harness.figures.training import curves, front, pareto
 from harness.files import write_atomic
-from harness.records import load, load_samples
+from harness.records.store import load, load_samples
 
 if TYPE_CHECKING:
     from harness.lm import MixerLM

@@ -7,11 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from harness import stats
-from harness.metrics import METRICS
-from harness.published import SCALE, column_name, published
-from harness.significance import Z_LEVEL, proportion_stderr, task_sizes
-from harness.stats import Estimate
+from harness.records import stats
+from harness.records.metrics import METRICS
+from harness.records.published import SCALE, column_name, published, task_sizes
+from harness.records.significance import Z_LEVEL, proportion_stderr
+from harness.records.stats import Estimate
 from mixers.registry import get
 
 KEYS = ["suite", "task", "metric", "length", "preset", "mixer", "line"]

@@ -13,13 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from harness import stats
 from harness.figures.numbers import PAPER, caption, estimate, heading, lines
 from harness.figures.style import LOOK, STYLE, Look, banded, legend, looks, panels, steps_of_two, wrapped
-from harness.metrics import METRICS
-from harness.published import TASK_NAMES, VARIANTS, column_name, published
-from harness.records import SampleKey
-from harness.significance import printed_gap, task_sizes
+from harness.records import stats
+from harness.records.metrics import METRICS
+from harness.records.published import TASK_NAMES, VARIANTS, column_name, published, task_sizes
+from harness.records.significance import printed_gap
+from harness.records.store import SampleKey
 
 ABREAST = (5, 4, 3)  # panels in a row, whichever leaves the fewest places empty
 

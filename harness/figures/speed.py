@@ -31,8 +31,8 @@ from harness.figures.style import (
     steps_of_two,
     wrapped,
 )
-from harness.metrics import METRICS
-from harness.published import published
+from harness.records.metrics import METRICS
+from harness.records.published import published
 from mixers.registry import get
 
 Row = dict[str, Any]

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from harness.figures.numbers import caption, heading, lines
 from harness.figures.style import BAND, STYLE, Look, legend, looks, panels
-from harness.metrics import METRICS
+from harness.records.metrics import METRICS
 
 COSTS = {
     "state_floats_per_layer": ("state, floats a layer", False),

@@ -25,7 +25,7 @@ from transformers.utils.generic import can_return_tuple
 
 try:
     from harness.generate import advance, read
-    from harness.model import LanguageModel, ModelConfig, ModelState
+    from harness.model.language_model import LanguageModel, ModelConfig, ModelState
     from mixers.interface import index_state
     from mixers.registry import file_of, load_file
 except ImportError as error:
@@ -39,7 +39,8 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 class MixerbenchConfig(PretrainedConfig):
-    """language_model: the fields of harness.model.ModelConfig. run: the run that it comes from. mixer_file: the file in
+    """language_model: the fields of harness.model.language_model.ModelConfig. run: the run that it comes from.
+    mixer_file: the file in
     the model's folder that defines its mixer, where that is none of mixerbench or of an installed package."""
 
     model_type = "mixerbench"
@@ -119,7 +120,8 @@ class MixerbenchCache(Cache):
 
 
 class MixerbenchForCausalLM(PreTrainedModel, GenerationMixin):
-    """`harness.model.LanguageModel` behind the interface of transformers. Gradient checkpointing is not supported."""
+    """`harness.model.language_model.LanguageModel` behind the interface of transformers. Gradient checkpointing is not
+    supported."""
 
     config_class = MixerbenchConfig
     base_model_prefix = "model"

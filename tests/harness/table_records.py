@@ -10,9 +10,9 @@ import pandas as pd
 
 from harness.config import Expected
 from harness.paper_tables import averaged, printed_columns
-from harness.published import printed_values
-from harness.records import Measurement, Provenance, Record, load, load_samples, write_records
-from harness.stats import mean_stderr
+from harness.records.published import printed_values
+from harness.records.stats import mean_stderr
+from harness.records.store import Measurement, Provenance, Record, load, load_samples, write_records
 from harness.table_format import Column
 
 CERTIFICATE = Provenance(

@@ -24,7 +24,7 @@ from harness import checkpoint
 from harness.config import RunConfig
 from harness.distributed import ALONE, World, local, shard, world
 from harness.feed import pieces, step_rows
-from harness.model import build_model
+from harness.model.language_model import build_model
 from harness.optim import build_optimizer
 from harness.train import MaskedLoss, Summary, Trainer, load_trained, train
 

@@ -16,7 +16,7 @@ from harness.config import DataConfig, RunConfig, TrainConfig, expand, load_expe
 from harness.distributed import divide
 from harness.estimate import estimate, held_bytes, measured_rate
 from harness.matching import matched_config, meta_model
-from harness.model import ModelConfig, build_model
+from harness.model.language_model import ModelConfig, build_model
 from harness.optim import build_optimizer
 from harness.train import MaskedLoss, masked_loss
 

@@ -6,7 +6,7 @@ import yaml
 import suites
 from harness.config import EXPERIMENTS, Experiment, RunConfig, expand, load_experiment
 from harness.matching import TOLERANCE, meta_model, target_parameters
-from harness.published import column_name, published
+from harness.records.published import column_name, published
 
 PAPER = ("table2", "table3", "table4", "table5")
 SCALES = (None, "360m", "125m")

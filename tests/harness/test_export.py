@@ -26,8 +26,8 @@ from harness.data.tokenizer import load_tokenizer
 from harness.export import export
 from harness.generate import generate
 from harness.lm import MixerLM
-from harness.model import LanguageModel, ModelConfig, build_model
-from harness.provenance import provenance
+from harness.model.language_model import LanguageModel, ModelConfig, build_model
+from harness.records.provenance import provenance
 from harness.train import Summary, load_trained
 from mixers import registry
 from mixers.conformance import SMALL
@@ -517,7 +517,7 @@ def test_without_mixerbench_the_remote_code_says_what_to_install(
     one: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path))
-    monkeypatch.setitem(sys.modules, "harness.model", None)
+    monkeypatch.setitem(sys.modules, "harness.model.language_model", None)
     for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ImportError, match="install it with `pip install PATH_OF_ITS_CHECKOUT`"):

@@ -12,13 +12,14 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
-from harness import figures, stats
+from harness import figures
 from harness.figures import LOOK, OTHERS, Look, looks, recall, recall_numbers, write_figure
 from harness.figures.speed import floor_ms
 from harness.figures.style import WIDTH
 from harness.presets import PRESETS
-from harness.published import VARIANTS
-from harness.significance import printed_gap
+from harness.records import stats
+from harness.records.published import VARIANTS
+from harness.records.significance import printed_gap
 from mixers.registry import entries, get
 from tests.harness.test_tables import record, store
 

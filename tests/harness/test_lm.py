@@ -12,7 +12,7 @@ from harness.data.tokenizer import load_tokenizer
 from harness.export import to_llama, with_bos
 from harness.generate import cut, generate, generate_text
 from harness.lm import MixerLM
-from harness.model import LanguageModel, ModelConfig, build_model
+from harness.model.language_model import LanguageModel, ModelConfig, build_model
 
 # fp32 rounding of two orders of summation over sequences of up to 200 tokens: sums of log-likelihoods differ by
 # about 1e-5; 1e-4 is the agreement asked for.

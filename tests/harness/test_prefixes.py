@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness.generate import advance, groups, read
-from harness.model import LanguageModel, ModelConfig, build_model
+from harness.model.language_model import LanguageModel, ModelConfig, build_model
 from harness.prefixes import LINKS, STEP, Beginning, tree
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.published import printed_values
-from harness.records import Provenance, load, load_samples, write_records
-from harness.significance import items_to_settle_paired, seeds_to_settle
-from harness.stats import mean_stderr
+from harness.records.published import printed_values
+from harness.records.significance import items_to_settle_paired, seeds_to_settle
+from harness.records.stats import mean_stderr
+from harness.records.store import Provenance, load, load_samples, write_records
 from harness.table_format import Column, power_of_ten
 from harness.tables import comparison
 from suites import retrieval

@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness import stats, table_speed
+from harness import table_speed
 from harness.config import load_experiment
 from harness.paper_tables import PAPER_TABLES, averaged, paper_table, printed_columns, printed_table
-from harness.published import published
-from harness.significance import printed_gap, task_sizes
+from harness.records import stats
+from harness.records.published import published, task_sizes
+from harness.records.significance import printed_gap
 from harness.tables import comparison
 from tests.harness.table_records import TOKENS, expectation, of_table2, of_table5, record, run_row, store
 

@@ -21,7 +21,7 @@ from harness.data.prepare import prepare
 from harness.data.tokenizer import load_tokenizer
 from harness.feed import position
 from harness.matching import matched_config
-from harness.model import ModelConfig
+from harness.model.language_model import ModelConfig
 from harness.optim import build_optimizer, decays, learning_rate
 from harness.train import (
     Trainer,
@@ -318,7 +318,7 @@ def test_a_flipped_bit_in_a_shard_is_found(tmp_path: Path) -> None:
 
 def test_weight_decay_reaches_matrices_alone() -> None:
     for mixer in ("gdn2", "mamba3_mimo"):
-        from harness.model import build_model
+        from harness.model.language_model import build_model
 
         model = build_model(matched_config("cpu-600k", "recurrent", mixer), 0)
         spared = {name.split(".")[-1] for name, p in model.named_parameters() if not decays(name, p)}

@@ -18,11 +18,12 @@ from test_train import after, run_config
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from harness import checkpoint, feed, loss, watch
+from harness import checkpoint, feed, watch
 from harness.config import RunConfig, TrainConfig
 from harness.distributed import ALONE
 from harness.feed import Feed, step_rows
-from harness.model import ModelConfig, build_model
+from harness.model import loss
+from harness.model.language_model import ModelConfig, build_model
 from harness.train import Trainer, TrainingInterrupted, TrainingStopped, read_birth, read_summary, train
 from harness.watch import GradientsWrong, check_gradients, is_spike
 from mixers.interface import Mixer

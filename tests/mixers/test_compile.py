@@ -5,7 +5,7 @@ import torch
 import torch._dynamo
 
 from harness.matching import matched_config
-from harness.model import Block, build_model
+from harness.model.language_model import Block, build_model
 
 MIXERS = ("gdn2", "gated_deltanet", "kda", "mamba2", "mamba3_siso", "mamba3_mimo", "attention")
 TOKENS = 80  # more than one chunk of any mixer, the last one filled up

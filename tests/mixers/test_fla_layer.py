@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from harness.matching import matched_config, meta_model, target_parameters
-from harness.model import ModelConfig, build_model
+from harness.model.language_model import ModelConfig, build_model
 from mixers import build_mixer
 from mixers.fla_layer import KNOWN
 from mixers.interface import Mixer, index_state

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from harness.config import expand, load_experiment
-from harness.records import load, write_records
+from harness.records.store import load, write_records
 from slurm.collect import collect, write_table
 from slurm.plan import RunPlan
 from tests.harness.table_records import record

@@ -10,7 +10,7 @@ import pandas as pd
 from typer.testing import CliRunner
 
 from harness.config import load_experiment
-from harness.records import load
+from harness.records.store import load
 from run import app
 from slurm.plan import plan
 from tests.slurm.test_submit import RUN, experiment

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from harness.config import load_experiment
-from harness.records import load
+from harness.records.store import load
 from harness.train import read_summary, train
 from slurm.plan import RunPlan, plan
 from slurm.state import TRAIN, events

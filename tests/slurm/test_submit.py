@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from harness.config import load_experiment
 from harness.files import cache_dir
-from harness.records import load
+from harness.records.store import load
 from harness.train import read_summary, train
 from run import app
 from slurm.plan import plan

@@ -5,7 +5,7 @@ import torch
 
 from harness.config import TrainConfig
 from harness.matching import matched_config
-from harness.model import LanguageModel, build_model
+from harness.model.language_model import LanguageModel, build_model
 from suites import decode, suite_config
 from suites.decode import Config, measure
 from suites.throughput import Shape

@@ -16,8 +16,8 @@ from harness.data.corpus import Document
 from harness.data.tokenizer import load_tokenizer
 from harness.files import cache_dir
 from harness.lm import MixerLM
-from harness.model import ModelConfig, build_model
-from harness.published import printed_values
+from harness.model.language_model import ModelConfig, build_model
+from harness.records.published import printed_values
 from suites import language, offline
 from suites.language import AVERAGED, SPECS, Config
 from suites.lmeval import TASKS_ROOT, load_task

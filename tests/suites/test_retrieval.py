@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from harness.data.tokenizer import load_tokenizer
 from harness.lm import MixerLM
-from harness.model import ModelConfig, build_model
+from harness.model.language_model import ModelConfig, build_model
 from suites import offline, retrieval
 from suites.requests import fingerprint
 from suites.retrieval import STAND_INS, SUMMARY, bounds, build_prompt, earliest, usable, window, without_sentences

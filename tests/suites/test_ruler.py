@@ -16,8 +16,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-import harness.published as published_numbers
-from harness.published import column_name, printed_values, published
+import harness.records.published as published_numbers
+from harness.records.published import column_name, printed_values, published
 from suites import ruler, ruler_tasks
 from suites.haystack import NOISE, STAND_IN, essay_sentences, essay_words, sentences
 from suites.requests import contains, fingerprint, token_count
@@ -336,7 +336,7 @@ def test_lengths_are_the_papers_and_options_hold_for_all_tasks():
 
 def test_our_own_model_is_scored_end_to_end_and_the_same_twice():
     from harness.lm import MixerLM
-    from harness.model import LanguageModel, ModelConfig
+    from harness.model.language_model import LanguageModel, ModelConfig
 
     torch.manual_seed(0)
     tok = tokenizer()

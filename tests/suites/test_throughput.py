@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from harness.config import TrainConfig, expand, load_experiment
 from harness.matching import matched_config
-from harness.model import LanguageModel, build_model
-from harness.published import published
-from harness.records import Measurement, load
+from harness.model.language_model import LanguageModel, build_model
+from harness.records.published import published
+from harness.records.store import Measurement, load
 from run import app
 from slurm.plan import plan
 from slurm.submission import Work, cost_of, graph

@@ -10,7 +10,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from typer.testing import CliRunner
 
 from harness.matching import matched_config, meta_model
-from harness.model import ModelConfig
+from harness.model.language_model import ModelConfig
 from run import app
 from suites import throughput_bench
 from suites.fla_models import CLASSES, WITHOUT_MLP, build_fla

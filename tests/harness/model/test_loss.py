@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harness import loss
-from harness.loss import linear_cross_entropy, rows_at_once
+from harness.model import loss
+from harness.model.loss import linear_cross_entropy, rows_at_once
 
 ROWS, WIDTH, VOCAB = 50, 6, 96
 

@@ -5,12 +5,13 @@ The CSV files are laid out as the paper's tables; README.md beside them says whe
 
 from __future__ import annotations
 
+import csv
 from functools import cache
 from pathlib import Path
 
 import pandas as pd
 
-from harness.metrics import METRICS
+from harness.records.metrics import METRICS
 
 PAPER = "arXiv 2605.22791v1"
 SCALE = "1.3B parameters, 100B tokens of FineWeb-Edu"
@@ -133,3 +134,13 @@ def printed_values() -> dict[tuple[str, str, str, str, str, int | None], float]:
         (*key[:5], None if pd.isna(key[5]) else int(key[5])): value
         for *key, value in frame[[*keys, "value"]].itertuples(index=False)
     }
+
+
+@cache
+def task_sizes() -> dict[str, int]:
+    """Samples behind the paper's printed numbers by its name of the task: published/sizes.csv, which has sources.
+
+    The paper does not print them; they are the sizes of the sets that its tasks read. RULER's are per length.
+    """
+    with (Path(__file__).parent / "sizes.csv").open(encoding="utf-8", newline="") as file:
+        return {row["task"]: int(row["n"]) for row in csv.DictReader(file)}

@@ -4,17 +4,14 @@ be told apart. `stats.py` compares two numbers.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from scipy.special import nctdtr, ndtr, ndtri, stdtrit
 
-from harness.stats import ALPHA, Comparison, finite, proportion_floor
+from harness.records.stats import ALPHA, Comparison, finite, proportion_floor
 
 POWER = 0.8
 """Probability with which a difference of the size asked about would be found significant at two-sided ALPHA."""
@@ -126,16 +123,6 @@ def t_power(shift: float, df: float) -> float:
 
 
 Z_LEVEL, Z_POWER = float(ndtri(1 - ALPHA / 2)), float(ndtri(POWER))
-
-
-@cache
-def task_sizes() -> dict[str, int]:
-    """Samples behind the paper's printed numbers by its name of the task: published/sizes.csv, which has sources.
-
-    The paper does not print them; they are the sizes of the sets that its tasks read. RULER's are per length.
-    """
-    with (Path(__file__).parent / "published" / "sizes.csv").open(encoding="utf-8", newline="") as file:
-        return {row["task"]: int(row["n"]) for row in csv.DictReader(file)}
 
 
 def proportion_stderr(p: float, n: int) -> float:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import bdtr
 
-from harness.published import published
-from harness.significance import (
+from harness.records.published import published, task_sizes
+from harness.records.significance import (
     holm,
     items_to_settle,
     items_to_settle_paired,
@@ -20,10 +20,9 @@ from harness.significance import (
     printed_gap,
     proportion_stderr,
     seeds_to_settle,
-    task_sizes,
     tiers,
 )
-from harness.stats import Comparison, difference, estimate, paired, proportion_floor
+from harness.records.stats import Comparison, difference, estimate, paired, proportion_floor
 
 
 def above(rate: float, trials: int) -> float:

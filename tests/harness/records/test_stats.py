@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from harness.stats import (
+from harness.records.stats import (
     BOOTSTRAP_FROM,
     Estimate,
     average,

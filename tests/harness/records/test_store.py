@@ -12,9 +12,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.provenance import git_state
-from harness.published import printed_values, published
-from harness.records import Measurement, Record, load, load_samples, provenance, write_records
+from harness.records.provenance import git_state
+from harness.records.published import printed_values, published
+from harness.records.store import Measurement, Record, load, load_samples, provenance, write_records
 
 
 def record(run: str = "r1", **changes) -> Record:

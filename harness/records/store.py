@@ -25,10 +25,8 @@ from typing import Any
 
 import pandas as pd
 
-from harness.metrics import METRICS
-from harness.provenance import Provenance, provenance
-
-__all__ = ["Measurement", "Provenance", "Record", "load", "load_samples", "provenance", "write_records"]
+from harness.records.metrics import METRICS
+from harness.records.provenance import Provenance
 
 SCHEMA = 1
 SampleKey = tuple[str, str, str, str, int | None]
@@ -64,7 +62,7 @@ class Measurement:
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
-            raise ValueError(f"metric: {self.metric!r} is not declared; add it to harness/metrics.py")
+            raise ValueError(f"metric: {self.metric!r} is not declared; add it to harness/records/metrics.py")
         if self.samples is not None and len(self.samples) != self.n:
             raise ValueError(f"samples: {self.task} has {len(self.samples)} scores but n = {self.n}; give one a sample")
         if not self.suite or set(self.suite) & set("./\\"):
@@ -345,7 +343,7 @@ def parse_records(path: Path, rows: list[dict[str, Any]]) -> dict[str, list[Any]
             raise ValueError(f"{path}, line {number}: {name}: {value!r} is not {expected}; evaluate again")
     if unknown := set(columns["metric"]) - METRICS.keys():
         number, metric = next((n, m) for n, m in enumerate(columns["metric"], 1) if m in unknown)
-        raise ValueError(f"{path}, line {number}: metric: {metric!r} is not declared in harness/metrics.py")
+        raise ValueError(f"{path}, line {number}: metric: {metric!r} is not declared in harness/records/metrics.py")
     del columns["schema"]
     columns["settings"] = list(map(CANONICAL.encode, columns["settings"]))
     return {**columns, "file": [str(path)] * len(rows)}

@@ -1,0 +1,1 @@
+"""The language model around a mixer, and its loss."""

@@ -1,0 +1,9 @@
+"""Records: numbers with their provenance, and the statistics that compare them.
+
+    from harness.records import load, load_samples
+"""
+
+from harness.records.provenance import provenance
+from harness.records.store import Measurement, Record, load, load_samples, write_records
+
+__all__ = ["Measurement", "Record", "load", "load_samples", "provenance", "write_records"]
