@@ -142,8 +142,8 @@ def doctor(
 def list_(mixer_file: MixerFiles = None, as_json: AsJson = False) -> None:
     """List mixers, presets, suites and experiments. `fla:<Layer>` names any recurrent layer of
     flash-linear-attention."""
-    from harness.config import EXPERIMENTS
-    from harness.presets import PRESETS
+    from harness.experiments.load import EXPERIMENTS
+    from harness.experiments.presets import PRESETS
     from mixers.registry import entries
     from suites import SUITES
 
@@ -168,7 +168,7 @@ def params(
     as_json: AsJson = False,
 ) -> None:
     """Show every mixer's matched model at a scale: parameters, state, FLOPs, widths."""
-    from harness.matching import parameter_table
+    from harness.experiments.matching import parameter_table
 
     with errors():
         if length is not None and length < 1:
@@ -208,8 +208,8 @@ def check(
     """Try a mixer on everything that the interface promises; exit code 1 if it breaks one promise."""
     import torch
 
-    from harness.config import parse_value
-    from harness.presets import preset as scale
+    from harness.experiments.load import parse_value
+    from harness.experiments.presets import preset as scale
     from harness.records.provenance import provenance
     from mixers import build_mixer
     from mixers.conformance import HEADER, SMALL, Finding, conform, counts, row
@@ -337,7 +337,7 @@ def prefetch(
     overrides: Overrides = None,
 ) -> None:
     """Fetch and freeze what an experiment's jobs read from outside; then they run with HF_HUB_OFFLINE=1."""
-    from harness.config import load_experiment
+    from harness.experiments.load import load_experiment
     from suites.prefetch import prefetch as freeze
 
     with errors():
@@ -408,7 +408,7 @@ def _planned(
     experiment: str, scale: str | None, overrides: list[str] | None, mixer_files: list[Path] | None, runs: Path
 ) -> tuple[Any, list[Any]]:
     """An experiment and the plan of its runs."""
-    from harness.config import load_experiment
+    from harness.experiments.load import load_experiment
     from slurm.plan import plan
 
     _load_mixers(mixer_files)
@@ -599,7 +599,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure one suite on a trained run, or on any model that lm-eval can load, and print the numbers."""
-    from harness.config import parse_value
+    from harness.experiments.load import parse_value
     from harness.journal import Journal
     from harness.records.store import shallow
     from suites import FRESH, limited, suite_config
@@ -712,7 +712,7 @@ def _submitted(experiment: str, scale: str | None, runs: Path) -> tuple[str, lis
     bare = re.fullmatch(r"[\w.-]+", experiment) and not Path(experiment).exists()
     if bare and (known := submitted(runs, experiment if scale is None else f"{experiment}-{scale}")):
         return known[0].experiment, known  # without reading the experiment, and so without torch: at once
-    from harness.config import load_experiment
+    from harness.experiments.load import load_experiment
 
     loaded = load_experiment(experiment, scale=scale)
     if known := submitted(runs, loaded.name):
@@ -781,7 +781,7 @@ def table(
 ) -> None:
     """Print the comparison as markdown, and write it as markdown, LaTeX, CSV and HTML beside the records; in the
     paper's layout as well, and beside its numbers, where the experiment measures one of its tables."""
-    from harness.config import load_experiment
+    from harness.experiments.load import load_experiment
     from harness.paper_tables import PAPER_TABLES, printed_table
     from slurm.collect import write_forms, write_table
 
@@ -814,7 +814,7 @@ def figure(
     scale: Scale = None,
 ) -> None:
     """Draw a figure of the collected records, or of what happens inside a run, as PNG and SVG."""
-    from harness.config import load_experiment
+    from harness.experiments.load import load_experiment
     from harness.figures import GATES, write_figure, write_gates
 
     with errors():
@@ -842,7 +842,7 @@ def report(
     scale: Scale = None,
 ) -> None:
     """Write one HTML page with the tables, figures, configuration and provenance of what was collected."""
-    from harness.config import load_experiment
+    from harness.experiments.load import load_experiment
     from harness.report import report as write
     from slurm.collect import write_table
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.config import RunConfig
+from harness.experiments.schema import RunConfig
 
 IDENTITY = ("label", "mixer", "layout", "preset", "seed")
 MEASURED = ("step", "tokens", "loss", "grad_norm", "lr", "tokens_per_second")

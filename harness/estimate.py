@@ -8,9 +8,9 @@ from functools import cache
 import pandas as pd
 
 from harness.checkpoint import kept_steps
-from harness.config import RunConfig
 from harness.distributed import Sharding
-from harness.matching import meta_model
+from harness.experiments.matching import meta_model
+from harness.experiments.schema import RunConfig
 from harness.model.language_model import ModelConfig, ModelCost
 
 FLOAT = 4  # bytes; weights, gradients and AdamW's two moments are fp32 whatever the activations are

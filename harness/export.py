@@ -14,8 +14,8 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from harness.config import RunConfig
 from harness.data.tokenizer import load_tokenizer
+from harness.experiments.schema import RunConfig
 from harness.hf.modeling_mixerbench import MIXER_FILE, MixerbenchConfig, MixerbenchForCausalLM
 from harness.model.language_model import LanguageModel
 from harness.train import Summary, load_trained, read_birth, read_summary

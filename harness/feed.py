@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.config import DataConfig, Phase, RunConfig, TrainConfig
 from harness.data import synthetic
 from harness.data.shards import TokenData
 from harness.distributed import ALONE, World
+from harness.experiments.schema import DataConfig, Phase, RunConfig, TrainConfig
 
 
 @dataclass(frozen=True)

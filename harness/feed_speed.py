@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from harness.config import DataConfig, Experiment, expand
 from harness.data.shards import TokenData
 from harness.data.tokenizer import load_tokenizer
+from harness.experiments.expand import expand
+from harness.experiments.schema import DataConfig, Experiment
 from harness.feed import step_rows
 from harness.train import data_sha256, open_data
 

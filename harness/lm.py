@@ -21,8 +21,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from harness.data.tokenizer import load_tokenizer
+from harness.experiments.matching import matched_config
 from harness.generate import BATCH_ROWS, advance, batches, cut, generate, groups, read, stop_at, tokens_at_once
-from harness.matching import matched_config
 from harness.model.language_model import LanguageModel, build_model
 
 # Logits that exist at once, in numbers: 256 MiB of fp32.

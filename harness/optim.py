@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.config import TrainConfig
 from harness.distributed import whole
+from harness.experiments.schema import TrainConfig
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:

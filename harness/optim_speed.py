@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.config import TrainConfig
-from harness.matching import matched_config
+from harness.experiments.matching import matched_config
+from harness.experiments.schema import TrainConfig
 from harness.model.language_model import build_model
 from harness.optim import build_optimizer, clip_gradients, learning_rate, parameter_groups
 from harness.watch import wait

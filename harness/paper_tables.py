@@ -9,7 +9,7 @@ from itertools import product
 
 import pandas as pd
 
-from harness.config import Expected
+from harness.experiments.schema import Expected
 from harness.records import stats
 from harness.records.published import PAPER, SCALE, VARIANTS, published, task_sizes
 from harness.records.significance import printed_gap, proportion_stderr

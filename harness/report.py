@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from harness.config import Experiment
+from harness.experiments.schema import Experiment
 from harness.figures import FIGURES, WITH_COLUMNS, write_figure
 from harness.files import write_atomic
 from harness.records.store import load

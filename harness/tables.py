@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.config import Expected
+from harness.experiments.schema import Expected
 from harness.records import stats
 from harness.records.metrics import METRICS
 from harness.records.published import column_name, printed_values

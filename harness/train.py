@@ -29,12 +29,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from harness import checkpoint
-from harness.config import DataConfig, RunConfig, TrainConfig
 from harness.data import corpus
 from harness.data.prepare import prepare
 from harness.data.shards import INDEX, TokenData
 from harness.data.tokenizer import load_tokenizer, tokenizer_hash
 from harness.distributed import ALONE, Sharding, World, shard, world
+from harness.experiments.schema import DataConfig, RunConfig, TrainConfig
 from harness.feed import Feed, Position, pieces, position
 from harness.files import file_sha256, write_atomic
 from harness.model.language_model import LanguageModel, build_model

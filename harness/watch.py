@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.config import RunConfig, TrainConfig
+from harness.experiments.schema import RunConfig, TrainConfig
 from harness.files import write_atomic
 from harness.model.language_model import LanguageModel
 from mixers import Mixer

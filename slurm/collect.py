@@ -10,13 +10,13 @@ from typing import Any
 
 import pandas as pd
 
-from harness.config import DataConfig, Experiment
 from harness.curves import read_curves
 from harness.data.tokenizer import load_tokenizer
+from harness.experiments.matching import meta_model
+from harness.experiments.presets import preset
+from harness.experiments.schema import DataConfig, Experiment
 from harness.files import write_atomic
-from harness.matching import meta_model
 from harness.paper_tables import PAPER_TABLES, belongs, paper_table
-from harness.presets import preset
 from harness.records.provenance import provenance
 from harness.records.store import Record, load, load_samples, write_records
 from harness.table_forms import Table

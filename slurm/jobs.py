@@ -22,9 +22,10 @@ from submitit.helpers import Checkpointable, TorchDistributedEnvironment
 from submitit.slurm.slurm import SlurmJobEnvironment
 
 from harness import checkpoint
-from harness.config import RunConfig, load_experiment
 from harness.data.tokenizer import load_tokenizer
 from harness.distributed import Sharding, World, world
+from harness.experiments.load import load_experiment
+from harness.experiments.schema import RunConfig
 from harness.files import write_atomic
 from harness.journal import Journal
 from harness.lm import MixerLM

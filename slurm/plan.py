@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import suites
-from harness.config import Experiment, RunConfig, expand
 from harness.data.synthetic import recall_words
 from harness.data.tokenizer import load_tokenizer
+from harness.experiments.expand import expand
+from harness.experiments.schema import Experiment, RunConfig
 from harness.train import data_sha256, open_data
 from harness.watch import require_tracker
 from slurm.state import fresh, missing

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import yaml
 
-from harness.config import Experiment
+from harness.experiments.schema import Experiment
 from harness.files import CHECKOUT, cache_dir, write_atomic
 from harness.records.provenance import SNAPSHOT, git_state
 from slurm.plan import RunPlan

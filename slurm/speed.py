@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.config import Experiment
+from harness.experiments.schema import Experiment
 from harness.files import CHECKOUT
 from slurm.plan import RunPlan, plan
 from slurm.snapshot import open_submission

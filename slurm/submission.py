@@ -21,9 +21,9 @@ import pandas as pd
 import submitit
 import torch
 
-from harness.config import Experiment, RunConfig
 from harness.distributed import Sharding
 from harness.estimate import estimate
+from harness.experiments.schema import Experiment, RunConfig
 from harness.files import write_atomic
 from harness.records.provenance import device_name
 from harness.records.store import load

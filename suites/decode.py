@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, PositiveInt, field_validator
 from torch import Tensor
 
-from harness.config import Closed, TrainConfig
+from harness.experiments.schema import Closed, TrainConfig
 from harness.generate import tokens_at_once
 from harness.model.language_model import LanguageModel, ModelState
 from harness.records.store import Measurement

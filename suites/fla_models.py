@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from harness.matching import meta_model
+from harness.experiments.matching import meta_model
 from harness.model.language_model import ModelConfig
 from mixers.backends import mamba_ssm, mamba_ssm_absent
 from mixers.upstream import COUNTERPARTS

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import suites
-from harness.config import Experiment
 from harness.data.tokenizer import load_tokenizer, tokenizer_hash
+from harness.experiments.schema import Experiment
 from harness.files import cache_dir, write_atomic
 from harness.train import data_sha256, open_data
 

@@ -22,7 +22,7 @@ import torch
 from pydantic import Field, PositiveInt, field_validator
 from torch import Tensor, nn
 
-from harness.config import Closed, TrainConfig
+from harness.experiments.schema import Closed, TrainConfig
 from harness.model.language_model import LanguageModel
 from harness.optim import build_optimizer, clip_gradients
 from harness.records.store import Measurement

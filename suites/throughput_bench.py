@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from harness.config import TrainConfig
-from harness.matching import matched_config, meta_model
+from harness.experiments.matching import matched_config, meta_model
+from harness.experiments.presets import preset as find_preset
+from harness.experiments.schema import TrainConfig
 from harness.model.language_model import Layout, ModelConfig, build_model
 from harness.optim import build_optimizer
-from harness.presets import preset as find_preset
 from harness.records.provenance import provenance
 from harness.train import activation_dtype
 from harness.watch import matmul_rate

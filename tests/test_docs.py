@@ -13,18 +13,10 @@ import yaml
 from typer.testing import CliRunner
 
 import suites
-from harness.config import (
-    Ablation,
-    DataConfig,
-    Expected,
-    Experiment,
-    MixerSpec,
-    Phase,
-    TrainConfig,
-    expand,
-    load_experiment,
-)
 from harness.data.tokenizer import load_tokenizer
+from harness.experiments.expand import expand
+from harness.experiments.load import load_experiment
+from harness.experiments.schema import Ablation, DataConfig, Expected, Experiment, MixerSpec, Phase, TrainConfig
 from harness.export import to_llama
 from harness.figures import FIGURES
 from harness.records.metrics import METRICS

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:  # harness.config reads this module's tasks and needs neither
+if TYPE_CHECKING:  # harness.experiments.schema reads this module's tasks and needs neither
     from transformers import PreTrainedTokenizerFast
 
     from harness.data.shards import TokenData

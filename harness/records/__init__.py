@@ -1,6 +1,6 @@
 """Records: numbers with their provenance, and the statistics that compare them.
 
-    from harness.records import load, load_samples
+from harness.records import load, load_samples
 """
 
 from harness.records.provenance import provenance

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from harness.config import Expected
+from harness.experiments.schema import Expected
 from harness.paper_tables import averaged, printed_columns
 from harness.records.published import printed_values
 from harness.records.stats import mean_stderr

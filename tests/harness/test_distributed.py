@@ -21,8 +21,8 @@ import torch
 from test_train import TINY, after, run_config
 
 from harness import checkpoint
-from harness.config import RunConfig
 from harness.distributed import ALONE, World, local, shard, world
+from harness.experiments.schema import RunConfig
 from harness.feed import pieces, step_rows
 from harness.model.language_model import build_model
 from harness.optim import build_optimizer

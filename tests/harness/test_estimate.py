@@ -12,10 +12,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from harness import checkpoint
-from harness.config import DataConfig, RunConfig, TrainConfig, expand, load_experiment
 from harness.distributed import divide
 from harness.estimate import estimate, held_bytes, measured_rate
-from harness.matching import matched_config, meta_model
+from harness.experiments.expand import expand
+from harness.experiments.load import load_experiment
+from harness.experiments.matching import matched_config, meta_model
+from harness.experiments.schema import DataConfig, RunConfig, TrainConfig
 from harness.model.language_model import ModelConfig, build_model
 from harness.optim import build_optimizer
 from harness.train import MaskedLoss, masked_loss

@@ -21,8 +21,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from typer.testing import CliRunner
 
 from harness import checkpoint
-from harness.config import DataConfig, RunConfig, TrainConfig
 from harness.data.tokenizer import load_tokenizer
+from harness.experiments.schema import DataConfig, RunConfig, TrainConfig
 from harness.export import export
 from harness.generate import generate
 from harness.lm import MixerLM

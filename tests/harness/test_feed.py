@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.config import Experiment, expand
 from harness.data.shards import TokenData
 from harness.data.tokenizer import load_tokenizer
 from harness.distributed import World
+from harness.experiments.expand import expand
+from harness.experiments.schema import Experiment
 from harness.feed import step_rows
 from harness.train import data_sha256
 

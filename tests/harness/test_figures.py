@@ -13,10 +13,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
 from harness import figures
+from harness.experiments.presets import PRESETS
 from harness.figures import LOOK, OTHERS, Look, looks, recall, recall_numbers, write_figure
 from harness.figures.speed import floor_ms
 from harness.figures.style import WIDTH
-from harness.presets import PRESETS
 from harness.records import stats
 from harness.records.published import VARIANTS
 from harness.records.significance import printed_gap

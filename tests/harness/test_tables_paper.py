@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from harness import table_speed
-from harness.config import load_experiment
+from harness.experiments.load import load_experiment
 from harness.paper_tables import PAPER_TABLES, averaged, paper_table, printed_columns, printed_table
 from harness.records import stats
 from harness.records.published import published, task_sizes

@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from harness import checkpoint
-from harness.config import DataConfig, RunConfig, TrainConfig
 from harness.data import synthetic
 from harness.data.prepare import prepare
 from harness.data.tokenizer import load_tokenizer
+from harness.experiments.matching import matched_config
+from harness.experiments.schema import DataConfig, RunConfig, TrainConfig
 from harness.feed import position
-from harness.matching import matched_config
 from harness.model.language_model import ModelConfig
 from harness.optim import build_optimizer, decays, learning_rate
 from harness.train import (

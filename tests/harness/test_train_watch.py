@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from harness import checkpoint, feed, watch
-from harness.config import RunConfig, TrainConfig
 from harness.distributed import ALONE
+from harness.experiments.schema import RunConfig, TrainConfig
 from harness.feed import Feed, step_rows
 from harness.model import loss
 from harness.model.language_model import ModelConfig, build_model

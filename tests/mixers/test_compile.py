@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch._dynamo
 
-from harness.matching import matched_config
+from harness.experiments.matching import matched_config
 from harness.model.language_model import Block, build_model
 
 MIXERS = ("gdn2", "gated_deltanet", "kda", "mamba2", "mamba3_siso", "mamba3_mimo", "attention")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from harness.matching import matched_config, meta_model, target_parameters
+from harness.experiments.matching import matched_config, meta_model, target_parameters
 from harness.model.language_model import ModelConfig, build_model
 from mixers import build_mixer
 from mixers.fla_layer import KNOWN

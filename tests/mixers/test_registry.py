@@ -11,7 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from harness.config import load_experiment
+from harness.experiments.load import load_experiment
 from harness.train import read_config, read_summary
 from mixers import build_mixer, register_mixer, registry
 from mixers.interface import Mixer

@@ -7,7 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.config import expand, load_experiment
+from harness.experiments.expand import expand
+from harness.experiments.load import load_experiment
 from harness.records.store import load, write_records
 from slurm.collect import collect, write_table
 from slurm.plan import RunPlan

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from typer.testing import CliRunner
 
-from harness.config import load_experiment
+from harness.experiments.load import load_experiment
 from harness.records.store import load
 from run import app
 from slurm.plan import plan

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import suites
-from harness.config import expand, load_experiment
+from harness.experiments.expand import expand
+from harness.experiments.load import load_experiment
 from slurm.plan import RunPlan, plan
 from slurm.queue import Queue
 from slurm.site import load_cluster

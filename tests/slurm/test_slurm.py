@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from harness.config import load_experiment
+from harness.experiments.load import load_experiment
 from harness.records.store import load
 from harness.train import read_summary, train
 from slurm.plan import RunPlan, plan

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import load_experiment
+from harness.experiments.load import load_experiment
 from slurm.plan import plan
 from tests.documented import commands
 from tests.slurm.cluster.minislurm import MiniSlurm

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from harness.config import load_experiment
+from harness.experiments.load import load_experiment
 from harness.files import cache_dir
 from harness.records.store import load
 from harness.train import read_summary, train

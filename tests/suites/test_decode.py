@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from harness.config import TrainConfig
-from harness.matching import matched_config
+from harness.experiments.matching import matched_config
+from harness.experiments.schema import TrainConfig
 from harness.model.language_model import LanguageModel, build_model
 from suites import decode, suite_config
 from suites.decode import Config, measure

@@ -7,8 +7,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from harness.config import load_experiment
 from harness.data.tokenizer import load_tokenizer, tokenizer_hash
+from harness.experiments.load import load_experiment
 from harness.files import file_sha256
 from run import app
 from suites import language, offline, ruler

@@ -9,8 +9,10 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from harness.config import TrainConfig, expand, load_experiment
-from harness.matching import matched_config
+from harness.experiments.expand import expand
+from harness.experiments.load import load_experiment
+from harness.experiments.matching import matched_config
+from harness.experiments.schema import TrainConfig
 from harness.model.language_model import LanguageModel, build_model
 from harness.records.published import published
 from harness.records.store import Measurement, load

@@ -9,7 +9,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from typer.testing import CliRunner
 
-from harness.matching import matched_config, meta_model
+from harness.experiments.matching import matched_config, meta_model
 from harness.model.language_model import ModelConfig
 from run import app
 from suites import throughput_bench

@@ -3,9 +3,16 @@
 import pytest
 import torch
 
-from harness.matching import TOLERANCE, matched_config, meta_model, parameter_table, spread, target_parameters
+from harness.experiments.matching import (
+    TOLERANCE,
+    matched_config,
+    meta_model,
+    parameter_table,
+    spread,
+    target_parameters,
+)
+from harness.experiments.presets import PRESETS
 from harness.model.language_model import LanguageModel, ModelConfig, build_model
-from harness.presets import PRESETS
 
 DELTA = {"heads": 2, "head_dim": 16, "chunk_size": 16}
 

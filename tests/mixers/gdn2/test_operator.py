@@ -230,7 +230,7 @@ def test_the_layer_computes_the_same_through_the_kernels(options: dict) -> None:
 
 
 def test_a_model_trains_alike_through_the_kernels_and_through_torch() -> None:
-    from harness.config import load_experiment
+    from harness.experiments.load import load_experiment
     from harness.model.language_model import LanguageModel
     from slurm.plan import plan
 

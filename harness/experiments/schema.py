@@ -10,11 +10,8 @@ import hashlib
 import json
 from collections.abc import Iterable
 from functools import cache
-from itertools import product
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -28,14 +25,9 @@ from pydantic import (
 )
 
 from harness.data.synthetic import shortest_row
-from harness.matching import matched_config
+from harness.experiments.presets import preset
 from harness.model.language_model import Layout, ModelConfig
-from harness.presets import preset
-from mixers.interface import Mixer
-from mixers.registry import MixerFile, file_of, get, load_file, mixer_config
-
-EXPERIMENTS = Path(__file__).parent / "experiments"
-
+from mixers.registry import MixerFile
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -338,149 +330,6 @@ def describe(error: ValidationError, subject: str) -> str:
         message = "unknown field; remove it or correct its name"
     value = "" if first["type"] in ("missing", "value_error") else f" (got {first['input']!r})"
     return f"{subject}: {field}: {message}{value}" if field else f"{subject}: {message}"
-
-
-def load_experiment(
-    path_or_name: str | Path, overrides: list[str] | None = None, scale: str | None = None
-) -> Experiment:
-    """Read an experiment from a file, or by the name of one in harness/experiments.
-
-    scale: one of the file's `scales`; the experiment is then called `<name>-<scale>`. overrides: `a.b=value` with a
-    YAML value, applied after the scale and before validation. Raises ValueError with one line.
-    """
-    path = Path(path_or_name)
-    if not path.suffix and not path.exists():
-        path = EXPERIMENTS / f"{path_or_name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in EXPERIMENTS.glob("*.yaml")))
-        raise ValueError(f"experiment: no file {path_or_name!s}; give a path, or one of: {known}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a mapping of fields, got {type(values).__name__}")
-    if scale is not None:
-        experiment = _validated(values, path)
-        if scale not in experiment.scales:
-            known = ", ".join(experiment.scales) or "none beside the file's own"
-            raise ValueError(f"scale: {path} has no scale {scale!r}; known: {known}")
-        values = _merged(values, experiment.scales[scale]) | {"name": f"{experiment.name}-{scale}"}
-    for override in overrides or []:
-        _override(values, override)
-    experiment = _validated(values, path)
-    files = [str((path.parent / file).resolve()) for file in experiment.mixer_files]
-    return experiment.model_copy(update={"mixer_files": files})
-
-
-def _validated(values: dict[str, Any], path: Path) -> Experiment:
-    try:
-        return Experiment.model_validate(values)
-    except ValidationError as error:
-        raise ValueError(describe(error, str(path))) from None
-
-
-def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`values` with `changes` over them; mappings in both are merged key by key, all else is replaced."""
-    both = {key: _merged(values[key], new) for key, new in changes.items() if _are_mappings(values.get(key), new)}
-    return values | changes | both
-
-
-def _are_mappings(*values: Any) -> bool:
-    return all(isinstance(value, dict) for value in values)
-
-
-def _override(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals:
-        raise ValueError(f"--set: expected a.b=value, got {override!r}")
-    *parents, last = key.split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise ValueError(f"--set: {key!r} goes through {parent!r}, which is no mapping")
-    values[last] = parse_value(text, override)
-
-
-def parse_value(text: str, subject: str) -> Any:
-    """A YAML value given on the command line; ValueError naming the option when it is none."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ValueError(f"--set: {subject!r} has no YAML value behind the =") from None
-
-
-def expand(experiment: Experiment, vocab_size: int | None, data_sha256: str) -> list[RunConfig]:
-    """All runs of an experiment, their models matched. Raises ValueError for the first that cannot be built.
-
-    vocab_size: that of the tokenizer in use; it replaces the preset's, which None keeps. data_sha256: see RunConfig.
-    """
-    for file in experiment.mixer_files:
-        load_file(file)
-    if len(set(experiment.seeds)) < len(experiment.seeds):
-        raise ValueError(f"seeds: {experiment.seeds} names one twice; name each once")
-    runs: list[RunConfig] = []
-    trained: set[str] = set()
-    called: set[tuple[str, str, Layout]] = set()
-    for name, spec in product(experiment.preset_names, experiment.mixers):
-        ablations = [a for a in experiment.ablations if a.mixers is None or spec.mixer in a.mixers]
-        for layout, ablation in product(_layouts(experiment, spec), [None, *ablations]):
-            options = spec.options if ablation is None else spec.options | ablation.options
-            label, train = spec.label or get(spec.mixer).display, experiment.train_of(ablation)
-            where = f"{experiment.name}: mixers: {spec.mixer} ({layout})"
-            if ablation is not None:
-                label = f"{label}, {ablation.label}"
-                where = f"{experiment.name}: ablations: {ablation.label!r} of {spec.mixer} ({layout})"
-            # Defaults spelt out, so that an option given its default value makes no second run of the same model.
-            try:
-                resolved = mixer_config(spec.mixer, preset(name).mixers.get(spec.mixer, {}) | options)
-                model = _matched(name, layout, spec.mixer, get(spec.mixer).cls, json.dumps(options), vocab_size)
-            except ValueError as error:
-                if ablation is None:
-                    raise
-                raise ValueError(f"{where}: {error}; if it is not meant for this mixer, name its mixers") from None
-            content = [name, layout, spec.mixer, resolved.model_dump_json(), model.mlp_widths]
-            content.append(train.model_dump_json(exclude=NO_IDENTITY))
-            if (identity := json.dumps(content)) in trained:
-                raise ValueError(f"{where} is listed twice with the same options; remove one")
-            if (label, name, layout) in called:
-                raise ValueError(f"{where}: two entries are called {label!r} ({layout}); give each a label")
-            trained.add(identity)
-            called.add((label, name, layout))
-            file = file_of(spec.mixer)
-            runs += [
-                RunConfig(
-                    label=label,
-                    mixer=spec.mixer,
-                    layout=layout,
-                    preset=name,
-                    seed=seed,
-                    model=model,
-                    data=experiment.data,
-                    data_sha256=data_sha256,
-                    train=train,
-                    mixer_file=file,
-                )
-                for seed in experiment.seeds
-            ]
-    return runs
-
-
-def _layouts(experiment: Experiment, spec: MixerSpec) -> list[Layout]:
-    if spec.mixer != "attention":
-        return [spec.layout] if spec.layout else list(experiment.layouts)
-    if spec.layout not in (None, "attention"):
-        raise ValueError(f"mixers: layout {spec.layout!r} does not go with attention, which is its own; remove it")
-    return ["attention"]
-
-
-@cache
-def _matched(
-    preset_name: str, layout: Layout, mixer: str, cls: type[Mixer], options: str, vocab_size: int | None
-) -> ModelConfig:
-    """`matched_config`, which takes a tenth of a second at the larger scales, once in a process. options: as JSON. cls:
-    the mixer's class, so that another one under the same name is another model."""
-    return matched_config(preset_name, layout, mixer, json.loads(options), vocab_size)
 
 
 @cache

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from harness.experiments.presets import Preset, preset
 from harness.model.language_model import LanguageModel, Layout, ModelConfig
-from harness.presets import Preset, preset
 
 WIDTH_STEP = 32
 TOLERANCE = 0.005

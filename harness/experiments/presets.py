@@ -1,7 +1,7 @@
 """Model scales by name, and the geometry each mixer has there.
 
 A preset fixes width, depth, vocabulary and, per mixer, the heads, so that every recurrent mixer carries the same
-number of state floats a layer. What is left free, the MLP widths, harness.matching solves for.
+number of state floats a layer. What is left free, the MLP widths, harness.experiments.matching solves for.
 """
 
 from __future__ import annotations

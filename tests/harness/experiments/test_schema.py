@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from harness.config import RunConfig, expand, load_experiment
-from harness.matching import matched_config
-from harness.presets import PRESETS
+from harness.experiments.expand import expand
+from harness.experiments.load import load_experiment
+from harness.experiments.matching import matched_config
+from harness.experiments.presets import PRESETS
+from harness.experiments.schema import RunConfig
 
 BASE = {
     "name": "small",

@@ -4,8 +4,10 @@ import pytest
 import yaml
 
 import suites
-from harness.config import EXPERIMENTS, Experiment, RunConfig, expand, load_experiment
-from harness.matching import TOLERANCE, meta_model, target_parameters
+from harness.experiments.expand import expand
+from harness.experiments.load import EXPERIMENTS, load_experiment
+from harness.experiments.matching import TOLERANCE, meta_model, target_parameters
+from harness.experiments.schema import Experiment, RunConfig
 from harness.records.published import column_name, published
 
 PAPER = ("table2", "table3", "table4", "table5")

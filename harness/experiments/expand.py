@@ -1,0 +1,87 @@
+"""From an experiment to its runs: mixers × layouts × ablations × seeds, with matched models."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from itertools import product
+
+from harness.experiments.matching import matched_config
+from harness.experiments.presets import preset
+from harness.experiments.schema import NO_IDENTITY, Experiment, MixerSpec, RunConfig
+from harness.model.language_model import Layout, ModelConfig
+from mixers.interface import Mixer
+from mixers.registry import file_of, get, load_file, mixer_config
+
+
+def expand(experiment: Experiment, vocab_size: int | None, data_sha256: str) -> list[RunConfig]:
+    """All runs of an experiment, their models matched. Raises ValueError for the first that cannot be built.
+
+    vocab_size: that of the tokenizer in use; it replaces the preset's, which None keeps. data_sha256: see RunConfig.
+    """
+    for file in experiment.mixer_files:
+        load_file(file)
+    if len(set(experiment.seeds)) < len(experiment.seeds):
+        raise ValueError(f"seeds: {experiment.seeds} names one twice; name each once")
+    runs: list[RunConfig] = []
+    trained: set[str] = set()
+    called: set[tuple[str, str, Layout]] = set()
+    for name, spec in product(experiment.preset_names, experiment.mixers):
+        ablations = [a for a in experiment.ablations if a.mixers is None or spec.mixer in a.mixers]
+        for layout, ablation in product(_layouts(experiment, spec), [None, *ablations]):
+            options = spec.options if ablation is None else spec.options | ablation.options
+            label, train = spec.label or get(spec.mixer).display, experiment.train_of(ablation)
+            where = f"{experiment.name}: mixers: {spec.mixer} ({layout})"
+            if ablation is not None:
+                label = f"{label}, {ablation.label}"
+                where = f"{experiment.name}: ablations: {ablation.label!r} of {spec.mixer} ({layout})"
+            # Defaults spelt out, so that an option given its default value makes no second run of the same model.
+            try:
+                resolved = mixer_config(spec.mixer, preset(name).mixers.get(spec.mixer, {}) | options)
+                model = _matched(name, layout, spec.mixer, get(spec.mixer).cls, json.dumps(options), vocab_size)
+            except ValueError as error:
+                if ablation is None:
+                    raise
+                raise ValueError(f"{where}: {error}; if it is not meant for this mixer, name its mixers") from None
+            content = [name, layout, spec.mixer, resolved.model_dump_json(), model.mlp_widths]
+            content.append(train.model_dump_json(exclude=NO_IDENTITY))
+            if (identity := json.dumps(content)) in trained:
+                raise ValueError(f"{where} is listed twice with the same options; remove one")
+            if (label, name, layout) in called:
+                raise ValueError(f"{where}: two entries are called {label!r} ({layout}); give each a label")
+            trained.add(identity)
+            called.add((label, name, layout))
+            file = file_of(spec.mixer)
+            runs += [
+                RunConfig(
+                    label=label,
+                    mixer=spec.mixer,
+                    layout=layout,
+                    preset=name,
+                    seed=seed,
+                    model=model,
+                    data=experiment.data,
+                    data_sha256=data_sha256,
+                    train=train,
+                    mixer_file=file,
+                )
+                for seed in experiment.seeds
+            ]
+    return runs
+
+
+def _layouts(experiment: Experiment, spec: MixerSpec) -> list[Layout]:
+    if spec.mixer != "attention":
+        return [spec.layout] if spec.layout else list(experiment.layouts)
+    if spec.layout not in (None, "attention"):
+        raise ValueError(f"mixers: layout {spec.layout!r} does not go with attention, which is its own; remove it")
+    return ["attention"]
+
+
+@cache
+def _matched(
+    preset_name: str, layout: Layout, mixer: str, cls: type[Mixer], options: str, vocab_size: int | None
+) -> ModelConfig:
+    """`matched_config`, which takes a tenth of a second at the larger scales, once in a process. options: as JSON. cls:
+    the mixer's class, so that another one under the same name is another model."""
+    return matched_config(preset_name, layout, mixer, json.loads(options), vocab_size)

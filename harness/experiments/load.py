@@ -1,0 +1,83 @@
+"""From an experiment file to a validated Experiment: names, scales, overrides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from harness.experiments.schema import Experiment, describe
+
+EXPERIMENTS = Path(__file__).parent
+
+
+def load_experiment(
+    path_or_name: str | Path, overrides: list[str] | None = None, scale: str | None = None
+) -> Experiment:
+    """Read an experiment from a file, or by the name of one in harness/experiments.
+
+    scale: one of the file's `scales`; the experiment is then called `<name>-<scale>`. overrides: `a.b=value` with a
+    YAML value, applied after the scale and before validation. Raises ValueError with one line.
+    """
+    path = Path(path_or_name)
+    if not path.suffix and not path.exists():
+        path = EXPERIMENTS / f"{path_or_name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in EXPERIMENTS.glob("*.yaml")))
+        raise ValueError(f"experiment: no file {path_or_name!s}; give a path, or one of: {known}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a mapping of fields, got {type(values).__name__}")
+    if scale is not None:
+        experiment = _validated(values, path)
+        if scale not in experiment.scales:
+            known = ", ".join(experiment.scales) or "none beside the file's own"
+            raise ValueError(f"scale: {path} has no scale {scale!r}; known: {known}")
+        values = _merged(values, experiment.scales[scale]) | {"name": f"{experiment.name}-{scale}"}
+    for override in overrides or []:
+        _override(values, override)
+    experiment = _validated(values, path)
+    files = [str((path.parent / file).resolve()) for file in experiment.mixer_files]
+    return experiment.model_copy(update={"mixer_files": files})
+
+
+def _validated(values: dict[str, Any], path: Path) -> Experiment:
+    try:
+        return Experiment.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(describe(error, str(path))) from None
+
+
+def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`values` with `changes` over them; mappings in both are merged key by key, all else is replaced."""
+    both = {key: _merged(values[key], new) for key, new in changes.items() if _are_mappings(values.get(key), new)}
+    return values | changes | both
+
+
+def _are_mappings(*values: Any) -> bool:
+    return all(isinstance(value, dict) for value in values)
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise ValueError(f"--set: expected a.b=value, got {override!r}")
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"--set: {key!r} goes through {parent!r}, which is no mapping")
+    values[last] = parse_value(text, override)
+
+
+def parse_value(text: str, subject: str) -> Any:
+    """A YAML value given on the command line; ValueError naming the option when it is none."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"--set: {subject!r} has no YAML value behind the =") from None
