@@ -523,9 +523,9 @@ def train(
 
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from harness.distributed import world
-    from harness.train import TrainingInterrupted
-    from harness.train import train as train_run
+    from harness.training.distributed import world
+    from harness.training.train import train as train_run
+    from harness.training.trainer import TrainingInterrupted
     from slurm.state import TRAIN, exclusively
 
     with errors():
@@ -926,7 +926,7 @@ def bench_throughput(
 ) -> None:
     """Time training steps of every matched model at a scale, on this machine's device."""
     from harness.files import write_atomic
-    from harness.train import this_device
+    from harness.training.device import this_device
     from suites.throughput_bench import bench, render
 
     def say(line: str) -> None:
@@ -949,7 +949,7 @@ def bench_lm(
     as_json: AsJson = False,
 ) -> None:
     """Time our lm-eval model beside lm-eval's HFLM on equal weights: language tasks and needles."""
-    from harness.train import this_device
+    from harness.training.device import this_device
     from suites.lm_speed import render, run
 
     with errors():
@@ -1000,7 +1000,7 @@ def bench_optimizer(
 ) -> None:
     """Time an optimiser step as training takes it beside other forms of torch's AdamW, all to the same weights."""
     from harness.optim_speed import render, run
-    from harness.train import this_device
+    from harness.training.device import this_device
 
     with errors():
         if steps < 1:

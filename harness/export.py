@@ -18,7 +18,7 @@ from harness.data.tokenizer import load_tokenizer
 from harness.experiments.schema import RunConfig
 from harness.hf.modeling_mixerbench import MIXER_FILE, MixerbenchConfig, MixerbenchForCausalLM
 from harness.model.language_model import LanguageModel
-from harness.train import Summary, load_trained, read_birth, read_summary
+from harness.training.run_folder import Summary, load_trained, read_birth, read_summary
 
 CARD = """---
 library_name: transformers

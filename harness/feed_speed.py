@@ -17,8 +17,7 @@ from harness.data.shards import TokenData
 from harness.data.tokenizer import load_tokenizer
 from harness.experiments.expand import expand
 from harness.experiments.schema import DataConfig, Experiment
-from harness.feed import step_rows
-from harness.train import data_sha256, open_data
+from harness.training.batches import data_sha256, open_data, step_rows
 
 REPEATS = 5
 

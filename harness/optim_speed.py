@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from harness.experiments.matching import matched_config
 from harness.experiments.schema import TrainConfig
 from harness.model.language_model import build_model
-from harness.optim import build_optimizer, clip_gradients, learning_rate, parameter_groups
-from harness.watch import wait
+from harness.training.device import wait
+from harness.training.optim import build_optimizer, clip_gradients, learning_rate, parameter_groups
 
 RECIPE = TrainConfig()
 CHECKED = 3  # steps from equal weights, untimed, that every form takes before any is timed

@@ -21,7 +21,7 @@ from harness.records.provenance import provenance
 from harness.records.store import Record, load, load_samples, write_records
 from harness.table_forms import Table
 from harness.tables import comparison
-from harness.train import read_birth, read_summary
+from harness.training.run_folder import read_birth, read_summary
 from mixers.registry import mixer_config
 from slurm.plan import RunPlan, plan
 from slurm.state import evaluated, evaluation_key, read_status

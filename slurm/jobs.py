@@ -21,9 +21,7 @@ import torch
 from submitit.helpers import Checkpointable, TorchDistributedEnvironment
 from submitit.slurm.slurm import SlurmJobEnvironment
 
-from harness import checkpoint
 from harness.data.tokenizer import load_tokenizer
-from harness.distributed import Sharding, World, world
 from harness.experiments.load import load_experiment
 from harness.experiments.schema import RunConfig
 from harness.files import write_atomic
@@ -32,15 +30,12 @@ from harness.lm import MixerLM
 from harness.model.language_model import build_model
 from harness.records.provenance import Provenance, provenance
 from harness.records.store import Measurement, Record, write_records
-from harness.train import (
-    TrainingInterrupted,
-    activation_dtype,
-    load_trained,
-    read_config,
-    read_summary,
-    this_device,
-    train,
-)
+from harness.training import checkpoint
+from harness.training.device import recipe_dtype, this_device
+from harness.training.distributed import Sharding, World, world
+from harness.training.run_folder import load_trained, read_config, read_summary
+from harness.training.train import train
+from harness.training.trainer import TrainingInterrupted
 from mixers.registry import require_file
 from slurm.plan import RunPlan
 from slurm.state import (
@@ -225,7 +220,7 @@ class MeasureJob(Job):
         require_file(self.config.mixer_file)
         model = build_model(self.config.model, self.config.seed).to(this_device())
         found = module.measure(model, recipe, module.Config(**self.options), self.beat())
-        dtype = activation_dtype(recipe, this_device())
+        dtype = recipe_dtype(recipe, this_device())
         birth = provenance(self.config.hash, this_device(), dtype, model.backend(dtype), self.command)
         keep(self.folder, self.unit, found, birth, self.config, self.config.label, evaluation_key(self.options, None))
 
@@ -295,7 +290,7 @@ def load_lm(folder: Path) -> MixerLM:
     activations in the dtype that its recipe asks for here."""
     model, config = load_trained(folder)
     device = this_device()
-    dtype = activation_dtype(config.train, device)
+    dtype = recipe_dtype(config.train, device)
     return MixerLM(model.to(device), load_tokenizer(config.data.tokenizer), dtype=dtype)
 
 

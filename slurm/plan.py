@@ -11,8 +11,8 @@ from harness.data.synthetic import recall_words
 from harness.data.tokenizer import load_tokenizer
 from harness.experiments.expand import expand
 from harness.experiments.schema import Experiment, RunConfig
-from harness.train import data_sha256, open_data
-from harness.watch import require_tracker
+from harness.training.batches import data_sha256, open_data
+from harness.training.metrics_log import require_tracker
 from slurm.state import fresh, missing
 
 

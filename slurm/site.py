@@ -18,8 +18,8 @@ import submitit
 import yaml
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
-from harness.distributed import Sharding
 from harness.experiments.schema import Closed, describe
+from harness.training.distributed import Sharding
 from slurm.queue import ask
 
 CLUSTERS = Path(__file__).parent / "clusters"

@@ -21,14 +21,14 @@ import pandas as pd
 import submitit
 import torch
 
-from harness.distributed import Sharding
-from harness.estimate import estimate
 from harness.experiments.schema import Experiment, RunConfig
 from harness.files import write_atomic
 from harness.records.provenance import device_name
 from harness.records.store import load
-from harness.train import activation_dtype, pieces, this_device
-from harness.watch import ceiling
+from harness.training.device import ceiling, recipe_dtype, this_device
+from harness.training.distributed import Sharding
+from harness.training.estimate import estimate
+from harness.training.trainer import pieces
 from slurm.jobs import CollectJob, Job, PrepareJob, run_jobs
 from slurm.plan import RunPlan
 from slurm.queue import NAME, Queue, ask
@@ -258,7 +258,7 @@ def cost_here(plans: Sequence[RunPlan], runs_root: Path) -> str:
     trained = [plan.config for plan in plans if TRAIN in plan.missing]
     device, tflops = this_device(), None
     if device.type == "cuda" and trained:
-        dtype = activation_dtype(trained[0].train, device)
+        dtype = recipe_dtype(trained[0].train, device)
         tflops = ceiling(device, dtype, torch.get_num_threads()) / 1e12
     share = Cluster.model_fields["utilisation"].default
     return cost_of(trained, tflops, share, _speeds(runs_root), device_name(device))

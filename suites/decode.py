@@ -17,7 +17,7 @@ from harness.experiments.schema import Closed, TrainConfig
 from harness.generate import tokens_at_once
 from harness.model.language_model import LanguageModel, ModelState
 from harness.records.store import Measurement
-from harness.train import activation_dtype
+from harness.training.device import recipe_dtype
 from suites.throughput import Shape, different, middle, timed, unless_out_of_memory
 
 SUITE = "decode"
@@ -45,7 +45,7 @@ def measure(
     A shape that does not fit the memory has `decode_out_of_memory` instead of these.
     """
     device = model.embedding.weight.device
-    dtype = activation_dtype(recipe, device)
+    dtype = recipe_dtype(recipe, device)
     settings = config.model_dump(exclude={"shapes"}) | {"vocab_size": model.config.vocab_size, "compile": "none"}
     found: list[Measurement] = []
     for shape in config.shapes:

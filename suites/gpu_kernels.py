@@ -29,7 +29,7 @@ from torch import Tensor
 from harness.figures import kernels, write
 from harness.files import write_atomic
 from harness.records.provenance import provenance, version
-from harness.watch import matmul_rate
+from harness.training.device import matmul_rate
 from mixers.gated_deltanet import gated_delta_rule
 from mixers.gdn2 import gated_delta_rule_2
 from mixers.kda import kimi_delta_rule

@@ -14,7 +14,7 @@ import suites
 from harness.data.tokenizer import load_tokenizer, tokenizer_hash
 from harness.experiments.schema import Experiment
 from harness.files import cache_dir, write_atomic
-from harness.train import data_sha256, open_data
+from harness.training.batches import data_sha256, open_data
 
 MANIFEST = "prefetch.json"
 

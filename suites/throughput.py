@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from harness.experiments.schema import Closed, TrainConfig
 from harness.model.language_model import LanguageModel
-from harness.optim import build_optimizer, clip_gradients
 from harness.records.store import Measurement
-from harness.train import activation_dtype, masked_loss
-from harness.watch import MATMULS, matmul_rate, wait
+from harness.training.device import MATMULS, matmul_rate, recipe_dtype, wait
+from harness.training.optim import build_optimizer, clip_gradients
+from harness.training.trainer import masked_loss
 
 Result = TypeVar("Result")
 
@@ -75,7 +75,7 @@ def measure(
     included. A shape that does not fit the memory has `train_out_of_memory` instead of all these.
     """
     device = model.embedding.weight.device
-    dtype = activation_dtype(recipe, device)
+    dtype = recipe_dtype(recipe, device)
     ceiling = matmul_rate(device, dtype)
     optimizer = build_optimizer(model, recipe)
     taken: dict[Shape, tuple[list[float], float | None] | None] = {}

@@ -16,10 +16,9 @@ from harness.experiments.matching import matched_config, meta_model
 from harness.experiments.presets import preset as find_preset
 from harness.experiments.schema import TrainConfig
 from harness.model.language_model import Layout, ModelConfig, build_model
-from harness.optim import build_optimizer
 from harness.records.provenance import provenance
-from harness.train import activation_dtype
-from harness.watch import matmul_rate
+from harness.training.device import matmul_rate, recipe_dtype
+from harness.training.optim import build_optimizer
 from mixers import registry
 from suites.fla_models import build_fla, fla_absent, load_kernels
 from suites.throughput import Config, Shape, mean_loss, random_tokens, release, timed, training_step
@@ -73,7 +72,7 @@ def bench(
         _require_comparable(where, layout)
         load_kernels()
     config = Config(shapes=[Shape(batch=batch, length=length)], steps=steps)
-    dtype = activation_dtype(RECIPE, where)
+    dtype = recipe_dtype(RECIPE, where)
     deadline = time.perf_counter() + seconds
     ceiling = matmul_rate(where, dtype)
     birth = asdict(provenance("", where, dtype, "auto"))

@@ -21,7 +21,8 @@ from harness.export import to_llama
 from harness.figures import FIGURES
 from harness.records.metrics import METRICS
 from harness.records.store import COLUMNS
-from harness.train import data_sha256, load_trained
+from harness.training.batches import data_sha256
+from harness.training.run_folder import load_trained
 from run import app
 from tests.documented import DOCUMENTS, ROOT, Command, commands
 

@@ -11,10 +11,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from harness import checkpoint
 from harness.data.tokenizer import load_tokenizer
 from harness.export import to_llama
-from harness.train import load_trained, read_summary
+from harness.training import checkpoint
+from harness.training.run_folder import load_trained, read_summary
 from run import app
 
 ROOT = Path(__file__).resolve().parents[1]

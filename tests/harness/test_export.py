@@ -20,7 +20,6 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from typer.testing import CliRunner
 
-from harness import checkpoint
 from harness.data.tokenizer import load_tokenizer
 from harness.experiments.schema import DataConfig, RunConfig, TrainConfig
 from harness.export import export
@@ -28,7 +27,8 @@ from harness.generate import generate
 from harness.lm import MixerLM
 from harness.model.language_model import LanguageModel, ModelConfig, build_model
 from harness.records.provenance import provenance
-from harness.train import Summary, load_trained
+from harness.training import checkpoint
+from harness.training.run_folder import Summary, load_trained
 from mixers import registry
 from mixers.conformance import SMALL
 from mixers.registry import MixerFile, file_of, load_file

@@ -12,7 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from harness.experiments.load import load_experiment
-from harness.train import read_config, read_summary
+from harness.training.run_folder import read_config, read_summary
 from mixers import build_mixer, register_mixer, registry
 from mixers.interface import Mixer
 from run import app

@@ -92,7 +92,7 @@ def test_a_dry_run_says_what_each_process_of_training_holds(tmp_path: Path) -> N
     (config, *_) = expand(loaded, 32000, "0" * 64)
     plans = [RunPlan(config, tmp_path / config.run_id, {}, [TRAIN])]
     template = load_cluster("template")
-    for sharding, held in (("ddp", "23.2"), ("fsdp", "3.8")):  # 16 bytes a parameter, and see harness.estimate
+    for sharding, held in (("ddp", "23.2"), ("fsdp", "3.8")):  # 16 bytes a parameter, and see harness.training.estimate
         train = template.train.model_copy(update={"nodes": 2, "gpus_per_node": 8, "tasks_per_node": None})
         cluster = template.model_copy(update={"train": train, "sharding": sharding})
         said = describe(loaded, plans, cluster, tmp_path)

@@ -16,7 +16,8 @@ import yaml
 
 from harness.experiments.load import load_experiment
 from harness.records.store import load
-from harness.train import read_summary, train
+from harness.training.run_folder import read_summary
+from harness.training.train import train
 from slurm.plan import RunPlan, plan
 from slurm.state import TRAIN, events
 from tests.slurm.cluster.minislurm import MiniSlurm, running

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from harness.experiments.load import load_experiment
 from harness.files import cache_dir
 from harness.records.store import load
-from harness.train import read_summary, train
+from harness.training.run_folder import read_summary
+from harness.training.train import train
 from run import app
 from slurm.plan import plan
 from slurm.snapshot import PARTS

@@ -24,8 +24,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from harness.distributed import World, whole
 from harness.files import atomic, file_sha256, write_atomic
+from harness.training.distributed import World, whole
 
 log = logging.getLogger(__name__)
 

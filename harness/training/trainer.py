@@ -9,15 +9,11 @@ nothing else, so it is no part of the configuration and may change whenever a ru
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
 import math
-import resource
-import sys
+import statistics
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -28,29 +24,18 @@ import yaml
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from harness import checkpoint
-from harness.data import corpus
-from harness.data.prepare import prepare
-from harness.data.shards import INDEX, TokenData
-from harness.data.tokenizer import load_tokenizer, tokenizer_hash
-from harness.distributed import ALONE, Sharding, World, shard, world
-from harness.experiments.schema import DataConfig, RunConfig, TrainConfig
-from harness.feed import Feed, Position, pieces, position
-from harness.files import file_sha256, write_atomic
+from harness.data.tokenizer import load_tokenizer
+from harness.experiments.schema import RunConfig, TrainConfig
+from harness.files import write_atomic
 from harness.model.language_model import LanguageModel, build_model
 from harness.model.loss import linear_cross_entropy
-from harness.optim import build_optimizer, clip_gradients, learning_rate
-from harness.records.provenance import provenance
-from harness.watch import (
-    SPIKE_WINDOW,
-    ceiling,
-    check_gradients,
-    is_spike,
-    metrics_files,
-    profiled,
-    require_tracker,
-    tracked,
-)
+from harness.training import checkpoint
+from harness.training.batches import BatchLoader, Position, data_sha256, open_data, pieces, position
+from harness.training.device import ceiling, peak_memory, recipe_dtype, this_device
+from harness.training.distributed import ALONE, Sharding, World, shard
+from harness.training.gradient_check import check_gradients
+from harness.training.metrics_log import require_tracker
+from harness.training.optim import build_optimizer, clip_gradients, learning_rate
 from mixers.registry import require_file
 
 LOG_EVERY = 10  # optimiser steps between two lines of metrics.jsonl
@@ -58,6 +43,10 @@ LOG_EVERY = 10  # optimiser steps between two lines of metrics.jsonl
 log = logging.getLogger(__name__)
 
 Progress = Callable[[dict[str, float]], None]
+
+SPIKE_WINDOW = 100  # losses that the next is held against
+SPIKE_LEAST = 20  # fewer say little about their spread
+SPIKE_DEVIATIONS = 6.0
 
 
 class TrainingStopped(RuntimeError):
@@ -73,82 +62,6 @@ class TrainingInterrupted(Exception):
 
     def __str__(self) -> str:
         return f"stopped after step {self.step} of {self.total}; submit again to continue"
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a finished run leaves in `train.json`, beside its provenance.
-
-    tokens_per_second: of all processes together. world_size, sharding: how many they were when it ended, and what each
-    of several held. skipped, spikes: steps left out, and steps whose loss stood out (harness.watch.is_spike).
-    """
-
-    run: str
-    label: str
-    mixer: str
-    layout: str
-    preset: str
-    seed: int
-    non_embedding_params: int
-    embedding_params: int
-    state_floats_per_layer: int
-    flops_per_token: float
-    mlp_widths: list[int]
-    steps: int
-    tokens_seen: int
-    train_loss: float
-    tokens_per_second: float
-    weights_sha256: str
-    world_size: int = 1
-    sharding: Sharding | None = None
-    skipped: int = 0
-    spikes: int = 0
-
-
-def this_device() -> torch.device:
-    """The GPU of this process, which `harness.distributed.world` chooses by its local rank, else the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that tensors on the GPU took so far, on a CPU the most that the process did."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def activation_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
-    """The dtype of activations that `dtype: auto` stands for on this device."""
-    if config.dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[config.dtype]
-
-
-def data_sha256(config: DataConfig) -> str:
-    """Identifies what a run reads: the texts or shards, and the tokenizer. Opens no shard."""
-    if config.source == "embedded":
-        content: Any = corpus.fingerprint()
-    else:
-        index = Path(config.source) / INDEX
-        if not index.is_file():
-            raise ValueError(f"data.source: no {INDEX} in {config.source}; make it with `python run.py data prepare`")
-        content = file_sha256(index)
-    identity = [content, tokenizer_hash(load_tokenizer(config.tokenizer))]
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-
-def open_data(config: DataConfig) -> TokenData:
-    """The shards a run reads, those of the embedded corpus made if they are not there yet. Raises ValueError for
-    missing or damaged shards, and for shards that another tokenizer made."""
-    if config.source == "embedded":
-        return prepare("embedded", config.tokenizer)
-    data = TokenData(config.source)
-    if data.index["tokenizer_hash"] != tokenizer_hash(load_tokenizer(config.tokenizer)):
-        raise ValueError(
-            f"data.tokenizer: {config.tokenizer!r} is not the tokenizer that made {config.source}; name that one, or "
-            "run data prepare again"
-        )
-    return data
 
 
 def masked_loss(model: LanguageModel, tokens: Tensor, counted: Tensor) -> Tensor:
@@ -184,8 +97,8 @@ class Trainer:
 
     here: this process's place among those that train the run; the first alone writes. sharding: what each of several
     holds. restored_from: the checkpoint that it goes on from. notes: lines about what was found in the folder and not
-    used. skipped, spikes: how many steps were. gradient_check: what harness.watch.check_gradients found.
-    ceiling: FLOP/s that matrix products reach on the devices of all processes.
+    used. skipped, spikes: how many steps were. gradient_check: what harness.training.gradient_check.check_gradients
+    found. ceiling: FLOP/s that matrix products reach on the devices of all processes.
     """
 
     def __init__(self, config: RunConfig, run_dir: Path, here: World = ALONE, sharding: Sharding = "ddp"):
@@ -197,7 +110,7 @@ class Trainer:
         self.config, self.run_dir, self.here = config, run_dir, here
         self.sharding = sharding if here.size > 1 else None
         self.device = this_device()
-        self.dtype = activation_dtype(config.train, self.device)
+        self.dtype = recipe_dtype(config.train, self.device)
         with here.together():
             own = ceiling(self.device, self.dtype, torch.get_num_threads())
             if self.device.type == "cuda":
@@ -222,7 +135,7 @@ class Trainer:
         with here.together():
             self.loss.to(self.device)
             self.optimizer = build_optimizer(self.model, config.train)
-        self.feed = Feed(config, self.tokenizer, self.data, here)
+        self.loader = BatchLoader(config, self.tokenizer, self.data, here)
         self.step, self.seconds = 0, 0.0
         self.skipped, self.spikes = 0, 0
         self.recent: list[float] = []  # losses of the last steps
@@ -287,10 +200,10 @@ class Trainer:
         A step whose loss or gradient is not finite in any process leaves the weights as they are in all, and is
         counted. Raises TrainingStopped for one more of them than train.max_skipped.
         """
-        started, waited = time.perf_counter(), self.feed.waited
+        started, waited = time.perf_counter(), self.loader.waited
         with self.here.together():
             self.writer.check()
-            tokens, counted = self.feed.rows(self.step)
+            tokens, counted = self.loader.rows(self.step)
         targets = int(self.here.total([int(counted.sum())])[0])
         self.optimizer.zero_grad(set_to_none=True)
         own = 0.0
@@ -328,7 +241,7 @@ class Trainer:
             "flops_per_second": flops,
             "mfu": flops / self.ceiling,
             "memory_bytes": peak_memory(self.device),
-            "data_wait_seconds": self.feed.waited - waited,
+            "data_wait_seconds": self.loader.waited - waited,
             "skipped": self.skipped,
             "spikes": self.spikes,
         }
@@ -397,135 +310,10 @@ class Trainer:
         self.writer.wait()
 
 
-def train(
-    config: RunConfig,
-    run_dir: Path,
-    progress: Progress | None = None,
-    command: str | None = None,
-    stop: Callable[[], bool] | None = None,
-    sharding: Sharding = "ddp",
-    profile: Path | None = None,
-) -> Summary:
-    """Train a run to its end, from its last sound checkpoint if it has one; does nothing when it is finished.
-
-    In the processes of one `harness.distributed.world` it is called by all of them; the first writes config.yaml,
-    metrics.jsonl, tensorboard/, checkpoints/ and, last, train.json, and calls progress, and all return its summary.
-    command: the command line for the record, where it is not this process's own. stop: see Trainer.steps. sharding:
-    what each of several processes holds, the whole model (`ddp`) or a part of it (`fsdp`); a run may change it whenever
-    it goes on. profile: a folder for the first process's, see harness.watch.profiled.
-
-    Raises TrainingInterrupted when told to stop; TrainingStopped, GradientsWrong, CheckpointError, OSError or
-    ValueError with a line that names what to change; PeerFailed in the processes beside the one that raised such a
-    thing.
-    """
-    with world() as here, _reported(here):
-        if (summary := here.on_first(lambda: read_summary(run_dir))) is not None:
-            return summary
-        trainer = Trainer(config, run_dir, here, sharding)
-        with contextlib.ExitStack() as files:
-            files.callback(trainer.writer.close)
-            with here.together():
-                if here.first:
-                    for note in [*trainer.notes, *trainer.gradient_check]:
-                        log.warning(note)
-                    write = files.enter_context(metrics_files(run_dir, trainer.step))
-                    track = files.enter_context(tracked(config, run_dir))
-                    record = files.enter_context(profiled(profile, trainer.device))
-            for metrics in trainer.steps(stop):
-                with here.together():
-                    if here.first:
-                        record()
-                        if metrics["step"] % LOG_EVERY == 0 or metrics["step"] == config.data.steps:
-                            shown = metrics | {"loss": trainer.mean_loss}
-                            write(shown)
-                            track(shown)
-                        if progress is not None:
-                            progress(metrics | {"total_steps": config.data.steps, "total_tokens": config.data.tokens})
-        weights = trainer.weights_sha256()
-        return here.on_first(lambda: _finish(trainer, weights, command))
-
-
-@contextlib.contextmanager
-def _reported(here: World) -> Iterator[None]:
-    """Every process of several writes the traceback of what ends it to its own log, but for wrong use, which all say in
-    a line."""
-    try:
-        yield
-    except (TrainingInterrupted, ValueError):
-        raise
-    except Exception:
-        if here.size > 1:
-            log.exception(f"rank {here.rank} of {here.size} failed")
-        raise
-
-
-def _finish(trainer: Trainer, weights_sha256: str, command: str | None) -> Summary:
-    """Write train.json of a run that is trained to its end."""
-    config = trainer.config
-    summary = Summary(
-        run=config.run_id,
-        label=config.label,
-        mixer=config.mixer,
-        layout=config.layout,
-        preset=config.preset,
-        seed=config.seed,
-        **asdict(trainer.model.cost(config.data.seq_len)),
-        mlp_widths=config.model.mlp_widths,
-        steps=config.data.steps,
-        tokens_seen=config.data.tokens,
-        train_loss=trainer.mean_loss,
-        tokens_per_second=config.data.tokens / trainer.seconds,
-        weights_sha256=weights_sha256,
-        world_size=trainer.here.size,
-        sharding=trainer.sharding,
-        skipped=trainer.skipped,
-        spikes=trainer.spikes,
-    )
-    backend = trainer.model.backend(trainer.dtype)
-    birth = provenance(config.hash, trainer.device, trainer.dtype, backend=backend, command=command)
-    content = asdict(summary) | {"provenance": asdict(birth) | {"gradient_check": trainer.gradient_check}}
-    write_atomic(trainer.run_dir / "train.json", json.dumps(content, indent=1).encode())
-    return summary
-
-
-def read_summary(run_dir: Path) -> Summary | None:
-    """The summary of a finished run, or None while it is not finished."""
-    path = run_dir / "train.json"
-    if not path.exists():
-        return None
-    content = json.loads(path.read_text())
-    del content["provenance"]
-    return Summary(**content)
-
-
-def read_birth(run_dir: Path) -> dict[str, Any]:
-    """The provenance of a finished run's training."""
-    return json.loads((run_dir / "train.json").read_text())["provenance"]
-
-
-def read_config(run_dir: Path) -> RunConfig:
-    """The configuration of a run. Raises ValueError when the folder holds none."""
-    path = run_dir / "config.yaml"
-    if not path.is_file():
-        raise ValueError(f"{run_dir}: no run lies there (config.yaml is missing); give the folder of a run")
-    return RunConfig(**yaml.safe_load(path.read_text(encoding="utf-8")))
-
-
-def load_trained(run_dir: Path) -> tuple[LanguageModel, RunConfig]:
-    """The trained model of a run, in evaluation mode on the CPU, and its configuration.
-
-    Raises ValueError for a folder without a run, one that is not trained to its end, and weights that are not those
-    it ended with.
-    """
-    config, summary, path = read_config(run_dir), read_summary(run_dir), checkpoint.latest(run_dir)
-    if summary is None or path is None:
-        raise ValueError(f"{run_dir}: the run is not trained to its end; submit or train it first")
-    content = checkpoint.load(path)
-    if checkpoint.digest(content["model"]) != summary.weights_sha256:
-        raise checkpoint.CheckpointError(
-            f"{path}: not the weights that the run ended with; delete {run_dir / 'train.json'} and submit it again"
-        )
-    require_file(config.mixer_file)
-    model = LanguageModel(config.model)
-    model.load_state_dict(content["model"])
-    return model.eval(), config
+def is_spike(loss: float, before: Sequence[float]) -> bool:
+    """Whether a loss lies more than SPIKE_DEVIATIONS standard deviations above the mean of the last SPIKE_WINDOW before
+    it; never where there are fewer than SPIKE_LEAST."""
+    window = before[-SPIKE_WINDOW:]
+    if len(window) < SPIKE_LEAST:
+        return False
+    return loss > statistics.fmean(window) + SPIKE_DEVIATIONS * statistics.stdev(window)

@@ -7,11 +7,11 @@ from functools import cache
 
 import pandas as pd
 
-from harness.checkpoint import kept_steps
-from harness.distributed import Sharding
 from harness.experiments.matching import meta_model
 from harness.experiments.schema import RunConfig
 from harness.model.language_model import ModelConfig, ModelCost
+from harness.training.checkpoint import kept_steps
+from harness.training.distributed import Sharding
 
 FLOAT = 4  # bytes; weights, gradients and AdamW's two moments are fp32 whatever the activations are
 
@@ -85,10 +85,10 @@ def estimate(
 def held_bytes(config: ModelConfig, processes: int, sharding: Sharding) -> int:
     """What weights, gradients and two moments take in the process that holds the most of them, in bytes.
 
-    A whole model's N parameters take 4 · 4N. With fsdp (harness.distributed.divide) a process has of each parameter
-    ⌈first axis / processes⌉ rows, with gradients and moments; and whole, with gradients, what is brought together at a
-    time: the parameters outside the blocks, and two blocks, since the next one comes while one computes. An upper
-    bound, since an MLP travels in the activations' dtype.
+    A whole model's N parameters take 4 · 4N. With fsdp (harness.training.distributed.divide) a process has of each
+    parameter ⌈first axis / processes⌉ rows, with gradients and moments; and whole, with gradients, what is brought
+    together at a time: the parameters outside the blocks, and two blocks, since the next one comes while one computes.
+    An upper bound, since an MLP travels in the activations' dtype.
     """
     model = meta_model(config)
     sizes = {parameter: parameter.numel() for parameter in model.parameters()}

@@ -14,25 +14,18 @@ from typing import Any
 import pytest
 import torch
 
-from harness import checkpoint
 from harness.data import synthetic
 from harness.data.prepare import prepare
 from harness.data.tokenizer import load_tokenizer
 from harness.experiments.matching import matched_config
 from harness.experiments.schema import DataConfig, RunConfig, TrainConfig
-from harness.feed import position
 from harness.model.language_model import ModelConfig
-from harness.optim import build_optimizer, decays, learning_rate
-from harness.train import (
-    Trainer,
-    TrainingInterrupted,
-    TrainingStopped,
-    data_sha256,
-    load_trained,
-    open_data,
-    read_summary,
-    train,
-)
+from harness.training import checkpoint
+from harness.training.batches import data_sha256, open_data, position
+from harness.training.optim import build_optimizer, decays, learning_rate
+from harness.training.run_folder import load_trained, read_summary
+from harness.training.train import train
+from harness.training.trainer import Trainer, TrainingInterrupted, TrainingStopped
 
 TINY = {
     "gdn2": {"heads": 2, "head_dim": 8},

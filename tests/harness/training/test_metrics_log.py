@@ -18,14 +18,17 @@ from test_train import after, run_config
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from harness import checkpoint, feed, watch
-from harness.distributed import ALONE
 from harness.experiments.schema import RunConfig, TrainConfig
-from harness.feed import Feed, step_rows
 from harness.model import loss
 from harness.model.language_model import ModelConfig, build_model
-from harness.train import Trainer, TrainingInterrupted, TrainingStopped, read_birth, read_summary, train
-from harness.watch import GradientsWrong, check_gradients, is_spike
+from harness.training import batches, checkpoint
+from harness.training import metrics_log as watch
+from harness.training.batches import BatchLoader, step_rows
+from harness.training.distributed import ALONE
+from harness.training.gradient_check import GradientsWrong, check_gradients
+from harness.training.run_folder import read_birth, read_summary
+from harness.training.train import train
+from harness.training.trainer import Trainer, TrainingInterrupted, TrainingStopped, is_spike
 from mixers.interface import Mixer
 from tests.mixers.interpreter import upstream_kernels
 
@@ -141,8 +144,8 @@ def test_rows_are_read_ahead_by_a_thread_and_are_those_of_the_step(
         read.append((step, threading.current_thread() is threading.main_thread()))
         return step_rows(config, step, *rest)
 
-    monkeypatch.setattr(feed, "step_rows", noted)
-    rows = Feed(trainer.config, trainer.tokenizer, trainer.data, ALONE)
+    monkeypatch.setattr(batches, "step_rows", noted)
+    rows = BatchLoader(trainer.config, trainer.tokenizer, trainer.data, ALONE)
     for step in (0, 1, 2, 7, 11, 3):  # a run may go back, and nothing is read past the end
         assert all(torch.equal(a, b) for a, b in zip(rows.rows(step), expected[step], strict=True))
     rows._thread.shutdown()
@@ -157,7 +160,7 @@ def test_what_reading_ahead_raises_comes_with_the_step_that_needs_it(
             raise OSError("shard is gone")
         return step_rows(config, step, *rest)
 
-    monkeypatch.setattr(feed, "step_rows", broken)
+    monkeypatch.setattr(batches, "step_rows", broken)
     steps = Trainer(run_config(small_data), tmp_path).steps()
     assert [next(steps)["step"], next(steps)["step"]] == [1, 2]
     with pytest.raises(OSError, match="shard is gone"):
@@ -309,8 +312,8 @@ def test_lines_of_steps_that_are_done_again_are_dropped(tmp_path: Path, small_da
 
 
 def test_a_failure_names_the_rank_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    from harness.distributed import World
-    from harness.train import _reported
+    from harness.training.distributed import World
+    from harness.training.train import _reported
 
     with caplog.at_level(logging.ERROR), pytest.raises(OSError), _reported(World(3, 8, 3)):
         raise OSError("gone")

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.distributed import whole
 from harness.experiments.schema import TrainConfig
+from harness.training.distributed import whole
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:

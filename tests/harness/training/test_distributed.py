@@ -20,13 +20,15 @@ import pytest
 import torch
 from test_train import TINY, after, run_config
 
-from harness import checkpoint
-from harness.distributed import ALONE, World, local, shard, world
 from harness.experiments.schema import RunConfig
-from harness.feed import pieces, step_rows
 from harness.model.language_model import build_model
-from harness.optim import build_optimizer
-from harness.train import MaskedLoss, Summary, Trainer, load_trained, train
+from harness.training import checkpoint
+from harness.training.batches import pieces, step_rows
+from harness.training.distributed import ALONE, World, local, shard, world
+from harness.training.optim import build_optimizer
+from harness.training.run_folder import Summary, load_trained
+from harness.training.train import train
+from harness.training.trainer import MaskedLoss, Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 6  # four of the first mixture, two of the second

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from harness import checkpoint
-from harness.distributed import ALONE
+from harness.training import checkpoint
+from harness.training.distributed import ALONE
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:torch.distributed is disabled"

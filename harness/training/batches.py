@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from harness.data import synthetic
-from harness.data.shards import TokenData
-from harness.distributed import ALONE, World
+from harness.data import corpus, synthetic
+from harness.data.prepare import prepare
+from harness.data.shards import INDEX, TokenData
+from harness.data.tokenizer import load_tokenizer, tokenizer_hash
 from harness.experiments.schema import DataConfig, Phase, RunConfig, TrainConfig
+from harness.files import file_sha256
+from harness.training.distributed import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ def step_rows(
     return torch.cat([tokens for tokens, _ in parts]), torch.cat([mask for _, mask in parts])
 
 
-class Feed:
+class BatchLoader:
     """`step_rows` of one step after the other, those of the next prepared in a thread while a step runs.
 
     waited: seconds that were spent waiting for rows, in all.
@@ -92,7 +98,7 @@ class Feed:
     def __init__(self, config: RunConfig, tokenizer: Any, data: TokenData, here: World):
         self.config, self.tokenizer, self.data, self.here = config, tokenizer, data, here
         self.waited = 0.0
-        self._thread = ThreadPoolExecutor(1, "feed")
+        self._thread = ThreadPoolExecutor(1, "batches")
         self._ahead: tuple[int, Future[tuple[Tensor, Tensor]]] | None = None
 
     def rows(self, step: int) -> tuple[Tensor, Tensor]:
@@ -110,3 +116,30 @@ class Feed:
     def _read(self, step: int) -> None:
         future = self._thread.submit(step_rows, self.config, step, self.tokenizer, self.data, self.here)
         self._ahead = (step, future)
+
+
+def data_sha256(config: DataConfig) -> str:
+    """Identifies what a run reads: the texts or shards, and the tokenizer. Opens no shard."""
+    if config.source == "embedded":
+        content: Any = corpus.fingerprint()
+    else:
+        index = Path(config.source) / INDEX
+        if not index.is_file():
+            raise ValueError(f"data.source: no {INDEX} in {config.source}; make it with `python run.py data prepare`")
+        content = file_sha256(index)
+    identity = [content, tokenizer_hash(load_tokenizer(config.tokenizer))]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def open_data(config: DataConfig) -> TokenData:
+    """The shards a run reads, those of the embedded corpus made if they are not there yet. Raises ValueError for
+    missing or damaged shards, and for shards that another tokenizer made."""
+    if config.source == "embedded":
+        return prepare("embedded", config.tokenizer)
+    data = TokenData(config.source)
+    if data.index["tokenizer_hash"] != tokenizer_hash(load_tokenizer(config.tokenizer)):
+        raise ValueError(
+            f"data.tokenizer: {config.tokenizer!r} is not the tokenizer that made {config.source}; name that one, or "
+            "run data prepare again"
+        )
+    return data

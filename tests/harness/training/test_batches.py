@@ -8,11 +8,10 @@ import torch
 
 from harness.data.shards import TokenData
 from harness.data.tokenizer import load_tokenizer
-from harness.distributed import World
 from harness.experiments.expand import expand
 from harness.experiments.schema import Experiment
-from harness.feed import step_rows
-from harness.train import data_sha256
+from harness.training.batches import data_sha256, step_rows
+from harness.training.distributed import World
 
 ROWS, SEQ_LEN = 64, 31
 

@@ -11,16 +11,16 @@ from torch.distributed.checkpoint import DefaultSavePlanner
 from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from harness import checkpoint
-from harness.distributed import divide
-from harness.estimate import estimate, held_bytes, measured_rate
 from harness.experiments.expand import expand
 from harness.experiments.load import load_experiment
 from harness.experiments.matching import matched_config, meta_model
 from harness.experiments.schema import DataConfig, RunConfig, TrainConfig
 from harness.model.language_model import ModelConfig, build_model
-from harness.optim import build_optimizer
-from harness.train import MaskedLoss, masked_loss
+from harness.training import checkpoint
+from harness.training.distributed import divide
+from harness.training.estimate import estimate, held_bytes, measured_rate
+from harness.training.optim import build_optimizer
+from harness.training.trainer import MaskedLoss, masked_loss
 
 PHASE = {"tokens": 5000, "seq_len": 127, "rows": {"text": 4}}
 SHORT = {"tokens": 126, "seq_len": 63, "rows": {"text": 2}}

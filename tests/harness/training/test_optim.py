@@ -11,7 +11,7 @@ from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 from typer.testing import CliRunner
 
 from harness import optim_speed
-from harness.optim import clip_gradients
+from harness.training.optim import clip_gradients
 from run import app
 
 cli = CliRunner()

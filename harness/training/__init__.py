@@ -1,0 +1,1 @@
+"""Training of one run, on one device or on several, exactly resumable."""

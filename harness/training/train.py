@@ -1,0 +1,108 @@
+"""`train`: one run from its last checkpoint to its summary, on one process or several."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from harness.experiments.schema import RunConfig
+from harness.files import write_atomic
+from harness.records.provenance import provenance
+from harness.training.distributed import Sharding, World, world
+from harness.training.metrics_log import metrics_files, profiled, tracked
+from harness.training.run_folder import Summary, read_summary
+from harness.training.trainer import LOG_EVERY, Progress, Trainer, TrainingInterrupted, log
+
+
+def train(
+    config: RunConfig,
+    run_dir: Path,
+    progress: Progress | None = None,
+    command: str | None = None,
+    stop: Callable[[], bool] | None = None,
+    sharding: Sharding = "ddp",
+    profile: Path | None = None,
+) -> Summary:
+    """Train a run to its end, from its last sound checkpoint if it has one; does nothing when it is finished.
+
+    In the processes of one `harness.training.distributed.world` it is called by all of them; the first writes
+    config.yaml, metrics.jsonl, tensorboard/, checkpoints/ and, last, train.json, and calls progress, and all return its
+    summary. command: the command line for the record, where it is not this process's own. stop: see Trainer.steps.
+    sharding: what each of several processes holds, the whole model (`ddp`) or a part of it (`fsdp`); a run may change
+    it whenever it goes on. profile: a folder for the first process's, see harness.training.metrics_log.profiled.
+
+    Raises TrainingInterrupted when told to stop; TrainingStopped, GradientsWrong, CheckpointError, OSError or
+    ValueError with a line that names what to change; PeerFailed in the processes beside the one that raised such a
+    thing.
+    """
+    with world() as here, _reported(here):
+        if (summary := here.on_first(lambda: read_summary(run_dir))) is not None:
+            return summary
+        trainer = Trainer(config, run_dir, here, sharding)
+        with contextlib.ExitStack() as files:
+            files.callback(trainer.writer.close)
+            with here.together():
+                if here.first:
+                    for note in [*trainer.notes, *trainer.gradient_check]:
+                        log.warning(note)
+                    write = files.enter_context(metrics_files(run_dir, trainer.step))
+                    track = files.enter_context(tracked(config, run_dir))
+                    record = files.enter_context(profiled(profile, trainer.device))
+            for metrics in trainer.steps(stop):
+                with here.together():
+                    if here.first:
+                        record()
+                        if metrics["step"] % LOG_EVERY == 0 or metrics["step"] == config.data.steps:
+                            shown = metrics | {"loss": trainer.mean_loss}
+                            write(shown)
+                            track(shown)
+                        if progress is not None:
+                            progress(metrics | {"total_steps": config.data.steps, "total_tokens": config.data.tokens})
+        weights = trainer.weights_sha256()
+        return here.on_first(lambda: _finish(trainer, weights, command))
+
+
+@contextlib.contextmanager
+def _reported(here: World) -> Iterator[None]:
+    """Every process of several writes the traceback of what ends it to its own log, but for wrong use, which all say in
+    a line."""
+    try:
+        yield
+    except (TrainingInterrupted, ValueError):
+        raise
+    except Exception:
+        if here.size > 1:
+            log.exception(f"rank {here.rank} of {here.size} failed")
+        raise
+
+
+def _finish(trainer: Trainer, weights_sha256: str, command: str | None) -> Summary:
+    """Write train.json of a run that is trained to its end."""
+    config = trainer.config
+    summary = Summary(
+        run=config.run_id,
+        label=config.label,
+        mixer=config.mixer,
+        layout=config.layout,
+        preset=config.preset,
+        seed=config.seed,
+        **asdict(trainer.model.cost(config.data.seq_len)),
+        mlp_widths=config.model.mlp_widths,
+        steps=config.data.steps,
+        tokens_seen=config.data.tokens,
+        train_loss=trainer.mean_loss,
+        tokens_per_second=config.data.tokens / trainer.seconds,
+        weights_sha256=weights_sha256,
+        world_size=trainer.here.size,
+        sharding=trainer.sharding,
+        skipped=trainer.skipped,
+        spikes=trainer.spikes,
+    )
+    backend = trainer.model.backend(trainer.dtype)
+    birth = provenance(config.hash, trainer.device, trainer.dtype, backend=backend, command=command)
+    content = asdict(summary) | {"provenance": asdict(birth) | {"gradient_check": trainer.gradient_check}}
+    write_atomic(trainer.run_dir / "train.json", json.dumps(content, indent=1).encode())
+    return summary
