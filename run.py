@@ -600,7 +600,7 @@ def evaluate(
 ) -> None:
     """Measure one suite on a trained run, or on any model that lm-eval can load, and print the numbers."""
     from harness.experiments.load import parse_value
-    from harness.journal import Journal
+    from harness.lm.journal import Journal
     from harness.records.store import shallow
     from suites import FRESH, limited, suite_config
     from suites import suite as suite_module
@@ -614,11 +614,11 @@ def evaluate(
         if [run, lm, untrained].count(None) != 2:
             raise ValueError("--run, --lm, --untrained: give exactly one of them")
         if run is not None:
-            from slurm.jobs import load_lm
+            from harness.lm.load import load_lm
 
             model = load_lm(run)
         elif untrained is not None:
-            from harness.lm import untrained_lm
+            from harness.lm.load import untrained_lm
 
             model = untrained_lm(untrained)
         else:
@@ -651,8 +651,8 @@ def generate(
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
 ) -> None:
     """Continue a text with a trained run, decoding from its recurrent state."""
-    from harness.generate import generate_text
-    from slurm.jobs import load_lm
+    from harness.lm.generate import generate_text
+    from harness.lm.load import load_lm
 
     with errors():
         lm = load_lm(run)
@@ -665,7 +665,7 @@ def export(
     out: Annotated[Path, typer.Option(help="The folder to write.")],
 ) -> None:
     """Write a trained run as a folder that transformers' AutoModelForCausalLM and AutoTokenizer load."""
-    from harness.export import export as write
+    from harness.lm.export import export as write
 
     with errors():
         typer.echo(write(run, out))
@@ -782,8 +782,8 @@ def table(
     """Print the comparison as markdown, and write it as markdown, LaTeX, CSV and HTML beside the records; in the
     paper's layout as well, and beside its numbers, where the experiment measures one of its tables."""
     from harness.experiments.load import load_experiment
-    from harness.paper_tables import PAPER_TABLES, printed_table
-    from slurm.collect import write_forms, write_table
+    from harness.tables.collection import write_forms, write_table
+    from harness.tables.paper import PAPER_TABLES, printed_table
 
     with errors():
         loaded = load_experiment(experiment, scale=scale)
@@ -820,7 +820,7 @@ def figure(
     with errors():
         target = out or runs.resolve() / "collected" / load_experiment(experiment, scale=scale).name
         if what == GATES:
-            from slurm.jobs import load_lm
+            from harness.lm.load import load_lm
 
             if run is None:
                 raise ValueError("--run: gates are drawn from a model; give the folder of a trained gdn2 run")
@@ -844,7 +844,7 @@ def report(
     """Write one HTML page with the tables, figures, configuration and provenance of what was collected."""
     from harness.experiments.load import load_experiment
     from harness.report import report as write
-    from slurm.collect import write_table
+    from harness.tables.collection import write_table
 
     with errors():
         loaded = load_experiment(experiment, scale=scale)

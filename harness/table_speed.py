@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from harness.paper_tables import PAPER_TABLES, paper_table, printed_columns
 from harness.records.provenance import Provenance, provenance
 from harness.records.published import published
 from harness.records.store import Measurement, Record, load, record_line
-from harness.table_format import Column
+from harness.tables.cells import Column
+from harness.tables.paper import PAPER_TABLES, paper_table, printed_columns
 
 REPEATS = 3
 

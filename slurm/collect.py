@@ -16,11 +16,9 @@ from harness.experiments.matching import meta_model
 from harness.experiments.presets import preset
 from harness.experiments.schema import DataConfig, Experiment
 from harness.files import write_atomic
-from harness.paper_tables import PAPER_TABLES, belongs, paper_table
 from harness.records.provenance import provenance
 from harness.records.store import Record, load, load_samples, write_records
-from harness.table_forms import Table
-from harness.tables import comparison
+from harness.tables.collection import write_table
 from harness.training.run_folder import read_birth, read_summary
 from mixers.registry import mixer_config
 from slurm.plan import RunPlan, plan
@@ -124,33 +122,3 @@ def _baseline(work: RunPlan, command: str) -> Path:
     write_records(folder, "language", [Record.of(measurement, birth, **run, preset=work.config.preset, seed=0)])
     write_atomic(folder / "records" / "language.done", key.encode())
     return folder
-
-
-def write_table(
-    folder: Path, columns: list[str] | None, allow_mixed: bool, experiment: Experiment | None = None
-) -> str:
-    """Compare the records of a collection; writes table.md, .tex, .csv and .html beside them, returns the markdown.
-
-    Where the experiment states which table of the paper it measures, the same is written in the paper's layout as
-    table2.md and so on, and that is returned, unless `columns` are asked for or none of the table's are there.
-    Raises ValueError when nothing was collected there, or when records of a column were measured differently.
-    """
-    if not (folder / "records.parquet").is_file():
-        raise ValueError(f"{folder}: nothing collected there; run collect first")
-    frame, samples = load(folder), load_samples(folder)
-    runs = pd.DataFrame(json.loads((folder / "runs.json").read_text()))
-    expected = None if experiment is None else experiment.expectation
-    shown = write_forms(folder, "table", comparison(frame, columns, runs, samples, allow_mixed, expected))
-    which = experiment.expected.table if experiment is not None and experiment.expected is not None else None
-    if which in PAPER_TABLES and columns is None and belongs(which, frame).any():
-        shown = write_forms(folder, which, paper_table(which, frame, runs, samples, allow_mixed, expected))
-    return shown
-
-
-def write_forms(folder: Path, name: str, table: Table) -> str:
-    """Write a table as name.md, .tex, .csv and .html; returns the markdown."""
-    shown = table.markdown()
-    forms = {"md": shown, "tex": table.latex(name), "csv": table.csv(), "html": table.html()}
-    for ending, text in forms.items():
-        write_atomic(folder / f"{name}.{ending}", text.encode())
-    return shown

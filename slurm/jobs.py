@@ -21,19 +21,18 @@ import torch
 from submitit.helpers import Checkpointable, TorchDistributedEnvironment
 from submitit.slurm.slurm import SlurmJobEnvironment
 
-from harness.data.tokenizer import load_tokenizer
 from harness.experiments.load import load_experiment
 from harness.experiments.schema import RunConfig
 from harness.files import write_atomic
-from harness.journal import Journal
-from harness.lm import MixerLM
+from harness.lm.journal import Journal
+from harness.lm.load import load_lm
 from harness.model.language_model import build_model
 from harness.records.provenance import Provenance, provenance
 from harness.records.store import Measurement, Record, write_records
 from harness.training import checkpoint
 from harness.training.device import recipe_dtype, this_device
 from harness.training.distributed import Sharding, World, world
-from harness.training.run_folder import load_trained, read_config, read_summary
+from harness.training.run_folder import read_config, read_summary
 from harness.training.train import train
 from harness.training.trainer import TrainingInterrupted
 from mixers.registry import require_file
@@ -283,15 +282,6 @@ def _environment() -> submitit.JobEnvironment | None:
         return submitit.JobEnvironment()
     except RuntimeError:
         return None
-
-
-def load_lm(folder: Path) -> MixerLM:
-    """A trained run as an lm-eval model on this machine's device, with the tokenizer it was trained with, and with
-    activations in the dtype that its recipe asks for here."""
-    model, config = load_trained(folder)
-    device = this_device()
-    dtype = recipe_dtype(config.train, device)
-    return MixerLM(model.to(device), load_tokenizer(config.data.tokenizer), dtype=dtype)
 
 
 def evaluate(

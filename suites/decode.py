@@ -1,6 +1,6 @@
 """Decoding: how fast a model reads a context, how fast it goes on from the state behind it, and how large that is.
 
-It reads as `harness.generate` does, all rows of a batch together as far as that reads them at once, and decodes
+It reads as `harness.lm.generate` does, all rows of a batch together as far as that reads them at once, and decodes
 greedily, the chosen tokens staying on the device; what is left out is stopping, sampling and text. Tokens are random
 and models fresh: weights do not change how much is computed.
 """
@@ -14,7 +14,7 @@ from pydantic import Field, PositiveInt, field_validator
 from torch import Tensor
 
 from harness.experiments.schema import Closed, TrainConfig
-from harness.generate import tokens_at_once
+from harness.lm.generate import tokens_at_once
 from harness.model.language_model import LanguageModel, ModelState
 from harness.records.store import Measurement
 from harness.training.device import recipe_dtype

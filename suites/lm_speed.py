@@ -19,8 +19,8 @@ from lm_eval.models.huggingface import HFLM
 
 from harness.data.tokenizer import load_tokenizer
 from harness.experiments.matching import matched_config
-from harness.export import to_llama, with_bos
-from harness.lm import ENOUGH, MixerLM
+from harness.lm.export import to_llama, with_bos
+from harness.lm.mixer_lm import ENOUGH, MixerLM
 from harness.model.language_model import LanguageModel, build_model
 from suites import language, ruler
 from suites.lmeval import contained

@@ -10,7 +10,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
-from harness.lm import ENOUGH
+from harness.lm.mixer_lm import ENOUGH
 from harness.records.stats import mean_stderr
 from harness.records.store import Measurement
 

@@ -17,8 +17,8 @@ from harness.data.tokenizer import load_tokenizer
 from harness.experiments.expand import expand
 from harness.experiments.load import load_experiment
 from harness.experiments.schema import Ablation, DataConfig, Expected, Experiment, MixerSpec, Phase, TrainConfig
-from harness.export import to_llama
 from harness.figures import FIGURES
+from harness.lm.export import to_llama
 from harness.records.metrics import METRICS
 from harness.records.store import COLUMNS
 from harness.training.batches import data_sha256

@@ -12,7 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from harness.data.tokenizer import load_tokenizer
-from harness.export import to_llama
+from harness.lm.export import to_llama
 from harness.training import checkpoint
 from harness.training.run_folder import load_trained, read_summary
 from run import app

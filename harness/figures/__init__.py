@@ -33,7 +33,7 @@ from harness.files import write_atomic
 from harness.records.store import load, load_samples
 
 if TYPE_CHECKING:
-    from harness.lm import MixerLM
+    from harness.lm.mixer_lm import MixerLM
 
 __all__ = [
     "FIGURES",

@@ -21,7 +21,7 @@ from harness.records import stats
 from harness.records.published import VARIANTS
 from harness.records.significance import printed_gap
 from mixers.registry import entries, get
-from tests.harness.test_tables import record, store
+from tests.harness.tables.test_comparison import record, store
 
 VALUES = {"gdn2": (0.7, 0.9, 0.8), "kda": (0.5, 0.5, 0.5), "own": (0.1, 0.2, 0.3)}
 WIDTHS = ("cpu-recall-32", "cpu-recall-64")

@@ -10,9 +10,10 @@ import pytest
 from harness.experiments.expand import expand
 from harness.experiments.load import load_experiment
 from harness.records.store import load, write_records
-from slurm.collect import collect, write_table
+from harness.tables.collection import write_table
+from slurm.collect import collect
 from slurm.plan import RunPlan
-from tests.harness.table_records import record
+from tests.harness.tables.table_records import record
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from lm_eval import evaluator
 from harness.data.corpus import Document
 from harness.data.tokenizer import load_tokenizer
 from harness.files import cache_dir
-from harness.lm import MixerLM
+from harness.lm.mixer_lm import MixerLM
 from harness.model.language_model import ModelConfig, build_model
 from harness.records.published import printed_values
 from suites import language, offline

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.data.tokenizer import load_tokenizer
-from harness.lm import MixerLM
+from harness.lm.mixer_lm import MixerLM
 from suites import language, lm_speed
 from suites.lmeval import run_tasks
 

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from harness.data.tokenizer import load_tokenizer
-from harness.lm import MixerLM
+from harness.lm.mixer_lm import MixerLM
 from harness.model.language_model import ModelConfig, build_model
 from suites import offline, retrieval
 from suites.requests import fingerprint

@@ -335,7 +335,7 @@ def test_lengths_are_the_papers_and_options_hold_for_all_tasks():
 
 
 def test_our_own_model_is_scored_end_to_end_and_the_same_twice():
-    from harness.lm import MixerLM
+    from harness.lm.mixer_lm import MixerLM
     from harness.model.language_model import LanguageModel, ModelConfig
 
     torch.manual_seed(0)

@@ -20,10 +20,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from harness.data.tokenizer import load_tokenizer
-from harness.experiments.matching import matched_config
-from harness.generate import BATCH_ROWS, advance, batches, cut, generate, groups, read, stop_at, tokens_at_once
-from harness.model.language_model import LanguageModel, build_model
+from harness.lm.generate import BATCH_ROWS, advance, batches, cut, generate, groups, read, stop_at, tokens_at_once
+from harness.model.language_model import LanguageModel
 
 # Logits that exist at once, in numbers: 256 MiB of fp32.
 LOGITS = 2**26
@@ -240,16 +238,6 @@ class MixerLM(TemplateLM):
                 f"max_length: {self.max_length} leaves no context beside {max_new_tokens} new tokens; raise it"
             )
         return tokens[-room:]
-
-
-def untrained_lm(name: str) -> MixerLM:
-    """PRESET/MIXER at its initial weights, with the embedded tokenizer. Raises ValueError for any other name."""
-    scale, slash, mixer = name.partition("/")
-    if not slash:
-        raise ValueError(f"--untrained: expected PRESET/MIXER, such as 125m/gdn2, got {name!r}")
-    tokenizer = load_tokenizer()
-    layout = "attention" if mixer == "attention" else "recurrent"
-    return MixerLM(build_model(matched_config(scale, layout, mixer, vocab_size=len(tokenizer)), 0), tokenizer)
 
 
 def holds_one(wanted: Sequence[Sequence[str]], text: str) -> bool:

@@ -10,7 +10,7 @@ from html import escape as escape_html
 from itertools import groupby
 
 from harness.records.stats import ALPHA, Estimate
-from harness.table_format import (
+from harness.tables.cells import (
     BOLD,
     MODEL_COLUMNS,
     NOT_FINITE,

@@ -10,9 +10,9 @@ import pandas as pd
 from harness.records.published import PAPER, SCALE
 from harness.records.stats import ALPHA
 from harness.records.store import SCHEMA
-from harness.table_format import BASELINE, BEYOND, WITHIN, Column, Row, count
-from harness.table_forms import Table
-from harness.table_marks import power_notes
+from harness.tables.cells import BASELINE, BEYOND, WITHIN, Column, Row, count
+from harness.tables.forms import Table
+from harness.tables.marks import power_notes
 
 Records = list[dict[str, Any]]
 

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from harness.data.tokenizer import load_tokenizer
 from harness.experiments.schema import RunConfig
-from harness.hf.modeling_mixerbench import MIXER_FILE, MixerbenchConfig, MixerbenchForCausalLM
+from harness.lm.hf.modeling_mixerbench import MIXER_FILE, MixerbenchConfig, MixerbenchForCausalLM
 from harness.model.language_model import LanguageModel
 from harness.training.run_folder import Summary, load_trained, read_birth, read_summary
 

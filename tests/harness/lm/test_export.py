@@ -22,9 +22,10 @@ from typer.testing import CliRunner
 
 from harness.data.tokenizer import load_tokenizer
 from harness.experiments.schema import DataConfig, RunConfig, TrainConfig
-from harness.export import export
-from harness.generate import generate
-from harness.lm import MixerLM
+from harness.lm.export import export
+from harness.lm.generate import generate
+from harness.lm.load import load_lm
+from harness.lm.mixer_lm import MixerLM
 from harness.model.language_model import LanguageModel, ModelConfig, build_model
 from harness.records.provenance import provenance
 from harness.training import checkpoint
@@ -33,7 +34,6 @@ from mixers import registry
 from mixers.conformance import SMALL
 from mixers.registry import MixerFile, file_of, load_file
 from run import app
-from slurm.jobs import load_lm
 from tests.mixers.interpreter import upstream_kernels
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -481,7 +481,7 @@ def test_a_failed_export_leaves_nothing_behind(one: Path, tmp_path: Path, monkey
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("harness.export._check_bos", full)
+    monkeypatch.setattr("harness.lm.export._check_bos", full)
     with pytest.raises(OSError, match="No space left"):
         export(one / "run", tmp_path / "out")
     assert not list(tmp_path.iterdir())

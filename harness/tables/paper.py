@@ -14,11 +14,8 @@ from harness.records import stats
 from harness.records.published import PAPER, SCALE, VARIANTS, published, task_sizes
 from harness.records.significance import printed_gap, proportion_stderr
 from harness.records.stats import ALPHA
-from harness.table_format import BOLD, MISSING, Cell, Column, Row
-from harness.table_forms import Table
-from harness.table_marks import mark
-from harness.table_notes import listed
-from harness.tables import (
+from harness.tables.cells import BOLD, MISSING, Cell, Column, Row
+from harness.tables.comparison import (
     ColumnKey,
     Measured,
     Printed,
@@ -33,6 +30,9 @@ from harness.tables import (
     sampling_error,
     table_rows,
 )
+from harness.tables.forms import Table
+from harness.tables.marks import mark
+from harness.tables.notes import listed
 from mixers import registry
 
 PAPER_TABLES = ("table2", "table3", "table4", "table5")

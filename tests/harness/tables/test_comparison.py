@@ -13,10 +13,10 @@ from harness.records.published import printed_values
 from harness.records.significance import items_to_settle_paired, seeds_to_settle
 from harness.records.stats import mean_stderr
 from harness.records.store import Provenance, load, load_samples, write_records
-from harness.table_format import Column, power_of_ten
-from harness.tables import comparison
+from harness.tables.cells import Column, power_of_ten
+from harness.tables.comparison import comparison
 from suites import retrieval
-from tests.harness.table_records import CERTIFICATE, RUNS, golden_records, record, store
+from tests.harness.tables.table_records import CERTIFICATE, RUNS, golden_records, record, store
 from tests.suites.retriever import SearchingLM
 
 

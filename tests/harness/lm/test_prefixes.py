@@ -7,9 +7,9 @@ import random
 import pytest
 import torch
 
-from harness.generate import advance, groups, read
+from harness.lm.generate import advance, groups, read
+from harness.lm.prefixes import LINKS, STEP, Beginning, tree
 from harness.model.language_model import LanguageModel, ModelConfig, build_model
-from harness.prefixes import LINKS, STEP, Beginning, tree
 
 
 def texts_of_a_tree(seed: int) -> list[list[int]]:

@@ -16,20 +16,10 @@ from harness.records import stats
 from harness.records.metrics import METRICS
 from harness.records.published import column_name, printed_values
 from harness.records.store import SampleKey
-from harness.table_format import (
-    BASELINE,
-    FAILED,
-    MISSING,
-    MODEL_COLUMNS,
-    NOT_FINITE,
-    UNREADABLE,
-    Cell,
-    Column,
-    Row,
-)
-from harness.table_forms import Table
-from harness.table_marks import mark
-from harness.table_notes import provenance_notes, reading_notes, table_notes
+from harness.tables.cells import BASELINE, FAILED, MISSING, MODEL_COLUMNS, NOT_FINITE, UNREADABLE, Cell, Column, Row
+from harness.tables.forms import Table
+from harness.tables.marks import mark
+from harness.tables.notes import provenance_notes, reading_notes, table_notes
 from mixers import registry
 
 LAYOUTS = ("recurrent", "hybrid", "attention")

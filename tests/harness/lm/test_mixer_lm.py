@@ -9,9 +9,9 @@ from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedTokenizerFast
 
 from harness.data.tokenizer import load_tokenizer
-from harness.export import to_llama, with_bos
-from harness.generate import cut, generate, generate_text
-from harness.lm import MixerLM
+from harness.lm.export import to_llama, with_bos
+from harness.lm.generate import cut, generate, generate_text
+from harness.lm.mixer_lm import MixerLM
 from harness.model.language_model import LanguageModel, ModelConfig, build_model
 
 # fp32 rounding of two orders of summation over sequences of up to 200 tokens: sums of log-likelihoods differ by

@@ -1,4 +1,4 @@
-"""What texts begin with in common, as a tree, so that `harness.generate` can read it once."""
+"""What texts begin with in common, as a tree, so that `harness.lm.generate` can read it once."""
 
 from __future__ import annotations
 

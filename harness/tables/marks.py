@@ -17,8 +17,8 @@ from harness.records.significance import (
     tiers,
 )
 from harness.records.stats import ALPHA
-from harness.table_format import BOLD, UNDERLINED, Cell, Column, Row, Tested
-from harness.table_forms import Table
+from harness.tables.cells import BOLD, UNDERLINED, Cell, Column, Row, Tested
+from harness.tables.forms import Table
 
 SHOWN_PAIRS = 6
 """Undecided pairs that the note on power names; the rest is counted."""

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from harness.experiments.schema import Expected
-from harness.paper_tables import averaged, printed_columns
 from harness.records.published import printed_values
 from harness.records.stats import mean_stderr
 from harness.records.store import Measurement, Provenance, Record, load, load_samples, write_records
-from harness.table_format import Column
+from harness.tables.cells import Column
+from harness.tables.paper import averaged, printed_columns
 
 CERTIFICATE = Provenance(
     config_hash="abc123",

@@ -24,8 +24,7 @@ from transformers.utils import cached_file
 from transformers.utils.generic import can_return_tuple
 
 try:
-    from harness.generate import advance, read
-    from harness.model.language_model import LanguageModel, ModelConfig, ModelState
+    from harness import LanguageModel, ModelConfig, ModelState, advance, read
     from mixers.interface import index_state
     from mixers.registry import file_of, load_file
 except ImportError as error:
@@ -39,9 +38,11 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 class MixerbenchConfig(PretrainedConfig):
-    """language_model: the fields of harness.model.language_model.ModelConfig. run: the run that it comes from.
-    mixer_file: the file in
-    the model's folder that defines its mixer, where that is none of mixerbench or of an installed package."""
+    """Configuration of an exported model.
+
+    language_model: the fields of `harness.ModelConfig`. run: the run that it comes from. mixer_file: the file in the
+    model's folder that defines its mixer; None for a mixer of mixerbench or of an installed package.
+    """
 
     model_type = "mixerbench"
 
@@ -120,8 +121,7 @@ class MixerbenchCache(Cache):
 
 
 class MixerbenchForCausalLM(PreTrainedModel, GenerationMixin):
-    """`harness.model.language_model.LanguageModel` behind the interface of transformers. Gradient checkpointing is not
-    supported."""
+    """`harness.LanguageModel` with the interface of transformers, without gradient checkpointing."""
 
     config_class = MixerbenchConfig
     base_model_prefix = "model"

@@ -9,7 +9,7 @@ import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
-from harness.journal import Journal
+from harness.lm.journal import Journal
 
 
 class Counting(LM):
@@ -56,7 +56,7 @@ def requests(kind: str, count: int = 20) -> list[Instance]:
 def test_a_killed_evaluation_asks_only_for_what_is_missing(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.journal.CHUNK", 6)
+    monkeypatch.setattr("harness.lm.journal.CHUNK", 6)
     wanted = getattr(Counting(), kind)(requests(kind))
     inner = Counting()
     inner.left = 2
@@ -83,7 +83,7 @@ def test_lines_name_the_document_and_its_answer(tmp_path: Path) -> None:
 
 
 def test_the_endings_of_one_document_are_asked_for_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.journal.CHUNK", 3)
+    monkeypatch.setattr("harness.lm.journal.CHUNK", 3)
     inner = Counting()
     inner.left = 1
     with pytest.raises(KeyboardInterrupt):

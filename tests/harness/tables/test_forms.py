@@ -1,5 +1,5 @@
 """Tables byte for byte, in all four forms. After a change that is meant, `MIXERBENCH_WRITE_GOLDENS=1 pytest
-tests/harness/test_tables_golden.py` writes the files of tests/harness/golden anew; read them before you commit them."""
+tests/harness/tables/test_forms.py` writes the files of tests/harness/tables/golden anew; read them before you commit them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.paper_tables import paper_table, printed_table
-from harness.table_forms import Table
-from harness.tables import comparison
-from tests.harness.table_records import RUNS, expectation, golden_records, of_table2, of_table5, store
+from harness.tables.comparison import comparison
+from harness.tables.forms import Table
+from harness.tables.paper import paper_table, printed_table
+from tests.harness.tables.table_records import RUNS, expectation, golden_records, of_table2, of_table5, store
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = ("comparison", "table2", "table5", "table3-printed", "table5-printed")

@@ -1,0 +1,1 @@
+"""Trained models in use: as an lm-eval model, generating text, and as a transformers model."""

@@ -1,0 +1,45 @@
+"""The tables of a collection, written beside its records in every form."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from harness.experiments.schema import Experiment
+from harness.files import write_atomic
+from harness.records.store import load, load_samples
+from harness.tables.comparison import comparison
+from harness.tables.forms import Table
+from harness.tables.paper import PAPER_TABLES, belongs, paper_table
+
+
+def write_table(
+    folder: Path, columns: list[str] | None, allow_mixed: bool, experiment: Experiment | None = None
+) -> str:
+    """Compare the records of a collection; writes table.md, .tex, .csv and .html beside them, returns the markdown.
+
+    Where the experiment states which table of the paper it measures, the same is written in the paper's layout as
+    table2.md and so on, and that is returned, unless `columns` are asked for or none of the table's are there.
+    Raises ValueError when nothing was collected there, or when records of a column were measured differently.
+    """
+    if not (folder / "records.parquet").is_file():
+        raise ValueError(f"{folder}: nothing collected there; run collect first")
+    frame, samples = load(folder), load_samples(folder)
+    runs = pd.DataFrame(json.loads((folder / "runs.json").read_text()))
+    expected = None if experiment is None else experiment.expectation
+    shown = write_forms(folder, "table", comparison(frame, columns, runs, samples, allow_mixed, expected))
+    which = experiment.expected.table if experiment is not None and experiment.expected is not None else None
+    if which in PAPER_TABLES and columns is None and belongs(which, frame).any():
+        shown = write_forms(folder, which, paper_table(which, frame, runs, samples, allow_mixed, expected))
+    return shown
+
+
+def write_forms(folder: Path, name: str, table: Table) -> str:
+    """Write a table as name.md, .tex, .csv and .html; returns the markdown."""
+    shown = table.markdown()
+    forms = {"md": shown, "tex": table.latex(name), "csv": table.csv(), "html": table.html()}
+    for ending, text in forms.items():
+        write_atomic(folder / f"{name}.{ending}", text.encode())
+    return shown
