@@ -843,7 +843,7 @@ def report(
 ) -> None:
     """Write one HTML page with the tables, figures, configuration and provenance of what was collected."""
     from harness.experiments.load import load_experiment
-    from harness.report import report as write
+    from harness.figures.report import report as write
     from harness.tables.collection import write_table
 
     with errors():

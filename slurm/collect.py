@@ -10,11 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from harness.curves import read_curves
 from harness.data.tokenizer import load_tokenizer
 from harness.experiments.matching import meta_model
 from harness.experiments.presets import preset
 from harness.experiments.schema import DataConfig, Experiment
+from harness.figures.learning_curves import read_curves
 from harness.files import write_atomic
 from harness.records.provenance import provenance
 from harness.records.store import Record, load, load_samples, write_records

@@ -158,12 +158,13 @@ def write_figure(folder: Path, what: str, columns: Columns = None) -> list[Path]
 
 
 def write_gates(folder: Path, lm: MixerLM, task: str, size: int) -> list[Path]:
-    """Draw the gates of a Gated DeltaNet-2 model on a prompt of `harness.gates.prompt`; writes gates.png and gates.svg.
+    """Draw the gates of a Gated DeltaNet-2 model on a prompt of `harness.figures.gate_values.prompt`; writes gates.png
+    and gates.svg.
 
     Raises ValueError for a model without such gates and a prompt that cannot be made.
     """
-    from harness.gates import gates as read_gates
-    from harness.gates import prompt
+    from harness.figures.gate_values import gates as read_gates
+    from harness.figures.gate_values import prompt
 
     text = prompt(lm.tokenizer, task, size)
     return write(gates(read_gates(lm.model, text.ids), text), folder / GATES)

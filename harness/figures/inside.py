@@ -15,7 +15,7 @@ from harness.figures.style import STYLE, panels
 if TYPE_CHECKING:  # figures of collections need no model
     from torch import Tensor
 
-    from harness.gates import Gates, Prompt
+    from harness.figures.gate_values import Gates, Prompt
 
 READABLE = 44  # tokens up to which each is written out
 KINDS = {

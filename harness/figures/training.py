@@ -23,7 +23,7 @@ COSTS = {
 
 def curves(frame: pd.DataFrame) -> Figure:
     """The training loss over tokens (mean of ten steps, nats): a panel a preset, a line a mixer, its mean over seeds
-    with a band from the lowest to the highest seed. frame: of `harness.curves.read_curves`.
+    with a band from the lowest to the highest seed. frame: of `harness.figures.learning_curves.read_curves`.
 
     Raises ValueError when no run has logged a step.
     """

@@ -1,5 +1,6 @@
 """Tables byte for byte, in all four forms. After a change that is meant, `MIXERBENCH_WRITE_GOLDENS=1 pytest
-tests/harness/tables/test_forms.py` writes the files of tests/harness/tables/golden anew; read them before you commit them."""
+tests/harness/tables/test_forms.py` writes the files of tests/harness/tables/golden anew; read them before you commit
+them."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness.curves import COLUMNS, read_curves
+from harness.figures.learning_curves import COLUMNS, read_curves
 
 
 def run(seed: int) -> SimpleNamespace:

@@ -9,7 +9,7 @@ from torch import Tensor
 from harness import figures
 from harness.data.tokenizer import load_tokenizer
 from harness.experiments.matching import matched_config
-from harness.gates import Gates, Prompt, gates, prompt
+from harness.figures.gate_values import Gates, Prompt, gates, prompt
 from harness.lm.load import untrained_lm
 from harness.model.language_model import LanguageModel, build_model
 from mixers.gdn2 import gated_delta_rule_2
