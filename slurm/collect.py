@@ -22,8 +22,9 @@ from harness.tables.collection import write_table
 from harness.training.run_folder import read_birth, read_summary
 from mixers.registry import mixer_config
 from slurm.plan import RunPlan, plan
-from slurm.state import evaluated, evaluation_key, read_status
+from slurm.state import read_status
 from suites import suite
+from suites.units import evaluated, evaluation_key
 
 BASELINE = "unigram"
 

@@ -13,7 +13,8 @@ import torch
 from slurm.jobs import in_turn, run_jobs
 from slurm.plan import RunPlan
 from slurm.snapshot import environment
-from slurm.state import TRAIN, at_work, missing, read_status, settle
+from slurm.state import at_work, read_status, settle
+from suites.units import TRAIN, missing
 
 POLL = 0.5  # seconds between two looks at the running jobs
 

@@ -13,7 +13,7 @@ from harness.experiments.expand import expand
 from harness.experiments.schema import Experiment, RunConfig
 from harness.training.batches import data_sha256, open_data
 from harness.training.metrics_log import require_tracker
-from slurm.state import fresh, missing
+from suites.units import fresh, missing
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from harness.experiments.schema import Experiment
 from harness.files import CHECKOUT
 from slurm.plan import RunPlan, plan
 from slurm.snapshot import open_submission
-from slurm.state import TRAIN, ended, evaluation_key, started, write_status
+from slurm.state import ended, started, write_status
+from suites.units import TRAIN, evaluation_key
 
 MIXERS = ["gdn2", "gated_deltanet", "kda", "mamba2", "attention"]
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from slurm.queue import Queue, ask
-from slurm.state import TRAIN, Status, events, missing, node_name, read_status, silent_end, write_status
+from slurm.state import Status, events, node_name, read_status, silent_end, write_status
+from suites.units import TRAIN, missing
 
 # What a run is called when its units are in several states: the first of these that one of them is in.
 ORDER = ("failed", "lost", "running", "requeued", "queued", "stopped", "waiting")

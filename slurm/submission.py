@@ -34,7 +34,8 @@ from slurm.plan import RunPlan
 from slurm.queue import NAME, Queue, ask
 from slurm.site import Cluster, Resources, array_limit, sbatch_parameters
 from slurm.snapshot import environment, keep_mixer_files, open_submission, snapshot
-from slurm.state import TRAIN, fresh, read_status, write_status
+from slurm.state import read_status, write_status
+from suites.units import TRAIN, fresh
 
 Stage = Literal["prepare", "train", "evaluate", "collect"]
 

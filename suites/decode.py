@@ -18,7 +18,7 @@ from harness.lm.generate import tokens_at_once
 from harness.model.language_model import LanguageModel, ModelState
 from harness.records.store import Measurement
 from harness.training.device import recipe_dtype
-from suites.throughput import Shape, different, middle, timed, unless_out_of_memory
+from suites.shared.timing import Shape, different, middle, timed, unless_out_of_memory
 
 SUITE = "decode"
 

@@ -1,7 +1,8 @@
 """Language modelling and common-sense reasoning, zero-shot: the paper's table 2, and held-out prose.
 
-Nine of the ten tasks have an offline copy of the paper's own data (`suites.offline`); WikiText has none. `heldout` is
-the word perplexity of the embedded corpus' test split, a task of ours, and so is its baseline without any context.
+Nine of the ten tasks have an offline copy of the paper's own data (`suites.shared.offline`); WikiText has none.
+`heldout` is the word perplexity of the embedded corpus' test split, a task of ours, and so is its baseline without any
+context.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from transformers import PreTrainedTokenizerBase
 
 from harness.data.corpus import documents
 from harness.records.store import Measurement
-from suites import offline
-from suites.lmeval import TASKS_ROOT, lm_settings, load_task, measurement, perplexity_measurement, run_tasks
-from suites.prefetch import Item, attempt
-from suites.requests import fingerprint
+from suites.shared import offline
+from suites.shared.items import Item, attempt
+from suites.shared.lm_requests import fingerprint
+from suites.shared.lmeval import TASKS_ROOT, lm_settings, load_task, measurement, perplexity_measurement, run_tasks
 
 SUITE = "language"
 HELDOUT = "heldout"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import suites
@@ -15,28 +14,9 @@ from harness.data.tokenizer import load_tokenizer, tokenizer_hash
 from harness.experiments.schema import Experiment
 from harness.files import cache_dir, write_atomic
 from harness.training.batches import data_sha256, open_data
+from suites.shared.items import Item, attempt
 
 MANIFEST = "prefetch.json"
-
-
-@dataclass(frozen=True)
-class Item:
-    """Something that jobs read, and its SHA-256, or the reason why it could not be had."""
-
-    name: str
-    sha256: str | None
-    reason: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.sha256 or f'missing: {self.reason}'}"
-
-
-def attempt(name: str, get: Callable[[], str]) -> Item:
-    """The item whose hash `get` returns; what it raises for data that cannot be had is the reason."""
-    try:
-        return Item(name, get())
-    except (OSError, ValueError) as error:
-        return Item(name, None, " ".join(str(error).split()))
 
 
 def prefetch(experiment: Experiment, say: Callable[[str], None] = lambda line: None) -> tuple[Path, list[Item]]:

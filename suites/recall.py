@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from harness.data.synthetic import TASKS, Words, recall_words, sample_text
 from harness.records.store import Measurement
-from suites.requests import each_once, fingerprint, measure, tokenizer_of
+from suites.shared.lm_requests import each_once, fingerprint, measure, tokenizer_of
 
 SUITE = "recall"
 

@@ -2,9 +2,10 @@
 
 Six tasks of arXiv 2407.05483 over its own data sets on the Hub: zero-shot, greedy to the end of the line, input cut to
 a window around the answer, score `contains`. And three that need no Hub, are no tasks of the paper and say so:
-`squad_passages` and `drop_passages`, questions over the passages that `suites.offline` holds, and `factbook`, SWDE's
-question on the held-out countries of the World Factbook. Where a passage can be had without its answer, the continuous
-needle score is measured too; many of DROP's answers stand nowhere in the passage, so `drop_passages` has none.
+`squad_passages` and `drop_passages`, questions over the passages that `suites.shared.offline` holds, and `factbook`,
+SWDE's question on the held-out countries of the World Factbook. Where a passage can be had without its answer, the
+continuous needle score is measured too; many of DROP's answers stand nowhere in the passage, so `drop_passages` has
+none.
 """
 
 from __future__ import annotations
@@ -22,10 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 from harness.data.corpus import factbook_fields
 from harness.records.store import Measurement
-from suites import offline
-from suites.needle import Probe, needle_measurements
-from suites.prefetch import Item, attempt
-from suites.requests import (
+from suites.shared import offline
+from suites.shared.items import Item, attempt
+from suites.shared.lm_requests import (
     check_room,
     contains,
     each_once,
@@ -36,6 +36,7 @@ from suites.requests import (
     token_count,
     tokenizer_of,
 )
+from suites.shared.needle import Probe, needle_measurements
 
 Task = Literal["swde", "fda", "squad", "nq", "triviaqa", "drop", "squad_passages", "drop_passages", "factbook"]
 Record = Mapping[str, Any]
@@ -77,7 +78,7 @@ SPECS: dict[str, Spec] = {
     "factbook": Spec("embedded corpus, test split", "text", ("line",)),
 }
 PASSAGES: dict[str, tuple[str, str]] = {"squad_passages": ("squad", "nq"), "drop_passages": ("drop", "drop")}
-"""Offline task → its data in `suites.offline`, and the task of the paper whose prompt and window it takes."""
+"""Offline task → its data in `suites.shared.offline`, and the task of the paper whose prompt and window it takes."""
 
 
 class Config(BaseModel):

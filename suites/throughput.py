@@ -5,18 +5,13 @@ gradients and the optimiser's step, all of it eager. Tokens are random and alrea
 finds the gradients' norm alone is read back, so what is left out is the making of batches and the log. Models are
 fresh: weights do not change how much is computed.
 
-As a suite it measures one model (`measure`); suites/throughput_bench.py measures those of a preset.
+As a suite it measures one model (`measure`); suites/bench/training.py measures those of a preset.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
-import math
-import statistics
-import time
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable
 
 import torch
 from pydantic import Field, PositiveInt, field_validator
@@ -25,29 +20,12 @@ from torch import Tensor, nn
 from harness.experiments.schema import Closed, TrainConfig
 from harness.model.language_model import LanguageModel
 from harness.records.store import Measurement
-from harness.training.device import MATMULS, matmul_rate, recipe_dtype, wait
+from harness.training.device import MATMULS, matmul_rate, recipe_dtype
 from harness.training.optim import build_optimizer, clip_gradients
 from harness.training.trainer import masked_loss
-
-Result = TypeVar("Result")
+from suites.shared.timing import Shape, different, middle, random_tokens, timed, unless_out_of_memory
 
 SUITE = "throughput"
-OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator")
-
-
-class Shape(Closed):
-    """batch: sequences. length: tokens of each."""
-
-    batch: PositiveInt
-    length: PositiveInt
-
-
-def different(shapes: list[Shape]) -> list[Shape]:
-    """The shapes, each once; a validator."""
-    for shape in shapes:
-        if shapes.count(shape) > 1:
-            raise ValueError(f"{shape.batch} × {shape.length} is listed twice; list each shape once")
-    return shapes
 
 
 class Config(Closed):
@@ -130,50 +108,6 @@ def time_windows(
         torch.cuda.reset_peak_memory_stats(device)
     times = [timed(step, config.steps, device) for _ in range(config.windows)]
     return times, float(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else None
-
-
-def timed(work: Callable[[], None], count: int, device: torch.device, until: float = math.inf) -> float | None:
-    """Seconds of so many calls; None where `until` came before the last of them began."""
-    wait(device)
-    started = time.perf_counter()
-    for _ in range(count):
-        if time.perf_counter() >= until:
-            return None
-        work()
-    wait(device)
-    return time.perf_counter() - started
-
-
-def middle(values: Sequence[float]) -> tuple[float, float]:
-    """Median and its standard error, √(π/2) that of the mean, as for normal values: too large where outliers are what
-    makes them differ."""
-    error = math.sqrt(math.pi / 2 / len(values)) * statistics.stdev(values)
-    return statistics.median(values), error
-
-
-def unless_out_of_memory(work: Callable[[], Result], device: torch.device) -> Result | None:
-    """What `work` returns; None where the device's memory does not suffice for it, all it took being given back."""
-    try:
-        return work()
-    except RuntimeError as error:
-        if not any(words in str(error) for words in OUT_OF_MEMORY):
-            raise
-    release(device)
-    return None
-
-
-def release(device: torch.device) -> None:
-    """Give back what a failed or finished measurement holds."""
-    gc.collect()  # a failed step leaves its graph in a cycle with the traceback
-    if device.type == "cuda":
-        with contextlib.suppress(torch.AcceleratorError):  # an error that the device stays in says so at the next use
-            torch.cuda.empty_cache()
-
-
-def random_tokens(shape: Shape, vocab_size: int, device: torch.device) -> Tensor:
-    """[B, T + 1], the same ones every time."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(vocab_size, (shape.batch, shape.length + 1), generator=generator).to(device)
 
 
 def mean_loss(model: LanguageModel, tokens: Tensor) -> Callable[[], Tensor]:

@@ -17,7 +17,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from harness.data.prepare import prepare
-from suites import offline
+from suites.shared import offline
 
 
 @pytest.fixture(scope="session")

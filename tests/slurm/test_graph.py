@@ -11,8 +11,9 @@ from harness.experiments.load import load_experiment
 from slurm.plan import RunPlan, plan
 from slurm.queue import Queue
 from slurm.site import load_cluster
-from slurm.state import TRAIN, write_status
+from slurm.state import write_status
 from slurm.submission import Work, describe, graph, to_do
+from suites.units import TRAIN
 from tests.slurm.test_submit import experiment
 
 SUITES = {"recall": {"samples": 8}, "ruler": {"lengths": [256, 512], "haystack": "corpus"}}

@@ -19,7 +19,8 @@ from harness.records.store import load
 from harness.training.run_folder import read_summary
 from harness.training.train import train
 from slurm.plan import RunPlan, plan
-from slurm.state import TRAIN, events
+from slurm.state import events
+from suites.units import TRAIN
 from tests.slurm.cluster.minislurm import MiniSlurm, running
 from tests.slurm.test_submit import ROOT, RUN, data_config, experiment
 

@@ -13,7 +13,6 @@ from slurm import after
 from slurm.queue import SILENCE, Queue
 from slurm.state import (
     MOST_FAILURES,
-    TRAIN,
     Status,
     at_work,
     ended,
@@ -26,6 +25,7 @@ from slurm.state import (
     write_status,
 )
 from slurm.status import Row, Submitted, overview, troubles
+from suites.units import TRAIN
 
 KILLED = 128 + signal.SIGKILL
 

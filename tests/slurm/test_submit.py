@@ -23,7 +23,8 @@ from harness.training.train import train
 from run import app
 from slurm.plan import plan
 from slurm.snapshot import PARTS
-from slurm.state import TRAIN, at_work, events, exclusively
+from slurm.state import at_work, events, exclusively
+from suites.units import TRAIN
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = [sys.executable, str(ROOT / "run.py")]

@@ -8,7 +8,7 @@ from harness.experiments.schema import TrainConfig
 from harness.model.language_model import LanguageModel, build_model
 from suites import decode, suite_config
 from suites.decode import Config, measure
-from suites.throughput import Shape
+from suites.shared.timing import Shape
 
 TINY = Config(shapes=[Shape(batch=1, length=16), Shape(batch=2, length=48)], new_tokens=2, windows=2)
 

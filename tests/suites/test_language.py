@@ -18,9 +18,10 @@ from harness.files import cache_dir
 from harness.lm.mixer_lm import MixerLM
 from harness.model.language_model import ModelConfig, build_model
 from harness.records.published import printed_values
-from suites import language, offline
+from suites import language
 from suites.language import AVERAGED, SPECS, Config
-from suites.lmeval import TASKS_ROOT, load_task
+from suites.shared import offline
+from suites.shared.lmeval import TASKS_ROOT, load_task
 
 LIMIT = 5
 OFFLINE_TASKS = [task for task in SPECS if task != "wikitext"]

@@ -11,8 +11,10 @@ from harness.data.tokenizer import load_tokenizer, tokenizer_hash
 from harness.experiments.load import load_experiment
 from harness.files import file_sha256
 from run import app
-from suites import language, offline, ruler
-from suites.prefetch import attempt, prefetch
+from suites import language, ruler
+from suites.prefetch import prefetch
+from suites.shared import offline
+from suites.shared.items import attempt
 
 cli = CliRunner()
 RULER = {"tasks": ["s_niah_2", "vt"], "lengths": [1024], "samples": 3, "haystack": "corpus", "steps": "unit"}

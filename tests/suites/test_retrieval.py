@@ -10,9 +10,10 @@ from pydantic import ValidationError
 from harness.data.tokenizer import load_tokenizer
 from harness.lm.mixer_lm import MixerLM
 from harness.model.language_model import ModelConfig, build_model
-from suites import offline, retrieval
-from suites.requests import fingerprint
+from suites import retrieval
 from suites.retrieval import STAND_INS, SUMMARY, bounds, build_prompt, earliest, usable, window, without_sentences
+from suites.shared import offline
+from suites.shared.lm_requests import fingerprint
 from tests.suites.retriever import KNOWN, UNKNOWN, SearchingLM, tokenizer
 
 LIMIT = 2048

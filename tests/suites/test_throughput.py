@@ -20,7 +20,8 @@ from run import app
 from slurm.plan import plan
 from slurm.submission import Work, cost_of, graph
 from suites import FRESH, suite, suite_config, throughput
-from suites.throughput import Config, Shape, measure
+from suites.shared.timing import Shape
+from suites.throughput import Config, measure
 
 cli = CliRunner()
 TINY = Config(shapes=[Shape(batch=2, length=16), Shape(batch=1, length=16)], steps=1, windows=2, warm_up=1)

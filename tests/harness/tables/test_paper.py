@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness import table_speed
 from harness.experiments.load import load_experiment
 from harness.records import stats
 from harness.records.published import published, task_sizes
 from harness.records.significance import printed_gap
 from harness.tables.comparison import comparison
 from harness.tables.paper import PAPER_TABLES, averaged, paper_table, printed_columns, printed_table
+from suites.bench import tables as table_speed
 from tests.harness.tables.table_records import TOKENS, expectation, of_table2, of_table5, record, run_row, store
 
 

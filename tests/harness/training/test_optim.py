@@ -10,9 +10,9 @@ from torch import nn
 from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 from typer.testing import CliRunner
 
-from harness import optim_speed
 from harness.training.optim import clip_gradients
 from run import app
+from suites.bench import optimizer as optim_speed
 
 cli = CliRunner()
 

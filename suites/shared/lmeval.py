@@ -28,7 +28,7 @@ from lm_eval.api.task import Task
 
 from harness.records import stats
 from harness.records.store import Measurement
-from suites.requests import fingerprint, measure
+from suites.shared.lm_requests import fingerprint, measure
 
 TASKS_ROOT = Path(lm_eval.tasks.__file__).parent
 """Where lm-eval's own YAML files lie."""

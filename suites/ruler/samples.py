@@ -16,9 +16,8 @@ from random import Random
 from typing import Any, Literal
 
 from harness.files import write_atomic
-from suites.haystack import Passages, passages
-from suites.requests import encode, token_count
-from suites.ruler_tasks import (
+from suites.ruler.haystack import Passages, passages
+from suites.ruler.tasks import (
     COMMON,
     FEWEST_CODED,
     FEWEST_WORDS,
@@ -35,6 +34,7 @@ from suites.ruler_tasks import (
     question,
     variable_tracking,
 )
+from suites.shared.lm_requests import encode, token_count
 
 Steps = Literal["lm_eval", "unit"]
 Progress = Callable[[str], None]
@@ -80,7 +80,7 @@ def prompts(
 ) -> list[Sample]:
     """`n` samples whose prompt and `max_new_tokens` (None: RULER's own number) fit in `length` tokens.
 
-    source: of the essays or passages; see `suites.haystack`. As in RULER, the size of the context is found on one
+    source: of the essays or passages; see `suites.ruler.haystack`. As in RULER, the size of the context is found on one
     draw, and a sample that turns out longer is shortened step by step. Raises ValueError when the smallest context
     does not fit, or an answer not in `max_new_tokens`; of qa, questions for which that is so are passed over, and it
     is an error when fewer than `n` are left.

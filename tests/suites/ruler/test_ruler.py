@@ -18,10 +18,11 @@ from pydantic import ValidationError
 
 import harness.records.published as published_numbers
 from harness.records.published import column_name, printed_values, published
-from suites import ruler, ruler_tasks
-from suites.haystack import NOISE, STAND_IN, essay_sentences, essay_words, sentences
-from suites.requests import contains, fingerprint, token_count
-from suites.ruler_samples import prompts
+from suites import ruler
+from suites.ruler import tasks as ruler_tasks
+from suites.ruler.haystack import NOISE, STAND_IN, essay_sentences, essay_words, sentences
+from suites.ruler.samples import prompts
+from suites.shared.lm_requests import contains, fingerprint, token_count
 from tests.suites.retriever import KNOWN, UNKNOWN, SearchingLM, tokenizer
 
 SHORT = {"max_new_tokens": 48, "source": "corpus", "steps": "unit"}
@@ -182,7 +183,7 @@ def test_samples_depend_on_neither_order_nor_number_nor_process(tok):
     assert {task: digest(drawn(tok, task, n=8)) for task in reversed(TASKS)} == wanted
     assert digest(drawn(tok, "mk_niah_1", n=12)[:8]) == wanted["mk_niah_1"]
     script = (
-        "import json; from suites import ruler; from tests.suites.test_ruler import *; t = tokenizer();"
+        "import json; from suites import ruler; from tests.suites.ruler.test_ruler import *; t = tokenizer();"
         "print(json.dumps({task: digest(drawn(t, task, n=8)) for task in TASKS}))"
     )
     root = Path(__file__).parents[2]

@@ -23,7 +23,7 @@ from harness.lm.export import to_llama, with_bos
 from harness.lm.mixer_lm import ENOUGH, MixerLM
 from harness.model.language_model import LanguageModel, build_model
 from suites import language, ruler
-from suites.lmeval import contained
+from suites.shared.lmeval import contained
 
 Row = dict[str, Any]
 

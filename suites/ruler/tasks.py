@@ -18,8 +18,8 @@ from random import Random
 from typing import Any, Literal
 
 from harness.data.synthetic import NEEDLE, PREFIX, QUESTION
-from suites.haystack import NOISE, Passages, essay_sentences
-from suites.requests import token_count
+from suites.ruler.haystack import NOISE, Passages, essay_sentences
+from suites.shared.lm_requests import token_count
 
 Parts = tuple[str, str | None, tuple[str, ...], str]
 """A sample's prompt, without, answers and continuation."""

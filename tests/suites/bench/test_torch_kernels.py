@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from suites.kernels import FLA, OURS, render, run
+from suites.bench.torch_kernels import FLA, OURS, render, run
 
 
 @pytest.fixture(scope="module")

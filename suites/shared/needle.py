@@ -14,7 +14,7 @@ from typing import Any
 from lm_eval.api.model import LM
 
 from harness.records.store import Measurement
-from suites.requests import log_likelihoods, measure
+from suites.shared.lm_requests import log_likelihoods, measure
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ import torch
 
 from harness.data.tokenizer import load_tokenizer
 from harness.lm.mixer_lm import MixerLM
-from suites import language, lm_speed
-from suites.lmeval import run_tasks
+from suites import language
+from suites.bench import lm as lm_speed
+from suites.shared.lmeval import run_tasks
 
 
 def test_the_benchmark_times_both_on_answers_that_agree(offline_data: Path) -> None:

@@ -40,7 +40,7 @@ def test_what_spills_or_is_too_large_does_not_fit() -> None:
 
 def test_a_configuration_that_does_not_fit_fails_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     import run
-    from suites import static_kernels
+    from suites.bench import static_kernels
 
     row = {
         "shape": "paper", "kernel": "scan_forward", "capability": 80, "configuration": {"BV": 64, "num_warps": 4},

@@ -18,11 +18,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from suites import haystack, ruler, ruler_samples
-from suites import ruler_tasks as tasks
-from suites.haystack import COPY, COPY_STAND_IN, HUB, NOISE, Unreachable, essay_words
-from suites.ruler_samples import prompts
-from suites.ruler_tasks import SPECS
+from suites import ruler
+from suites.ruler import haystack
+from suites.ruler import samples as ruler_samples
+from suites.ruler import tasks as tasks
+from suites.ruler.haystack import COPY, COPY_STAND_IN, HUB, NOISE, Unreachable, essay_words
+from suites.ruler.samples import prompts
+from suites.ruler.tasks import SPECS
 from tests.suites.retriever import KNOWN, UNKNOWN, SearchingLM, tokenizer
 
 TASKS = list(SPECS)
@@ -326,7 +328,7 @@ def test_samples_depend_on_neither_order_nor_number_nor_process(tok, data):
     assert {task: digest(drawn(tok, task, n=7)[:4]) for task in TASKS} == wanted
     assert all(digest(drawn(tok, task, n=4, seed=1)) != wanted[task] for task in TASKS)
     script = (
-        "import json; from tests.suites.test_ruler_tasks import *; t = tokenizer();"
+        "import json; from tests.suites.ruler.test_tasks import *; t = tokenizer();"
         "print(json.dumps({task: digest(drawn(t, task, n=4)) for task in GENERATED}))"
     )
     root = Path(__file__).parents[2]

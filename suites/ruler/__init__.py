@@ -1,7 +1,7 @@
 """RULER's thirteen tasks, with the continuous needle score beside the accuracy.
 
 The paper's are S-NIAH-1/2/3 and MK-NIAH-1. Samples are made once for a tokenizer, task, length, seed and options, and
-kept with their hash under the project's cache (`suites.ruler_samples`); what they say is in `suites.ruler_tasks`.
+kept with their hash under the project's cache (`suites.ruler.samples`); what they say is in `suites.ruler.tasks`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 from harness.data.tokenizer import tokenizer_hash
 from harness.files import cache_dir, file_sha256
 from harness.records.store import Measurement
-from suites.haystack import COPY, COPY_STAND_IN, HUB, STAND_IN, Source, Unreachable
-from suites.needle import Probe, needle_measurements
-from suites.prefetch import Item, attempt
-from suites.requests import check_room, contains, each_once, fingerprint, generate, measure, tokenizer_of
-from suites.ruler_samples import Progress, Steps, prompts, read_samples, write_samples
-from suites.ruler_tasks import SPECS, VERSION, Sample
+from suites.ruler.haystack import COPY, COPY_STAND_IN, HUB, STAND_IN, Source, Unreachable
+from suites.ruler.samples import Progress, Steps, prompts, read_samples, write_samples
+from suites.ruler.tasks import SPECS, VERSION, Sample
+from suites.shared.items import Item, attempt
+from suites.shared.lm_requests import check_room, contains, each_once, fingerprint, generate, measure, tokenizer_of
+from suites.shared.needle import Probe, needle_measurements
 
 Task = Literal[
     "s_niah_1",

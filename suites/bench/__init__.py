@@ -1,0 +1,1 @@
+"""Benchmarks: our kernels, models, loader and tables beside what a user would pick instead."""
