@@ -19,8 +19,9 @@ from harness.data.shards import INDEX
 from harness.data.tokenise import JOBS, Work
 from harness.data.workers import do_parts
 from harness.files import write_atomic
+from slurm.probe import array_limit, problems
+from slurm.profile import Cluster, load_cluster, sbatch_parameters
 from slurm.queue import NAME, Queue, ask
-from slurm.site import Cluster, array_limit, sbatch_parameters
 from slurm.snapshot import environment, snapshot
 from slurm.submission import enqueue, submitting
 
@@ -115,3 +116,18 @@ def _put(jobs: Sequence[PartsJob], dependency: str | None, cluster: Cluster, fol
         **parameters | {"comment": folder.name, "setup": [*exports, *parameters.get("setup", [])]}
     )
     return enqueue(executor, jobs, folder.name)
+
+
+def preparing_profile(cluster: str | None, jobs: int) -> Cluster | None:
+    """The checked profile of the cluster that is to prepare data; None for this machine. Raises ValueError naming the
+    option at fault."""
+    if jobs < 1 or (cluster is None and jobs != 1):
+        raise ValueError(f"--jobs: {jobs} jobs cannot be; give at least 1, with --cluster SITE")
+    if cluster is None:
+        return None
+    if cluster in ("local", "debug"):
+        raise ValueError(f"--cluster: {cluster} is this machine, whose CPUs `--processes` takes; leave it out")
+    profile = load_cluster(cluster)
+    if wrong := problems(profile):
+        raise ValueError("; ".join(wrong))
+    return profile

@@ -17,22 +17,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd
 import submitit
-import torch
 
-from harness.experiments.schema import Experiment, RunConfig
+from harness.experiments.schema import Experiment
 from harness.files import write_atomic
-from harness.records.provenance import device_name
-from harness.records.store import load
-from harness.training.device import ceiling, recipe_dtype, this_device
 from harness.training.distributed import Sharding
-from harness.training.estimate import estimate
 from harness.training.trainer import pieces
+from slurm.cost import _speeds, cost_of
 from slurm.jobs import CollectJob, Job, PrepareJob, run_jobs
 from slurm.plan import RunPlan
+from slurm.probe import array_limit
+from slurm.profile import Cluster, Resources, sbatch_parameters
 from slurm.queue import NAME, Queue, ask
-from slurm.site import Cluster, Resources, array_limit, sbatch_parameters
 from slurm.snapshot import environment, keep_mixer_files, open_submission, snapshot
 from slurm.state import read_status, write_status
 from suites.units import TRAIN, fresh
@@ -193,7 +189,7 @@ def _put(array: Array, ids: dict[str, str], cluster: Cluster, folder: Path, code
     # A signal to the job reaches the batch shell as well: with a trap it waits for its step and settles the end.
     setup = ["trap 'terminated=1' TERM", *(f"export {k}={shlex.quote(v)}" for k, v in variables.items())]
     step = [] if not cluster.srun_args else ["srun", "--nodes=1", "--ntasks=1", *cluster.srun_args]
-    settle = [*map(shlex.quote, step), python, "-m", "slurm.after", shlex.quote(str(listed))]
+    settle = [*map(shlex.quote, step), python, "-m", "slurm.batch_end", shlex.quote(str(listed))]
     teardown = [
         "code=$?",
         f'if [ $code -ne 0 ] && {" ".join(settle)} "${{SLURM_ARRAY_TASK_ID:-0}}" $code ${{terminated:-0}}; then',
@@ -251,61 +247,6 @@ def describe(experiment: Experiment, plans: Sequence[RunPlan], cluster: Cluster,
     speeds = _speeds(runs_root)
     cost = cost_of(trained, cluster.tflops, cluster.utilisation, speeds, cluster.device, processes, cluster.sharding)
     return "\n".join([*lines, cost])
-
-
-def cost_here(plans: Sequence[RunPlan], runs_root: Path) -> str:
-    """What training takes that is left of these runs, on this machine, in words. Where nothing was measured, hours are
-    those at the share of a profile's default of what matrix products reach on its GPU; on a CPU they are not known."""
-    trained = [plan.config for plan in plans if TRAIN in plan.missing]
-    device, tflops = this_device(), None
-    if device.type == "cuda" and trained:
-        dtype = recipe_dtype(trained[0].train, device)
-        tflops = ceiling(device, dtype, torch.get_num_threads()) / 1e12
-    share = Cluster.model_fields["utilisation"].default
-    return cost_of(trained, tflops, share, _speeds(runs_root), device_name(device))
-
-
-def _speeds(runs_root: Path) -> pd.DataFrame:
-    """Records of throughput that runs have left."""
-    return load(sorted(runs_root.glob("*/records/throughput.jsonl")))
-
-
-def cost_of(
-    runs: Sequence[RunConfig],
-    tflops: float | None,
-    utilisation: float,
-    speeds: pd.DataFrame,
-    device: str | None,
-    processes: int = 1,
-    sharding: Sharding = "ddp",
-) -> str:
-    """What training these runs takes, by so many processes each, in words: estimated from tokens a second where
-    `speeds`, records of the suite `throughput`, has them of these models on this device, else from the FLOPs of their
-    mixers."""
-    if not runs:
-        return "nothing to train"
-    estimates = [estimate(run, tflops or 1.0, utilisation, speeds, device, processes, sharding) for run in runs]
-    flops, disk = sum(e.training_flops for e in estimates), sum(e.disk_bytes for e in estimates)
-    memory = max(e.memory_bytes for e in estimates)
-    held = "one process" if processes == 1 else f"each of {processes} processes ({sharding})"
-    line = (
-        f"training: {len(runs)} runs, {flops:.3g} FLOPs, {_gb(disk)} of disk, {_gb(memory)} of memory for "
-        f"weights, gradients and optimiser of {held}, activations not counted"
-    )
-    measured = sum(e.measured for e in estimates)
-    if tflops is None and measured < len(runs):
-        return f"{line}; GPU hours unknown: set `tflops` in a site's profile, or measure with the suite `throughput`"
-    hours = sum(e.device_hours for e in estimates)
-    bases = [f"{measured} runs at the speed measured on {device}"] if measured else []
-    if measured < len(runs):
-        others = f"{len(runs) - measured} runs " if measured else ""
-        bases.append(f"{others}at {utilisation:.0%} of {tflops:,.0f} TFLOP/s (from the FLOPs, not measured)")
-    return f"{line}; {hours:,.1f} GPU hours, {' and '.join(bases)}, without evaluation"
-
-
-def _gb(size: int) -> str:
-    gb = size / 1e9
-    return f"{gb:,.1f} GB" if gb >= 1 else f"{gb:.2g} GB"
 
 
 def _resources(cluster: Cluster, array: Array) -> Resources:

@@ -7,7 +7,9 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-ROOT = Path(__file__).resolve().parents[1]
+from harness.files import CHECKOUT
+
+ROOT = CHECKOUT
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MEBIBYTE = 2**20
 

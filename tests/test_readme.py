@@ -7,7 +7,9 @@ from pathlib import Path
 
 import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
+from harness.files import CHECKOUT
+
+ROOT = CHECKOUT
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

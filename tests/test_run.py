@@ -12,12 +12,13 @@ import yaml
 from typer.testing import CliRunner
 
 from harness.data.tokenizer import load_tokenizer
+from harness.files import CHECKOUT
 from harness.lm.export import to_llama
 from harness.training import checkpoint
 from harness.training.run_folder import load_trained, read_summary
 from run import app
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = CHECKOUT
 cli = CliRunner()
 
 

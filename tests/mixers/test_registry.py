@@ -12,13 +12,14 @@ import yaml
 from typer.testing import CliRunner
 
 from harness.experiments.load import load_experiment
+from harness.files import CHECKOUT
 from harness.training.run_folder import read_config, read_summary
 from mixers import build_mixer, register_mixer, registry
 from mixers.interface import Mixer
 from run import app
 from slurm.plan import plan
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = CHECKOUT
 cli = CliRunner()
 
 RUNNING_MEAN = """

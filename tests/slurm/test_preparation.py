@@ -14,7 +14,7 @@ from harness.data import corpus
 from harness.data.prepare import plan, prepare, work_folder
 from harness.data.tokenise import Work
 from slurm.preparation import submit
-from slurm.site import load_cluster
+from slurm.profile import load_cluster
 from tests.slurm.cluster.minislurm import MiniSlurm
 from tests.slurm.test_slurm import TINY, Site
 

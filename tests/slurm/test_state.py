@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm import after
+from slurm import batch_end as after
 from slurm.queue import SILENCE, Queue
 from slurm.state import (
     MOST_FAILURES,
@@ -133,7 +133,7 @@ def test_the_end_of_a_batch_script_asks_without_torch(tmp_path: Path) -> None:
     started(tmp_path, TRAIN, "log")
     listed = tmp_path / "train-0.json"
     listed.write_text(json.dumps([["elsewhere", TRAIN], [str(tmp_path), TRAIN]]))
-    code = "import sys, slurm.after; print(slurm.after.main(*sys.argv[1:]), 'torch' in sys.modules)"
+    code = "import sys, slurm.batch_end; print(slurm.batch_end.main(*sys.argv[1:]), 'torch' in sys.modules)"
     out = subprocess.run(
         [sys.executable, "-c", code, str(listed), "1", str(KILLED), "0"], capture_output=True, text=True, check=True
     )

@@ -16,7 +16,7 @@ import yaml
 from typer.testing import CliRunner
 
 from harness.experiments.load import load_experiment
-from harness.files import cache_dir
+from harness.files import CHECKOUT, cache_dir
 from harness.records.store import load
 from harness.training.run_folder import read_summary
 from harness.training.train import train
@@ -26,7 +26,7 @@ from slurm.snapshot import PARTS
 from slurm.state import at_work, events, exclusively
 from suites.units import TRAIN
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = CHECKOUT
 RUN = [sys.executable, str(ROOT / "run.py")]
 cli = CliRunner()
 

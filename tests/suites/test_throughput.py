@@ -17,8 +17,9 @@ from harness.model.language_model import LanguageModel, build_model
 from harness.records.published import published
 from harness.records.store import Measurement, load
 from run import app
+from slurm.cost import cost_of
 from slurm.plan import plan
-from slurm.submission import Work, cost_of, graph
+from slurm.submission import Work, graph
 from suites import FRESH, suite, suite_config, throughput
 from suites.shared.timing import Shape
 from suites.throughput import Config, measure

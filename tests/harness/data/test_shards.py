@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from harness.data.order import permute, sample_order
 from harness.data.prepare import prepare
 from harness.data.shards import TokenData, TokenStream
 from harness.data.tokenizer import load_tokenizer, tokenizer_hash
-from harness.files import cache_dir
+from harness.files import CHECKOUT, cache_dir
 
 WORDS = ["the", "king", "and", "queen", "went", "down", "to", "sea", "in", "great", "ships", "with", "1234567", "men"]
 
@@ -214,7 +213,7 @@ def test_the_cache_is_where_the_environment_says_else_in_the_checkout_wherever_o
     assert cache_dir() == tmp_path / "elsewhere"
     monkeypatch.delenv("MIXERBENCH_CACHE")
     monkeypatch.chdir(tmp_path)
-    assert cache_dir() == Path(__file__).resolve().parents[2] / ".cache"
+    assert cache_dir() == CHECKOUT / ".cache"
 
 
 def test_importing_the_module_loads_no_hub_library():

@@ -33,10 +33,11 @@ from harness.data.sources import documents, open_source
 from harness.data.tokenise import Work
 from harness.data.tokenizer import load_tokenizer
 from harness.data.workers import do_parts
+from harness.files import CHECKOUT
 from run import app
 from tests.harness.data.hub import COMMIT, served
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = CHECKOUT
 THIRDS = {"validation_fraction": 0.2, "test_fraction": 0.1}
 PARTS = 20_000  # bytes of a part, in most of these tests
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
+from harness.files import CHECKOUT
 from run import app
 
-DEMO = Path(__file__).resolve().parents[2] / "results" / "demo"
+DEMO = CHECKOUT / "results" / "demo"
 cli = CliRunner()
 
 

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from harness.data.tokenizer import load_tokenizer
 from harness.experiments.schema import DataConfig, RunConfig, TrainConfig
+from harness.files import CHECKOUT
 from harness.lm.export import export
 from harness.lm.generate import generate
 from harness.lm.load import load_lm
@@ -36,7 +37,7 @@ from mixers.registry import MixerFile, file_of, load_file
 from run import app
 from tests.mixers.interpreter import upstream_kernels
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = CHECKOUT
 MIXERS = [name for name in SMALL if name != "attention"]
 NAMES = [*(f"{mixer}-{layout}" for mixer in MIXERS for layout in ("recurrent", "hybrid")), "attention-attention"]
 # fp32 rounding of the same sums in another order: of logits that are about 1 in size.

@@ -21,6 +21,7 @@ import torch
 from test_train import TINY, after, run_config
 
 from harness.experiments.schema import RunConfig
+from harness.files import CHECKOUT
 from harness.model.language_model import build_model
 from harness.training import checkpoint
 from harness.training.batches import pieces, step_rows
@@ -30,7 +31,7 @@ from harness.training.run_folder import Summary, load_trained
 from harness.training.train import train
 from harness.training.trainer import MaskedLoss, Trainer
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = CHECKOUT
 STEPS = 6  # four of the first mixture, two of the second
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from harness.files import CHECKOUT
 from mixers.gdn2.kernels.launch import SHARED_MEMORY, Resources
+from run import app
 
-ROOT = Path(__file__).parents[2]
+ROOT = CHECKOUT
 
 
 def test_all_configurations_fit_all_gpus_without_spills(tmp_path: Path) -> None:
@@ -39,7 +41,6 @@ def test_what_spills_or_is_too_large_does_not_fit() -> None:
 
 
 def test_a_configuration_that_does_not_fit_fails_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    import run
     from suites.bench import static_kernels
 
     row = {
@@ -48,7 +49,7 @@ def test_a_configuration_that_does_not_fit_fails_the_command(monkeypatch: pytest
         "matrix_instructions": {"mma.sync": 2}, "fits": False,
     }  # fmt: skip
     monkeypatch.setattr(static_kernels, "run", lambda *arguments: [row | {"fits": True, "spilled": 0}, row])
-    result = CliRunner().invoke(run.app, ["bench", "kernels", "--static"])
+    result = CliRunner().invoke(app, ["bench", "kernels", "--static"])
     assert result.exit_code == 1
     assert "error: 1 of 2 configurations spill or do not fit" in result.output
     assert result.output.count("DOES NOT FIT") == 1
@@ -63,8 +64,7 @@ def test_a_configuration_that_does_not_fit_fails_the_command(monkeypatch: pytest
     ],
 )
 def test_unknown_shapes_and_gpus_are_refused(arguments: list[str], message: str) -> None:
-    import run
 
-    result = CliRunner().invoke(run.app, ["bench", "kernels", "--static", *arguments])
+    result = CliRunner().invoke(app, ["bench", "kernels", "--static", *arguments])
     assert result.exit_code == 2
     assert message in result.output

@@ -17,6 +17,7 @@ import torch
 from pydantic import ValidationError
 
 import harness.records.published as published_numbers
+from harness.files import CHECKOUT
 from harness.records.published import column_name, printed_values, published
 from suites import ruler
 from suites.ruler import tasks as ruler_tasks
@@ -186,7 +187,7 @@ def test_samples_depend_on_neither_order_nor_number_nor_process(tok):
         "import json; from suites import ruler; from tests.suites.ruler.test_ruler import *; t = tokenizer();"
         "print(json.dumps({task: digest(drawn(t, task, n=8)) for task in TASKS}))"
     )
-    root = Path(__file__).parents[2]
+    root = CHECKOUT
     other = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
     assert json.loads(other.stdout) == wanted
 

@@ -1,4 +1,4 @@
-"""The end of a batch script whose job did not finish: `python -m slurm.after ARRAY INDEX CODE TERMINATED`.
+"""The end of a batch script whose job did not finish: `python -m slurm.batch_end ARRAY INDEX CODE TERMINATED`.
 
 Exits with 0 if the job is to be started again, which the script then asks of Slurm, and with 1 if not.
 """

@@ -9,8 +9,8 @@ import suites
 from harness.experiments.expand import expand
 from harness.experiments.load import load_experiment
 from slurm.plan import RunPlan, plan
+from slurm.profile import load_cluster
 from slurm.queue import Queue
-from slurm.site import load_cluster
 from slurm.state import write_status
 from slurm.submission import Work, describe, graph, to_do
 from suites.units import TRAIN

@@ -9,22 +9,18 @@ import submitit
 import yaml
 from submitit.slurm.slurm import _make_sbatch_string
 
-from slurm.queue import ask
-from slurm.site import (
-    CLUSTERS,
-    Cluster,
+from slurm.probe import (
     Node,
-    Resources,
     array_limit,
-    load_cluster,
     parse_config,
     parse_minutes,
     parse_nodes,
     parse_partitions,
     problems,
-    sbatch_parameters,
     stage_problems,
 )
+from slurm.profile import CLUSTERS, Cluster, Resources, load_cluster, sbatch_parameters
+from slurm.queue import ask
 from tests.slurm.cluster.minislurm import MiniSlurm
 
 

@@ -1,0 +1,77 @@
+"""The command line's frame: its apps, the options that commands share, and how they print results and errors.
+
+Every command parses, calls one function and prints. The commands stand with their floor, in `commands.py` of harness,
+suites and slurm; run.py puts them together.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="mixerbench",
+    help="Compare recurrent token mixers on equal terms.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="Training data and evaluation data.", no_args_is_help=True, rich_markup_mode=None)
+bench_app = typer.Typer(help="Benchmarks.", no_args_is_help=True, rich_markup_mode=None)
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a field of the experiment: a.b=value.")]
+MixerFiles = Annotated[list[Path] | None, typer.Option("--mixer-file", help="A Python file that registers mixers.")]
+RunsRoot = Annotated[Path, typer.Option("--runs", help="Where runs live.")]
+Experiment = Annotated[str, typer.Argument(help="An experiment file, or the name of one.")]
+Scale = Annotated[str | None, typer.Option("--scale", help="One of the experiment's other scales.")]
+Collection = Annotated[Path | None, typer.Option("--out", help="Where collect wrote; what is made goes there.")]
+RUNS = Path("runs")
+
+app.add_typer(data_app, name="data")
+app.add_typer(bench_app, name="bench")
+
+
+@contextmanager
+def errors() -> Iterator[None]:
+    """Exit code 2 for wrong use and 1 for failure, each with one line that names what to change."""
+    try:
+        yield
+    except ValueError as error:
+        fail(error, 2)
+    except (OSError, RuntimeError) as error:
+        fail(error, 1)
+    except Exception as error:
+        fail(RuntimeError(f"{type(error).__name__}: {error}"), 1)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command continues", err=True)
+        raise typer.Exit(1) from None
+
+
+def fail(error: Exception, code: int) -> None:
+    """Print an error as one line and exit."""
+    typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+    raise typer.Exit(code) from None
+
+
+def print_result(value: Any, as_json: bool, text: str) -> None:
+    """Print `value` as JSON, or else `text`."""
+    typer.echo(json.dumps(value, indent=1, default=str) if as_json else text)
+
+
+def this_command() -> str:
+    """The command line of this process, for provenance."""
+    return shlex.join(["python", *sys.argv])
+
+
+def load_mixers(files: list[Path] | None) -> list[str]:
+    """Register the mixers of `--mixer-file`; returns their names."""
+    from mixers.registry import load_file
+
+    return [name for file in files or [] for name in load_file(file)]

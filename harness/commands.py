@@ -1,0 +1,225 @@
+"""Commands on models and results: params, check, generate, export, table, figure, report."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.command_line import (
+    RUNS,
+    AsJson,
+    Collection,
+    Experiment,
+    MixerFiles,
+    RunsRoot,
+    Scale,
+    app,
+    errors,
+    load_mixers,
+    print_result,
+)
+
+
+@app.command()
+def params(
+    preset: Annotated[str, typer.Option(help="A scale; see `list`.")],
+    length: Annotated[
+        int | None, typer.Option(help="Tokens a sequence, for FLOPs; the preset's context by default.")
+    ] = None,
+    mixer_file: MixerFiles = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show every mixer's matched model at a scale: parameters, state, FLOPs, widths."""
+    from harness.experiments.matching import parameter_table
+
+    with errors():
+        if length is not None and length < 1:
+            raise ValueError(f"--length: {length} is no length; give at least 1 token")
+        own = load_mixers(mixer_file)  # first: a file may give its mixers a geometry in PRESETS
+        rows = parameter_table(preset, length)
+        lacking = sorted(set(own) - {row["mixer"] for row in rows})
+        reason = f"PRESETS[{preset!r}].mixers has no options for it; add them in its file, or use an experiment"
+        rows += [{"mixer": name, "layout": "recurrent", "refused": reason} for name in lacking]
+    header = (
+        f"{'mixer':16}{'layout':12}{'non-embedding':>15}{'embedding':>13}{'state/layer':>13}{'FLOPs/token':>13}  MLP"
+    )
+    lines = [
+        f"{r['mixer']:16}{r['layout']:12}{r['non_embedding_params']:15,}{r['embedding_params']:13,}"
+        f"{r['state_floats_per_layer']:13,}{r['flops_per_token']:13.3g}  "
+        + " ".join(f"{w}×{r['mlp_widths'].count(w)}" for w in sorted(set(r["mlp_widths"])))
+        if "refused" not in r
+        else f"{r['mixer']:16}{r['layout']:12}refused: {r['refused']}"
+        for r in rows
+    ]
+    print_result(rows, as_json, "\n".join([header, *lines]))
+
+
+@app.command()
+def check(
+    mixer: Annotated[str, typer.Argument(help="The mixer; see `list`.")],
+    backend: Annotated[str, typer.Option(help="What computes bf16 activations; see `doctor`.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda where there is one by default.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Take the mixer's geometry from this scale; see `list`.")] = None,
+    options: Annotated[list[str] | None, typer.Option("--set", help="An option of the mixer: a=value.")] = None,
+    d_model: Annotated[int | None, typer.Option(help="The width; by default the preset's, else 64.")] = None,
+    long_tokens: Annotated[int, typer.Option(help="Length of the longest input.")] = 65536,
+    seed: Annotated[int, typer.Option(help="Of weights and inputs.")] = 0,
+    mixer_file: MixerFiles = None,
+    as_json: AsJson = False,
+) -> None:
+    """Try a mixer on everything that the interface promises; exit code 1 if it breaks one promise."""
+    import torch
+
+    from harness.experiments.load import parse_value
+    from harness.experiments.presets import preset as scale
+    from harness.records.provenance import provenance
+    from mixers import build_mixer
+    from mixers.conformance import HEADER, SMALL, Finding, conform, counts, row
+
+    with errors():
+        load_mixers(mixer_file)
+        pairs = [option.partition("=") for option in options or []]
+        given = scale(preset).mixers.get(mixer, {}) if preset else SMALL.get(mixer, {})
+        given = given | {key: parse_value(value, f"{key}={value}") for key, _, value in pairs}
+        width = d_model or (scale(preset).d_model if preset else 64)
+        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if place.partition(":")[0] not in ("cpu", "cuda") or (place != "cpu" and not torch.cuda.is_available()):
+            raise ValueError(f"--device: {place!r} is not on this machine; take cpu, or cuda where there is one")
+        head = [f"{mixer} at width {width}, {given}, on {place}", HEADER]  # above the first row, not above an error
+
+        def show(finding: Finding) -> None:
+            typer.echo("\n".join([*head, row(finding)]))
+            head.clear()
+
+        findings = conform(
+            lambda: build_mixer(mixer, width, given),
+            device=place,
+            backend=backend,
+            seed=seed,
+            long_tokens=long_tokens,
+            progress=None if as_json else show,
+        )
+    report = {"mixer": mixer, "d_model": width, "options": given, "seed": seed, "long_tokens": long_tokens}
+    report["findings"] = [asdict(finding) for finding in findings]
+    report["provenance"] = asdict(provenance("", place, torch.bfloat16, backend))
+    print_result(report, as_json, counts(findings))
+    if any(finding.status == "fail" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def generate(
+    run: Annotated[Path, typer.Option(help="The folder of a trained run.")],
+    prompt: Annotated[str, typer.Argument(help="The text to continue.")],
+    max_new_tokens: Annotated[int, typer.Option(help="How many tokens.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+) -> None:
+    """Continue a text with a trained run, decoding from its recurrent state."""
+    from harness.lm.generate import generate_text
+    from harness.lm.load import load_lm
+
+    with errors():
+        lm = load_lm(run)
+        typer.echo(generate_text(lm.model, lm.tokenizer, prompt, max_new_tokens, temperature=temperature, seed=seed))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Option(help="The folder of a trained run.")],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+) -> None:
+    """Write a trained run as a folder that transformers' AutoModelForCausalLM and AutoTokenizer load."""
+    from harness.lm.export import export as write
+
+    with errors():
+        typer.echo(write(run, out))
+
+
+@app.command()
+def table(
+    experiment: Experiment,
+    out: Collection = None,
+    columns: Annotated[str | None, typer.Option(help="Only these columns, separated by commas.")] = None,
+    allow_mixed: Annotated[bool, typer.Option("--allow-mixed", help="Mix records whose settings differ.")] = False,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="The paper's own numbers instead, with their sampling noise.")
+    ] = False,
+    runs: RunsRoot = RUNS,
+    scale: Scale = None,
+) -> None:
+    """Print the comparison as markdown, and write it as markdown, LaTeX, CSV and HTML beside the records; in the
+    paper's layout as well, and beside its numbers, where the experiment measures one of its tables."""
+    from harness.experiments.load import load_experiment
+    from harness.tables.collection import write_forms, write_table
+    from harness.tables.paper import PAPER_TABLES, printed_table
+
+    with errors():
+        loaded = load_experiment(experiment, scale=scale)
+        if not paper:
+            target = out or runs.resolve() / "collected" / loaded.name
+            typer.echo(write_table(target, columns.split(",") if columns else None, allow_mixed, loaded))
+            return
+        if loaded.expected is None or loaded.expected.table not in PAPER_TABLES:
+            raise ValueError(f"--paper: {loaded.name} measures no table of the paper; use {', '.join(PAPER_TABLES)}")
+        found = printed_table(loaded.expected.table)
+        typer.echo(write_forms(out, f"{loaded.expected.table}-printed", found) if out else found.markdown())
+
+
+@app.command()
+def figure(
+    experiment: Experiment,
+    what: Annotated[
+        str, typer.Option(help="curves, recall, ruler, scores, pareto, ablations, throughput, kernels or gates.")
+    ],
+    column: Annotated[
+        list[str] | None, typer.Option(help="A column of table.csv, where the figure takes some: mqar_acc@16.")
+    ] = None,
+    run: Annotated[Path | None, typer.Option(help="gates: the folder of a trained Gated DeltaNet-2 run.")] = None,
+    prompt: Annotated[str, typer.Option(help="gates: needle, or a task of recall.")] = "needle",
+    size: Annotated[int, typer.Option(help="gates: the prompt's tokens, or the task's difficulty.")] = 64,
+    out: Collection = None,
+    runs: RunsRoot = RUNS,
+    scale: Scale = None,
+) -> None:
+    """Draw a figure of the collected records, or of what happens inside a run, as PNG and SVG."""
+    from harness.experiments.load import load_experiment
+    from harness.figures import GATES, write_figure, write_gates
+
+    with errors():
+        target = out or runs.resolve() / "collected" / load_experiment(experiment, scale=scale).name
+        if what == GATES:
+            from harness.lm.load import load_lm
+
+            if run is None:
+                raise ValueError("--run: gates are drawn from a model; give the folder of a trained gdn2 run")
+            paths = write_gates(target, load_lm(run), prompt, size)
+        else:
+            paths = write_figure(target, what, column)
+        for path in paths:
+            typer.echo(path)
+
+
+@app.command()
+def report(
+    experiment: Experiment,
+    column: Annotated[
+        list[str] | None, typer.Option(help="Columns of table.csv for the figures that take some: mqar_acc@16.")
+    ] = None,
+    out: Collection = None,
+    runs: RunsRoot = RUNS,
+    scale: Scale = None,
+) -> None:
+    """Write one HTML page with the tables, figures, configuration and provenance of what was collected."""
+    from harness.experiments.load import load_experiment
+    from harness.figures.report import report as write
+    from harness.tables.collection import write_table
+
+    with errors():
+        loaded = load_experiment(experiment, scale=scale)
+        target = out or runs.resolve() / "collected" / loaded.name
+        write_table(target, None, False, loaded)
+        typer.echo(write(target, loaded, column))

