@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from harness.files import CHECKOUT
 
-ROOT = CHECKOUT
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
 PROGRAMS = ("python", "python3", "mixerbench", "make", "bash", "pytest", "pip")
 CODE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`\n]+)`")

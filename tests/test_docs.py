@@ -24,7 +24,7 @@ from harness.records.store import COLUMNS
 from harness.training.batches import data_sha256
 from harness.training.run_folder import load_trained
 from run import app
-from tests.documented import DOCUMENTS, ROOT, Command, commands
+from tests.documented import CHECKOUT, DOCUMENTS, Command, commands
 
 cli = CliRunner()
 CLUSTER = "starts a Slurm; the fixture slurm_cluster of tests/slurm does the same"
@@ -102,7 +102,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, small_data: Path) -> Path:
     tokenizer.save_pretrained(folder / "llama")
     texts = [json.dumps({"text": f"A short text, the {i}th of many."}) for i in range(300)]
     (folder / "texts.jsonl").write_text("\n".join(texts))
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", (CHECKOUT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     (folder / "average.py").write_text(code)
     return folder
 
@@ -154,7 +154,7 @@ def test_a_documented_command_that_is_not_executed_here_has_its_options(command:
 def test_what_is_listed_as_not_executed_is_documented_and_make_has_every_target() -> None:
     documented = {command.text for command in commands()}
     assert set(NOT_EXECUTED) <= documented
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (CHECKOUT / "Makefile").read_text(), re.MULTILINE))
     assert {text.split()[1] for text in documented if text.startswith("make ")} <= targets
 
 
@@ -178,24 +178,24 @@ def headings(document: Path) -> set[str]:
 def test_files_that_the_documents_name_exist() -> None:
     for document in DOCUMENTS:
         named = re.findall(r"`((?:harness|mixers|suites|slurm|tests|results)/[\w./-]+)`", document.read_text("utf-8"))
-        lacking = [name for name in named if not (ROOT / name).exists() and not name.startswith("results/")]
+        lacking = [name for name in named if not (CHECKOUT / name).exists() and not name.startswith("results/")]
         assert not lacking, f"{document.name}: {lacking}"
 
 
 def test_every_field_of_an_experiment_and_of_a_record_every_metric_figure_and_suite_is_documented() -> None:
-    schema = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    schema = (CHECKOUT / "docs" / "experiments.md").read_text(encoding="utf-8")
     models = (Experiment, MixerSpec, DataConfig, Phase, TrainConfig, Ablation, Expected)
     assert not [name for model in models for name in model.model_fields if not re.search(rf"\b{name}\b", schema)]
-    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    results += (ROOT / "docs" / "reproducibility.md").read_text(encoding="utf-8")
+    results = (CHECKOUT / "docs" / "results.md").read_text(encoding="utf-8")
+    results += (CHECKOUT / "docs" / "reproducibility.md").read_text(encoding="utf-8")
     assert not [name for name in (*COLUMNS, *METRICS) if f"`{name}`" not in results]
     assert not [name for name in FIGURES if f"`{name}`" not in results]
-    evaluation = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    evaluation = (CHECKOUT / "docs" / "evaluation.md").read_text(encoding="utf-8")
     assert not [name for name in suites.SUITES if f"| `{name}` |" not in evaluation]
 
 
 def test_the_experiment_in_the_documents_is_one(tmp_path: Path) -> None:
-    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "experiments.md").read_text("utf-8"), re.DOTALL)
+    (text,) = re.findall(r"```yaml\n(.*?)```", (CHECKOUT / "docs" / "experiments.md").read_text("utf-8"), re.DOTALL)
     (tmp_path / "mine.yaml").write_text(text)
     for scale in (None, "wide"):
         runs = expand(load_experiment(tmp_path / "mine.yaml", scale=scale), 4096, "0" * 64)
@@ -207,7 +207,7 @@ def test_the_experiment_in_the_documents_is_one(tmp_path: Path) -> None:
 
 
 def test_the_lines_that_load_records_do(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "results.md").read_text("utf-8"), re.DOTALL)
-    monkeypatch.chdir(ROOT)
+    (code,) = re.findall(r"```python\n(.*?)```", (CHECKOUT / "docs" / "results.md").read_text("utf-8"), re.DOTALL)
+    monkeypatch.chdir(CHECKOUT)
     exec(code, {})
     assert "Gated DeltaNet" in capsys.readouterr().out

@@ -9,8 +9,7 @@ from nbclient import NotebookClient
 
 from harness.files import CHECKOUT
 
-ROOT = CHECKOUT
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((CHECKOUT / "notebooks").glob("*.ipynb"))
 MEBIBYTE = 2**20
 
 
@@ -26,7 +25,7 @@ def faults(notebook: nbformat.NotebookNode) -> list[str]:
     """What a reader should not see: errors, warnings, and paths of the machine that ran the notebook."""
     outputs = [output for cell in code(notebook) for output in cell.outputs]
     found = [str(o) for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
-    return found + [str(o)[:500] for o in outputs if str(ROOT) in str(o) or tempfile.gettempdir() + "/" in str(o)]
+    return found + [str(o)[:500] for o in outputs if str(CHECKOUT) in str(o) or tempfile.gettempdir() + "/" in str(o)]
 
 
 def test_there_are_notebooks() -> None:

@@ -9,13 +9,12 @@ import yaml
 
 from harness.files import CHECKOUT
 
-ROOT = CHECKOUT
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
 
 
 def run(folder: Path, *command: str) -> str:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), *command], cwd=folder, capture_output=True, text=True, timeout=300
+        [sys.executable, str(CHECKOUT / "run.py"), *command], cwd=folder, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

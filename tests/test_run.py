@@ -18,7 +18,6 @@ from harness.training import checkpoint
 from harness.training.run_folder import load_trained, read_summary
 from run import app
 
-ROOT = CHECKOUT
 cli = CliRunner()
 
 
@@ -47,9 +46,9 @@ def test_training_that_is_told_to_end_saves_first_and_the_same_command_goes_on(t
     long["data"]["phases"][0]["tokens"] = 256 * 80
     (trained / "long.yaml").write_text(yaml.safe_dump(long))
     arguments = ["train", str(trained / "long.yaml"), "--run", "kda", "--runs"]
-    command = [sys.executable, str(ROOT / "run.py"), *arguments, str(trained / "told")]
+    command = [sys.executable, str(CHECKOUT / "run.py"), *arguments, str(trained / "told")]
     # A shell that starts the tests in the background has them, and what they start, ignore interrupts.
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=CHECKOUT)
     while not any(path.read_text() for path in trained.glob("told/*/metrics.jsonl")):  # step 10
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)

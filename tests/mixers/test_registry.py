@@ -19,7 +19,6 @@ from mixers.interface import Mixer
 from run import app
 from slurm.plan import plan
 
-ROOT = CHECKOUT
 cli = CliRunner()
 
 RUNNING_MEAN = """
@@ -79,7 +78,7 @@ def distribution(folder: Path, name: str, module: str, entry_points: str) -> Non
 
 
 def python(code: str, *path: Path) -> subprocess.CompletedProcess[str]:
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, *path)))}
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (CHECKOUT, *path)))}
     return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
 
 
@@ -174,7 +173,7 @@ def test_the_content_of_a_file_and_not_its_place_is_part_of_the_run(
 
 
 def test_runs_of_mixers_without_a_file_keep_the_ids_that_records_have() -> None:
-    recorded = set(pd.read_parquet(ROOT / "results" / "demo" / "records.parquet")["run"])
+    recorded = set(pd.read_parquet(CHECKOUT / "results" / "demo" / "records.parquet")["run"])
     assert {work.config.run_id for work in plan(load_experiment("demo"), Path("runs"))} <= recorded
 
 
@@ -189,7 +188,7 @@ def test_a_mixer_in_a_file_is_trained_in_a_job_evaluated_and_refused_once_the_fi
     assert read_config(folder).mixer_file.path == str(mixer_file)
     (row,) = json.loads(cli.invoke(app, ["status", str(path), *runs, "--json"]).output)
     assert (row["run"], row["state"]) == (folder.name, "done")
-    generate = [str(ROOT / "run.py"), "generate", "--run", str(folder), "It is", "--max-new-tokens", "4"]
+    generate = [str(CHECKOUT / "run.py"), "generate", "--run", str(folder), "It is", "--max-new-tokens", "4"]
     generated = subprocess.run([sys.executable, *generate], capture_output=True, text=True, timeout=120)
     assert generated.returncode == 0, generated.stderr
     for change, message in (

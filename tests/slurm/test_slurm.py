@@ -22,7 +22,7 @@ from slurm.plan import RunPlan, plan
 from slurm.state import events
 from suites.units import TRAIN
 from tests.slurm.cluster.minislurm import MiniSlurm, running
-from tests.slurm.test_submit import ROOT, RUN, data_config, experiment
+from tests.slurm.test_submit import CHECKOUT, RUN, data_config, experiment
 
 pytestmark = pytest.mark.slurm
 
@@ -289,9 +289,9 @@ def test_jobs_run_the_code_that_was_submitted(site: Site, small_data: Path) -> N
     checkout = site.folder / "checkout"
     checkout.mkdir()
     for part in ("run.py", "pyproject.toml"):
-        shutil.copy(ROOT / part, checkout / part)
+        shutil.copy(CHECKOUT / part, checkout / part)
     for part in ("harness", "mixers", "suites", "slurm"):
-        shutil.copytree(ROOT / part, checkout / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(CHECKOUT / part, checkout / part, ignore=shutil.ignore_patterns("__pycache__"))
     path = experiment(site.folder, small_data, mixers=["attention"])
     command = [
         sys.executable,
@@ -303,7 +303,7 @@ def test_jobs_run_the_code_that_was_submitted(site: Site, small_data: Path) -> N
         "--runs",
         "runs",
     ]
-    environment = site.cluster.env | {"MIXERBENCH_CACHE": str(ROOT / ".cache")}
+    environment = site.cluster.env | {"MIXERBENCH_CACHE": str(CHECKOUT / ".cache")}
     subprocess.run(command, cwd=site.folder, env=environment, check=True, capture_output=True, timeout=180)
     (checkout / "harness" / "train.py").write_text("raise SystemError('edited')\n")
     site.finish()

@@ -26,8 +26,7 @@ from slurm.snapshot import PARTS
 from slurm.state import at_work, events, exclusively
 from suites.units import TRAIN
 
-ROOT = CHECKOUT
-RUN = [sys.executable, str(ROOT / "run.py")]
+RUN = [sys.executable, str(CHECKOUT / "run.py")]
 cli = CliRunner()
 
 
@@ -215,10 +214,10 @@ def test_editing_the_checkout_does_not_change_a_job_that_waits(tmp_path: Path, s
     checkout = tmp_path / "checkout"
     checkout.mkdir()
     for part in PARTS:
-        if (ROOT / part).is_dir():
-            shutil.copytree(ROOT / part, checkout / part, ignore=shutil.ignore_patterns("__pycache__"))
+        if (CHECKOUT / part).is_dir():
+            shutil.copytree(CHECKOUT / part, checkout / part, ignore=shutil.ignore_patterns("__pycache__"))
         else:
-            shutil.copy(ROOT / part, checkout / part)
+            shutil.copy(CHECKOUT / part, checkout / part)
     path = experiment(tmp_path, small_data, data=data_config(small_data, steps=100))
     command = [sys.executable, str(checkout / "run.py"), "submit", str(path), "--parallel", "1"]
     environment = os.environ | {"MIXERBENCH_CACHE": str(cache_dir())}

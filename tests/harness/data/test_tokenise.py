@@ -37,7 +37,6 @@ from harness.files import CHECKOUT
 from run import app
 from tests.harness.data.hub import COMMIT, served
 
-ROOT = CHECKOUT
 THIRDS = {"validation_fraction": 0.2, "test_fraction": 0.1}
 PARTS = 20_000  # bytes of a part, in most of these tests
 
@@ -101,7 +100,7 @@ def start(source: Path, out: Path, processes: int, parts: int = PARTS, **options
         f"prepare({str(source)!r}, out_dir={str(out)!r}, processes={processes}, **{THIRDS | options!r})"
     )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **pipes)
+    return subprocess.Popen([sys.executable, "-c", code], cwd=CHECKOUT, **pipes)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
@@ -416,7 +415,7 @@ def test_a_data_set_of_the_hub_is_read_file_by_file(texts: list[str], tmp_path: 
         variables = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
         variables |= {"HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0"}
         done = subprocess.run(
-            [sys.executable, str(ROOT / "run.py"), *words, *fractions],
+            [sys.executable, str(CHECKOUT / "run.py"), *words, *fractions],
             cwd=tmp_path,
             env=os.environ | variables,
             capture_output=True,
@@ -467,7 +466,9 @@ def test_wrong_use_of_the_command_is_one_line(words: list[str], message: str) ->
 
 def test_a_worker_needs_no_torch() -> None:
     code = "import sys, harness.data.tokenise; print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "set()\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True).stdout == "set()\n"
+    )
 
 
 def test_a_range_of_lines_is_named_by_its_number_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

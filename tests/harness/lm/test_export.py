@@ -37,7 +37,6 @@ from mixers.registry import MixerFile, file_of, load_file
 from run import app
 from tests.mixers.interpreter import upstream_kernels
 
-ROOT = CHECKOUT
 MIXERS = [name for name in SMALL if name != "attention"]
 NAMES = [*(f"{mixer}-{layout}" for mixer in MIXERS for layout in ("recurrent", "hybrid")), "attention-attention"]
 # fp32 rounding of the same sums in another order: of logits that are about 1 in size.
@@ -417,7 +416,7 @@ def test_a_mixer_of_ones_own_travels_with_the_folder(tmp_path: Path, monkeypatch
         f"    assert torch.equal(model(torch.tensor([{PROMPTS[0]}])).logits, torch.load(sys.argv[1]))"
     )
     paths = [str(tmp_path / name) for name in ("logits.pt", "out", "again")]
-    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": str(CHECKOUT), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", script, *paths]
     ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr

@@ -31,7 +31,6 @@ from harness.training.run_folder import Summary, load_trained
 from harness.training.train import train
 from harness.training.trainer import MaskedLoss, Trainer
 
-ROOT = CHECKOUT
 STEPS = 6  # four of the first mixture, two of the second
 
 
@@ -207,7 +206,7 @@ def lost(data: Path, folder: Path, sharding: str, way: str, rank: int, step: int
 
 def start(processes: int, *arguments: Any) -> subprocess.CompletedProcess[str]:
     """This file as a script in several processes."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | {"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", __file__]
     return subprocess.run([*command, *map(str, arguments)], env=environment, capture_output=True, text=True)
 

@@ -13,14 +13,12 @@ from harness.files import CHECKOUT
 from mixers.gdn2.kernels.launch import SHARED_MEMORY, Resources
 from run import app
 
-ROOT = CHECKOUT
-
 
 def test_all_configurations_fit_all_gpus_without_spills(tmp_path: Path) -> None:
     # In a process of its own: this one may have imported triton as an interpreter.
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "run.py", "bench", "kernels", "--static", "--json"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
     rows = json.loads(done.stdout)
     kernels = {"intra_chunk", "scan_forward", "scan_backward", "chunk_gradients", "recurrent_steps"}

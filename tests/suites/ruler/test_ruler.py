@@ -187,8 +187,7 @@ def test_samples_depend_on_neither_order_nor_number_nor_process(tok):
         "import json; from suites import ruler; from tests.suites.ruler.test_ruler import *; t = tokenizer();"
         "print(json.dumps({task: digest(drawn(t, task, n=8)) for task in TASKS}))"
     )
-    root = CHECKOUT
-    other = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
+    other = subprocess.run([sys.executable, "-c", script], cwd=CHECKOUT, capture_output=True, text=True, check=True)
     assert json.loads(other.stdout) == wanted
 
 

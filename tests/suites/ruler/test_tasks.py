@@ -332,8 +332,7 @@ def test_samples_depend_on_neither_order_nor_number_nor_process(tok, data):
         "import json; from tests.suites.ruler.test_tasks import *; t = tokenizer();"
         "print(json.dumps({task: digest(drawn(t, task, n=4)) for task in GENERATED}))"
     )
-    root = CHECKOUT
-    other = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
+    other = subprocess.run([sys.executable, "-c", script], cwd=CHECKOUT, capture_output=True, text=True, check=True)
     assert json.loads(other.stdout) == {task: wanted[task] for task in GENERATED}
 
 
