@@ -23,7 +23,7 @@ State = dict[str, Tensor]
 class MixerConfig(BaseModel):
     """Base of every mixer's options. Closed: a key that the mixer does not know is an error, never ignored."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class Closed(BaseModel):
     """Base of all configuration: unknown keys are errors, values cannot change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Phase(Closed):
