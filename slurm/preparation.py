@@ -16,11 +16,11 @@ from submitit.helpers import Checkpointable
 
 from harness.data.prepare import finish, work_folder
 from harness.data.shards import INDEX
-from harness.data.tokenise import JOBS, Work
+from harness.data.tokenise import JOBS, Preparation
 from harness.data.workers import do_parts
 from harness.files import write_atomic
 from slurm.probe import array_limit, problems
-from slurm.profile import Cluster, load_cluster, sbatch_parameters
+from slurm.profile import Profile, load_profile, sbatch_parameters
 from slurm.queue import NAME, Queue, ask
 from slurm.snapshot import environment, snapshot
 from slurm.submission import enqueue, submitting
@@ -50,12 +50,12 @@ class PartsJob(Checkpointable):
         if self.last:
             finish(self.out, self.processes, say)
         elif work_folder(self.out).exists():
-            do_parts(Work(work_folder(self.out)), self.processes, say)
+            do_parts(Preparation(work_folder(self.out)), self.processes, say)
         elif not (self.out / INDEX).exists():
             raise RuntimeError(f"{self.out}: neither there nor planned any more; give the same command again")
 
 
-def submit(out: Path, cluster: Cluster, jobs: int, runs_root: Path) -> list[str]:
+def submit(out: Path, profile: Profile, jobs: int, runs_root: Path) -> list[str]:
     """Put what is left of a planned output into Slurm's queue, unless jobs for it are there already. Returns lines that
     say how far it is and what does the rest.
 
@@ -66,25 +66,27 @@ def submit(out: Path, cluster: Cluster, jobs: int, runs_root: Path) -> list[str]
         raise ValueError(f"--jobs: {jobs} is no number of jobs for this cluster; give 1 to {limit}")
     with submitting(runs_root):
         try:
-            work = Work(work_folder(out))
+            preparation = Preparation(work_folder(out))
         except FileNotFoundError:
             return [f"{out}: put together by jobs of before; the same command shows it"]
-        work.refresh()
-        read, tokens = work.standing()
-        lines = [f"{out}: {len(work.results)} of {len(work.parts)} parts, {read:,} documents, {tokens:,} tokens"]
-        if there := _queued(work):
+        preparation.refresh()
+        read, tokens = preparation.counts()
+        lines = [
+            f"{out}: {len(preparation.results)} of {len(preparation.parts)} parts, {read:,} documents, {tokens:,} tokens"
+        ]
+        if there := _queued(preparation):
             return [*lines, f"in the queue: {', '.join(there)}; the same command says how far they are"]
         code = snapshot(runs_root)
         folder = runs_root / "preparations" / f"{out.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         ids: list[str] = []
-        missing = 0 if work.complete() else len(work.parts) - len(work.results)
+        missing = 0 if preparation.complete() else len(preparation.parts) - len(preparation.results)
         try:
             if missing:
-                array = [PartsJob(out, cluster.prepare.cpus_per_task, last=False)] * min(jobs, missing)
-                ids.append(_put(array, None, cluster, folder, code))
-            last = PartsJob(out, cluster.prepare.cpus_per_task, last=True)
-            ids.append(_put([last], f"afterany:{ids[0]}" if ids else None, cluster, folder, code))
-            write_atomic(work.folder / JOBS, json.dumps(ids).encode())
+                array = [PartsJob(out, profile.prepare.cpus_per_task, last=False)] * min(jobs, missing)
+                ids.append(_put(array, None, profile, folder, code))
+            last = PartsJob(out, profile.prepare.cpus_per_task, last=True)
+            ids.append(_put([last], f"afterany:{ids[0]}" if ids else None, profile, folder, code))
+            write_atomic(preparation.folder / JOBS, json.dumps(ids).encode())
         except BaseException:
             if ids:
                 ask("scancel", *ids, error=None)
@@ -94,10 +96,10 @@ def submit(out: Path, cluster: Cluster, jobs: int, runs_root: Path) -> list[str]
     return [*lines, f"the last one puts together: {ids[-1]}", f"logs: {folder}; the same command says how far they are"]
 
 
-def _queued(work: Work) -> list[str]:
+def _queued(preparation: Preparation) -> list[str]:
     """The jobs of the last submission that are still in the queue."""
     try:
-        ids = json.loads((work.folder / JOBS).read_bytes())
+        ids = json.loads((preparation.folder / JOBS).read_bytes())
     except FileNotFoundError:
         return []
     if (known := Queue.read().jobs) is None:
@@ -105,12 +107,12 @@ def _queued(work: Work) -> list[str]:
     return sorted(job for job in known if job.partition("_")[0] in ids)
 
 
-def _put(jobs: Sequence[PartsJob], dependency: str | None, cluster: Cluster, folder: Path, code: Path) -> str:
+def _put(jobs: Sequence[PartsJob], dependency: str | None, profile: Profile, folder: Path, code: Path) -> str:
     """Submit an array; Slurm's id of it."""
-    asked = cluster.prepare.model_copy(update={"nodes": 1, "tasks_per_node": 1})
-    parameters = sbatch_parameters(cluster, asked, NAME, dependency)
+    asked = profile.prepare.model_copy(update={"nodes": 1, "tasks_per_node": 1})
+    parameters = sbatch_parameters(profile, asked, NAME, dependency)
     exports = [f"export {name}={shlex.quote(value)}" for name, value in environment(code).items()]
-    python = cluster.python or shlex.quote(sys.executable)
+    python = profile.python or shlex.quote(sys.executable)
     executor = submitit.SlurmExecutor(folder, max_num_timeout=MOST_TIMEOUTS, python=python)
     executor.update_parameters(
         **parameters | {"comment": folder.name, "setup": [*exports, *parameters.get("setup", [])]}
@@ -118,16 +120,16 @@ def _put(jobs: Sequence[PartsJob], dependency: str | None, cluster: Cluster, fol
     return enqueue(executor, jobs, folder.name)
 
 
-def preparing_profile(cluster: str | None, jobs: int) -> Cluster | None:
+def preparing_profile(cluster: str | None, jobs: int) -> Profile | None:
     """The checked profile of the cluster that is to prepare data; None for this machine. Raises ValueError naming the
     option at fault."""
     if jobs < 1 or (cluster is None and jobs != 1):
-        raise ValueError(f"--jobs: {jobs} jobs cannot be; give at least 1, with --cluster SITE")
+        raise ValueError(f"--jobs: {jobs} jobs cannot be; give at least 1, with --cluster PROFILE")
     if cluster is None:
         return None
     if cluster in ("local", "debug"):
         raise ValueError(f"--cluster: {cluster} is this machine, whose CPUs `--processes` takes; leave it out")
-    profile = load_cluster(cluster)
+    profile = load_profile(cluster)
     if wrong := problems(profile):
         raise ValueError("; ".join(wrong))
     return profile

@@ -29,7 +29,7 @@ import numpy as np
 from harness.data import corpus
 from harness.data.shards import FORMAT, INDEX, TOKENIZER, TokenData
 from harness.data.sources import Part, Source, documents, open_source
-from harness.data.tokenise import FULL, JOBS, PLAN, STAGED, Work, no_room, trained
+from harness.data.tokenise import FULL, JOBS, PLAN, STAGED, Preparation, no_space, train_tokens
 from harness.data.tokenizer import load_tokenizer, tokenizer_hash
 from harness.data.workers import POLL, Say, do_parts, threads
 from harness.files import cache_dir, write_atomic, write_json
@@ -130,23 +130,23 @@ def finish(out: Path, processes: int | None = None, progress: Say = lambda line:
     while True:
         with _room(out), _lock(out):
             try:
-                work = Work(work_folder(out))
+                preparation = Preparation(work_folder(out))
             except FileNotFoundError:  # somebody else has put it together
                 return TokenData(out)
-            work.refresh()
-            if work.complete():
+            preparation.refresh()
+            if preparation.complete():
                 # It is in its place if only tidying up behind it was interrupted.
-                if _existing(out, work.plan["settings"], lambda line: None) is None:
+                if _existing(out, preparation.plan["settings"], lambda line: None) is None:
                     with threads(processes != 1):
-                        _assemble(work, progress)
+                        _assemble(preparation, progress)
                 _retire(out)
                 return TokenData(out)
         try:
-            if not do_parts(work, processes, progress):
+            if not do_parts(preparation, processes, progress):
                 time.sleep(10 * POLL)  # others do the rest
         except Exception:
             with _lock(out):
-                _discard(work)
+                _discard(preparation)
             raise
 
 
@@ -185,7 +185,7 @@ def _write_plan(
     """Make a work folder, or go on with the one that is there."""
     rest = {key: value for key, value in settings.items() if key != "source"}
     keys = [_key(part, rest) for part in source.parts]
-    if not (folder / PLAN).exists() or _make_way(Work(folder), settings, keys, progress):
+    if not (folder / PLAN).exists() or _make_way(Preparation(folder), settings, keys, progress):
         _save_tokenizer(tokenizer, folder)
     vocab_size = max(tokenizer.get_vocab().values()) + 1  # len() would miss gaps in the ids
     plan = {
@@ -213,7 +213,7 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
         raise
 
 
-def _make_way(before: Work, settings: dict[str, Any], keys: list[str], progress: Say) -> bool:
+def _make_way(before: Preparation, settings: dict[str, Any], keys: list[str], progress: Say) -> bool:
     """Remove what a work folder holds and the parts called `keys` cannot use, unless it is to be kept: ValueError.
     False if its parts are these."""
     before.refresh()
@@ -250,53 +250,55 @@ def _key(part: Part, settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps([part.identity, settings], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _discard(work: Work) -> None:
+def _discard(preparation: Preparation) -> None:
     """Remove a work folder that holds nothing of worth: no part is done, none is worked on, and no jobs were submitted
     for it."""
-    if not (work.folder / PLAN).exists() or (work.folder / JOBS).exists():
+    if not (preparation.folder / PLAN).exists() or (preparation.folder / JOBS).exists():
         return
-    work.refresh()
-    if not work.results and work.free(len(work.parts)) == len(work.parts):
-        shutil.rmtree(work.folder)
+    preparation.refresh()
+    if not preparation.results and preparation.free(len(preparation.parts)) == len(preparation.parts):
+        shutil.rmtree(preparation.folder)
 
 
-def _assemble(work: Work, progress: Say) -> None:
+def _assemble(preparation: Preparation, progress: Say) -> None:
     """Put the parts together and the output in its place; interrupted at any point, it is gone on with."""
-    settings, plan, dtype = work.plan["settings"], work.plan, np.dtype(work.plan["dtype"])
-    count, tokens = work.reached()
-    results = [(work.keys[index], work.results[index]) for index in range(count)]
-    if work.max_tokens is not None and results:
+    settings, plan, dtype = preparation.plan["settings"], preparation.plan, np.dtype(preparation.plan["dtype"])
+    count, tokens = preparation.leading_parts()
+    results = [(preparation.keys[index], preparation.results[index]) for index in range(count)]
+    if preparation.max_tokens is not None and results:
         key, last = results[-1]
-        limit = work.max_tokens - (tokens - trained(last))
-        if trained(last) >= limit != last["limit"]:
+        limit = preparation.max_tokens - (tokens - train_tokens(last))
+        if train_tokens(last) >= limit != last["limit"]:
             # It was tokenised before it was known how much of it there is room for.
-            if not (work.folder / f"{key}.cut").exists():
-                progress(f"prepare: {work.named(count - 1)} again, since max_tokens falls into it")
-                work.write(count - 1, f"{key}.cut", limit, lambda: None)
-            results[-1] = (f"{key}.cut", work.read(f"{key}.cut"))
+            if not (preparation.folder / f"{key}.cut").exists():
+                progress(f"prepare: {preparation.part_name(count - 1)} again, since max_tokens falls into it")
+                preparation.write(count - 1, f"{key}.cut", limit, lambda: None)
+            results[-1] = (f"{key}.cut", preparation.read(f"{key}.cut"))
     more = bool(results) and results[-1][1]["more"]
-    whole = not more and not any(True for part in work.parts[count:] for _ in documents(part))
+    whole = not more and not any(True for part in preparation.parts[count:] for _ in documents(part))
     shards = {split: [] for split in corpus.SPLITS}
     for key, result in results:
         for shard in result["shards"]:
             entry = {**shard, "name": f"{shard['split']}-{len(shards[shard['split']]):05d}.bin"}
-            shards[shard["split"]].append((work.folder / key / shard["name"], entry))
+            shards[shard["split"]].append((preparation.folder / key / shard["name"], entry))
     entries = {split: [entry for _, entry in found] for split, found in shards.items()}
     read, empty = (sum(result[kind] for _, result in results) for kind in ("read", "empty"))
     by_split = {split: sum(entry["documents"] for entry in found) for split, found in entries.items()}
     if read != empty + sum(by_split.values()):
-        raise RuntimeError(f"{work.folder}: {read} documents were read, and {empty} + {by_split} written; remove it")
+        raise RuntimeError(
+            f"{preparation.folder}: {read} documents were read, and {empty} + {by_split} written; remove it"
+        )
     if not by_split["train"]:
-        shutil.rmtree(work.folder)
+        shutil.rmtree(preparation.folder)
         raise ValueError(
             f"source: {plan['name']} gave {read} documents, {empty} of them empty, and none "
             "for the train split; give more text or smaller validation and test fractions"
         )
-    staged = work.folder / STAGED
+    staged = preparation.folder / STAGED
     staged.mkdir(exist_ok=True)
     for path, target in [
         *((path, staged / entry["name"]) for found in shards.values() for path, entry in found),
-        (work.folder / TOKENIZER, staged / TOKENIZER),
+        (preparation.folder / TOKENIZER, staged / TOKENIZER),
     ]:
         if not target.exists():  # it does where this was interrupted
             path.rename(target)
@@ -311,7 +313,7 @@ def _assemble(work: Work, progress: Say) -> None:
         "shards": [entry for found in entries.values() for entry in found],
     }
     write_json(staged / INDEX, {"format": FORMAT, **index, "settings": settings})
-    _publish(staged, work.out)
+    _publish(staged, preparation.out)
 
 
 def _retire(out: Path) -> None:
@@ -340,7 +342,7 @@ def _room(out: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        raise no_room(out, error) from error
+        raise no_space(out, error) from error
 
 
 def _existing(out: Path, settings: dict[str, Any], progress: Say) -> TokenData | None:

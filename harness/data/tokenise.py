@@ -47,7 +47,7 @@ ENOUGH = b"."  # said to a worker: no more parts
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class Work:
+class Preparation:
     """A work folder and its plan. Raises FileNotFoundError where there is none.
 
     parts, keys: of the source in order, and the names of their results. results: those that are there, by the part's
@@ -80,18 +80,18 @@ class Work:
     def read(self, key: str) -> dict[str, Any]:
         return json.loads((self.folder / key / RESULT).read_bytes())
 
-    def reached(self) -> tuple[int, int]:
+    def leading_parts(self) -> tuple[int, int]:
         """The parts from the first on that are done without a gap, and their train tokens; no further than max_tokens
         takes."""
         count = tokens = 0
         while count in self.results and (self.max_tokens is None or tokens < self.max_tokens):
-            tokens += trained(self.results[count])
+            tokens += train_tokens(self.results[count])
             count += 1
         return count, tokens
 
     def complete(self) -> bool:
         """Whether everything that the output needs is there."""
-        count, tokens = self.reached()
+        count, tokens = self.leading_parts()
         return count == len(self.parts) or (self.max_tokens is not None and tokens >= self.max_tokens)
 
     def free(self, most: int) -> int:
@@ -127,7 +127,7 @@ class Work:
                 return index
         return None
 
-    def standing(self) -> tuple[int, int]:
+    def counts(self) -> tuple[int, int]:
         """Documents and tokens so far: of all parts that are done or worked on, by whomever."""
         read = sum(result["read"] for result in self.results.values())
         tokens = sum(shard["tokens"] for result in self.results.values() for shard in result["shards"])
@@ -143,7 +143,7 @@ class Work:
         """Whether somebody works on a part."""
         return self.free(len(self.parts)) + len(self.results) < len(self.parts)
 
-    def named(self, index: int) -> str:
+    def part_name(self, index: int) -> str:
         return f"part {index + 1} of {len(self.parts)} of {self.plan['name']}"
 
     @cached_property
@@ -216,7 +216,7 @@ class Work:
                 yield split, [bos, *encoding.ids]
 
 
-def trained(result: dict[str, Any]) -> int:
+def train_tokens(result: dict[str, Any]) -> int:
     """The train tokens of a part."""
     return sum(shard["tokens"] for shard in result["shards"] if shard["split"] == "train")
 
@@ -267,8 +267,8 @@ class Shards:
         self.done.append({**entry, "sha256": self.digest.hexdigest()})
 
 
-def work_through(
-    work: Work, tell: Callable[[], None] = lambda: None, enough: Callable[[], bool] = lambda: False
+def do_free_parts(
+    preparation: Preparation, tell: Callable[[], None] = lambda: None, enough: Callable[[], bool] = lambda: False
 ) -> None:
     """Do parts, the first free one first, until none is free, the output needs no more or `enough` says so.
 
@@ -277,41 +277,43 @@ def work_through(
     """
     while True:
         try:
-            work.refresh()
-            if enough() or work.complete() or not _do_one(work, tell):
+            preparation.refresh()
+            if enough() or preparation.complete() or not _do_one(preparation, tell):
                 return
         except OSError as error:
-            if not (work.folder / PLAN).exists():
+            if not (preparation.folder / PLAN).exists():
                 return
             if error.errno in FULL:
-                raise no_room(work.out, error) from error
+                raise no_space(preparation.out, error) from error
             raise
 
 
-def _do_one(work: Work, tell: Callable[[], None]) -> bool:
+def _do_one(preparation: Preparation, tell: Callable[[], None]) -> bool:
     """Do the first free part; False if there is none."""
-    for index, key in enumerate(work.keys):
-        if index in work.results:
+    for index, key in enumerate(preparation.keys):
+        if index in preparation.results:
             continue
-        with work.claim(index) as mine:
+        with preparation.claim(index) as mine:
             if not mine:
                 continue
-            count, tokens = work.reached()
+            count, tokens = preparation.leading_parts()
             # No part can need more than max_tokens; when all before it are done, what is missing is known.
-            limit = work.max_tokens and work.max_tokens - (tokens if count == index else 0)
+            limit = preparation.max_tokens and preparation.max_tokens - (tokens if count == index else 0)
             try:
-                work.write(index, key, limit, tell)
+                preparation.write(index, key, limit, tell)
             except Exception as error:
                 full = isinstance(error, OSError) and error.errno in FULL
-                if full or isinstance(error, ValueError) or not (work.folder / PLAN).exists():
+                if full or isinstance(error, ValueError) or not (preparation.folder / PLAN).exists():
                     raise
                 reason = f"{type(error).__name__}: {error}"
-                raise RuntimeError(f"{work.named(index)}: {reason}; run the same command again to go on") from error
+                raise RuntimeError(
+                    f"{preparation.part_name(index)}: {reason}; run the same command again to go on"
+                ) from error
             return True
     return False
 
 
-def no_room(out: Path, error: OSError) -> ValueError:
+def no_space(out: Path, error: OSError) -> ValueError:
     return ValueError(f"out_dir: no room to write {out} ({error.strerror}); free space or choose another")
 
 
@@ -328,7 +330,7 @@ def main(folder: str) -> int:
 
     threading.Thread(target=listen, daemon=True).start()
     try:
-        work_through(Work(Path(folder)), enough=enough.is_set)
+        do_free_parts(Preparation(Path(folder)), enough=enough.is_set)
     except FileNotFoundError:
         if (Path(folder) / PLAN).exists():
             raise

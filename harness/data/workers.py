@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import IO, Any
 
 from harness.data.sources import cpus
-from harness.data.tokenise import ENOUGH, PLAN, Work, work_through
+from harness.data.tokenise import ENOUGH, PLAN, Preparation, do_free_parts
 from harness.files import CHECKOUT
 
 POLL = 0.1  # seconds between two looks at the workers
@@ -21,21 +21,21 @@ POLL = 0.1  # seconds between two looks at the workers
 Say = Callable[[str], None]
 
 
-def do_parts(work: Work, processes: int | None = None, progress: Say = lambda line: None) -> bool:
+def do_parts(preparation: Preparation, processes: int | None = None, progress: Say = lambda line: None) -> bool:
     """Do parts of a work folder until none is free or the output needs no more; False if none was. Raises what
     `harness.data.prepare.prepare` does."""
     processes = processes or cpus()
     try:
-        work.refresh()
-        count = work.free(processes)
-        meter = _Meter(work, progress)
+        preparation.refresh()
+        count = preparation.free(processes)
+        meter = _Meter(preparation, progress)
         if count > 1:
-            _in_workers(work, count, meter)
+            _in_workers(preparation, count, meter)
         elif count:
             with threads(processes > 1):
-                work_through(work, meter)
+                do_free_parts(preparation, meter)
     except FileNotFoundError:
-        if (work.folder / PLAN).exists():
+        if (preparation.folder / PLAN).exists():
             raise
         return True  # somebody else has put it together
     return count > 0
@@ -44,45 +44,45 @@ def do_parts(work: Work, processes: int | None = None, progress: Say = lambda li
 class _Meter:
     """Says about once a second how far a preparation is: of all who work on it, with the rate since this began."""
 
-    def __init__(self, work: Work, say: Say):
-        self.work, self.say = work, say
+    def __init__(self, preparation: Preparation, say: Say):
+        self.preparation, self.say = preparation, say
         self.began = self.said = time.monotonic()
-        self.tokens = work.standing()[1]
+        self.tokens = preparation.counts()[1]
 
     def __call__(self) -> None:
         now = time.monotonic()
         if now - self.said < 1:
             return
         self.said = now
-        self.work.refresh()
-        read, tokens = self.work.standing()
+        self.preparation.refresh()
+        read, tokens = self.preparation.counts()
         rate = (tokens - self.tokens) / (now - self.began)
-        parts = f"{len(self.work.results)} of {len(self.work.parts)} parts"
+        parts = f"{len(self.preparation.results)} of {len(self.preparation.parts)} parts"
         self.say(
             f"prepare: {parts}, {read:,} documents, {tokens:,} tokens, {rate:,.0f} tokens/s{self._left(tokens, rate)}"
         )
 
     def _left(self, tokens: int, rate: float) -> str:
         """About how long the rest takes, in words: by the tokens of the parts that are done, or by max_tokens."""
-        work, totals = self.work, []
-        if work.results:
-            done = sum(shard["tokens"] for result in work.results.values() for shard in result["shards"])
-            size = sum(work.parts[index].size for index in work.results)
-            totals.append(done / max(1, size) * sum(part.size for part in work.parts))
-        if work.max_tokens is not None:
-            totals.append(work.max_tokens)
+        preparation, totals = self.preparation, []
+        if preparation.results:
+            done = sum(shard["tokens"] for result in preparation.results.values() for shard in result["shards"])
+            size = sum(preparation.parts[index].size for index in preparation.results)
+            totals.append(done / max(1, size) * sum(part.size for part in preparation.parts))
+        if preparation.max_tokens is not None:
+            totals.append(preparation.max_tokens)
         if not totals or rate <= 0:
             return ""
         seconds = max(0, int((min(totals) - tokens) / rate))
         return f", {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left"
 
 
-def _in_workers(work: Work, count: int, meter: _Meter) -> None:
+def _in_workers(preparation: Preparation, count: int, meter: _Meter) -> None:
     """Run `count` workers until they have ended or the output needs no more. They end with this process, however it
     does: their stdin is a pipe from it. Where one fails, the others finish the parts that they are at."""
     paths = [str(CHECKOUT), os.environ.get("PYTHONPATH", "")]
     variables = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, "-P", "-m", "harness.data.tokenise", str(work.folder)]
+    command = [sys.executable, "-P", "-m", "harness.data.tokenise", str(preparation.folder)]
     # A group of its own: what is typed in a terminal reaches this process alone, which ends them.
     options: dict[str, Any] = {
         "env": os.environ | variables,
@@ -98,11 +98,11 @@ def _in_workers(work: Work, count: int, meter: _Meter) -> None:
                 process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, **options)
                 workers.append((process, errors))
             running, failure = True, None
-            while running and not work.complete():
+            while running and not preparation.complete():
                 running = any(process.poll() is None for process, _ in workers)
                 failed = [(process, errors) for process, errors in workers if process.poll()]
                 if failed and failure is None:
-                    failure = _failure(work, *failed[0])
+                    failure = _failure(preparation, *failed[0])
                     meter.say(f"prepare: {failure}; the other processes finish their parts first")
                     for process, _ in workers:
                         with suppress(BrokenPipeError):
@@ -119,7 +119,7 @@ def _in_workers(work: Work, count: int, meter: _Meter) -> None:
                 process.stdin.close()
 
 
-def _failure(work: Work, process: subprocess.Popen[bytes], errors: IO[bytes]) -> Exception:
+def _failure(preparation: Preparation, process: subprocess.Popen[bytes], errors: IO[bytes]) -> Exception:
     """Why a worker has ended."""
     errors.seek(0)
     said = errors.read().decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
@@ -127,8 +127,8 @@ def _failure(work: Work, process: subprocess.Popen[bytes], errors: IO[bytes]) ->
         return ValueError(said[0])
     if process.returncode == 1:
         return RuntimeError(said[0])
-    part = work.claimed_by(process.pid)
-    where = work.plan["name"] if part is None else work.named(part)
+    part = preparation.claimed_by(process.pid)
+    where = preparation.plan["name"] if part is None else preparation.part_name(part)
     name = signal.Signals(-process.returncode).name if process.returncode < 0 else f"exit code {process.returncode}"
     return RuntimeError(
         f"{where}: its process was ended by {name}; run the same command again to go on, with fewer --processes if "

@@ -12,9 +12,9 @@ import yaml
 
 from harness.data import corpus
 from harness.data.prepare import plan, prepare, work_folder
-from harness.data.tokenise import Work
+from harness.data.tokenise import Preparation
 from slurm.preparation import submit
-from slurm.profile import load_cluster
+from slurm.profile import load_profile
 from tests.slurm.cluster.minislurm import MiniSlurm
 from tests.slurm.test_slurm import TINY, Site
 
@@ -47,11 +47,11 @@ def test_jobs_of_which_some_are_killed_and_some_cancelled_write_what_one_process
     monkeypatch.setattr("harness.data.sources.PART_BYTES", 1_500_000)
     source, out = write_texts(tmp_path / "texts.jsonl", 48), tmp_path / "out"
     (tmp_path / "site.yaml").write_text(yaml.safe_dump({"prepare": TINY, "signal_delay_s": 20}))
-    cluster = load_cluster(tmp_path / "site.yaml")
+    profile = load_profile(tmp_path / "site.yaml")
     assert plan(source, out_dir=out) == (out, None)
-    parts = len(Work(work_folder(out)).parts)
+    parts = len(Preparation(work_folder(out)).parts)
     assert parts >= 6
-    lines = submit(out, cluster, 3, tmp_path / "runs")
+    lines = submit(out, profile, 3, tmp_path / "runs")
     assert f"0 of {parts} parts" in lines[0] and "3 jobs tokenise" in lines[1]
     array, last = json.loads((work_folder(out) / "jobs.json").read_bytes())
     seen: set[str] = set()
@@ -70,11 +70,11 @@ def test_jobs_of_which_some_are_killed_and_some_cancelled_write_what_one_process
     slurm_at_hand.wait(lambda: not slurm_at_hand.squeue(), "the queue to empty")
     assert len(seen) > 1 and not out.exists()
     before = done(out)
-    left = submit(out, cluster, 2, tmp_path / "runs")
+    left = submit(out, profile, 2, tmp_path / "runs")
     assert ": 0 of " not in left[0] and "jobs tokenise" in left[1]
     slurm_at_hand.wait(workers, "a job at its work", 120)
     os.kill(int(workers()[0]), signal.SIGUSR2)  # as before its time limit
-    assert "in the queue: " in submit(out, cluster, 3, tmp_path / "runs")[1], "and nothing is submitted twice"
+    assert "in the queue: " in submit(out, profile, 3, tmp_path / "runs")[1], "and nothing is submitted twice"
     slurm_at_hand.wait(lambda: not slurm_at_hand.squeue(), "the queue to empty", 240)
     assert before <= {path.stat().st_ino for path in out.glob("*.bin")}, "what was done has not been done again"
     prepare(source, out_dir=tmp_path / "alone", processes=1)

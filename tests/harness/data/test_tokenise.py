@@ -30,7 +30,7 @@ from harness.data import corpus
 from harness.data.prepare import finish, plan, prepare, work_folder
 from harness.data.shards import TokenData
 from harness.data.sources import documents, open_source
-from harness.data.tokenise import Work
+from harness.data.tokenise import Preparation
 from harness.data.tokenizer import load_tokenizer
 from harness.data.workers import do_parts
 from harness.files import CHECKOUT
@@ -125,9 +125,9 @@ def inodes(folder: Path) -> set[int]:
 
 def idle(out: Path) -> bool:
     """Whether nobody works on a preparation."""
-    work = Work(work_folder(out))
-    work.refresh()
-    return not work.busy()
+    preparation = Preparation(work_folder(out))
+    preparation.refresh()
+    return not preparation.busy()
 
 
 def test_any_number_of_processes_writes_what_one_document_after_the_other_gives(
@@ -169,7 +169,7 @@ def test_putting_together_goes_on_wherever_it_is_interrupted(
 ) -> None:
     out, calls = tmp_path / "out", 0
     assert plan(source, out_dir=out, **THIRDS) == (out, None)
-    do_parts(Work(work_folder(out)), 1)
+    do_parts(Preparation(work_folder(out)), 1)
     before = done(out)
     rename = Path.rename
 
@@ -302,9 +302,9 @@ def test_max_tokens_is_exact(source: Path, texts: list[str], tmp_path: Path) -> 
         # All parts are done before it is known where the limit falls, the last ones first.
         out = tmp_path / f"{limit}-late"
         plan(source, out_dir=out, max_tokens=limit, **THIRDS)
-        work = Work(work_folder(out))
-        for index in reversed(range(len(work.parts))):
-            work.write(index, work.keys[index], limit, lambda: None)
+        preparation = Preparation(work_folder(out))
+        for index in reversed(range(len(preparation.parts))):
+            preparation.write(index, preparation.keys[index], limit, lambda: None)
         finish(out, 1)
         assert content(out) == content(tmp_path / f"{limit}")
 
@@ -349,7 +349,7 @@ def test_a_bad_text_is_one_line_and_once_corrected_only_its_file_is_read_again(
 
 
 def plan_of(out: Path, key: str) -> dict:
-    (part,) = [part for part in Work(work_folder(out)).plan["parts"] if part["key"] == key]
+    (part,) = [part for part in Preparation(work_folder(out)).plan["parts"] if part["key"] == key]
     return part
 
 
@@ -357,11 +357,16 @@ def test_parts_of_other_settings_are_kept_and_named_and_unfinished_ones_are_not(
     out = tmp_path / "out"
     plan(source, out_dir=out, max_tokens=5, **THIRDS)
     plan(source, out_dir=out, **THIRDS)  # nothing was done for the other one
-    work = Work(work_folder(out))
-    work.write(0, work.keys[0], None, lambda: None)
-    with pytest.raises(ValueError, match=rf"{work.folder} holds 1 of \d+ parts of another max_tokens; give the argum"):
+    preparation = Preparation(work_folder(out))
+    preparation.write(0, preparation.keys[0], None, lambda: None)
+    with pytest.raises(
+        ValueError, match=rf"{preparation.folder} holds 1 of \d+ parts of another max_tokens; give the argum"
+    ):
         prepare(source, out_dir=out, max_tokens=5, **THIRDS)
-    with work.claim(1), pytest.raises(ValueError, match="another process prepares .* with another fractions; wait, or"):
+    with (
+        preparation.claim(1),
+        pytest.raises(ValueError, match="another process prepares .* with another fractions; wait, or"),
+    ):
         prepare(source, out_dir=out)
     before, text = done(out), (source / "d.jsonl").read_bytes()
     (source / "d.jsonl").write_bytes(text[:-1])
@@ -396,7 +401,7 @@ def test_a_full_disk_is_one_clear_line_from_every_process(slow: Path, tmp_path: 
 def test_what_is_there_starts_no_process(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepare(source, out_dir=tmp_path / "out", processes=1)
     monkeypatch.setattr(subprocess, "Popen", mock.Mock(side_effect=AssertionError))
-    monkeypatch.setattr(harness.data.workers, "work_through", mock.Mock(side_effect=AssertionError))
+    monkeypatch.setattr(harness.data.workers, "do_free_parts", mock.Mock(side_effect=AssertionError))
     assert prepare(source, out_dir=tmp_path / "out").index == first.index
 
 
@@ -450,7 +455,7 @@ def test_the_command_accounts_for_every_document(source: Path, tmp_path: Path) -
         (["embedded", "--dataset", "owner/name"], "source, dataset: both given"),
         (["--dataset", "./texts"], "dataset: './texts' is no name on the Hub"),
         (["embedded", "--processes", "0"], "--processes: 0 cannot be; give at least 1"),
-        (["embedded", "--jobs", "2"], "--jobs: 2 jobs cannot be; give at least 1, with --cluster SITE"),
+        (["embedded", "--jobs", "2"], "--jobs: 2 jobs cannot be; give at least 1, with --cluster PROFILE"),
         (["embedded", "--cluster", "slurm", "--jobs", "0"], "--jobs: 0 jobs cannot be"),
         (["embedded", "--cluster", "moon"], "--cluster: no profile moon"),
         (["embedded", "--cluster", "local"], "--cluster: local is this machine"),
