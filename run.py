@@ -28,7 +28,7 @@ ORDER = (
 @app.command()
 def doctor(
     cluster: Annotated[
-        str | None, typer.Option(help="Check a Slurm site's profile against the cluster at hand.")
+        str | None, typer.Option(help="Check a profile against the cluster at hand.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -64,9 +64,9 @@ def doctor(
         refused = []
         if cluster is not None:
             from slurm.probe import problems
-            from slurm.profile import load_cluster
+            from slurm.profile import load_profile
 
-            refused = problems(load_cluster(cluster))
+            refused = problems(load_profile(cluster))
             report["cluster"] = refused or f"{cluster}: fits"
     rows = [f"{key:24} {value}" for key, value in report.items() if key not in ("mixers", "cluster")]
     for name, mixer in report["mixers"].items():

@@ -196,10 +196,10 @@ def _submit(loaded: Any, plans: list[Any], cluster: str, parallel: int, runs: Pa
             typer.echo(f"failed: {run_id}: {reason}", err=True)
         return failures
     from slurm.probe import problems
-    from slurm.profile import load_cluster
+    from slurm.profile import load_profile
     from slurm.submission import describe, submit
 
-    profile = load_cluster(cluster)
+    profile = load_profile(cluster)
     if dry_run:
         typer.echo(describe(loaded, plans, profile, runs))
         return {}

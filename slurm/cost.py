@@ -15,7 +15,7 @@ from harness.training.device import ceiling, recipe_dtype, this_device
 from harness.training.distributed import Sharding
 from harness.training.estimate import estimate
 from slurm.plan import RunPlan
-from slurm.profile import Cluster
+from slurm.profile import Profile
 from suites.units import TRAIN
 
 
@@ -27,7 +27,7 @@ def cost_here(plans: Sequence[RunPlan], runs_root: Path) -> str:
     if device.type == "cuda" and trained:
         dtype = recipe_dtype(trained[0].train, device)
         tflops = ceiling(device, dtype, torch.get_num_threads()) / 1e12
-    share = Cluster.model_fields["utilisation"].default
+    share = Profile.model_fields["utilisation"].default
     return cost_of(trained, tflops, share, _speeds(runs_root), device_name(device))
 
 

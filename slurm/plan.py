@@ -54,7 +54,7 @@ def plan(experiment: Experiment, runs_root: Path) -> list[RunPlan]:
     that cannot be."""
     units: dict[str, dict[str, Any]] = {}
     for name, given in experiment.suites.items():
-        parts = suites.units(name, suites.suite_config(name, given))
+        parts = suites.parts(name, suites.suite_config(name, given))
         units |= {unit: config.model_dump(mode="json") for unit, config in parts.items()}
     if experiment.data.phases:
         runs = expand(experiment, len(load_tokenizer(experiment.data.tokenizer)), data_sha256(experiment.data))

@@ -71,9 +71,8 @@ def submit(out: Path, profile: Profile, jobs: int, runs_root: Path) -> list[str]
             return [f"{out}: put together by jobs of before; the same command shows it"]
         preparation.refresh()
         read, tokens = preparation.counts()
-        lines = [
-            f"{out}: {len(preparation.results)} of {len(preparation.parts)} parts, {read:,} documents, {tokens:,} tokens"
-        ]
+        done = f"{len(preparation.results)} of {len(preparation.parts)} parts"
+        lines = [f"{out}: {done}, {read:,} documents, {tokens:,} tokens"]
         if there := _queued(preparation):
             return [*lines, f"in the queue: {', '.join(there)}; the same command says how far they are"]
         code = snapshot(runs_root)

@@ -14,7 +14,7 @@ from typing import get_args
 
 import submitit
 
-from slurm.profile import Cluster, Resources, Stage, sbatch_parameters
+from slurm.profile import Profile, Resources, Stage, sbatch_parameters
 from slurm.queue import ask
 
 NODE_FORMAT = "%R|%N|%c|%m|%G|%f"
@@ -70,12 +70,12 @@ def array_limit() -> int:
     return int(parse_config(ask("scontrol", "show", "config", error=ValueError))["MaxArraySize"])
 
 
-def problems(cluster: Cluster) -> list[str]:
+def problems(profile: Profile) -> list[str]:
     """What the cluster at hand would refuse of a profile, a line each, with field, value and remedy; it starts nothing.
 
     Where several partitions are named, a job has to fit their nodes taken together.
     """
-    found = list(_unusable_paths(cluster))
+    found = list(_unusable_paths(profile))
     missing = [name for name in ("sbatch", "srun", "scontrol", "sinfo", "scancel") if shutil.which(name) is None]
     if missing:
         return [*found, f"PATH: {', '.join(missing)} not found; submit from a login node of the cluster"]
@@ -83,23 +83,23 @@ def problems(cluster: Cluster) -> list[str]:
         config = parse_config(ask("scontrol", "show", "config", error=ValueError))
         partitions = parse_partitions(ask("scontrol", "-a", "show", "partition", "-o", error=ValueError))
         nodes = parse_nodes(ask("sinfo", "-h", "-a", "-N", "-o", NODE_FORMAT, error=ValueError))
-        unknown = _accounting_problems(cluster, config)
+        unknown = _accounting_problems(profile, config)
     except ValueError as error:
         return [*found, str(error)]
     found += unknown
     if re.match(r"0\b", config["KillWait"]):
         found.append("KillWait: 0 s on this cluster, so a cancelled job cannot save; ask the administrator for more")
     for stage in get_args(Stage):
-        refused = list(stage_problems(cluster, stage, partitions, nodes))
-        found += refused if refused or unknown else _refusal(cluster, stage)  # sbatch would say the same, less well
+        refused = list(stage_problems(profile, stage, partitions, nodes))
+        found += refused if refused or unknown else _refusal(profile, stage)  # sbatch would say the same, less well
     return list(dict.fromkeys(found))  # what the site's fields have wrong shows in every stage
 
 
 def stage_problems(
-    cluster: Cluster, stage: Stage, partitions: dict[str, dict[str, str]], nodes: list[Node]
+    profile: Profile, stage: Stage, partitions: dict[str, dict[str, str]], nodes: list[Node]
 ) -> Iterator[str]:
     """What no partition that a stage's jobs may go to has of their resources."""
-    field, named = _given(cluster, stage, "partition")
+    field, named = _given(profile, stage, "partition")
     names = named.split(",") if named else [name for name, row in partitions.items() if row["Default"] == "YES"]
     unusable = [fault for name in names if (fault := _unusable_partition(name, partitions, nodes))]
     if unusable or not names:
@@ -108,8 +108,8 @@ def stage_problems(
         return
     pool = list({node.name: node for node in nodes if node.partition in names}.values())
     where = f"of partition {','.join(names)}"
-    yield from _too_large(stage, getattr(cluster, stage), [partitions[name] for name in names], pool, where)
-    field, constraint = _given(cluster, stage, "constraint")
+    yield from _too_large(stage, getattr(profile, stage), [partitions[name] for name in names], pool, where)
+    field, constraint = _given(profile, stage, "constraint")
     features = frozenset().union(*(node.features for node in pool)) - {"(null)"}
     for feature in re.findall(r"(?<!\*)[A-Za-z_][\w.:-]*", constraint or ""):
         if feature not in features:
@@ -142,18 +142,18 @@ def _too_large(
             yield f"{stage}.{name}: {value} is above the {available:.0f}{what} {where}; lower it, or take another one"
 
 
-def _given(cluster: Cluster, stage: Stage, field: str) -> tuple[str, str | None]:
+def _given(profile: Profile, stage: Stage, field: str) -> tuple[str, str | None]:
     """A field that a stage may override: where it was written, and its value."""
-    own = getattr(getattr(cluster, stage), field)
-    return (f"{stage}.{field}", own) if own else (field, getattr(cluster, field))
+    own = getattr(getattr(profile, stage), field)
+    return (f"{stage}.{field}", own) if own else (field, getattr(profile, field))
 
 
 def _user() -> str:
     return pwd.getpwuid(os.getuid()).pw_name  # and not $USER: Slurm goes by the id
 
 
-def _unusable_paths(cluster: Cluster) -> Iterator[str]:
-    for path in cluster.shared:
+def _unusable_paths(profile: Profile) -> Iterator[str]:
+    for path in profile.shared:
         folder = Path(os.path.expandvars(path)).expanduser()
         if not folder.exists():
             yield f"shared: {path!r} does not exist here; create or mount {folder}, or correct the profile"
@@ -161,9 +161,9 @@ def _unusable_paths(cluster: Cluster) -> Iterator[str]:
             yield f"shared: {path!r} is not writable for {_user()}; change its permissions or the profile"
 
 
-def _accounting_problems(cluster: Cluster, config: dict[str, str]) -> list[str]:
+def _accounting_problems(profile: Profile, config: dict[str, str]) -> list[str]:
     """Accounts and QOS that slurmdbd does not know, or does not know for this user where that is enforced."""
-    given = [("account", cluster.account), *(_given(cluster, stage, "qos") for stage in get_args(Stage))]
+    given = [("account", profile.account), *(_given(profile, stage, "qos") for stage in get_args(Stage))]
     if not config["AccountingStorageType"].endswith("slurmdbd"):
         return [f"{field}: {value!r} means nothing without accounting; remove it" for field, value in given if value]
     user, enforced = _user(), config["AccountingStorageEnforce"].split(",")
@@ -172,11 +172,11 @@ def _accounting_problems(cluster: Cluster, config: dict[str, str]) -> list[str]:
     if "associations" in enforced and not rows:
         return [f"account: {user} has none on this cluster, and it requires one; ask its administrator"]
     accounts = sorted({account for account, _ in rows})
-    if "associations" in enforced and cluster.account and cluster.account not in accounts:
-        return [f"account: {cluster.account!r} is not one of {user}'s; use one of: {', '.join(accounts)}"]
+    if "associations" in enforced and profile.account and profile.account not in accounts:
+        return [f"account: {profile.account!r} is not one of {user}'s; use one of: {', '.join(accounts)}"]
     known = set(ask("sacctmgr", "-n", "-P", "show", "qos", "format=name", error=ValueError).split())
     if "qos" in enforced:
-        known &= {q for account, qos in rows if cluster.account in (None, account) for q in qos.split(",")}
+        known &= {q for account, qos in rows if profile.account in (None, account) for q in qos.split(",")}
     return [
         f"{field}: {qos!r} is not open to {user}; use one of: {', '.join(sorted(known))}"
         for field, qos in given[1:]
@@ -184,11 +184,11 @@ def _accounting_problems(cluster: Cluster, config: dict[str, str]) -> list[str]:
     ]
 
 
-def _refusal(cluster: Cluster, stage: Stage) -> list[str]:
+def _refusal(profile: Profile, stage: Stage) -> list[str]:
     """What `sbatch --test-only` says against a stage's job: everything that no check of ours knows."""
     with tempfile.TemporaryDirectory() as folder:
         executor = submitit.SlurmExecutor(folder)
-        executor.update_parameters(**sbatch_parameters(cluster, getattr(cluster, stage), f"test-{stage}"))
+        executor.update_parameters(**sbatch_parameters(profile, getattr(profile, stage), f"test-{stage}"))
         script = executor._make_submission_file_text("true", "")
     try:
         ask("sbatch", "--test-only", error=ValueError, script=script)

@@ -1,4 +1,4 @@
-"""What a Slurm cluster is like: its profile in slurm/clusters/NAME.yaml, what submitit makes of that, and what the
+"""What a Slurm cluster is like: its profile in slurm/profiles/NAME.yaml, what submitit makes of that, and what the
 cluster at hand would refuse of it."""
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
-from harness.experiments.schema import Closed, describe
+from harness.experiments.schema import Closed
 from harness.training.distributed import Sharding
+from mixers.interface import one_line
 
-CLUSTERS = Path(__file__).parent / "clusters"
+PROFILES = Path(__file__).parent / "profiles"
 
 Stage = Literal["train", "evaluate", "prepare"]
 
@@ -58,8 +59,8 @@ class Resources(Closed):
         return self.tasks_per_node or max(1, self.gpus_per_node)
 
 
-class Cluster(Closed):
-    """A site's profile; slurm/clusters/template.yaml explains every field to who fills it in.
+class Profile(Closed):
+    """A site's profile; slurm/profiles/template.yaml explains every field to who fills it in.
 
     sharding: what each of several training processes holds: `ddp` the whole model, `fsdp` a part of it. concurrency:
     tasks of an array at a time; None for all. signal_delay_s: seconds before the time limit at which a job
@@ -98,7 +99,7 @@ class Cluster(Closed):
         return values
 
     @model_validator(mode="after")
-    def _time_to_save(self) -> Cluster:
+    def _time_to_save(self) -> Profile:
         for stage in get_args(Stage):
             minutes = getattr(self, stage).minutes
             if self.signal_delay_s >= 60 * minutes:
@@ -109,13 +110,13 @@ class Cluster(Closed):
         return self
 
 
-def load_cluster(name_or_path: str | Path) -> Cluster:
-    """A profile by the name of a file in slurm/clusters, or from a path. Raises ValueError with one line."""
+def load_profile(name_or_path: str | Path) -> Profile:
+    """A profile by the name of a file in slurm/profiles, or from a path. Raises ValueError with one line."""
     path = Path(name_or_path)
     if not path.suffix and not path.is_file():
-        path = CLUSTERS / f"{name_or_path}.yaml"
+        path = PROFILES / f"{name_or_path}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in CLUSTERS.glob("*.yaml")))
+        known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
         raise ValueError(f"--cluster: no profile {name_or_path!s}; give local, debug, a path, or one of: {known}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -124,26 +125,26 @@ def load_cluster(name_or_path: str | Path) -> Cluster:
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of fields, got {type(values).__name__}")
     try:
-        return Cluster.model_validate(values)
+        return Profile.model_validate(values)
     except ValidationError as error:
-        raise ValueError(describe(error, str(path))) from None
+        raise ValueError(one_line(error, str(path))) from None
 
 
 def sbatch_parameters(
-    cluster: Cluster, resources: Resources, job_name: str, dependency: str | None = None
+    profile: Profile, resources: Resources, job_name: str, dependency: str | None = None
 ) -> dict[str, Any]:
     """What submitit.SlurmExecutor.update_parameters takes for jobs with these resources.
 
     dependency: as sbatch writes it, `afterok:7` or `aftercorr:7`. submitit itself adds open-mode=append, for logs of a
-    job that is queued again, and the signal, USR2. cluster.python is for the executor's constructor.
+    job that is queued again, and the signal, USR2. profile.python is for the executor's constructor.
     """
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in cluster.environment.items()]
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in profile.environment.items()]
     parameters = {
         "job_name": job_name,
-        "partition": resources.partition or cluster.partition,
-        "account": cluster.account,
-        "qos": resources.qos or cluster.qos,
-        "constraint": resources.constraint or cluster.constraint,
+        "partition": resources.partition or profile.partition,
+        "account": profile.account,
+        "qos": resources.qos or profile.qos,
+        "constraint": resources.constraint or profile.constraint,
         "nodes": resources.nodes,
         "ntasks_per_node": resources.tasks,
         # Clusters without GPUs refuse to be asked for none of them.
@@ -151,11 +152,11 @@ def sbatch_parameters(
         "cpus_per_task": resources.cpus_per_task,
         "mem": None if resources.mem_gb is None else f"{resources.mem_gb}GB" if resources.mem_gb else "0",
         "time": resources.minutes,
-        "signal_delay_s": cluster.signal_delay_s,
-        "array_parallelism": cluster.concurrency,
-        "setup": [*cluster.setup, *exports] or None,
+        "signal_delay_s": profile.signal_delay_s,
+        "array_parallelism": profile.concurrency,
+        "setup": [*profile.setup, *exports] or None,
         # Since Slurm 22.05 srun no longer takes it from its job, and where tasks are bound each would get one core.
-        "srun_args": [f"--cpus-per-task={resources.cpus_per_task}", *cluster.srun_args],
+        "srun_args": [f"--cpus-per-task={resources.cpus_per_task}", *profile.srun_args],
         "dependency": dependency,
         # Also where the site's JobRequeue is 0.
         "additional_parameters": {"requeue": True},

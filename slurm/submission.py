@@ -27,7 +27,7 @@ from slurm.cost import _speeds, cost_of
 from slurm.jobs import CollectJob, Job, PrepareJob, run_jobs
 from slurm.plan import RunPlan
 from slurm.probe import array_limit
-from slurm.profile import Cluster, Resources, sbatch_parameters
+from slurm.profile import Profile, Resources, sbatch_parameters
 from slurm.queue import NAME, Queue, ask
 from slurm.snapshot import environment, keep_mixer_files, open_submission, snapshot
 from slurm.state import read_status, write_status
@@ -50,7 +50,7 @@ class Array:
 
 
 @dataclass(frozen=True)
-class Work:
+class Pending:
     """What is to be done of a run. after: Slurm's id of a job elsewhere that trains it, where one does."""
 
     plan: RunPlan
@@ -58,7 +58,7 @@ class Work:
     after: str = ""
 
 
-def to_do(plans: Sequence[RunPlan], queue: Queue) -> tuple[list[Work], list[str]]:
+def to_do(plans: Sequence[RunPlan], queue: Queue) -> tuple[list[Pending], list[str]]:
     """What is left to submit, and a line for every unit that is missing but not submitted: somebody does it already,
     or it has failed."""
     todo, left_out = [], []
@@ -81,13 +81,13 @@ def to_do(plans: Sequence[RunPlan], queue: Queue) -> tuple[list[Work], list[str]
             else:
                 units.append(unit)
         if units:
-            todo.append(Work(plan, units, after))
+            todo.append(Pending(plan, units, after))
     return todo, left_out
 
 
 def graph(
     experiment: Experiment,
-    todo: Sequence[Work],
+    todo: Sequence[Pending],
     folder: Path,
     runs_root: Path,
     command: str,
@@ -101,7 +101,7 @@ def graph(
     arrays = [Array("prepare", "prepare", [PrepareJob(folder, "prepare")])]
     ready = [("afterok", "prepare")]
 
-    def add(name: str, stage: Stage, works: Sequence[Work], unit: str, after: list[tuple[str, str]]) -> None:
+    def add(name: str, stage: Stage, works: Sequence[Pending], unit: str, after: list[tuple[str, str]]) -> None:
         tasks = [job for work in works for job in run_jobs(work.plan, [unit], command, sharding)]
         if tasks:
             arrays.append(Array(name, stage, tasks, after))
@@ -136,7 +136,7 @@ def submitting(runs_root: Path) -> Iterator[None]:
 
 
 def submit(
-    experiment: Experiment, plans: Sequence[RunPlan], cluster: Cluster, runs_root: Path, command: str
+    experiment: Experiment, plans: Sequence[RunPlan], profile: Profile, runs_root: Path, command: str
 ) -> tuple[dict[str, str], list[str]]:
     """Put everything that is left of an experiment into Slurm's queue: whole, or not at all.
 
@@ -144,20 +144,20 @@ def submit(
     the processes of a training job cannot share its rows, and RuntimeError with what sbatch says when it refuses.
     """
     for plan in plans:
-        pieces(plan.config.data, plan.config.train, cluster.train.nodes * cluster.train.tasks)
+        pieces(plan.config.data, plan.config.train, profile.train.nodes * profile.train.tasks)
     with submitting(runs_root):
         todo, left_out = to_do(plans, Queue.read())
         if not todo:
             return {}, left_out
         experiment, kept = keep_mixer_files(experiment, [work.plan for work in todo], runs_root)
-        todo = [Work(plan, work.units, work.after) for plan, work in zip(kept, todo, strict=True)]
+        todo = [Pending(plan, work.units, work.after) for plan, work in zip(kept, todo, strict=True)]
         limit, code = array_limit(), snapshot(runs_root)
         folder = open_submission(experiment, plans, runs_root, "slurm")
-        arrays = graph(experiment, todo, folder, runs_root, command, limit, cluster.sharding)
+        arrays = graph(experiment, todo, folder, runs_root, command, limit, profile.sharding)
         ids: dict[str, str] = {}
         try:
             for array in arrays:
-                ids[array.name] = _put(array, ids, cluster, folder, code)
+                ids[array.name] = _put(array, ids, profile, folder, code)
                 write_atomic(folder / "jobs.json", json.dumps(ids).encode())
             for array in arrays:
                 for index, job in enumerate(array.tasks):
@@ -173,22 +173,22 @@ def submit(
     return ids, left_out
 
 
-def _put(array: Array, ids: dict[str, str], cluster: Cluster, folder: Path, code: Path) -> str:
+def _put(array: Array, ids: dict[str, str], profile: Profile, folder: Path, code: Path) -> str:
     """Submit one array; Slurm's id of it."""
     listed = folder / "arrays" / f"{array.name}.json"
     write_atomic(listed, json.dumps([[str(job.folder), job.unit] for job in array.tasks]).encode())
     # One task is no array for Slurm, and has no corresponding one.
     kinds = {"aftercorr": "aftercorr" if len(array.tasks) > 1 else "afterok"}
     after = [f"{kinds.get(kind, kind)}:{ids.get(name, name)}" for kind, name in array.after]
-    parameters = sbatch_parameters(cluster, _resources(cluster, array), NAME, ",".join(after) or None)
+    parameters = sbatch_parameters(profile, _resources(profile, array), NAME, ",".join(after) or None)
     extra = {"kill-on-invalid-dep": "yes"} | ({"hold": True} if array.stage == "prepare" else {})
-    python = cluster.python or shlex.quote(sys.executable)
+    python = profile.python or shlex.quote(sys.executable)
     variables = environment(code)
     if array.stage in ("train", "evaluate", "collect"):
         variables["HF_HUB_OFFLINE"] = "1"  # what they read was frozen before they start
     # A signal to the job reaches the batch shell as well: with a trap it waits for its step and settles the end.
     setup = ["trap 'terminated=1' TERM", *(f"export {k}={shlex.quote(v)}" for k, v in variables.items())]
-    step = [] if not cluster.srun_args else ["srun", "--nodes=1", "--ntasks=1", *cluster.srun_args]
+    step = [] if not profile.srun_args else ["srun", "--nodes=1", "--ntasks=1", *profile.srun_args]
     settle = [*map(shlex.quote, step), python, "-m", "slurm.batch_end", shlex.quote(str(listed))]
     teardown = [
         "code=$?",
@@ -221,7 +221,7 @@ def enqueue(executor: submitit.SlurmExecutor, tasks: Sequence[Any], name: str) -
     return jobs[0].job_id.partition("_")[0]
 
 
-def describe(experiment: Experiment, plans: Sequence[RunPlan], cluster: Cluster, runs_root: Path) -> str:
+def describe(experiment: Experiment, plans: Sequence[RunPlan], profile: Profile, runs_root: Path) -> str:
     """What `submit` would do, in words: the graph of its jobs, what each asks for, and what training costs. Touches
     nothing."""
     todo, left_out = to_do(plans, Queue.read())
@@ -235,24 +235,24 @@ def describe(experiment: Experiment, plans: Sequence[RunPlan], cluster: Cluster,
     if arrays:
         lines.append(f"{'array':24} {'tasks':>6} {'at once':>8} {'nodes × GPUs':>13} {'CPUs':>5} {'limit':>10}  after")
     for array in arrays:
-        asked = _resources(cluster, array)
-        at_once = min(len(array.tasks), cluster.concurrency or len(array.tasks))
+        asked = _resources(profile, array)
+        at_once = min(len(array.tasks), profile.concurrency or len(array.tasks))
         after = ", ".join(f"{kind}:{name}" for kind, name in array.after[:3]) + (", …" if len(array.after) > 3 else "")
         shape = f"{asked.nodes} × {asked.gpus_per_node}"
         cpus = asked.cpus_per_task * asked.tasks
         limit = f"{asked.minutes // 60}:{asked.minutes % 60:02} h"
         lines.append(f"{array.name:24} {len(array.tasks):6} {at_once:8} {shape:>13} {cpus:5} {limit:>10}  {after}")
     trained = [work.plan.config for work in todo if TRAIN in work.units]
-    processes = cluster.train.nodes * cluster.train.tasks
+    processes = profile.train.nodes * profile.train.tasks
     speeds = _speeds(runs_root)
-    cost = cost_of(trained, cluster.tflops, cluster.utilisation, speeds, cluster.device, processes, cluster.sharding)
+    cost = cost_of(trained, profile.tflops, profile.utilisation, speeds, profile.device, processes, profile.sharding)
     return "\n".join([*lines, cost])
 
 
-def _resources(cluster: Cluster, array: Array) -> Resources:
+def _resources(profile: Profile, array: Array) -> Resources:
     """What a task of an array asks for. Training alone is shared out among processes; collecting is work for the kind
     of node that prepares."""
     if array.stage == "train":
-        return cluster.train
-    asked = cluster.evaluate if array.stage == "evaluate" else cluster.prepare
+        return profile.train
+    asked = profile.evaluate if array.stage == "evaluate" else profile.prepare
     return asked.model_copy(update={"nodes": 1, "tasks_per_node": 1})

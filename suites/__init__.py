@@ -29,15 +29,12 @@ def suite_config(name: str, options: dict[str, Any]) -> BaseModel:
     try:
         return module.Config(**options)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        known = ", ".join(module.Config.model_fields)
-        value = "" if first["type"] == "missing" else f" (got {first['input']!r})"
-        raise ValueError(f"suites.{name}.{field}: {message}{value}; options: {known}") from None
+        from mixers.interface import one_line  # imports torch, which readers of names alone do not wait for
+
+        raise ValueError(one_line(error, f"suites.{name}.", module.Config.model_fields)) from None
 
 
-def units(name: str, config: BaseModel) -> dict[str, BaseModel]:
+def parts(name: str, config: BaseModel) -> dict[str, BaseModel]:
     """A suite in parts that can be measured apart, by their names: its own, or SUITE@LENGTH for every context length
     where its module says so by a function `by_length`."""
     module = suite(name)

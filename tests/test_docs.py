@@ -44,7 +44,7 @@ NOT_EXECUTED = {
     "python run.py bench lm --samples 64": "the same",
     "python run.py status EXPERIMENT --watch": "does not end",
 }
-ON_A_CLUSTER = [command for command in commands() if "--cluster SITE" in command.text]
+ON_A_CLUSTER = [command for command in commands() if "--cluster PROFILE" in command.text]
 """tests/slurm/test_slurm_docs.py executes these."""
 
 OF_EXPERIMENTS = ("submit", "retry", "train", "status", "cancel", "collect", "table", "figure", "report", "prefetch")

@@ -19,25 +19,25 @@ from slurm.probe import (
     problems,
     stage_problems,
 )
-from slurm.profile import CLUSTERS, Cluster, Resources, load_cluster, sbatch_parameters
+from slurm.profile import PROFILES, Profile, Resources, load_profile, sbatch_parameters
 from slurm.queue import ask
 from tests.slurm.cluster.minislurm import MiniSlurm
 
 
-def profile(folder: Path, text: str) -> Path:
+def write_profile(folder: Path, text: str) -> Path:
     path = folder / "site.yaml"
     path.write_text(text)
     return path
 
 
-@pytest.mark.parametrize("path", sorted(CLUSTERS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(PROFILES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_profiles_are_valid(path: Path) -> None:
-    assert load_cluster(path.stem) == load_cluster(path)
+    assert load_profile(path.stem) == load_profile(path)
 
 
 def test_the_template_names_every_field() -> None:
-    values = yaml.safe_load((CLUSTERS / "template.yaml").read_text())
-    assert set(values) == set(Cluster.model_fields)
+    values = yaml.safe_load((PROFILES / "template.yaml").read_text())
+    assert set(values) == set(Profile.model_fields)
     assert set(values["train"]) == set(Resources.model_fields)
 
 
@@ -56,13 +56,13 @@ def test_the_template_names_every_field() -> None:
 )
 def test_a_wrong_profile_ends_in_one_line_that_names_the_field(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said.replace("(", r"\(").replace(")", r"\)")) as error:
-        load_cluster(profile(tmp_path, text))
+        load_profile(write_profile(tmp_path, text))
     assert "\n" not in str(error.value)
 
 
 def test_an_unknown_name_lists_those_there_are() -> None:
     with pytest.raises(ValueError, match="no profile nowhere; give local, debug, a path, or one of: slurm, template"):
-        load_cluster("nowhere")
+        load_profile("nowhere")
 
 
 def test_a_process_a_gpu_and_one_where_there_is_none() -> None:
@@ -72,22 +72,24 @@ def test_a_process_a_gpu_and_one_where_there_is_none() -> None:
 
 
 def test_prepare_keeps_its_default_of_no_gpus_when_another_field_is_set(tmp_path: Path) -> None:
-    assert load_cluster(profile(tmp_path, "prepare: {minutes: 5}")).prepare == Resources(gpus_per_node=0, minutes=5)
+    assert load_profile(write_profile(tmp_path, "prepare: {minutes: 5}")).prepare == Resources(
+        gpus_per_node=0, minutes=5
+    )
 
 
-def script(cluster: Cluster, resources: Resources, **more: Any) -> list[str]:
+def script(profile: Profile, resources: Resources, **more: Any) -> list[str]:
     """The lines of the batch script of an array of 400 jobs; TypeError for parameters that submitit does not take."""
-    parameters = sbatch_parameters(cluster, resources, "job", **more)
+    parameters = sbatch_parameters(profile, resources, "job", **more)
     return _make_sbatch_string("command", folder="/logs", map_count=400, **parameters).splitlines()
 
 
 def test_sbatch_gets_every_field_and_a_stage_overrides_the_site() -> None:
-    cluster = Cluster(
+    profile = Profile(
         partition="gpu", account="lab", qos="normal", constraint="a100", concurrency=16, signal_delay_s=90,
         setup=["module load cuda"], environment={"A": "x y $HOME"}, srun_args=["--container-image=i.sqsh"],
     )  # fmt: skip
     asked = Resources(nodes=2, gpus_per_node=4, cpus_per_task=6, mem_gb=64, minutes=30, qos="long", constraint="h100")
-    lines = script(cluster, asked, dependency="aftercorr:7")
+    lines = script(profile, asked, dependency="aftercorr:7")
     for option in (
         "partition=gpu", "account=lab", "qos=long", "constraint=h100", "nodes=2", "gpus-per-node=4", "mem=64GB",
         "ntasks-per-node=4", "cpus-per-task=6", "time=30", "signal=USR2@90", "array='0-399%16'", "open-mode=append",
@@ -100,14 +102,14 @@ def test_sbatch_gets_every_field_and_a_stage_overrides_the_site() -> None:
 
 
 def test_sbatch_is_not_told_what_the_profile_leaves_open() -> None:
-    lines = script(Cluster(), Resources(gpus_per_node=0))
+    lines = script(Profile(), Resources(gpus_per_node=0))
     options = {line.split("=")[0].removeprefix("#SBATCH --") for line in lines if line.startswith("#SBATCH")}
     assert not options & {"partition", "account", "qos", "constraint", "mem", "gpus-per-node", "dependency", "wckey"}
     assert any("0-399%400" in line for line in lines)  # all at a time
 
 
 def test_all_of_a_nodes_memory_can_be_asked_for() -> None:
-    assert "#SBATCH --mem=0" in script(Cluster(), Resources(mem_gb=0))
+    assert "#SBATCH --mem=0" in script(Profile(), Resources(mem_gb=0))
 
 
 NODES = """\
@@ -168,8 +170,8 @@ def test_the_configuration_is_read() -> None:
     ],
 )  # fmt: skip
 def test_what_no_node_has_is_named_with_what_there_is(changes: dict, said: list[str]) -> None:
-    cluster = Cluster.model_validate(changes)
-    assert sorted(stage_problems(cluster, "train", parse_partitions(PARTITIONS), parse_nodes(NODES))) == sorted(said)
+    profile = Profile.model_validate(changes)
+    assert sorted(stage_problems(profile, "train", parse_partitions(PARTITIONS), parse_nodes(NODES))) == sorted(said)
 
 
 def test_a_command_without_an_answer_is_an_error_in_one_line_or_unknown(
@@ -189,23 +191,23 @@ def test_a_command_without_an_answer_is_an_error_in_one_line_or_unknown(
 
 def test_without_slurms_programs_that_is_the_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    (one,) = problems(Cluster())
+    (one,) = problems(Profile())
     assert one.startswith("PATH: sbatch, srun") and "login node" in one
 
 
 def test_shared_folders_must_be_there_and_writable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("WORK", str(tmp_path))
-    cluster = Cluster(shared=["$WORK", "$WORK/absent", "/proc/1"])
-    absent, read_only, _ = problems(cluster)
+    profile = Profile(shared=["$WORK", "$WORK/absent", "/proc/1"])
+    absent, read_only, _ = problems(profile)
     assert absent.startswith("shared: '$WORK/absent' does not exist here") and str(tmp_path / "absent") in absent
     assert read_only.startswith("shared: '/proc/1' is not writable")
 
 
 @pytest.mark.slurm
 def test_a_fitting_profile_has_no_problems(slurm_at_hand: MiniSlurm) -> None:
-    assert problems(load_cluster("slurm")) == []
-    assert problems(Cluster(account="lab", qos="long", partition="low,high", constraint="fake")) == []
+    assert problems(load_profile("slurm")) == []
+    assert problems(Profile(account="lab", qos="long", partition="low,high", constraint="fake")) == []
     assert array_limit() == 1001  # Slurm's default
     assert slurm_at_hand.squeue() == []
 
@@ -231,18 +233,18 @@ def test_what_the_cluster_would_refuse_is_found(slurm_at_hand: MiniSlurm, change
     user = slurm_at_hand.run("id", "-un").strip()
     accounts = "lab, root" if user == "root" else "lab"
     expected = [line.replace("USER", user).replace("ACCOUNTS", accounts) for line in said]
-    assert problems(Cluster.model_validate(changes)) == expected
+    assert problems(Profile.model_validate(changes)) == expected
 
 
 def test_a_cluster_without_a_default_partition_wants_one_named() -> None:
     partitions = parse_partitions(PARTITIONS.replace("Default=YES", "Default=NO"))
-    (one,) = stage_problems(Cluster(), "train", partitions, parse_nodes(NODES))
+    (one,) = stage_problems(Profile(), "train", partitions, parse_nodes(NODES))
     assert one.startswith("partition: none given, and the cluster has no default; use one of: gpu, cpu")
 
 
 @pytest.mark.slurm
 def test_what_only_sbatch_knows_comes_in_its_words(slurm_at_hand: MiniSlurm) -> None:
-    (one,) = problems(Cluster(train={"constraint": "fake&[fake"}))
+    (one,) = problems(Profile(train={"constraint": "fake&[fake"}))
     assert one.startswith("train: sbatch --test-only: ") and "Invalid feature specification" in one
 
 
@@ -250,7 +252,7 @@ def test_what_only_sbatch_knows_comes_in_its_words(slurm_at_hand: MiniSlurm) -> 
 def test_a_silent_controller_is_the_one_problem(slurm_at_hand: MiniSlurm) -> None:
     slurm_at_hand.stop_controller()
     try:
-        (one,) = problems(Cluster())
+        (one,) = problems(Profile())
         with pytest.raises(ValueError, match="Unable to contact slurm controller"):
             array_limit()
     finally:
@@ -262,8 +264,8 @@ def test_a_silent_controller_is_the_one_problem(slurm_at_hand: MiniSlurm) -> Non
 def test_accounts_and_qos_need_accounting(slurm_without_accounting: MiniSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_CONF", slurm_without_accounting.conf)
     monkeypatch.setenv("PATH", slurm_without_accounting.env["PATH"])
-    assert problems(Cluster()) == []
-    assert problems(Cluster(account="lab", train={"qos": "long"})) == [
+    assert problems(Profile()) == []
+    assert problems(Profile(account="lab", train={"qos": "long"})) == [
         "account: 'lab' means nothing without accounting; remove it",
         "train.qos: 'long' means nothing without accounting; remove it",
     ]
@@ -275,10 +277,10 @@ def test_a_job_gets_what_its_parameters_say(slurm_at_hand: MiniSlurm, tmp_path: 
         names = ("SLURM_PROCID", "SLURMD_NODENAME", "SLURM_CPUS_PER_TASK", "CUDA_VISIBLE_DEVICES", "ADDED")
         return tuple(os.environ.get(name, "") for name in names)
 
-    cluster = Cluster(environment={"ADDED": "$as written"}, account="lab", qos="long")
+    profile = Profile(environment={"ADDED": "$as written"}, account="lab", qos="long")
     executor = submitit.SlurmExecutor(tmp_path)
     resources = Resources(nodes=2, gpus_per_node=2, cpus_per_task=3, minutes=5)
-    executor.update_parameters(**sbatch_parameters(cluster, resources, "surroundings"))
+    executor.update_parameters(**sbatch_parameters(profile, resources, "surroundings"))
     job = executor.submit(surroundings)
     slurm_at_hand.wait(lambda: all(job.task(i).paths.result_pickle.exists() for i in range(4)), "four results")
     nodes = ["n1", "n1", "n2", "n2"]

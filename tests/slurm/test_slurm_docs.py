@@ -25,14 +25,14 @@ def test_the_documented_commands_work_on_a_cluster(slurm_cluster: MiniSlurm, tmp
     path.write_text(path.read_text() + "scales: {125m: {description: of the same size}}\n")
     (work,) = plan(load_experiment(path), site.runs)
     # Not what reads a data set of the Hub: tests/slurm/test_preparation.py has a file instead.
-    shown = [c.text for c in commands() if "--cluster SITE" in c.text and "HuggingFaceFW/" not in c.text]
+    shown = [c.text for c in commands() if "--cluster PROFILE" in c.text and "HuggingFaceFW/" not in c.text]
     texts = list(dict.fromkeys(shown))
     assert {text.split()[2] for text in texts} == {"doctor", "submit", "retry"}
     for text in sorted(texts, key=lambda text: "--dry-run" not in text) + AFTER_IT:
         words = text.split()[2:]
         if words[0] in ("submit", "retry", "cancel"):
             words[1] = str(path)
-        words = [{"SITE": "site.yaml", "RUN": work.config.run_id}.get(word, word) for word in words]
+        words = [{"PROFILE": "site.yaml", "RUN": work.config.run_id}.get(word, word) for word in words]
         runs = [] if words[0] == "doctor" else ["--runs", str(site.runs)]
         if words[0] == "logs":
             site.finish()

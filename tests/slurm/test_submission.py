@@ -9,10 +9,10 @@ import suites
 from harness.experiments.expand import expand
 from harness.experiments.load import load_experiment
 from slurm.plan import RunPlan, plan
-from slurm.profile import load_cluster
+from slurm.profile import load_profile
 from slurm.queue import Queue
 from slurm.state import write_status
-from slurm.submission import Work, describe, graph, to_do
+from slurm.submission import Pending, describe, graph, to_do
 from suites.units import TRAIN
 from tests.slurm.test_submit import experiment
 
@@ -25,7 +25,7 @@ def plans(tmp_path: Path, small_data: Path) -> list[RunPlan]:
     return plan(load_experiment(path), tmp_path / "runs")
 
 
-def arrays(plans: list[RunPlan], works: list[Work], limit: int = 1000) -> dict:
+def arrays(plans: list[RunPlan], works: list[Pending], limit: int = 1000) -> dict:
     made = graph(load_experiment("demo"), works, Path("sub"), Path("runs"), "command", limit)
     assert [array.name for array in made][0] == "prepare" and [array.name for array in made][-1] == "collect"
     known: set[str] = set()
@@ -36,15 +36,15 @@ def arrays(plans: list[RunPlan], works: list[Work], limit: int = 1000) -> dict:
 
 
 def test_a_suite_is_evaluated_by_length_with_the_tasks_that_have_it() -> None:
-    paper = suites.units("ruler", suites.suite_config("ruler", {"samples": 3}))
+    paper = suites.parts("ruler", suites.suite_config("ruler", {"samples": 3}))
     assert list(paper) == ["ruler@1024", "ruler@2048", "ruler@4096", "ruler@8192"]
     assert paper["ruler@1024"].tasks == ["s_niah_1", "s_niah_2", "s_niah_3", "mk_niah_1"]
     assert paper["ruler@8192"].tasks == ["s_niah_1", "s_niah_2"] and paper["ruler@8192"].lengths == [8192]
-    assert list(suites.units("recall", suites.suite_config("recall", {}))) == ["recall"]
+    assert list(suites.parts("recall", suites.suite_config("recall", {}))) == ["recall"]
 
 
 def test_evaluations_wait_task_by_task_for_the_training_of_their_run(plans: list[RunPlan]) -> None:
-    found = arrays(plans, [Work(p, p.missing) for p in plans])
+    found = arrays(plans, [Pending(p, p.missing) for p in plans])
     assert list(found) == ["prepare", "train-0", "recall-0", "ruler@256-0", "ruler@512-0", "collect"]
     assert found["train-0"].after == [("afterok", "prepare")]
     for name in ("recall-0", "ruler@256-0", "ruler@512-0"):
@@ -54,14 +54,18 @@ def test_evaluations_wait_task_by_task_for_the_training_of_their_run(plans: list
 
 
 def test_arrays_are_no_longer_than_the_cluster_allows(plans: list[RunPlan]) -> None:
-    found = arrays(plans, [Work(p, p.missing) for p in plans], limit=2)
+    found = arrays(plans, [Pending(p, p.missing) for p in plans], limit=2)
     assert [len(found[f"train-{part}"].tasks) for part in range(3)] == [2, 2, 1]
     for part in range(3):
         assert found[f"recall-{part}"].after == [("aftercorr", f"train-{part}")]
 
 
 def test_what_is_trained_is_only_evaluated_and_what_another_job_trains_is_waited_for(plans: list[RunPlan]) -> None:
-    works = [Work(plans[0], plans[0].missing), Work(plans[1], ["ruler@256"]), Work(plans[2], ["recall"], "12_3")]
+    works = [
+        Pending(plans[0], plans[0].missing),
+        Pending(plans[1], ["ruler@256"]),
+        Pending(plans[2], ["recall"], "12_3"),
+    ]
     found = arrays(plans, works)
     assert [job.folder for job in found["train-0"].tasks] == [plans[0].folder]
     assert [job.folder for job in found["ruler@256-trained-0"].tasks] == [plans[1].folder]
@@ -92,11 +96,11 @@ def test_a_dry_run_says_what_each_process_of_training_holds(tmp_path: Path) -> N
     loaded = load_experiment("table2")
     (config, *_) = expand(loaded, 32000, "0" * 64)
     plans = [RunPlan(config, tmp_path / config.run_id, {}, [TRAIN])]
-    template = load_cluster("template")
+    template = load_profile("template")
     for sharding, held in (("ddp", "23.2"), ("fsdp", "3.8")):  # 16 bytes a parameter, and see harness.training.estimate
         train = template.train.model_copy(update={"nodes": 2, "gpus_per_node": 8, "tasks_per_node": None})
-        cluster = template.model_copy(update={"train": train, "sharding": sharding})
-        said = describe(loaded, plans, cluster, tmp_path)
+        profile = template.model_copy(update={"train": train, "sharding": sharding})
+        said = describe(loaded, plans, profile, tmp_path)
         assert (
             f" {held} GB of memory for weights, gradients and optimiser of each of 16 processes ({sharding}), act"
             in said

@@ -19,7 +19,7 @@ from harness.records.store import Measurement, load
 from run import app
 from slurm.cost import cost_of
 from slurm.plan import plan
-from slurm.submission import Work, graph
+from slurm.submission import Pending, graph
 from suites import FRESH, suite, suite_config, throughput
 from suites.shared.timing import Shape
 from suites.throughput import Config, measure
@@ -94,7 +94,7 @@ def test_another_failure_than_of_memory_is_one() -> None:
 
 def test_the_error_of_a_median_is_that_of_normal_samples() -> None:
     samples = torch.randn(4000, 25, generator=torch.Generator().manual_seed(0))
-    medians, errors = zip(*(throughput.middle(row) for row in samples.tolist()), strict=True)
+    medians, errors = zip(*(throughput.median_stderr(row) for row in samples.tolist()), strict=True)
     # Of 4,000 medians the deviation is known to 1.1%; √(π/2) is the limit of many samples, at 25 it is some 2% high.
     assert torch.tensor(medians).std().item() == pytest.approx(sum(errors) / len(errors), rel=0.05)
 
@@ -168,7 +168,7 @@ def test_a_suite_of_trained_models_beside_it_trains_and_data_alone_do_not(tmp_pa
 
 def test_on_slurm_its_array_waits_for_no_training(tmp_path: Path) -> None:
     loaded = load_experiment(experiment(tmp_path))
-    todo = [Work(work, work.missing) for work in plan(loaded, tmp_path)]
+    todo = [Pending(work, work.missing) for work in plan(loaded, tmp_path)]
     arrays = graph(loaded, todo, tmp_path / "submission", tmp_path, "", limit=1000)
     assert [(a.name, a.stage, len(a.tasks)) for a in arrays[:-1]] == [
         ("prepare", "prepare", 1),
@@ -225,4 +225,4 @@ def test_the_cost_of_training_says_whether_it_was_measured(tmp_path: Path) -> No
     assert "1 runs at the speed measured on H100 and 1 runs at 40% of 1 TFLOP/s (from the FLOPs" in both
     other = cost_of([attention], 1.0, 0.4, speeds(), "A100")
     assert "at 40% of 1 TFLOP/s (from the FLOPs, not measured)" in other
-    assert "hours unknown" in cost_of([attention], None, 0.4, speeds(), None)  # a site that does not say what it has
+    assert "hours unknown" in cost_of([attention], None, 0.4, speeds(), None)  # a profile without tflops
