@@ -18,7 +18,7 @@ from harness.lm.generate import tokens_at_once
 from harness.model.language_model import LanguageModel, ModelState
 from harness.records.store import Measurement
 from harness.training.device import recipe_dtype
-from suites.shared.timing import Shape, different, middle, timed, unless_out_of_memory
+from suites.shared.timing import Shape, check_distinct_shapes, median_stderr, time_calls, unless_out_of_memory
 
 SUITE = "decode"
 
@@ -33,7 +33,7 @@ class Config(Closed):
     new_tokens: PositiveInt = 64
     windows: int = Field(default=5, ge=2)
 
-    _different = field_validator("shapes")(different)
+    _different = field_validator("shapes")(check_distinct_shapes)
 
 
 def measure(
@@ -58,8 +58,8 @@ def measure(
             found.append(Measurement(metric="decode_out_of_memory", value=1.0, stderr=None, n=1, **where))
             continue
         reading, decoding, size = taken
-        read, read_error = middle([shape.batch * shape.length / t for t in reading])
-        new, new_error = middle([shape.batch * config.new_tokens / t for t in decoding])
+        read, read_error = median_stderr([shape.batch * shape.length / t for t in reading])
+        new, new_error = median_stderr([shape.batch * config.new_tokens / t for t in decoding])
         progress(f"{shape.batch} × {shape.length}: {read:,.0f} tokens/s read, {new:,.0f} decoded")
         found += [
             Measurement(metric="prefill_tokens_per_second", value=read, stderr=read_error, n=config.windows, **where),
@@ -92,10 +92,10 @@ def time_windows(model: LanguageModel, shape: Shape, config: Config) -> tuple[li
 
     for _ in range(config.windows + 1):  # in the first, kernels are compiled and tuned
         state = []  # two states at once may be more than the memory holds
-        reading.append(timed(read, 1, device))
+        reading.append(time_calls(read, 1, device))
         size = state_bytes(state) // shape.batch
         step()  # attention moves its keys and values into a place with room once, and not at every token
-        decoding.append(timed(step, config.new_tokens, device))
+        decoding.append(time_calls(step, config.new_tokens, device))
     return reading[1:], decoding[1:], size
 
 

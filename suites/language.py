@@ -26,9 +26,9 @@ from transformers import PreTrainedTokenizerBase
 from harness.data.corpus import documents
 from harness.records.store import Measurement
 from suites.shared import offline
-from suites.shared.items import Item, attempt
+from suites.shared.items import Item, hashed_item
 from suites.shared.lm_requests import fingerprint
-from suites.shared.lmeval import TASKS_ROOT, lm_settings, load_task, measurement, perplexity_measurement, run_tasks
+from suites.shared.lmeval import TASKS_ROOT, lm_settings, load_task, perplexity_measurement, run_tasks, task_measurement
 
 SUITE = "language"
 HELDOUT = "heldout"
@@ -105,7 +105,7 @@ def run(lm: LM, config: Config, progress: Callable[[str], None] = lambda message
         definition, data = loaded[task]
         samples = run_tasks(lm, [definition], config.limit)[task]
         settings = {"data": data, **lm_settings(lm)}
-        found += [measurement(samples, metric, settings, suite=SUITE) for metric in SPECS[task].metrics]
+        found += [task_measurement(samples, metric, settings, suite=SUITE) for metric in SPECS[task].metrics]
     columns = [m for m in found if m.task in AVERAGED and m.metric == SPECS[m.task].averaged]
     if len(columns) == len(AVERAGED):
         found.append(average(columns))
@@ -129,7 +129,7 @@ def prefetch(
     """Loads every task once: from the Hub, whose cache keeps it, or from the offline copy, which is checked."""
     for task in config.tasks:
         if task != HELDOUT:
-            yield attempt(f"{SUITE} {task}", partial(documents_sha256, task, config.offline))
+            yield hashed_item(f"{SUITE} {task}", partial(documents_sha256, task, config.offline))
 
 
 def documents_sha256(task: str, use_offline: bool | None) -> str:

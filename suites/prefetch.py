@@ -14,7 +14,7 @@ from harness.data.tokenizer import load_tokenizer, tokenizer_hash
 from harness.experiments.schema import Experiment
 from harness.files import cache_dir, write_atomic
 from harness.training.batches import data_sha256, open_data
-from suites.shared.items import Item, attempt
+from suites.shared.items import Item, hashed_item
 
 MANIFEST = "prefetch.json"
 
@@ -34,7 +34,7 @@ def prefetch(experiment: Experiment, say: Callable[[str], None] = lambda line: N
         say(str(item))
 
     keep(
-        attempt(
+        hashed_item(
             f"tokenizer {experiment.data.tokenizer}", lambda: tokenizer_hash(load_tokenizer(experiment.data.tokenizer))
         )
     )
@@ -45,7 +45,7 @@ def prefetch(experiment: Experiment, say: Callable[[str], None] = lambda line: N
         return data_sha256(experiment.data)
 
     if experiment.data.phases:
-        keep(attempt(f"training data {experiment.data.source}", data))
+        keep(hashed_item(f"training data {experiment.data.source}", data))
     for name, config in configs.items():
         module = suites.suite(name)
         if hasattr(module, "prefetch"):

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from harness.data.synthetic import TASKS, Words, recall_words, sample_text
 from harness.records.store import Measurement
-from suites.shared.lm_requests import each_once, fingerprint, measure, tokenizer_of
+from suites.shared.lm_requests import check_distinct, fingerprint, mean_measurement, tokenizer_of
 
 SUITE = "recall"
 
@@ -37,7 +37,7 @@ class Config(BaseModel):
     samples: PositiveInt = 500
     seed: int = 0
 
-    _each_once = field_validator("pairs", "rewrites", "writes", "shared")(each_once)
+    _each_once = field_validator("pairs", "rewrites", "writes", "shared")(check_distinct)
 
     @model_validator(mode="after")
     def _something(self) -> Config:
@@ -104,7 +104,7 @@ def run(lm: LM, config: Config, progress: Callable[[str], None] = lambda message
         settings = {"items_sha256": fingerprint(items), "length_unit": TASKS[task].unit}
         found = {"acc": acc, "stale": stale} if task == "overwrite" else {"acc": acc}
         results += [
-            measure(metric, scores, suite=SUITE, task=task, length=difficulty, settings=settings)
+            mean_measurement(metric, scores, suite=SUITE, task=task, length=difficulty, settings=settings)
             for metric, scores in found.items()
         ]
     return results

@@ -24,15 +24,15 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 from harness.data.corpus import factbook_fields
 from harness.records.store import Measurement
 from suites.shared import offline
-from suites.shared.items import Item, attempt
+from suites.shared.items import Item, hashed_item
 from suites.shared.lm_requests import (
-    check_room,
+    check_distinct,
+    check_prompt_length,
     contains,
-    each_once,
     encode,
     fingerprint,
     generate,
-    measure,
+    mean_measurement,
     token_count,
     tokenizer_of,
 )
@@ -98,7 +98,7 @@ class Config(BaseModel):
     max_new_tokens: PositiveInt = 48
     twice: bool = False
 
-    _each_once = field_validator("tasks")(each_once)
+    _each_once = field_validator("tasks")(check_distinct)
 
 
 @dataclass(frozen=True)
@@ -304,7 +304,7 @@ def prefetch(config: Config, tokenizer: Any, progress: Callable[[str], None] = l
     """
     for task in config.tasks:
         progress(f"retrieval {task}: {dataset_of(task)}")
-        yield attempt(f"retrieval {task}", lambda task=task: fingerprint(load(task)))
+        yield hashed_item(f"retrieval {task}", lambda task=task: fingerprint(load(task)))
 
 
 def run(lm: LM, config: Config, progress: Callable[[str], None] = lambda message: None) -> list[Measurement]:
@@ -321,7 +321,7 @@ def run(lm: LM, config: Config, progress: Callable[[str], None] = lambda message
             prompts = [build_prompt(task, record, tokenizer, config.limit_tokens, twice) for record in records]
             tokens = [token_count(tokenizer, prompt.text) for prompt in prompts]
             # Questions are outside the window, so the longest prompt can pass the limit by the length of its own.
-            check_room(lm, "retrieval.limit_tokens", max(tokens) + config.max_new_tokens)
+            check_prompt_length(lm, "retrieval.limit_tokens", max(tokens) + config.max_new_tokens)
             asked.append((task, prompts, tokens, limit, twice))
     results = []
     for task, prompts, tokens, limit, twice in asked:
@@ -368,4 +368,4 @@ def score(
     texts = generate(lm, name, [prompt.text for prompt in prompts], ["\n"], config.max_new_tokens, enough)
     found = [contains(text, prompt.answers) for text, prompt in zip(texts, prompts, strict=True)]
     probes = [Probe(p.text, p.without, f" {p.answers[0]}") for p in prompts if p.without is not None]
-    return [measure("contains", found, **rest), *(needle_measurements(lm, probes, **rest) if probes else [])]
+    return [mean_measurement("contains", found, **rest), *(needle_measurements(lm, probes, **rest) if probes else [])]

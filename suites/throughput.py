@@ -23,7 +23,14 @@ from harness.records.store import Measurement
 from harness.training.device import MATMULS, matmul_rate, recipe_dtype
 from harness.training.optim import build_optimizer, clip_gradients
 from harness.training.trainer import masked_loss
-from suites.shared.timing import Shape, different, middle, random_tokens, timed, unless_out_of_memory
+from suites.shared.timing import (
+    Shape,
+    check_distinct_shapes,
+    median_stderr,
+    random_tokens,
+    time_calls,
+    unless_out_of_memory,
+)
 
 SUITE = "throughput"
 
@@ -40,7 +47,7 @@ class Config(Closed):
     windows: int = Field(default=7, ge=2)
     warm_up: PositiveInt = 3
 
-    _different = field_validator("shapes")(different)
+    _different = field_validator("shapes")(check_distinct_shapes)
 
 
 def measure(
@@ -77,7 +84,7 @@ def measure(
             found.append(Measurement(metric="train_out_of_memory", value=1.0, stderr=None, n=1, **where))
             continue
         times, peak = windows
-        rate, error = middle([config.steps * shape.batch * shape.length / t for t in times])
+        rate, error = median_stderr([config.steps * shape.batch * shape.length / t for t in times])
         part = model.cost(shape.length).flops_per_token / ceiling
         found += [
             Measurement(metric="train_tokens_per_second", value=rate, stderr=error, n=len(times), **where),
@@ -103,10 +110,10 @@ def time_windows(
     def step() -> None:
         training_step(loss, model, optimizer, recipe, dtype)
 
-    timed(step, config.warm_up, device)
+    time_calls(step, config.warm_up, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    times = [timed(step, config.steps, device) for _ in range(config.windows)]
+    times = [time_calls(step, config.steps, device) for _ in range(config.windows)]
     return times, float(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else None
 
 

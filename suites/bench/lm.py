@@ -23,7 +23,7 @@ from harness.lm.export import to_llama, with_bos
 from harness.lm.mixer_lm import ENOUGH, MixerLM
 from harness.model.language_model import LanguageModel, build_model
 from suites import language, ruler
-from suites.shared.lmeval import contained
+from suites.shared.lmeval import quiet_lm_eval
 
 Row = dict[str, Any]
 
@@ -87,7 +87,7 @@ def _work(lm: MixerLM, samples: int, length: int) -> dict[str, tuple[list[Instan
     work = {}
     for name in TASKS:
         task, _ = language.load(name, True)
-        with contained():
+        with quiet_lm_eval():
             task.build_all_requests(limit=samples, rank=0, world_size=1)
         work[name] = (task.instances, task.instances)
     config = ruler.Config(tasks=[NEEDLE], lengths=[length], samples=samples, max_new_tokens=NEW_TOKENS, steps="unit")
@@ -111,7 +111,7 @@ def _instances(kind: str, arguments: Sequence[tuple[Any, ...]]) -> list[Instance
 def _timed(lm: LM, requests: list[Instance]) -> tuple[float, list[Any]]:
     """Seconds of all requests, behind a small part of them that is not counted."""
     answer = getattr(lm, requests[0].request_type)
-    with contained():
+    with quiet_lm_eval():
         answer(copy.deepcopy(requests[:4]), disable_tqdm=True)
         started = time.perf_counter()
         answers = answer(copy.deepcopy(requests), disable_tqdm=True)  # HFLM takes options apart in place

@@ -21,7 +21,7 @@ from harness.training.device import matmul_rate, recipe_dtype
 from harness.training.optim import build_optimizer
 from mixers import registry
 from suites.bench.fla_models import build_fla, fla_absent, load_kernels
-from suites.shared.timing import Shape, random_tokens, release, timed
+from suites.shared.timing import Shape, random_tokens, release_memory, time_calls
 from suites.throughput import Config, mean_loss, training_step
 
 Row = dict[str, Any]
@@ -216,30 +216,30 @@ def time_in_turns(
         before = _allocated(device)
         if (step := attempt(name, build)) is not None:
             steps[name] = step
-            attempt(name, partial(timed, step, config.warm_up, device, until))
+            attempt(name, partial(time_calls, step, config.warm_up, device, until))
         step = None
         if name in missing:  # now that nothing holds its model any more
-            release(device)
+            release_memory(device)
         held[name] = _allocated(device) - before
     turn = 0
     while turn < config.windows and time.perf_counter() < until:
         for name in list(steps) if turn % 2 == 0 else list(steps)[::-1]:
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
-            took = attempt(name, partial(timed, steps[name], config.steps, device, until))
+            took = attempt(name, partial(time_calls, steps[name], config.steps, device, until))
             if took is not None:
                 times[name].append(took)
                 others = sum(held[other] for other in steps if other != name)
                 peak = torch.cuda.max_memory_allocated(device) - others if device.type == "cuda" else 0
                 peaks[name] = max(peaks.get(name, 0), peak)
             elif name in missing:
-                release(device)
+                release_memory(device)
         turn += 1
     for name in steps:
         if not times[name]:
             missing[name] = {"left_out": "its share of the time did not last for warm-up and one window of steps"}
     steps.clear()  # before the next mixer's are built
-    release(device)
+    release_memory(device)
     return {
         name: missing[name] if name in missing else (times[name], float(peaks[name]) if device.type == "cuda" else None)
         for name in builders

@@ -21,8 +21,16 @@ from harness.records.store import Measurement
 from suites.ruler.haystack import COPY, COPY_STAND_IN, HUB, STAND_IN, Source, Unreachable
 from suites.ruler.samples import Progress, Steps, prompts, read_samples, write_samples
 from suites.ruler.tasks import SPECS, VERSION, Sample
-from suites.shared.items import Item, attempt
-from suites.shared.lm_requests import check_room, contains, each_once, fingerprint, generate, measure, tokenizer_of
+from suites.shared.items import Item, hashed_item
+from suites.shared.lm_requests import (
+    check_distinct,
+    check_prompt_length,
+    contains,
+    fingerprint,
+    generate,
+    mean_measurement,
+    tokenizer_of,
+)
 from suites.shared.needle import Probe, needle_measurements
 
 Task = Literal[
@@ -72,7 +80,7 @@ class Config(BaseModel):
     @field_validator("tasks", "lengths")
     @classmethod
     def _each_once(cls, values: list[Any] | None) -> list[Any] | None:
-        return values and each_once(values)
+        return values and check_distinct(values)
 
     def pairs(self) -> list[tuple[Task, int]]:
         """Every task with each of its lengths."""
@@ -106,7 +114,7 @@ def run(lm: LM, config: Config, progress: Progress = lambda message: None) -> li
     """`contains` (with `generate`) and needle_logprob of each task and length, on any lm-eval model, and needle_gain
     where there are needles to take out."""
     tokenizer = tokenizer_of(lm, "ruler")
-    check_room(lm, "ruler.lengths", max(length for _, length in config.pairs()))
+    check_prompt_length(lm, "ruler.lengths", max(length for _, length in config.pairs()))
     # Everything is drawn before anything is measured, so a length that cannot be met costs no time on the model.
     drawn = {pair: samples(*pair, config, tokenizer, progress) for pair in config.pairs()}
     results = []
@@ -128,7 +136,7 @@ def prefetch(config: Config, tokenizer: Any, progress: Progress = lambda message
                 progress(f"ruler {task}@{length}: the Hub does not answer; {COPY_STAND_IN}")
             return file_sha256(sample_file(task, length, source, config, tokenizer))
 
-        yield attempt(f"ruler {task}@{length}", freeze)
+        yield hashed_item(f"ruler {task}@{length}", freeze)
 
 
 def samples(
@@ -225,6 +233,6 @@ def score(lm: LM, task: str, length: int, source: str, found: list[Sample], conf
         enough = [settled(task, sample.answers) for sample in found]
         texts = generate(lm, task, questions, until=[], max_new_tokens=config.room(task), enough=enough)
         scores = [matched(task, text, sample.answers) for text, sample in zip(texts, found, strict=True)]
-        results.append(measure("contains", scores, task=task, **rest))
+        results.append(mean_measurement("contains", scores, task=task, **rest))
     probes = [Probe(sample.prompt, sample.without, sample.continuation) for sample in found]
     return results + needle_measurements(lm, probes, task, **rest)

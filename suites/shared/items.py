@@ -18,7 +18,7 @@ class Item:
         return f"{self.name}: {self.sha256 or f'missing: {self.reason}'}"
 
 
-def attempt(name: str, get: Callable[[], str]) -> Item:
+def hashed_item(name: str, get: Callable[[], str]) -> Item:
     """The item whose hash `get` returns; what it raises for data that cannot be had is the reason."""
     try:
         return Item(name, get())

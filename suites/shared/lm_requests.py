@@ -70,14 +70,14 @@ def encode(tokenizer: Any, text: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False)
 
 
-def check_room(lm: LM, field: str, tokens: int) -> None:
+def check_prompt_length(lm: LM, field: str, tokens: int) -> None:
     """ValueError when `lm` cannot read `tokens` tokens: lm-eval's models would cut the head off without a word."""
     longest = getattr(lm, "max_length", None)
     if longest is not None and longest < tokens:
         raise ValueError(f"{field}: {tokens} tokens do not fit the model's max_length of {longest}; raise max_length")
 
 
-def each_once(values: list[Any]) -> list[Any]:
+def check_distinct(values: list[Any]) -> list[Any]:
     """`values`, for a config; ValueError when one is named twice, since a run has one value of a metric."""
     if len(set(values)) != len(values):
         raise ValueError(f"{values} names one twice; name each once")
@@ -97,7 +97,7 @@ def fingerprint(items: Iterable[Any]) -> str:
     return digest.hexdigest()
 
 
-def measure(metric: str, scores: Sequence[float], **rest: Any) -> Measurement:
+def mean_measurement(metric: str, scores: Sequence[float], **rest: Any) -> Measurement:
     """The mean of per-sample scores as a Measurement; `rest` are the other fields of Measurement."""
     value, error = mean_stderr(scores)
     return Measurement(metric=metric, value=value, stderr=error, n=len(scores), samples=tuple(scores), **rest)

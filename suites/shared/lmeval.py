@@ -28,17 +28,17 @@ from lm_eval.api.task import Task
 
 from harness.records import stats
 from harness.records.store import Measurement
-from suites.shared.lm_requests import fingerprint, measure
+from suites.shared.lm_requests import fingerprint, mean_measurement
 
 TASKS_ROOT = Path(lm_eval.tasks.__file__).parent
 """Where lm-eval's own YAML files lie."""
 
 
-class Dumper(yaml.SafeDumper):
+class TaskDumper(yaml.SafeDumper):
     """Writes functions as lm-eval reads them: `!function module.name`."""
 
 
-Dumper.add_representer(
+TaskDumper.add_representer(
     FunctionType, lambda dumper, f: dumper.represent_scalar("!function", f"{f.__module__}.{f.__qualname__}")
 )
 
@@ -67,10 +67,10 @@ def load_task(yaml_path: Path, **overrides: Any) -> Task:
 
     Raises what loading the data set raises.
     """
-    with TemporaryDirectory() as folder, contained():
+    with TemporaryDirectory() as folder, quiet_lm_eval():
         # `include` wants a path of this machine, so the file is written when it is needed.
         generated = Path(folder) / "task.yaml"
-        generated.write_text(yaml.dump({"include": str(yaml_path), **overrides}, Dumper=Dumper), encoding="utf-8")
+        generated.write_text(yaml.dump({"include": str(yaml_path), **overrides}, Dumper=TaskDumper), encoding="utf-8")
         manager = lm_eval.tasks.TaskManager(include_defaults=False)
         (task,) = manager.load([str(generated)])["tasks"].values()
         task.set_config(key="num_fewshot", value=0)
@@ -86,7 +86,7 @@ def load_task(yaml_path: Path, **overrides: Any) -> Task:
 def run_tasks(lm: LM, tasks: Sequence[Task], limit: int | None = None) -> dict[str, TaskSamples]:
     """Evaluate loaded tasks on a model: their samples, keyed by task name, at most `limit` documents each."""
     collected = {}
-    with contained():
+    with quiet_lm_eval():
         results = evaluator.evaluate(
             lm=lm,
             task_dict={"tasks": {task.task_name: task for task in tasks}},
@@ -102,7 +102,7 @@ def run_tasks(lm: LM, tasks: Sequence[Task], limit: int | None = None) -> dict[s
     return collected
 
 
-def measurement(run: TaskSamples, metric: str, settings: dict[str, Any], **rest: Any) -> Measurement:
+def task_measurement(run: TaskSamples, metric: str, settings: dict[str, Any], **rest: Any) -> Measurement:
     """The mean of a metric over a task's samples, or the perplexity where lm-eval logs log-likelihoods for one.
 
     settings: beside the hash of the items, which is added. rest: other fields of Measurement, `suite` among them.
@@ -110,7 +110,7 @@ def measurement(run: TaskSamples, metric: str, settings: dict[str, Any], **rest:
     rest = {"task": run.task, "limit": run.limit, "settings": {"items_sha256": run.items_sha256, **settings}, **rest}
     logged = [sample[metric] for sample in run.samples]
     if metric not in ("perplexity", "word_perplexity"):
-        return measure(metric, [float(entry) for entry in logged], **rest)
+        return mean_measurement(metric, [float(entry) for entry in logged], **rest)
     # lm-eval logs (log-likelihood, words), or the log-likelihood alone where every document weighs the same.
     pairs = [entry if isinstance(entry, tuple) else (entry, 1) for entry in logged]
     return perplexity_measurement(metric, [-pair[0] for pair in pairs], [pair[1] for pair in pairs], **rest)
@@ -131,7 +131,7 @@ def lm_settings(lm: LM) -> dict[str, Any]:
 
 
 @contextmanager
-def contained() -> Iterator[None]:
+def quiet_lm_eval() -> Iterator[None]:
     """lm-eval prints errors only, and leaves Python's global random state alone, from which it draws task ids."""
     state, logger = random.getstate(), logging.getLogger("lm_eval")
     level, bars = logger.level, datasets.are_progress_bars_disabled()

@@ -14,7 +14,7 @@ from typing import Any
 from lm_eval.api.model import LM
 
 from harness.records.store import Measurement
-from suites.shared.lm_requests import log_likelihoods, measure
+from suites.shared.lm_requests import log_likelihoods, mean_measurement
 
 
 @dataclass(frozen=True)
@@ -58,5 +58,5 @@ def needle_measurements(lm: LM, probes: Sequence[Probe], task: str, **rest: Any)
     """needle_logprob of the probes, and needle_gain where they have a prompt without the needle; `rest` are further
     fields of Measurement."""
     logprobs, gains = needle_scores(lm, task, probes)
-    found = [measure("needle_logprob", logprobs, task=task, **rest)]
-    return [*found, measure("needle_gain", gains, task=task, **rest)] if gains else found
+    found = [mean_measurement("needle_logprob", logprobs, task=task, **rest)]
+    return [*found, mean_measurement("needle_gain", gains, task=task, **rest)] if gains else found

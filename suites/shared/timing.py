@@ -28,7 +28,7 @@ class Shape(Closed):
     length: PositiveInt
 
 
-def different(shapes: list[Shape]) -> list[Shape]:
+def check_distinct_shapes(shapes: list[Shape]) -> list[Shape]:
     """The shapes, each once; a validator."""
     for shape in shapes:
         if shapes.count(shape) > 1:
@@ -36,7 +36,7 @@ def different(shapes: list[Shape]) -> list[Shape]:
     return shapes
 
 
-def timed(work: Callable[[], None], count: int, device: torch.device, until: float = math.inf) -> float | None:
+def time_calls(work: Callable[[], None], count: int, device: torch.device, until: float = math.inf) -> float | None:
     """Seconds of so many calls; None where `until` came before the last of them began."""
     wait(device)
     started = time.perf_counter()
@@ -48,7 +48,7 @@ def timed(work: Callable[[], None], count: int, device: torch.device, until: flo
     return time.perf_counter() - started
 
 
-def middle(values: Sequence[float]) -> tuple[float, float]:
+def median_stderr(values: Sequence[float]) -> tuple[float, float]:
     """Median and its standard error, √(π/2) that of the mean, as for normal values: too large where outliers are what
     makes them differ."""
     error = math.sqrt(math.pi / 2 / len(values)) * statistics.stdev(values)
@@ -62,11 +62,11 @@ def unless_out_of_memory(work: Callable[[], Result], device: torch.device) -> Re
     except RuntimeError as error:
         if not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
-    release(device)
+    release_memory(device)
     return None
 
 
-def release(device: torch.device) -> None:
+def release_memory(device: torch.device) -> None:
     """Give back what a failed or finished measurement holds."""
     gc.collect()  # a failed step leaves its graph in a cycle with the traceback
     if device.type == "cuda":

@@ -14,7 +14,7 @@ from run import app
 from suites import language, ruler
 from suites.prefetch import prefetch
 from suites.shared import offline
-from suites.shared.items import attempt
+from suites.shared.items import hashed_item
 
 cli = CliRunner()
 RULER = {"tasks": ["s_niah_2", "vt"], "lengths": [1024], "samples": 3, "haystack": "corpus", "steps": "unit"}
@@ -115,4 +115,4 @@ def test_a_reason_is_one_line() -> None:
     def fail() -> str:
         raise OSError("no\n  route")
 
-    assert str(attempt("data", fail)) == "data: missing: no route"
+    assert str(hashed_item("data", fail)) == "data: missing: no route"
