@@ -6,12 +6,12 @@ through `state`, or token by token gives the same output, and packed sequences n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from mixers.backends import TORCH, Backend, activation_dtype, choose
@@ -138,6 +138,24 @@ class Entry:
     display: str
     cls: type[Mixer]
     fixed: dict[str, Any]
+
+
+def one_line(error: ValidationError, subject: str, known: Iterable[str] = ()) -> str:
+    """Return the first fault of a pydantic error as one line: `subject: field: message (got value); options: a, b`.
+
+    A subject that ends in a dot is joined to the field without a colon: `gdn2.` gives `gdn2.heads: …`. A missing field
+    has no value, and a validator's own message names its value itself. Without `known`, no options are listed.
+    """
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    if not field or not subject.endswith("."):
+        subject = f"{subject.rstrip('.')}: "
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = "unknown field; remove it or correct its name"
+    value = "" if first["type"] in ("missing", "value_error") else f" (got {first['input']!r})"
+    options = ", ".join(known)
+    return f"{subject}{field}{': ' if field else ''}{message}{value}{'; options: ' if options else ''}{options}"
 
 
 def index_state(state: State, index: Tensor | slice | list[int]) -> State:

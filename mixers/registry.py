@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mixers.fla_layer import FLA_PREFIX
 from mixers.fla_layer import entry as fla_entry
-from mixers.interface import Entry, Mixer, MixerConfig
+from mixers.interface import Entry, Mixer, MixerConfig, one_line
 
 BUILT_IN = ("gated_deltanet", "gdn2.layer", "kda", "mamba2", "mamba3", "attention")
 PLUGINS = "mixerbench.mixers"
@@ -178,11 +178,8 @@ def mixer_config(name: str, options: dict[str, Any]) -> MixerConfig:
     try:
         return entry.cls.config_class(**options, **entry.fixed)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        known = ", ".join(f for f in entry.cls.config_class.model_fields if f not in entry.fixed)
-        value = "" if first["type"] == "missing" else f" (got {first['input']!r})"
-        raise ValueError(f"{name}.{field or 'options'}: {first['msg']}{value}; options: {known}") from None
+        known = (field for field in entry.cls.config_class.model_fields if field not in entry.fixed)
+        raise ValueError(one_line(error, f"{name}.", known)) from None
 
 
 def build_mixer(name: str, d_model: int, options: dict[str, Any] | None = None) -> Mixer:

@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from harness.experiments.schema import Experiment, describe
+from harness.experiments.schema import Experiment
+from mixers.interface import one_line
 
 EXPERIMENTS = Path(__file__).parent
 
@@ -50,7 +51,7 @@ def _validated(values: dict[str, Any], path: Path) -> Experiment:
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:
-        raise ValueError(describe(error, str(path))) from None
+        raise ValueError(one_line(error, str(path))) from None
 
 
 def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from pydantic import (
 from harness.data.synthetic import shortest_row
 from harness.experiments.presets import preset
 from harness.model.language_model import Layout, ModelConfig
+from mixers.interface import one_line
 from mixers.registry import MixerFile
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -234,7 +235,7 @@ class Experiment(Closed):
         try:
             return TrainConfig.model_validate(self.train.model_dump() | ablation.train)
         except ValidationError as error:
-            raise ValueError(describe(error, f"ablations: {ablation.label!r}: train")) from None
+            raise ValueError(one_line(error, f"ablations: {ablation.label!r}: train")) from None
 
     @model_validator(mode="after")
     def _one_way_of_naming_presets(self) -> Experiment:
@@ -319,17 +320,6 @@ class RunConfig(Closed):
     def run_id(self) -> str:
         name = self.mixer.replace(":", "-")  # a folder's name with a colon reads as a host's to scp and rsync
         return f"{name}-{self.layout}-s{self.seed}-{self.hash[:8]}"
-
-
-def describe(error: ValidationError, subject: str) -> str:
-    """The first fault of a pydantic error as one line: field, what is wrong, the value."""
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        message = "unknown field; remove it or correct its name"
-    value = "" if first["type"] in ("missing", "value_error") else f" (got {first['input']!r})"
-    return f"{subject}: {field}: {message}{value}" if field else f"{subject}: {message}"
 
 
 @cache

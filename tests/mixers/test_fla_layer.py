@@ -223,7 +223,7 @@ def test_a_matched_model_trains_and_decodes() -> None:
             r"unknown name 'fla:DeltaNat'; layers of flash-linear-attention: Comba, .*DeltaNet",
         ),
         ("fla:DeltaNet", {"heads": 2}, r"fla:DeltaNet.heads: .*\(got 2\); options: state_floats, .*num_heads"),
-        ("fla:DeltaNet", {"hidden_size": 64}, r"fla:DeltaNet.hidden_size: Extra"),
+        ("fla:DeltaNet", {"hidden_size": 64}, r"fla:DeltaNet.hidden_size: unknown field"),
         ("fla:DeltaNet", {"num_heads": 5}, r"fla:DeltaNet: the layer refuses width 32 .*'num_heads': 5.*divisible"),
         ("fla:ForgettingAttention", {}, r"'fla:ForgettingAttention' is softmax attention.*use `attention`"),
         ("fla:BasedLinearAttention", {}, r"has no cache in fla"),

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from pydantic import ValidationError, model_validator
 
 from mixers import build_mixer
-from mixers.interface import index_state
+from mixers.interface import MixerConfig, index_state, one_line
 from mixers.registry import entries
 
 D = 32
@@ -185,7 +186,11 @@ def test_attention_is_softmax_over_rotated_queries_and_keys_whatever_the_block(
     ("name", "options", "message"),
     [
         ("transformer", {}, r"mixer: unknown name 'transformer'; known: attention, "),
-        ("gdn2", {"heads": 2, "head_dim": 8, "head_size": 4}, r"gdn2.head_size: .*\(got 4\); options: heads"),
+        (
+            "gdn2",
+            {"heads": 2, "head_dim": 8, "head_size": 4},
+            r"gdn2.head_size: unknown .*\(got 4\); options: heads",
+        ),
         ("gdn2", {"head_dim": 8}, r"gdn2.heads: Field required; options: heads"),
         ("gdn2", {"heads": 2, "head_dim": 8, "erase_gate": "none"}, r"gdn2.erase_gate: .*\(got 'none'\)"),
         ("kda", {"heads": 2, "head_dim": 8, "value_heads": 3}, r"value_heads: 3 is no multiple of heads=2"),
@@ -196,6 +201,42 @@ def test_attention_is_softmax_over_rotated_queries_and_keys_whatever_the_block(
 def test_a_mixer_that_cannot_be_built_is_refused_by_name(name: str, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_mixer(name, D, options)
+
+
+class Options(MixerConfig):
+    """Two options and a rule about both."""
+
+    width: int
+    depth: int = 1
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Options":
+        if self.depth > self.width:
+            raise ValueError(f"depth: {self.depth} is above width={self.width}")
+        return self
+
+
+@pytest.mark.parametrize(
+    ("values", "subject", "known", "line"),
+    [
+        (
+            {"width": 2, "height": 3},
+            "a.yaml",
+            (),
+            "a.yaml: height: unknown field; remove it or correct its name (got 3)",
+        ),
+        ({}, "a.yaml", (), "a.yaml: width: Field required"),
+        ({}, "gdn2.", ["width", "depth"], "gdn2.width: Field required; options: width, depth"),
+        ({"width": 2, "depth": 3}, "a.yaml", (), "a.yaml: depth: 3 is above width=2"),
+        ({"width": 2, "depth": 3}, "gdn2.", ["width"], "gdn2: depth: 3 is above width=2; options: width"),
+    ],
+)
+def test_a_wrong_option_is_one_line_with_field_value_and_remedy(
+    values: dict, subject: str, known: tuple | list, line: str
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Options.model_validate(values)
+    assert one_line(caught.value, subject, known) == line
 
 
 def test_input_of_another_width_is_refused() -> None:
