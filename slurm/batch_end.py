@@ -1,6 +1,7 @@
-"""The end of a batch script whose job did not finish: `python -m slurm.batch_end ARRAY INDEX CODE TERMINATED`.
+"""Decide at the end of a batch script whether its unfinished job starts again.
 
-Exits with 0 if the job is to be started again, which the script then asks of Slurm, and with 1 if not.
+The script calls `python -m slurm.batch_end ARRAY INDEX CODE TERMINATED` when its job did not finish. Exit status 0: the
+script asks Slurm to requeue the job. Exit status 1: it does not. Needs no torch, since it runs once per failed job.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ from slurm.state import settle
 
 
 def main(array: str, index: str, code: str, terminated: str) -> int:
-    """array: the JSON file with [folder, unit] of every task of a job array."""
+    """Settle the unit that the job worked on; returns 0 if it is to start again, else 1.
+
+    array: JSON file with [run folder, unit] of every task of the job array. index: the task's. code: the job's exit
+    status. terminated: "1" if the job received SIGTERM.
+    """
     folder, unit = json.loads(Path(array).read_text())[int(index)]
     return 0 if settle(Path(folder), unit, int(code), terminated == "1") else 1
 

@@ -1,4 +1,4 @@
-"""How long planning an experiment and saying where it stands take, over synthetic markers of many runs."""
+"""Benchmark of planning and `status` for an experiment with thousands of runs, over synthetic markers."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ MIXERS = ["gdn2", "gated_deltanet", "kda", "mamba2", "attention"]
 
 
 def run(count: int) -> list[dict[str, Any]]:
-    """Seconds for planning and for the status of an experiment of `count` runs with ten evaluations each, some done,
-    some at work, waiting or failed; in this process, and of the whole command."""
+    """Time planning and `status` for an experiment of at least `count` runs with ten evaluations each.
+
+    Returns one row per measurement: `what`, `seconds`, `runs`, `units`. Planning is timed in this process, before
+    anything is done and with a mix of finished, running, queued and failed runs; `status` as a whole command.
+    """
     seeds = list(range(-(-count // len(MIXERS))))
     experiment = Experiment.model_validate(
         {
@@ -44,44 +47,43 @@ def run(count: int) -> list[dict[str, Any]]:
         rows = [_timed("plan, nothing done", lambda: plan(experiment, root))]
         plans = plan(experiment, root)
         open_submission(experiment, plans, root, "slurm")
-        for index, work in enumerate(plans):
-            _mark(work, index)
+        for index, planned in enumerate(plans):
+            _mark(planned, index)
         rows.append(_timed("plan, partly done", lambda: plan(experiment, root)))
         command = [sys.executable, str(CHECKOUT / "run.py"), "status", "many", "--runs", folder]
         rows.append(_timed("status, the command", lambda: subprocess.run(command, check=True, capture_output=True)))
     return [row | {"runs": len(plans), "units": len(plans[0].units)} for row in rows]
 
 
-def _timed(what: str, work: Callable[[], object]) -> dict[str, Any]:
-    begun = time.perf_counter()
-    work()
-    return {"what": what, "seconds": time.perf_counter() - begun}
+def _timed(what: str, call: Callable[[], object]) -> dict[str, Any]:
+    begin = time.perf_counter()
+    call()
+    return {"what": what, "seconds": time.perf_counter() - begin}
 
 
-def _mark(work: RunPlan, index: int) -> None:
-    """The markers of a run that is done, evaluated in part, training, waiting or failed, in turn."""
+def _mark(run: RunPlan, index: int) -> None:
+    """Write the markers of a run that is done, partly evaluated, training, failed or untouched, in turn."""
     kind = index % 5
     if kind == 4:
         return
-    started(work.folder, TRAIN, "log")
+    started(run.folder, TRAIN, "log")
     if kind == 3:
-        ended(work.folder, TRAIN, "failed", "step 17: loss nan")
-        write_status(work.folder, TRAIN, "failed", "step 17: loss nan")
+        ended(run.folder, TRAIN, "failed", "step 17: loss nan")
+        write_status(run.folder, TRAIN, "failed", "step 17: loss nan")
     elif kind == 2:
-        write_status(
-            work.folder, TRAIN, "running", step=17, steps=489, loss=3.2, tokens_per_second=9e3, seconds_left=99
-        )
+        write_status(run.folder, TRAIN, "running", step=17, steps=489, loss=3.2, tokens_per_second=9e3, seconds_left=99)
     else:
-        (work.folder / "train.json").write_text(json.dumps({"weights_sha256": "0"}))
-        (work.folder / "records").mkdir()
-        for number, (unit, options) in enumerate(work.units.items()):
+        (run.folder / "train.json").write_text(json.dumps({"weights_sha256": "0"}))
+        (run.folder / "records").mkdir()
+        for number, (unit, options) in enumerate(run.units.items()):
             if kind == 0 or number < 5:
-                (work.folder / "records" / f"{unit}.done").write_text(evaluation_key(options, "0"))
+                (run.folder / "records" / f"{unit}.done").write_text(evaluation_key(options, "0"))
             else:
-                write_status(work.folder, unit, "queued", "as recall-0", job=f"12_{index}")
+                write_status(run.folder, unit, "queued", "as recall-0", job=f"12_{index}")
 
 
 def render(rows: list[dict[str, Any]]) -> str:
+    """The rows of `run` as text, one line each."""
     return "\n".join(
         f"{r['what']:24} {r['runs']:6} runs × {r['units']} evaluations  {r['seconds']:6.2f} s" for r in rows
     )

@@ -18,8 +18,8 @@ from harness.figures.learning_curves import read_curves
 from harness.files import write_atomic
 from harness.records.provenance import provenance
 from harness.records.store import Record, load, load_samples, write_records
+from harness.run_folder import RunFolder
 from harness.tables.collection import write_table
-from harness.training.run_folder import read_birth, read_summary
 from mixers.registry import mixer_config
 from slurm.plan import RunPlan, plan
 from slurm.state import read_status
@@ -38,7 +38,7 @@ def runs_frame(plans: list[RunPlan], unreadable: Mapping[Path, str]) -> pd.DataF
         row = {"run": config.run_id, "label": config.label, "mixer": config.mixer, "layout": config.layout}
         row |= {"preset": config.preset, "seed": config.seed}
         row["options"] = mixer_config(config.mixer, config.model.mixer_options).model_dump(mode="json")
-        summary = read_summary(work.folder)
+        summary = RunFolder(work.folder).read_summary()
         if not config.data.phases:  # a fresh model, which has no summary
             row |= asdict(meta_model(config.model).cost(preset(config.preset).context))
         if summary is not None:
@@ -54,7 +54,7 @@ def runs_frame(plans: list[RunPlan], unreadable: Mapping[Path, str]) -> pd.DataF
 
 def trained_on(folder: Path) -> str:
     """Device, dtype, threads and code of a finished run's training."""
-    birth = read_birth(folder)
+    birth = RunFolder(folder).read_training_provenance()
     code = "code unknown" if birth["git_commit"] is None else f"code {birth['git_commit'][:10]}"
     dirty = " with uncommitted changes" if birth["git_dirty"] else ""
     return f"{birth['device']}, {birth['dtype']}, {birth['threads']} threads, {code}{dirty}"

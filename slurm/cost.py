@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Estimated cost of training runs: FLOPs, disk, memory and GPU hours."""
 
 from __future__ import annotations
 
@@ -20,19 +20,22 @@ from suites.units import TRAIN
 
 
 def cost_here(plans: Sequence[RunPlan], runs_root: Path) -> str:
-    """What training takes that is left of these runs, on this machine, in words. Where nothing was measured, hours are
-    those at the share of a profile's default of what matrix products reach on its GPU; on a CPU they are not known."""
-    trained = [plan.config for plan in plans if TRAIN in plan.missing]
+    """Describe in one line what the untrained runs among `plans` cost on this machine.
+
+    Without measured speeds, the estimate of hours assumes the default `utilisation` of a profile, applied to the rate
+    of matrix products measured on this GPU. On a CPU the hours are unknown.
+    """
+    trained = [run.config for run in plans if TRAIN in run.missing]
     device, tflops = this_device(), None
     if device.type == "cuda" and trained:
         dtype = recipe_dtype(trained[0].train, device)
         tflops = ceiling(device, dtype, torch.get_num_threads()) / 1e12
-    share = Profile.model_fields["utilisation"].default
-    return cost_of(trained, tflops, share, _speeds(runs_root), device_name(device))
+    utilisation = Profile.model_fields["utilisation"].default
+    return cost_of(trained, tflops, utilisation, measured_speeds(runs_root), device_name(device))
 
 
-def _speeds(runs_root: Path) -> pd.DataFrame:
-    """Records of throughput that runs have left."""
+def measured_speeds(runs_root: Path) -> pd.DataFrame:
+    """All records of the suite `throughput` in a folder of runs."""
     return load(sorted(runs_root.glob("*/records/throughput.jsonl")))
 
 
@@ -45,22 +48,25 @@ def cost_of(
     processes: int = 1,
     sharding: Sharding = "ddp",
 ) -> str:
-    """What training these runs takes, by so many processes each, in words: estimated from tokens a second where
-    `speeds`, records of the suite `throughput`, has them of these models on this device, else from the FLOPs of their
-    mixers."""
+    """Describe in one line what training these runs costs, each on `processes` processes.
+
+    tflops: dense peak of one GPU in TFLOP/s, of which training reaches the fraction `utilisation`; None if unknown.
+    speeds: records of the suite `throughput`. Where they cover a run's model on `device`, its hours follow from the
+    measured tokens per second, otherwise from its FLOPs.
+    """
     if not runs:
         return "nothing to train"
     estimates = [estimate(run, tflops or 1.0, utilisation, speeds, device, processes, sharding) for run in runs]
     flops, disk = sum(e.training_flops for e in estimates), sum(e.disk_bytes for e in estimates)
     memory = max(e.memory_bytes for e in estimates)
-    held = "one process" if processes == 1 else f"each of {processes} processes ({sharding})"
+    holder = "one process" if processes == 1 else f"each of {processes} processes ({sharding})"
     line = (
         f"training: {len(runs)} runs, {flops:.3g} FLOPs, {_gb(disk)} of disk, {_gb(memory)} of memory for "
-        f"weights, gradients and optimiser of {held}, activations not counted"
+        f"weights, gradients and optimiser of {holder}, activations not counted"
     )
     measured = sum(e.measured for e in estimates)
     if tflops is None and measured < len(runs):
-        return f"{line}; GPU hours unknown: set `tflops` in a site's profile, or measure with the suite `throughput`"
+        return f"{line}; GPU hours unknown: set `tflops` in a profile, or measure with the suite `throughput`"
     hours = sum(e.device_hours for e in estimates)
     bases = [f"{measured} runs at the speed measured on {device}"] if measured else []
     if measured < len(runs):

@@ -26,9 +26,9 @@ from harness.experiments.schema import RunConfig
 from harness.files import write_atomic
 from harness.model.language_model import build_model
 from harness.records.provenance import provenance
+from harness.run_folder import RunFolder
 from harness.training.device import recipe_dtype, this_device
 from harness.training.distributed import Sharding, World, world
-from harness.training.run_folder import read_summary
 from harness.training.train import train
 from harness.training.trainer import TrainingInterrupted
 from mixers.registry import require_file
@@ -149,7 +149,7 @@ class TrainJob(Job):
     sharding: Sharding = "ddp"
 
     def done(self) -> bool:
-        return read_summary(self.folder) is not None
+        return RunFolder(self.folder).read_summary() is not None
 
     def work(self, notice: Notice) -> None:
         beat = self.beat()
@@ -180,7 +180,7 @@ class EvaluateJob(Job):
     command: str
 
     def done(self) -> bool:
-        summary = read_summary(self.folder)
+        summary = RunFolder(self.folder).read_summary()
         if summary is None:
             raise ValueError(f"{self.folder}: the run is not trained to its end; submit or train it first")
         return evaluated(self.folder, self.unit) == evaluation_key(self.options, summary.weights_sha256)

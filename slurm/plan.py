@@ -1,4 +1,4 @@
-"""From an experiment to what is left to do: which runs must be trained, and which of them evaluated on what."""
+"""The plan of an experiment: its runs, and which training and evaluations each still lacks."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from suites.units import fresh, missing
 
 @dataclass(frozen=True)
 class RunPlan:
-    """One run of an experiment and what is left of it.
+    """One run of an experiment, and what it still lacks.
 
-    folder: where everything it produces lies. units: validated options of what is evaluated, by `suites.units`' names.
-    missing: of `train` and the units, those whose results are not there yet, in the order in which they are done.
+    folder: holds everything the run produces. units: validated options of each evaluation, by unit name (a suite, or
+    SUITE@LENGTH). missing: the units without results, in the order in which they are done; `train` comes first.
     """
 
     config: RunConfig
@@ -31,9 +31,12 @@ class RunPlan:
 
 
 def check(experiment: Experiment) -> None:
-    """What can be known before work starts and `plan` does not need: that the data are sound and long enough, that
-    every suite has its own, and that a tracker is installed. Makes the shards of the embedded corpus if they are not
-    there. Raises ValueError. Where nothing is trained there is nothing to check."""
+    """Check everything that training and evaluation need and `plan` does not look at.
+
+    Raises ValueError if the training data are unsound or too short, if data of a suite are missing, or if the tracker
+    is not installed. Writes the shards of the embedded corpus if they do not exist yet. Checks nothing for an
+    experiment without training.
+    """
     if not experiment.data.phases:
         return
     require_tracker(experiment.train)
@@ -49,19 +52,21 @@ def check(experiment: Experiment) -> None:
 
 
 def plan(experiment: Experiment, runs_root: Path) -> list[RunPlan]:
-    """All runs of an experiment and what is left of each. Where nothing is trained, no data and no tokenizer are asked
-    for, and models have the preset's vocabulary. Raises ValueError for mixers, matching, options, a tokenizer or data
-    that cannot be."""
+    """All runs of an experiment, and what each still lacks.
+
+    An experiment without training needs no data and no tokenizer: its models have the preset's vocabulary. Raises
+    ValueError for unknown mixers or suites, invalid options, an impossible match, or a missing tokenizer or data set.
+    """
     units: dict[str, dict[str, Any]] = {}
-    for name, given in experiment.suites.items():
-        parts = suites.parts(name, suites.suite_config(name, given))
+    for name, options in experiment.suites.items():
+        parts = suites.parts(name, suites.suite_config(name, options))
         units |= {unit: config.model_dump(mode="json") for unit, config in parts.items()}
     if experiment.data.phases:
         runs = expand(experiment, len(load_tokenizer(experiment.data.tokenizer)), data_sha256(experiment.data))
     elif units and all(map(fresh, units)):
         runs = expand(experiment, None, "none")
     else:
-        asks = ", ".join(name for name in experiment.suites if not fresh(name)) or "an experiment without suites"
-        raise ValueError(f"data.phases: none, and {asks} needs trained models; say what they are trained on")
+        needing = ", ".join(name for name in experiment.suites if not fresh(name)) or "an experiment without suites"
+        raise ValueError(f"data.phases: none, and {needing} needs trained models; say what they are trained on")
     folders = [runs_root / config.run_id for config in runs]
     return [RunPlan(c, f, units, missing(f, units)) for c, f in zip(runs, folders, strict=True)]

@@ -1,5 +1,8 @@
-"""Tokenising a data set in jobs of Slurm: an array that divides the parts among itself, and a job behind it that does
-what is left and puts them together. A job that is killed or runs out of time costs the parts that it was at."""
+"""Tokenise a data set in Slurm jobs.
+
+The tasks of a job array share the parts among themselves; a last job does what is left and assembles the output. A job
+that is killed or runs out of time loses only the parts it was working on.
+"""
 
 from __future__ import annotations
 
@@ -25,26 +28,31 @@ from slurm.queue import NAME, Queue, ask
 from slurm.snapshot import environment, snapshot
 from slurm.submission import enqueue, submitting
 
-SAY_EVERY = 60  # seconds between two lines of a job's log
-MOST_TIMEOUTS = 100  # of a job that submitit queues again at its time limit; what is done by then is never lost
+LOG_INTERVAL = 60
+"""Seconds between two progress lines in a job's log."""
+MOST_TIMEOUTS = 100
+"""Times that submitit requeues a job at its time limit. Finished parts are never lost."""
 
 
 @dataclass(frozen=True)
 class PartsJob(Checkpointable):
-    """Do parts of a planned output with so many processes, or all that is left of it. Submitit starts it again, as it
-    is, when its time is over."""
+    """A job that tokenises parts of a planned output. Submitit restarts it unchanged after its time limit.
+
+    processes: CPUs to use. last: finish the output instead, with whatever parts are left.
+    """
 
     out: Path
     processes: int
     last: bool
 
     def __call__(self) -> None:
-        said = 0.0
+        """Do the job's share. Raises RuntimeError if the output is neither planned nor there."""
+        last_line = 0.0
 
         def say(line: str) -> None:
-            nonlocal said
-            if time.monotonic() - said >= SAY_EVERY:
-                said = time.monotonic()
+            nonlocal last_line
+            if time.monotonic() - last_line >= LOG_INTERVAL:
+                last_line = time.monotonic()
                 print(line, flush=True)
 
         if self.last:
@@ -56,11 +64,11 @@ class PartsJob(Checkpointable):
 
 
 def submit(out: Path, profile: Profile, jobs: int, runs_root: Path) -> list[str]:
-    """Put what is left of a planned output into Slurm's queue, unless jobs for it are there already. Returns lines that
-    say how far it is and what does the rest.
+    """Submit the jobs that finish a planned output, unless they are in the queue already.
 
-    jobs: of the array, each with the resources of the profile's `prepare`. Raises ValueError for a number of jobs that
-    cannot be, and RuntimeError with what sbatch says when it refuses; nothing stays in the queue then.
+    jobs: tasks of the array, each with the resources of the profile's stage `prepare`. Returns lines that report the
+    progress so far and name the jobs. Raises ValueError for an impossible number of jobs, and RuntimeError with
+    sbatch's message if it refuses; then nothing stays in the queue.
     """
     if not 1 <= jobs <= (limit := array_limit()):
         raise ValueError(f"--jobs: {jobs} is no number of jobs for this cluster; give 1 to {limit}")
@@ -68,13 +76,13 @@ def submit(out: Path, profile: Profile, jobs: int, runs_root: Path) -> list[str]
         try:
             preparation = Preparation(work_folder(out))
         except FileNotFoundError:
-            return [f"{out}: put together by jobs of before; the same command shows it"]
+            return [f"{out}: finished by earlier jobs; the same command shows it"]
         preparation.refresh()
         read, tokens = preparation.counts()
         done = f"{len(preparation.results)} of {len(preparation.parts)} parts"
         lines = [f"{out}: {done}, {read:,} documents, {tokens:,} tokens"]
-        if there := _queued(preparation):
-            return [*lines, f"in the queue: {', '.join(there)}; the same command says how far they are"]
+        if queued := _queued(preparation):
+            return [*lines, f"in the queue: {', '.join(queued)}; the same command says how far they are"]
         code = snapshot(runs_root)
         folder = runs_root / "preparations" / f"{out.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         ids: list[str] = []
@@ -96,20 +104,20 @@ def submit(out: Path, profile: Profile, jobs: int, runs_root: Path) -> list[str]
 
 
 def _queued(preparation: Preparation) -> list[str]:
-    """The jobs of the last submission that are still in the queue."""
+    """Ids of the last submission's jobs that are still in the queue, sorted."""
     try:
         ids = json.loads((preparation.folder / JOBS).read_bytes())
     except FileNotFoundError:
         return []
     if (known := Queue.read().jobs) is None:
-        raise RuntimeError("squeue: no answer, so what is queued is not known; try again when the cluster is up")
+        raise RuntimeError("squeue: no answer, so the queue is unknown; try again when the cluster is up")
     return sorted(job for job in known if job.partition("_")[0] in ids)
 
 
 def _put(jobs: Sequence[PartsJob], dependency: str | None, profile: Profile, folder: Path, code: Path) -> str:
-    """Submit an array; Slurm's id of it."""
-    asked = profile.prepare.model_copy(update={"nodes": 1, "tasks_per_node": 1})
-    parameters = sbatch_parameters(profile, asked, NAME, dependency)
+    """Submit an array and return its Slurm id."""
+    resources = profile.prepare.model_copy(update={"nodes": 1, "tasks_per_node": 1})
+    parameters = sbatch_parameters(profile, resources, NAME, dependency)
     exports = [f"export {name}={shlex.quote(value)}" for name, value in environment(code).items()]
     python = profile.python or shlex.quote(sys.executable)
     executor = submitit.SlurmExecutor(folder, max_num_timeout=MOST_TIMEOUTS, python=python)
@@ -120,15 +128,17 @@ def _put(jobs: Sequence[PartsJob], dependency: str | None, profile: Profile, fol
 
 
 def preparing_profile(cluster: str | None, jobs: int) -> Profile | None:
-    """The checked profile of the cluster that is to prepare data; None for this machine. Raises ValueError naming the
-    option at fault."""
+    """The profile of the cluster that prepares the data, checked against the cluster; None for this machine.
+
+    Raises ValueError naming the option at fault, or everything that the cluster would refuse.
+    """
     if jobs < 1 or (cluster is None and jobs != 1):
         raise ValueError(f"--jobs: {jobs} jobs cannot be; give at least 1, with --cluster PROFILE")
     if cluster is None:
         return None
     if cluster in ("local", "debug"):
-        raise ValueError(f"--cluster: {cluster} is this machine, whose CPUs `--processes` takes; leave it out")
+        raise ValueError(f"--cluster: {cluster} is this machine; leave it out, and limit the CPUs with --processes")
     profile = load_profile(cluster)
-    if wrong := problems(profile):
-        raise ValueError("; ".join(wrong))
+    if refused := problems(profile):
+        raise ValueError("; ".join(refused))
     return profile

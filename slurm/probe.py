@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Check a profile against the cluster at hand: everything that Slurm would refuse, found before submitting."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NODE_FORMAT = "%R|%N|%c|%m|%G|%f"
 
 @dataclass(frozen=True)
 class Node:
-    """A node as `sinfo` lists it in one partition. memory_mb: MiB that Slurm gives out."""
+    """A node of one partition, as `sinfo` lists it. memory_mb: MiB available to jobs."""
 
     partition: str
     name: str
@@ -33,31 +33,34 @@ class Node:
 
 
 def parse_nodes(text: str) -> list[Node]:
-    """`sinfo -h -a -N -o` NODE_FORMAT. GPUs are summed over types: `gpu:a100:4(S:0),gpu:v100:2`."""
+    """Parse the output of `sinfo -h -a -N -o NODE_FORMAT`.
+
+    GPUs are summed over their types: `gpu:a100:4(S:0),gpu:v100:2` counts as six.
+    """
     nodes = []
     for line in text.splitlines():
         partition, name, cpus, memory, gres, features = line.split("|")
         gpus = sum(int(n) for n in re.findall(r"(?:^|,)gpu(?::[^:,()]+)?:(\d+)", gres))
-        # A + behind a number says "or more", where sinfo has merged nodes.
+        # sinfo writes "96+" for "96 or more" where it merges nodes.
         sizes = int(cpus.rstrip("+")), int(memory.rstrip("+"))
         nodes.append(Node(partition, name, *sizes, gpus, frozenset(features.split(","))))
     return nodes
 
 
 def parse_partitions(text: str) -> dict[str, dict[str, str]]:
-    """`scontrol show partition -o`: fields by name of the partition."""
+    """Parse the output of `scontrol show partition -o`: the fields of each partition, by its name."""
     rows = (dict(pair.split("=", 1) for pair in line.split() if "=" in pair) for line in text.splitlines() if line)
     return {row["PartitionName"]: row for row in rows}
 
 
 def parse_config(text: str) -> dict[str, str]:
-    """`scontrol show config`: values by key, as they are printed."""
+    """Parse the output of `scontrol show config`: the printed values, by key."""
     pairs = (line.split("=", 1) for line in text.splitlines() if "=" in line)
     return {key.strip(): value.strip() for key, value in pairs}
 
 
 def parse_minutes(text: str) -> float:
-    """A time limit as Slurm prints it, [days-]hours:minutes:seconds, in minutes; infinite for none."""
+    """Convert a time limit from Slurm's form, [days-]hours:minutes:seconds, to minutes; no limit is infinite."""
     if text in ("UNLIMITED", "INFINITE", "infinite", "NONE"):
         return float("inf")
     days, _, clock = text.rpartition("-")
@@ -66,40 +69,41 @@ def parse_minutes(text: str) -> float:
 
 
 def array_limit() -> int:
-    """How many tasks an array of the cluster at hand may have, numbered from 0. Raises ValueError when it is silent."""
+    """The most tasks that an array may have on the cluster at hand. Raises ValueError if the cluster is silent."""
     return int(parse_config(ask("scontrol", "show", "config", error=ValueError))["MaxArraySize"])
 
 
 def problems(profile: Profile) -> list[str]:
-    """What the cluster at hand would refuse of a profile, a line each, with field, value and remedy; it starts nothing.
+    """Everything in a profile that the cluster at hand would refuse: one line each, with field, value and remedy.
 
-    Where several partitions are named, a job has to fit their nodes taken together.
+    If a stage names several partitions, its jobs must fit their nodes taken together. Starts nothing.
     """
-    found = list(_unusable_paths(profile))
+    lines = list(_unusable_paths(profile))
     missing = [name for name in ("sbatch", "srun", "scontrol", "sinfo", "scancel") if shutil.which(name) is None]
     if missing:
-        return [*found, f"PATH: {', '.join(missing)} not found; submit from a login node of the cluster"]
+        return [*lines, f"PATH: {', '.join(missing)} not found; submit from a login node of the cluster"]
     try:
         config = parse_config(ask("scontrol", "show", "config", error=ValueError))
         partitions = parse_partitions(ask("scontrol", "-a", "show", "partition", "-o", error=ValueError))
         nodes = parse_nodes(ask("sinfo", "-h", "-a", "-N", "-o", NODE_FORMAT, error=ValueError))
-        unknown = _accounting_problems(profile, config)
+        refused_names = _accounting_problems(profile, config)
     except ValueError as error:
-        return [*found, str(error)]
-    found += unknown
+        return [*lines, str(error)]
+    lines += refused_names
     if re.match(r"0\b", config["KillWait"]):
-        found.append("KillWait: 0 s on this cluster, so a cancelled job cannot save; ask the administrator for more")
+        lines.append("KillWait: 0 s on this cluster, so a cancelled job cannot save; ask the administrator for more")
     for stage in get_args(Stage):
         refused = list(stage_problems(profile, stage, partitions, nodes))
-        found += refused if refused or unknown else _refusal(profile, stage)  # sbatch would say the same, less well
-    return list(dict.fromkeys(found))  # what the site's fields have wrong shows in every stage
+        # sbatch would repeat what is known already, less clearly.
+        lines += refused if refused or refused_names else _refusal(profile, stage)
+    return list(dict.fromkeys(lines))  # a fault in a field that all stages share shows up in each of them
 
 
 def stage_problems(
     profile: Profile, stage: Stage, partitions: dict[str, dict[str, str]], nodes: list[Node]
 ) -> Iterator[str]:
-    """What no partition that a stage's jobs may go to has of their resources."""
-    field, named = _given(profile, stage, "partition")
+    """The resources of a stage's jobs that no partition open to them has, one line each."""
+    field, named = _resolved(profile, stage, "partition")
     names = named.split(",") if named else [name for name, row in partitions.items() if row["Default"] == "YES"]
     unusable = [fault for name in names if (fault := _unusable_partition(name, partitions, nodes))]
     if unusable or not names:
@@ -109,7 +113,7 @@ def stage_problems(
     pool = list({node.name: node for node in nodes if node.partition in names}.values())
     where = f"of partition {','.join(names)}"
     yield from _too_large(stage, getattr(profile, stage), [partitions[name] for name in names], pool, where)
-    field, constraint = _given(profile, stage, "constraint")
+    field, constraint = _resolved(profile, stage, "constraint")
     features = frozenset().union(*(node.features for node in pool)) - {"(null)"}
     for feature in re.findall(r"(?<!\*)[A-Za-z_][\w.:-]*", constraint or ""):
         if feature not in features:
@@ -118,6 +122,7 @@ def stage_problems(
 
 
 def _unusable_partition(name: str, partitions: dict[str, dict[str, str]], nodes: list[Node]) -> str | None:
+    """Why no job can go to a partition; None if jobs can."""
     if name not in partitions:
         return f"unknown partition {name!r}"
     if (state := partitions[name]["State"]) in ("DRAIN", "INACTIVE"):
@@ -128,6 +133,7 @@ def _unusable_partition(name: str, partitions: dict[str, dict[str, str]], nodes:
 def _too_large(
     stage: Stage, asked: Resources, rows: list[dict[str, str]], pool: list[Node], where: str
 ) -> Iterator[str]:
+    """The resources that exceed what the partitions (`rows`) and their nodes (`pool`) have."""
     most = max(int(row["MaxNodes"]) if row["MaxNodes"].isdigit() else len(pool) for row in rows)
     tasks = f" × {asked.tasks} tasks" if asked.tasks > 1 else ""
     for name, amount, available, what in (
@@ -142,17 +148,18 @@ def _too_large(
             yield f"{stage}.{name}: {value} is above the {available:.0f}{what} {where}; lower it, or take another one"
 
 
-def _given(profile: Profile, stage: Stage, field: str) -> tuple[str, str | None]:
-    """A field that a stage may override: where it was written, and its value."""
-    own = getattr(getattr(profile, stage), field)
-    return (f"{stage}.{field}", own) if own else (field, getattr(profile, field))
+def _resolved(profile: Profile, stage: Stage, field: str) -> tuple[str, str | None]:
+    """The name under which the profile sets a field that stages may override, and its value."""
+    override = getattr(getattr(profile, stage), field)
+    return (f"{stage}.{field}", override) if override else (field, getattr(profile, field))
 
 
 def _user() -> str:
-    return pwd.getpwuid(os.getuid()).pw_name  # and not $USER: Slurm goes by the id
+    return pwd.getpwuid(os.getuid()).pw_name  # not $USER: Slurm goes by the user id
 
 
 def _unusable_paths(profile: Profile) -> Iterator[str]:
+    """The shared folders that do not exist or cannot be written to."""
     for path in profile.shared:
         folder = Path(os.path.expandvars(path)).expanduser()
         if not folder.exists():
@@ -162,10 +169,10 @@ def _unusable_paths(profile: Profile) -> Iterator[str]:
 
 
 def _accounting_problems(profile: Profile, config: dict[str, str]) -> list[str]:
-    """Accounts and QOS that slurmdbd does not know, or does not know for this user where that is enforced."""
-    given = [("account", profile.account), *(_given(profile, stage, "qos") for stage in get_args(Stage))]
+    """Accounts and QOS that slurmdbd does not know, or that it does not allow this user where that is enforced."""
+    named = [("account", profile.account), *(_resolved(profile, stage, "qos") for stage in get_args(Stage))]
     if not config["AccountingStorageType"].endswith("slurmdbd"):
-        return [f"{field}: {value!r} means nothing without accounting; remove it" for field, value in given if value]
+        return [f"{field}: {value!r} means nothing without accounting; remove it" for field, value in named if value]
     user, enforced = _user(), config["AccountingStorageEnforce"].split(",")
     query = ("show", "assoc", f"user={user}", f"cluster={config['ClusterName']}", "format=account,qos")
     rows = [line.split("|") for line in ask("sacctmgr", "-n", "-P", *query, error=ValueError).splitlines()]
@@ -179,13 +186,13 @@ def _accounting_problems(profile: Profile, config: dict[str, str]) -> list[str]:
         known &= {q for account, qos in rows if profile.account in (None, account) for q in qos.split(",")}
     return [
         f"{field}: {qos!r} is not open to {user}; use one of: {', '.join(sorted(known))}"
-        for field, qos in given[1:]
+        for field, qos in named[1:]
         if qos and qos not in known
     ]
 
 
 def _refusal(profile: Profile, stage: Stage) -> list[str]:
-    """What `sbatch --test-only` says against a stage's job: everything that no check of ours knows."""
+    """The reason why `sbatch --test-only` refuses a stage's job, which covers all that our own checks do not."""
     with tempfile.TemporaryDirectory() as folder:
         executor = submitit.SlurmExecutor(folder)
         executor.update_parameters(**sbatch_parameters(profile, getattr(profile, stage), f"test-{stage}"))

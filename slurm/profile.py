@@ -1,5 +1,4 @@
-"""What a Slurm cluster is like: its profile in slurm/profiles/NAME.yaml, what submitit makes of that, and what the
-cluster at hand would refuse of it."""
+"""Profiles of Slurm clusters: their schema, how one is loaded, and the sbatch options that it becomes."""
 
 from __future__ import annotations
 
@@ -18,6 +17,11 @@ from mixers.interface import one_line
 PROFILES = Path(__file__).parent / "profiles"
 
 Stage = Literal["train", "evaluate", "prepare"]
+"""Kinds of job with resources of their own in a profile.
+
+`prepare` covers all work that needs no model: freezing what an experiment reads before its other jobs start (downloads
+included), tokenising data for `data prepare --cluster`, and collecting the records at the end.
+"""
 
 
 def _word(value: str) -> str:
@@ -28,7 +32,7 @@ def _word(value: str) -> str:
 
 def _variable(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z_]\w*", value, re.ASCII):
-        raise ValueError(f"{value!r} is no name of a variable; use letters, digits and underscores")
+        raise ValueError(f"{value!r} is not the name of a variable; use letters, digits and underscores")
     return value
 
 
@@ -37,63 +41,108 @@ Variable = Annotated[str, AfterValidator(_variable)]
 
 
 class Resources(Closed):
-    """What one job asks for.
-
-    tasks_per_node: processes a node; None is one a GPU, at least one. mem_gb: GiB of a node, 0 for all of it, None for
-    the partition's default. minutes: the time limit. partition, qos, constraint: instead of the site's.
-    """
+    """The resources of one job."""
 
     nodes: PositiveInt = 1
+    """Nodes per job."""
+
     gpus_per_node: NonNegativeInt = 1
+    """GPUs per node; 0 requests none. The stage `prepare` defaults to 0."""
+
     tasks_per_node: PositiveInt | None = None
+    """Processes per node; by default one per GPU, and one where there is no GPU."""
+
     cpus_per_task: PositiveInt = 8
+    """CPU cores per process."""
+
     mem_gb: NonNegativeInt | None = None
+    """Memory per node in GiB; 0 requests all of it. By default the partition decides."""
+
     minutes: PositiveInt = 1440
+    """Time limit. A job that reaches it is queued again and resumes."""
+
     partition: Word | None = None
+    """Partition of this stage's jobs, instead of the profile's."""
+
     qos: Word | None = None
+    """Quality of service of this stage's jobs, instead of the profile's."""
+
     constraint: Word | None = None
+    """Required node features of this stage's jobs, instead of the profile's."""
 
     @property
     def tasks(self) -> int:
-        """Processes a node."""
+        """Processes per node."""
         return self.tasks_per_node or max(1, self.gpus_per_node)
 
 
 class Profile(Closed):
-    """A site's profile; slurm/profiles/template.yaml explains every field to who fills it in.
+    """The profile of a cluster: where jobs go, what they request and what surrounds them on a node.
 
-    sharding: what each of several training processes holds: `ddp` the whole model, `fsdp` a part of it. concurrency:
-    tasks of an array at a time; None for all. signal_delay_s: seconds before the time limit at which a job
-    is told to save. environment: set literally, after setup. python: the interpreter's command on the nodes; None for
-    the submitting one. shared: paths that must exist and be writable. device: the GPU's name as torch has it; where
-    the suite `throughput` has measured a model on one of that name, estimates go by it. tflops: dense bf16 peak of one
-    GPU, for the others; utilisation: the part of it that training reaches.
+    slurm/profiles/template.yaml is an example with every field.
     """
 
     description: str = ""
+    """Free text for readers."""
+
     partition: Word | None = None
+    """Partition of all jobs; several, separated by commas, mean whichever is free first. By default Slurm decides."""
+
     account: Word | None = None
+    """Account to charge; by default the user's default account."""
+
     qos: Word | None = None
+    """Quality of service; by default Slurm decides."""
+
     constraint: Word | None = None
+    """Required node features, in sbatch's syntax: `a100`, `a100|h100`, `h100&ib`."""
+
     train: Resources = Resources()
+    """Resources of a job that trains one run."""
+
     evaluate: Resources = Resources()
+    """Resources of a job that evaluates one unit of a run. It has one process on one node."""
+
     prepare: Resources = Resources(gpus_per_node=0)
+    """Resources of jobs that need no model: preparing data, downloading and collecting. They have one process each."""
+
     sharding: Sharding = "ddp"
+    """How several training processes share a model: with `ddp` each holds all of it, with `fsdp` a part."""
+
     concurrency: PositiveInt | None = None
+    """Tasks of one job array that may run at the same time; by default all."""
+
     signal_delay_s: PositiveInt = 120
+    """Seconds before its time limit at which a job is told to save."""
+
     environment: dict[Variable, str] = {}
+    """Environment variables, set literally after `setup`."""
+
     setup: list[str] = []
+    """Shell lines that run on the node before the job."""
+
     srun_args: list[str] = []
+    """Further options of srun, such as a container's image and mounts."""
+
     python: str | None = Field(default=None, min_length=1)
+    """Command of the Python interpreter on the nodes; by default the path of the one that submits."""
+
     shared: list[str] = []
+    """Folders that must exist and be writable; `~` and `$VARIABLES` are expanded."""
+
     device: str | None = Field(default=None, min_length=1)
+    """Name of the GPU as torch reports it. Estimates use speeds that `throughput` measured on a device of this name."""
+
     tflops: PositiveFloat | None = None
+    """Dense bf16 peak of one GPU in TFLOP/s, for estimates of models whose speed was not measured."""
+
     utilisation: float = Field(default=0.4, gt=0, le=1)
+    """Fraction of `tflops` that training reaches."""
 
     @model_validator(mode="before")
     @classmethod
     def _prepare_without_gpus(cls, values: Any) -> Any:
-        """Let a profile change one field of prepare and keep its default of no GPUs."""
+        """Keep the default of no GPUs for `prepare` when a profile sets another of its fields."""
         if isinstance(values, dict) and isinstance(values.get("prepare"), dict):
             return values | {"prepare": {"gpus_per_node": 0} | values["prepare"]}
         return values
@@ -111,7 +160,10 @@ class Profile(Closed):
 
 
 def load_profile(name_or_path: str | Path) -> Profile:
-    """A profile by the name of a file in slurm/profiles, or from a path. Raises ValueError with one line."""
+    """Load a profile by the name of a file in slurm/profiles, or from a path.
+
+    Raises ValueError in one line if there is no such file or if a field is wrong.
+    """
     path = Path(name_or_path)
     if not path.suffix and not path.is_file():
         path = PROFILES / f"{name_or_path}.yaml"
@@ -133,10 +185,11 @@ def load_profile(name_or_path: str | Path) -> Profile:
 def sbatch_parameters(
     profile: Profile, resources: Resources, job_name: str, dependency: str | None = None
 ) -> dict[str, Any]:
-    """What submitit.SlurmExecutor.update_parameters takes for jobs with these resources.
+    """Parameters for submitit.SlurmExecutor.update_parameters, for jobs with these resources.
 
-    dependency: as sbatch writes it, `afterok:7` or `aftercorr:7`. submitit itself adds open-mode=append, for logs of a
-    job that is queued again, and the signal, USR2. profile.python is for the executor's constructor.
+    dependency: in sbatch's syntax, such as `afterok:7` or `aftercorr:7`. submitit adds two options itself:
+    open-mode=append, so that a requeued job continues its log, and the signal, USR2. `profile.python` is not among the
+    parameters: it belongs to the executor's constructor.
     """
     exports = [f"export {name}={shlex.quote(value)}" for name, value in profile.environment.items()]
     parameters = {
@@ -147,7 +200,7 @@ def sbatch_parameters(
         "constraint": resources.constraint or profile.constraint,
         "nodes": resources.nodes,
         "ntasks_per_node": resources.tasks,
-        # Clusters without GPUs refuse to be asked for none of them.
+        # A cluster without GPUs refuses a request for zero of them.
         "gpus_per_node": resources.gpus_per_node or None,
         "cpus_per_task": resources.cpus_per_task,
         "mem": None if resources.mem_gb is None else f"{resources.mem_gb}GB" if resources.mem_gb else "0",
@@ -155,12 +208,12 @@ def sbatch_parameters(
         "signal_delay_s": profile.signal_delay_s,
         "array_parallelism": profile.concurrency,
         "setup": [*profile.setup, *exports] or None,
-        # Since Slurm 22.05 srun no longer takes it from its job, and where tasks are bound each would get one core.
+        # Since Slurm 22.05 srun does not inherit it from the job; tasks that are bound to cores would get one each.
         "srun_args": [f"--cpus-per-task={resources.cpus_per_task}", *profile.srun_args],
         "dependency": dependency,
-        # Also where the site's JobRequeue is 0.
+        # Needed where the cluster's JobRequeue is 0.
         "additional_parameters": {"requeue": True},
     }
-    # submitit's defaults: 256 tasks of an array at a time, and a wckey of its own, which sites that check it refuse.
+    # By default submitit runs at most 256 tasks of an array at once, and sets a wckey that strict clusters refuse.
     unlimited = {"array_parallelism": 10**6, "wckey": None}
     return unlimited | {key: value for key, value in parameters.items() if value is not None}

@@ -1,5 +1,7 @@
-"""What Slurm says: how its commands are called, and what it says of jobs, a hint beside our own markers that may be
-missing, late or wrong."""
+"""Calls to Slurm's commands, and the state of its queue.
+
+The queue is only a hint next to our own markers (slurm.state): its answer may be missing, late or wrong.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +12,28 @@ from pathlib import Path
 
 from slurm.state import Status, at_work, node_name
 
-NAME = "mixerbench"  # of all our jobs, so that the queue can be asked for them
-PATIENCE = 60  # seconds for an answer that is needed; Slurm's clients themselves try for some ten
-HINT_PATIENCE = 20  # seconds for one that can be done without
-SILENCE = 120  # seconds without a heartbeat after which a process of another machine counts as gone
+NAME = "mixerbench"
+"""Name of all our jobs, by which squeue finds them."""
+PATIENCE = 60
+"""Seconds to wait for an answer that is needed; Slurm's own clients retry for about ten."""
+HINT_PATIENCE = 20
+"""Seconds to wait for an answer that is optional."""
+SILENCE = 120
+"""Seconds without a heartbeat after which a process on another machine counts as gone."""
 
 
 @dataclass(frozen=True)
 class Queue:
-    """The jobs in Slurm's queue: its state, node and reason by id. None where Slurm did not answer."""
+    """The jobs in Slurm's queue.
+
+    jobs: state, node and reason by job id (`7`, or `7_0` for an array task); None if Slurm did not answer.
+    """
 
     jobs: dict[str, tuple[str, str, str]] | None
 
     @classmethod
     def read(cls) -> Queue:
-        """Ask squeue, if there is one; arrays are given by task."""
+        """The queue as squeue reports it, one entry per array task."""
         out = ask("squeue", "--noheader", "--array", f"--name={NAME}", "--format=%i|%T|%N|%r", error=None)
         if out is None:
             return cls(None)
@@ -32,9 +41,9 @@ class Queue:
         return cls({job: (state, node, reason) for job, state, node, reason, *_ in rows})
 
     def holds(self, folder: Path, unit: str, status: Status) -> str | None:
-        """Who is going to do or doing a unit of a run: a job or a process, in words; None if nobody is."""
+        """The job or process that works on a unit of a run or is going to, in words; None if there is none."""
         if status.state == "stopped":
-            # Slurm starts again what it has ended itself: a job that is preempted or requeued, or whose node is lost.
+            # Slurm restarts what it ended itself: jobs that were preempted or requeued, or whose node was lost.
             said, *_ = (self.jobs or {}).get(status.job, ("",))
             return f"job {status.job}" if said in ("PENDING", "CONFIGURING", "RUNNING") else None
         if status.state not in ("queued", "running", "requeued"):
@@ -51,10 +60,10 @@ class Queue:
 
 
 def ask(*command: str, error: type[Exception] | None, script: str | None = None) -> str | None:
-    """What one of Slurm's commands prints; script: its input.
+    """Run one of Slurm's commands and return its stdout. script: its stdin.
 
-    Where the command is missing, fails or does not answer: raises `error` with the reason in one line, or returns None
-    where that is None.
+    If the command is missing, fails or does not answer in time, raises `error` with the reason in one line, or returns
+    None if `error` is None.
     """
     remedy = "; try again when the cluster is up"
     patience = HINT_PATIENCE if error is None else PATIENCE

@@ -18,39 +18,14 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.files import write_atomic
+from harness.run_folder import RunFolder, State, Status
 from suites.units import TRAIN
 
-State = Literal["queued", "running", "requeued", "stopped", "failed", "done"]
 # Attempts that end in a failure before a unit is given up, however different the failures are.
 MOST_FAILURES = 10
-
-
-@dataclass(frozen=True)
-class Status:
-    """Where a unit of a run stands.
-
-    queued: a job for it waits, of the submission `job` until it runs. requeued: its job starts again by itself.
-    stopped: ended from outside; submitting again continues it. failed: given up; only `retry` starts it again.
-    detail: what it is doing, or why it does not, in one line. step of steps, loss in nats, seconds_left: of training.
-    job: Slurm's id, empty for a process of this machine. updated: seconds since the epoch.
-    """
-
-    state: State
-    detail: str = ""
-    step: int | None = None
-    steps: int | None = None
-    loss: float | None = None
-    tokens_per_second: float | None = None
-    seconds_left: float | None = None
-    job: str = ""
-    node: str = ""
-    pid: int = 0
-    updated: float = 0.0
 
 
 def job_id() -> str:
@@ -69,16 +44,12 @@ def node_name() -> str:
 def write_status(folder: Path, unit: str, state: State, detail: str = "", **progress: Any) -> None:
     """Replace a unit's status by one of this process and this moment."""
     known = {"job": job_id(), "node": node_name(), "pid": os.getpid(), "updated": time.time()}
-    content = asdict(Status(state, detail, **(known | progress)))
-    write_atomic(folder / "state" / f"{unit}.json", json.dumps(content).encode())
+    RunFolder(folder).write_status(unit, Status(state, detail, **(known | progress)))
 
 
 def read_status(folder: Path, unit: str) -> Status | None:
     """The last status of a unit; None before its first."""
-    try:
-        return Status(**json.loads((folder / "state" / f"{unit}.json").read_bytes()))
-    except FileNotFoundError:
-        return None
+    return RunFolder(folder).read_status(unit)
 
 
 class Busy(RuntimeError):
@@ -89,7 +60,7 @@ class Busy(RuntimeError):
 def exclusively(folder: Path, unit: str, patience: float = 1.0) -> Iterator[None]:
     """Hold a unit of a run; Busy when another process works on it for longer than `patience` seconds. Some is
     always needed: who asks `at_work` holds the lock for a moment."""
-    path = folder / "state" / f"{unit}.lock"
+    path = RunFolder(folder).lock(unit)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as lock:
         deadline = time.monotonic() + patience
@@ -109,7 +80,7 @@ def exclusively(folder: Path, unit: str, patience: float = 1.0) -> Iterator[None
 def at_work(folder: Path, unit: str) -> bool:
     """Whether a process, of this machine at least, holds a unit of a run."""
     try:
-        with open(folder / "state" / f"{unit}.lock") as lock:
+        with open(RunFolder(folder).lock(unit)) as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
@@ -120,26 +91,11 @@ def at_work(folder: Path, unit: str) -> bool:
 
 def events(folder: Path, unit: str) -> list[dict[str, Any]]:
     """The attempts of a unit; a line that a dying machine cut off is left out."""
-    try:
-        lines = (folder / "state" / f"{unit}.jsonl").read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    found = []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return found
+    return RunFolder(folder).read_attempts(unit)
 
 
 def _append(folder: Path, unit: str, **event: Any) -> None:
-    path = folder / "state" / f"{unit}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(event | {"time": time.time()}, ensure_ascii=False) + "\n"
-    # One write in append mode: a line is there or not, whoever else writes.
-    with open(path, "ab", buffering=0) as file:
-        file.write(line.encode())
+    RunFolder(folder).append_attempt(unit, event | {"time": time.time()})
 
 
 def started(folder: Path, unit: str, log: str) -> None:
@@ -165,7 +121,7 @@ def silent_end(node: str) -> str:
 def forgive(folder: Path, unit: str) -> None:
     """Forget a unit's failures, so that it is tried anew."""
     _append(folder, unit, event="retry")
-    (folder / "state" / f"{unit}.json").unlink(missing_ok=True)
+    RunFolder(folder).status(unit).unlink(missing_ok=True)
 
 
 def settle(folder: Path, unit: str, code: int | None, terminated: bool = False) -> bool:
@@ -218,7 +174,7 @@ def _reached(folder: Path, unit: str) -> str:
     """How far a unit has come, such that it changes with everything that a next attempt need not do again."""
     if unit == TRAIN:
         try:
-            return max(json.loads((folder / "checkpoints" / "index.json").read_bytes()), default="")
+            return max(json.loads(RunFolder(folder).checkpoint_index.read_bytes()), default="")
         except (OSError, ValueError):
             return ""
-    return str(sum(path.stat().st_size for path in (folder / "answers").glob(f"{unit}-*.jsonl")))
+    return str(sum(path.stat().st_size for path in RunFolder(folder).all_answers(unit)))

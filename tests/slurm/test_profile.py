@@ -48,7 +48,7 @@ def test_the_template_names_every_field() -> None:
         ("train: {minutes: 0}", "train.minutes: .* (got 0)"),
         ("partition: gpu nodes", "partition: 'gpu nodes' is not one word"),
         ("qos: --exclusive", "qos: '--exclusive' is not one word"),
-        ("environment: {A-B: x}", "'A-B' is no name of a variable"),
+        ("environment: {A-B: x}", "'A-B' is not the name of a variable"),
         ("{train: {minutes: 2}, signal_delay_s: 120}", "signal_delay_s: 120 leaves nothing of the 2 minutes of train"),
         ("[1, 2]", "expected a mapping of fields, got list"),
         ("a: [", "not YAML"),

@@ -16,7 +16,7 @@ import yaml
 
 from harness.experiments.load import load_experiment
 from harness.records.store import load
-from harness.training.run_folder import read_summary
+from harness.run_folder import RunFolder
 from harness.training.train import train
 from slurm.plan import RunPlan, plan
 from slurm.state import events
@@ -80,7 +80,7 @@ def outcomes(work: RunPlan, unit: str = TRAIN) -> list[str]:
 
 
 def weights(work: RunPlan) -> str:
-    summary = read_summary(work.folder)
+    summary = RunFolder(work.folder).read_summary()
     assert summary is not None, f"{work.config.run_id} is not trained"
     return summary.weights_sha256
 
@@ -225,7 +225,7 @@ def test_two_processes_give_the_losses_of_one_with_twice_the_rows(site: Site, sm
     (work,) = plan(load_experiment(path), site.runs)
     site.submit(path)
     site.finish()
-    summary = read_summary(work.folder)
+    summary = RunFolder(work.folder).read_summary()
     assert summary is not None and summary.world_size == 2
     alone = site.folder / "alone"
     train(work.config, alone)

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from harness.experiments.load import load_experiment
 from harness.files import CHECKOUT, cache_dir
 from harness.records.store import load
-from harness.training.run_folder import read_summary
+from harness.run_folder import RunFolder
 from harness.training.train import train
 from run import app
 from slurm.plan import plan
@@ -101,7 +101,7 @@ def test_a_job_that_is_killed_or_told_to_leave_starts_again_and_ends_with_the_sa
     assert process.returncode == 0, output
     (ended,) = [event for event in events(work.folder, TRAIN) if event["event"] == "ended"]
     assert ended["outcome"] == ("failed" if number == signal.SIGKILL else "left")
-    summary = read_summary(work.folder)
+    summary = RunFolder(work.folder).read_summary()
     assert summary is not None
     assert summary.weights_sha256 == train(work.config, tmp_path / "uninterrupted").weights_sha256
     kept = yaml.safe_load((work.folder / "config.yaml").read_text())
@@ -126,7 +126,7 @@ def test_a_run_that_fails_twice_alike_is_given_up_the_others_are_finished_and_re
     result = cli.invoke(app, ["submit", str(path), *options])
     assert result.exit_code == 1
     assert f"failed: {broken.config.run_id}: train: " in result.output and "cannot be written" in result.output
-    assert read_summary(sound.folder) is not None
+    assert RunFolder(sound.folder).read_summary() is not None
     assert sum(event["event"] == "started" for event in events(broken.folder, TRAIN)) == 2
     collected = cli.invoke(app, ["collect", str(path), "--runs", str(runs)])
     assert f"incomplete: {broken.config.run_id}" in collected.output
@@ -139,7 +139,7 @@ def test_a_run_that_fails_twice_alike_is_given_up_the_others_are_finished_and_re
     (broken.folder / "checkpoints").unlink()
     retried = cli.invoke(app, ["retry", str(path), "--failed", *options])
     assert retried.exit_code == 0, retried.output
-    assert read_summary(broken.folder) is not None
+    assert RunFolder(broken.folder).read_summary() is not None
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_a_run_that_another_process_works_on_is_not_touched(tmp_path: Path, smal
         result = cli.invoke(app, ["train", str(path), *options])
     assert result.exit_code == 1
     assert "another process is working on train of this run; wait for it or stop it" in result.output
-    assert read_summary(work.folder) is None
+    assert RunFolder(work.folder).read_summary() is None
 
 
 def test_editing_the_checkout_does_not_change_a_job_that_waits(tmp_path: Path, small_data: Path) -> None:
@@ -231,7 +231,7 @@ def test_editing_the_checkout_does_not_change_a_job_that_waits(tmp_path: Path, s
         (checkout / "harness" / module).write_text("raise SystemError('edited')\n")
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    assert read_summary(second.folder) is not None
+    assert RunFolder(second.folder).read_summary() is not None
 
 
 def test_params_gives_every_mixer_and_layout_as_json() -> None:
