@@ -2,7 +2,7 @@
 
     S_t = α_t (I - β_t k_t k_tᵀ) S_{t-1} + β_t k_t v_tᵀ,    o_t = scale · S_tᵀ q_t,    α_t = exp(g_t)
 
-Initialisation and names follow flash-linear-attention 0.6.0's GatedDeltaNet.
+Initialisation and parameter names follow GatedDeltaNet of flash-linear-attention 0.6.0.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from mixers.backends import FLA, TORCH
 from mixers.parts.common import accumulator_dtype, inverse_softplus_dt, l2_normalise
 from mixers.parts.delta_layer import DeltaMixer, ScalarWriteConfig, by_fla
-from mixers.parts.delta_rule import delta_rule_chunked, operands, without_autocast
+from mixers.parts.delta_rule import scalar_delta_rule
 from mixers.registry import register_mixer
 
 
-@without_autocast
 def gated_delta_rule(
     q: Tensor,
     k: Tensor,
@@ -33,33 +32,24 @@ def gated_delta_rule(
     chunk_size: int = 64,
     backend: Literal["recurrent", "chunked"] = "chunked",
 ) -> tuple[Tensor, Tensor]:
-    """q, k: [B, T, H, K]; v: [B, T, HV, V]; g ≤ 0, beta: [B, T, HV]; initial_state: [B, HV, K, V].
+    """The Gated DeltaNet operator: the gated delta rule with one log-decay g ≤ 0 per head, [B, T, HV].
 
-    Returns (o [B, T, HV, V], final state). scale defaults to K^-1/2.
+    q, k: [B, T, H, K]; v: [B, T, HV, V]; beta: [B, T, HV]; initial_state: [B, HV, K, V], zeros if None. scale defaults
+    to K^-1/2. Returns (o [B, T, HV, V], final state).
     """
-    dtype = v.dtype
-    q, k, v, g, beta, state = operands(q, k, v, g.unsqueeze(-1), beta, scale, initial_state)
-    if backend == "chunked":
-        o, state = delta_rule_chunked(q, k, v, g, beta, beta, state, chunk_size)
-        return o.to(dtype), state
-    outputs = []
-    for t in range(q.shape[1]):
-        state = g[:, t].exp()[..., None] * state
-        old = torch.einsum("bhkv,bhk->bhv", state, k[:, t])
-        state = state + torch.einsum("bhk,bhv->bhkv", k[:, t], beta[:, t] * (v[:, t] - old))
-        outputs.append(torch.einsum("bhkv,bhk->bhv", state, q[:, t]))
-    return torch.stack(outputs, 1).to(dtype), state
+    return scalar_delta_rule(q, k, v, g.unsqueeze(-1), beta, scale, initial_state, chunk_size, backend)
 
 
 class GatedDeltaNetConfig(ScalarWriteConfig):
-    """output_gate: its activation; the paper's is SiLU."""
+    """Options of Gated DeltaNet."""
 
     output_gate: Literal["silu", "sigmoid"] = "silu"
+    """Activation of the output gate. The paper uses SiLU."""
 
 
 @register_mixer("gated_deltanet", display="Gated DeltaNet")
 class GatedDeltaNet(DeltaMixer):
-    """The layer: decay exp(-exp(A_log) · softplus(a(x) + dt_bias)), write strength σ(b(x)), SiLU output gate."""
+    """The layer: decay exp(-exp(A_log) · softplus(a(x) + dt_bias)), write strength σ(b(x)), full-rank output gate."""
 
     config_class = GatedDeltaNetConfig
     backends = (FLA, TORCH)
@@ -68,7 +58,7 @@ class GatedDeltaNet(DeltaMixer):
         super().__init__(d_model, config, config.output_gate)
         self.a_proj = nn.Linear(d_model, self.value_heads, bias=False)
         self.b_proj = nn.Linear(d_model, self.value_heads, bias=False)
-        # U(0, 16) can draw 0, whose logarithm is -inf: a head that would never forget, and no gradient for it.
+        # U(0, 16) can draw 0, whose logarithm is -inf: that head would never forget and get no gradient.
         self.A_log = nn.Parameter(torch.empty(self.value_heads).uniform_(0, 16).clamp(min=1e-4).log())
         self.dt_bias = nn.Parameter(inverse_softplus_dt(self.value_heads))
         self.g_proj = nn.Linear(d_model, self.value_heads * self.value_dim, bias=False)
@@ -76,6 +66,7 @@ class GatedDeltaNet(DeltaMixer):
     def operate(
         self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, recurrent: Tensor | None, backend: str
     ) -> tuple[Tensor, Tensor]:
+        """Compute log-decays and write strengths from x, then run the delta rule; see `DeltaMixer.operate`."""
         g, beta = self.a_proj(x), self.b_proj(x)
         if backend == FLA.name:
             from fla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
@@ -96,4 +87,5 @@ class GatedDeltaNet(DeltaMixer):
         )
 
     def gate(self, x: Tensor) -> Tensor:
+        """Return the output gate before its activation, [B, T, HV·V]."""
         return self.g_proj(x)

@@ -2,7 +2,7 @@
 
     S_t = (I - β_t k_t k_tᵀ) diag(α_t) S_{t-1} + β_t k_t v_tᵀ,    o_t = scale · S_tᵀ q_t,    α_t = exp(g_t)
 
-Initialisation and names follow flash-linear-attention 0.6.0's KimiDeltaAttention.
+Initialisation and parameter names follow KimiDeltaAttention of flash-linear-attention 0.6.0.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from mixers.backends import FLA, TORCH, Backend
 from mixers.parts.common import accumulator_dtype, inverse_softplus_dt, l2_normalise
 from mixers.parts.delta_layer import DeltaMixer, ScalarWriteConfig, by_fla
-from mixers.parts.delta_rule import delta_rule_chunked, operands, without_autocast
+from mixers.parts.delta_rule import scalar_delta_rule
 from mixers.registry import register_mixer
 
 
-@without_autocast
 def kimi_delta_rule(
     q: Tensor,
     k: Tensor,
@@ -33,22 +32,12 @@ def kimi_delta_rule(
     chunk_size: int = 64,
     backend: Literal["recurrent", "chunked"] = "chunked",
 ) -> tuple[Tensor, Tensor]:
-    """q, k: [B, T, H, K]; v: [B, T, HV, V]; g ≤ 0: [B, T, HV, K]; beta: [B, T, HV]; initial_state: [B, HV, K, V].
+    """The KDA operator: the gated delta rule with a log-decay g ≤ 0 per key channel, [B, T, HV, K].
 
-    Returns (o [B, T, HV, V], final state). scale defaults to K^-1/2.
+    q, k: [B, T, H, K]; v: [B, T, HV, V]; beta: [B, T, HV]; initial_state: [B, HV, K, V], zeros if None. scale defaults
+    to K^-1/2. Returns (o [B, T, HV, V], final state).
     """
-    dtype = v.dtype
-    q, k, v, g, beta, state = operands(q, k, v, g, beta, scale, initial_state)
-    if backend == "chunked":
-        o, state = delta_rule_chunked(q, k, v, g, beta, beta, state, chunk_size)
-        return o.to(dtype), state
-    outputs = []
-    for t in range(q.shape[1]):
-        state = g[:, t].exp()[..., None] * state
-        old = torch.einsum("bhkv,bhk->bhv", state, k[:, t])
-        state = state + torch.einsum("bhk,bhv->bhkv", k[:, t], beta[:, t] * (v[:, t] - old))
-        outputs.append(torch.einsum("bhkv,bhk->bhv", state, q[:, t]))
-    return torch.stack(outputs, 1).to(dtype), state
+    return scalar_delta_rule(q, k, v, g, beta, scale, initial_state, chunk_size, backend)
 
 
 def _absent(device: torch.device, dtype: torch.dtype, config: ScalarWriteConfig | None) -> str | None:
@@ -59,7 +48,7 @@ def _absent(device: torch.device, dtype: torch.dtype, config: ScalarWriteConfig 
 
 @register_mixer("kda", display="KDA")
 class KimiDeltaAttention(DeltaMixer):
-    """The layer: low-rank decay branch per channel with A per value head, σ(b(x)), low-rank sigmoid output gate."""
+    """The layer: a low-rank decay per channel with A per value head, β = σ(b(x)), a low-rank sigmoid output gate."""
 
     config_class = ScalarWriteConfig
     backends = (Backend(FLA.name, _absent), TORCH)
@@ -81,6 +70,7 @@ class KimiDeltaAttention(DeltaMixer):
     def operate(
         self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, recurrent: Tensor | None, backend: str
     ) -> tuple[Tensor, Tensor]:
+        """Compute log-decays and write strengths from x, then run the delta rule; see `DeltaMixer.operate`."""
         g, beta = self.f_proj(x).unflatten(-1, (self.value_heads, -1)), self.b_proj(x)
         if backend == FLA.name:
             from fla.ops.kda import chunk_kda, fused_recurrent_kda
@@ -101,4 +91,5 @@ class KimiDeltaAttention(DeltaMixer):
         )
 
     def gate(self, x: Tensor) -> Tensor:
+        """Return the low-rank output gate before its sigmoid, [B, T, HV·V]."""
         return self.g_proj(x)

@@ -1,23 +1,23 @@
-"""The gated delta rule over chunks, in torch: one core for Gated DeltaNet, KDA and Gated DeltaNet-2.
+"""The gated delta rule in torch: one chunked core for Gated DeltaNet, KDA and Gated DeltaNet-2.
 
-With S̄ = diag(exp g_t) S_{t-1}, the core computes S_t = S̄ + k_t (z_t - S̄ᵀ e_t)ᵀ and o_t = S_tᵀ q_t. What
-distinguishes the operators is only what they pass as e (erase side), z (write side) and g (log-decay, per channel
-or per head). Within a chunk of C tokens with decays D_rs = Σ_{s<i≤r} g_i
+With S̄ = diag(exp g_t) S_{t-1}, the core computes S_t = S̄ + k_t (z_t - S̄ᵀ e_t)ᵀ and o_t = S_tᵀ q_t. The operators
+differ only in what they pass as e (erase side), z (write side) and g (log-decay, per channel or per head). Within a
+chunk of C tokens with decays D_rs = Σ_{s<i≤r} g_i
 
     T_rs = Σ_c e_rc k_sc exp(D_rs,c) for s < r,     Aqk_rs = Σ_c q_rc k_sc exp(D_rs,c) for s ≤ r
     A = (I + T)^-1,                                 R = A (z - (exp(G) ⊙ e) S_0)
     O = (exp(G) ⊙ q) S_0 + Aqk R,                   S_C = diag(exp G_C) S_0 + (exp(G_C - G) ⊙ k)ᵀ R
 
-with every exponent a sum of g over the tokens between (see mixers.parts.decay), never a difference of sums. T and Aqk
-are filled by doubling blocks: the quarter that couples a left block with the right one beside it is one matrix
-product of decayed keys and decayed rows, so a channel is exponentiated log2(C) + 1 times and not C times.
+where every exponent is a sum of g over the tokens between (see mixers.parts.decay), never a difference of sums. T and
+Aqk are filled by doubling blocks: the quarter that couples a left block with the right block next to it is one matrix
+product of decayed keys and decayed rows, so each channel is exponentiated log2(C) + 1 times instead of C times.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -31,12 +31,12 @@ P, R = ParamSpec("P"), TypeVar("R")
 
 
 def without_autocast(operator: Callable[P, R]) -> Callable[P, R]:
-    """Decorator of an operator on tensors: what is computed in fp32 stays so inside an autocast region too."""
+    """Decorate an operator on tensors so that it computes in fp32 inside an autocast region too."""
 
     @wraps(operator)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         first = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
-        if first.device.type == "meta":  # shapes alone, which autocast knows nothing of
+        if first.device.type == "meta":  # autocast does not know the meta device
             return operator(*args, **kwargs)
         with torch.autocast(first.device.type, enabled=False):
             return operator(*args, **kwargs)
@@ -44,30 +44,52 @@ def without_autocast(operator: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def operands(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, scale: float | None, initial_state: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What a rule with one write strength per head computes with, all in the accumulator's dtype.
+@without_autocast
+def scalar_delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    scale: float | None,
+    initial_state: Tensor | None,
+    chunk_size: int,
+    backend: Literal["recurrent", "chunked"],
+) -> tuple[Tensor, Tensor]:
+    """The gated delta rule with one write strength per head, the operator of Gated DeltaNet and KDA.
 
-    q, k: [B, T, H, K] → scaled q, and k, [B, T, HV, K]; v: [B, T, HV, V]; g: [B, T, HV, K or 1]; beta: [B, T, HV] →
-    [B, T, HV, 1]; initial_state: [B, HV, K, V], zeros if None. Returned in this order.
+        S_t = (I - β_t k_t k_tᵀ) diag(α_t) S_{t-1} + β_t k_t v_tᵀ,    o_t = scale · S_tᵀ q_t,    α_t = exp(g_t)
+
+    q, k: [B, T, H, K]; v: [B, T, HV, V]; g ≤ 0: [B, T, HV, K or 1]; beta: [B, T, HV]; initial_state: [B, HV, K, V],
+    zeros if None. scale defaults to K^-1/2. `recurrent` follows the equations token by token, `chunked` computes the
+    same in chunks of `chunk_size` tokens. Returns o [B, T, HV, V] in v's dtype and the final state in at least fp32.
     """
-    dtype, groups = accumulator_dtype(q, k, v, g, beta), v.shape[2] // k.shape[2]
+    out_dtype, dtype, groups = v.dtype, accumulator_dtype(q, k, v, g, beta), v.shape[2] // k.shape[2]
     # Not repeat_interleave, which copies even where each key head has one value head, and sums in its backward pass.
-    q, k = (x.to(dtype).unsqueeze(3).expand(-1, -1, -1, groups, -1).flatten(2, 3) for x in (q, k))
+    q, k = (x.to(dtype).unsqueeze(3).expand(-1, -1, -1, groups, -1).flatten(2, 3) for x in (q, k))  # [B, T, HV, K]
+    v, g, beta = v.to(dtype), g.to(dtype), beta.to(dtype).unsqueeze(-1)
     if initial_state is None:
         initial_state = q.new_zeros(q.shape[0], v.shape[2], q.shape[-1], v.shape[-1])
-    q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
-    return q, k, v.to(dtype), g.to(dtype), beta.to(dtype).unsqueeze(-1), initial_state.to(dtype)
+    q, state = q * (q.shape[-1] ** -0.5 if scale is None else scale), initial_state.to(dtype)
+    if backend == "chunked":
+        o, state = delta_rule_chunked(q, k, v, g, beta, beta, state, chunk_size)
+        return o.to(out_dtype), state
+    outputs = []
+    for t in range(q.shape[1]):
+        state = g[:, t].exp()[..., None] * state
+        old = torch.einsum("bhkv,bhk->bhv", state, k[:, t])
+        state = state + torch.einsum("bhk,bhv->bhkv", k[:, t], beta[:, t] * (v[:, t] - old))
+        outputs.append(torch.einsum("bhkv,bhk->bhv", state, q[:, t]))
+    return torch.stack(outputs, 1).to(out_dtype), state
 
 
 def intra_chunk(rows: Tensor, k: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """T and Aqk of every chunk, with the sums of g from the chunk's start and towards its end.
+    """Compute T and Aqk of every chunk, with the sums of g from the chunk's start and to its end.
 
-    rows: e above q, [..., 2C, K], since both meet the same keys through the same decays; k: [..., C, K];
+    rows: e stacked on q, [..., 2C, K], since both meet the same keys through the same decays; k: [..., C, K];
     g: [..., C, K], or [..., C, 1] for one decay per head; C a power of two.
-    Returns T [..., C, C], of which only what is below the diagonal counts, Aqk [..., C, C] (lower), prefix and suffix
-    sums shaped like g.
+    Returns T [..., C, C], valid below the diagonal only; Aqk [..., C, C], lower triangular; and the prefix and suffix
+    sums, shaped like g.
     """
     if g.shape[-1] == 1:
         decay = segment_sums(g.squeeze(-1)).exp()
@@ -95,14 +117,15 @@ def intra_chunk(rows: Tensor, k: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Ten
 
 
 class UnitLowerInverse(torch.autograd.Function):
-    """(I + T)^-1 of strictly lower triangular T [..., C, C], C a power of two. Reads only what is below the diagonal.
+    """(I + T)^-1 of a strictly lower triangular T [..., C, C], C a power of two.
 
-    By doubling: the inverse of [[L, 0], [X, R]] is [[L^-1, 0], [-R^-1 X L^-1, R^-1]], which is forward substitution
-    on blocks, in matrix products alone.
+    Blocks are doubled: the inverse of [[L, 0], [X, R]] is [[L^-1, 0], [-R^-1 X L^-1, R^-1]]. This is forward
+    substitution on blocks, with matrix products only. Entries on and above the diagonal of T are never read.
     """
 
     @staticmethod
     def forward(ctx: Any, t: Tensor) -> Tensor:
+        """Return the inverse, [..., C, C]."""
         size = t.shape[-1]
         inverse = torch.eye(size, dtype=t.dtype, device=t.device).repeat(*t.shape[:-2], 1, 1)
         m = 1
@@ -110,7 +133,7 @@ class UnitLowerInverse(torch.autograd.Function):
             x, pairs = _pairs(t, m)[..., 1, :, 0, :], _pairs(inverse, m)
             if m > 1:  # the inverse of a single token's block is 1
                 x = pairs[..., 1, :, 1, :] @ x @ pairs[..., 0, :, 0, :]
-            pairs[..., 1, :, 0, :] = -x  # here and below no out= of a view: torch.compile breaks its graph there
+            pairs[..., 1, :, 0, :] = -x  # no out= into a view: torch.compile breaks its graph there
             m *= 2
         ctx.save_for_backward(inverse)
         return inverse
@@ -118,6 +141,7 @@ class UnitLowerInverse(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
+        """Return -tril(Aᵀ dA Aᵀ, -1) for the inverse A and its gradient dA."""
         (inverse,) = ctx.saved_tensors
         transposed = inverse.mT
         with torch.autocast(grad.device.type, enabled=False):
@@ -125,15 +149,15 @@ class UnitLowerInverse(torch.autograd.Function):
 
 
 def _pairs(x: Tensor, m: int) -> Tensor:
-    """[..., C, C] → its diagonal blocks of 2m tokens, in quarters: a view [..., C/2m, 2, m, 2, m]."""
+    """View the diagonal blocks of 2m tokens of x [..., C, C] as quarters: [..., C/2m, 2, m, 2, m]."""
     return x.unflatten(-2, (-1, 2, m)).unflatten(-1, (-1, 2, m)).diagonal(0, -6, -3).movedim(-1, -5)
 
 
 class ChunkScan(torch.autograd.Function):
-    """From chunk to chunk: R = A (z - e S), O = q S + Aqk R, S ← total ⊙ S + tails R.
+    """The scan from chunk to chunk: R = A (z - e S), O = q S + Aqk R, S ← total ⊙ S + tails R.
 
-    Its gradient by hand leaves only what depends on the next chunk's state in the loop; the gradients of all that the
-    chunks were given are then one product over all chunks each, where autograd would make one a chunk.
+    The backward pass is written by hand. Its loop holds only what depends on the next chunk's state; the gradient of
+    each input is then one product over all chunks, where autograd would make one product per chunk.
     """
 
     @staticmethod
@@ -147,15 +171,17 @@ class ChunkScan(torch.autograd.Function):
         total: Tensor,
         state: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """z: [N, BH, C, V]; reads: e above q, decayed from the chunk's start, [N, BH, 2C, K]; inverse, aqk:
-        [N, BH, C, C]; tails: [N, BH, K, C]; total: [N, BH, K or 1, 1]; state: [BH, K, V]. Returns O and the last state.
+        """Scan N chunks. Returns O like z and the state after the last chunk.
+
+        z: [N, BH, C, V]; reads: e stacked on q, decayed from the chunk's start, [N, BH, 2C, K]; inverse, aqk:
+        [N, BH, C, C]; tails: [N, BH, K, C]; total: [N, BH, K or 1, 1]; state: [BH, K, V].
         """
         states = state.new_empty(len(z) + 1, *state.shape)
         states[0] = state
         u, r, o = torch.empty_like(z), torch.empty_like(z), torch.empty_like(z)
         every = states.unbind()
-        given = zip(*(x.unbind() for x in (z, reads, inverse, aqk, tails, total, u, r, o)), strict=True)
-        for i, (z_i, reads_i, inverse_i, aqk_i, tails_i, total_i, u_i, r_i, o_i) in enumerate(given):
+        chunks = zip(*(x.unbind() for x in (z, reads, inverse, aqk, tails, total, u, r, o)), strict=True)
+        for i, (z_i, reads_i, inverse_i, aqk_i, tails_i, total_i, u_i, r_i, o_i) in enumerate(chunks):
             e_s, q_s = torch.bmm(reads_i, every[i]).tensor_split(2, 1)
             torch.sub(z_i, e_s, out=u_i)
             torch.bmm(inverse_i, u_i, out=r_i)
@@ -167,20 +193,21 @@ class ChunkScan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_o: Tensor, d_state: Tensor) -> tuple[Tensor, ...]:
+        """Return the gradients of z, reads, inverse, aqk, tails, total and state."""
         reads, inverse, aqk, tails, total, states, u, r = ctx.saved_tensors
         d_o = d_o.contiguous()
         with torch.autocast(d_o.device.type, enabled=False):
             size = d_o.shape[2]
-            d_reads = d_o.new_empty(*reads.shape[:-1], d_o.shape[-1])  # d(e S) above d(q S)
+            d_reads = d_o.new_empty(*reads.shape[:-1], d_o.shape[-1])  # d(e S) stacked on d(q S)
             d_reads[:, :, size:] = d_o
             d_r = aqk.mT @ d_o
             d_states = torch.empty_like(states)
             d_states[-1] = d_state
             every = d_states.unbind()
             per_chunk = (reads.mT, inverse.mT, tails.mT, total, d_r, d_reads, d_reads[:, :, :size])
-            given = list(zip(*(x.unbind() for x in per_chunk), strict=True))
-            for i in reversed(range(len(given))):
-                reads_i, inverse_i, tails_i, total_i, d_r_i, d_reads_i, d_e_s_i = given[i]
+            chunks = list(zip(*(x.unbind() for x in per_chunk), strict=True))
+            for i in reversed(range(len(chunks))):
+                reads_i, inverse_i, tails_i, total_i, d_r_i, d_reads_i, d_e_s_i = chunks[i]
                 d_r_i.baddbmm_(tails_i, every[i + 1])
                 d_e_s_i.copy_(torch.bmm(inverse_i, d_r_i).neg_())
                 torch.mul(every[i + 1], total_i, out=every[i]).baddbmm_(reads_i, d_reads_i)
@@ -199,11 +226,11 @@ class ChunkScan(torch.autograd.Function):
 def delta_rule_chunked(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor, state: Tensor, chunk_size: int
 ) -> tuple[Tensor, Tensor]:
-    """The recurrence of the module's docstring for any number of tokens, with e = b ⊙ k and z = w ⊙ v.
+    """Run the recurrence of the module's docstring in chunks, with e = b ⊙ k and z = w ⊙ v.
 
-    q (scaled), k: [B, T, H, K]; v: [B, T, H, V]; g ≤ 0 and b: [B, T, H, K or 1]; w: [B, T, H, V or 1]; state:
-    [B, H, K, V]; all of one floating dtype. chunk_size: a power of two. Returns o [B, T, H, V] and the state after
-    token T.
+    q (already scaled), k: [B, T, H, K]; v: [B, T, H, V]; g ≤ 0 and b: [B, T, H, K or 1]; w: [B, T, H, V or 1]; state:
+    [B, H, K, V]; all of one floating dtype. T is any length, chunk_size a power of two. Returns o [B, T, H, V] and the
+    state after token T.
     """
     batch, steps, heads, _ = q.shape
     size = min(chunk_size, 1 << (steps - 1).bit_length())
@@ -220,9 +247,9 @@ def delta_rule_chunked(
 
 
 def _split_chunks(x: Tensor, size: int) -> Tensor:
-    """[B, T, H, X] → [N, B·H, C, X], each chunk in one piece.
+    """[B, T, H, X] → [N, B·H, C, X], each chunk contiguous.
 
-    A token that fills up the last chunk has no key, no erase, no write and no decay: it changes nothing.
+    The last chunk is padded with tokens of zero key, erase, write and log-decay, which change nothing.
     """
     missing = -x.shape[1] % size
     if missing:
