@@ -1,4 +1,4 @@
-"""The order in which training reads windows of text: a pseudo-random permutation per epoch, a pure function."""
+"""The order in which training reads windows of text: one pseudo-random permutation per epoch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 
 def sample_order(windows: int, seed: int, start: int, count: int) -> NDArray[np.int64]:
-    """Windows that samples start … start + count - 1 read, [count]. A pure function, in constant memory.
+    """The window that each of the samples start … start + count - 1 reads, [count].
 
-    Sample g reads window π(g mod windows), π being the permutation of epoch g // windows. Any slicing of the samples
-    over steps, devices or calls gives the same windows.
+    Sample g reads window π(g mod windows), where π is the permutation of epoch g // windows. This is a pure function of
+    its arguments: samples may be split over steps, devices and calls in any way. Memory does not grow with `windows`.
     """
     epochs, places = np.divmod(np.arange(start, start + count, dtype=np.int64), windows)
     order = np.empty(count, np.int64)
@@ -23,10 +23,10 @@ def sample_order(windows: int, seed: int, start: int, count: int) -> NDArray[np.
 
 
 def permute(places: NDArray[np.int64], size: int, key: str, rounds: int = 6) -> NDArray[np.int64]:
-    """A pseudo-random permutation of 0 … size - 1, chosen by `key`, at the given places.
+    """Map each of `places` by the pseudo-random permutation of 0 … size - 1 that `key` selects.
 
-    A balanced Feistel network over the next even number of bits, walked along its cycles until the value is in range
-    (Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
+    A balanced Feistel network over the next even number of bits, applied repeatedly until the value is in range
+    (cycle walking; Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
     """
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     mask = (np.uint64(1) << half) - np.uint64(1)

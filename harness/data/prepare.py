@@ -1,11 +1,12 @@
-"""From texts to tokenised shards: the embedded corpus, local files, or any data set of the Hub.
+"""Turn texts (the embedded corpus, local files, any data set of the Hub) into tokenised shards.
 
 A prepared folder holds the shards of each split, index.json (settings, counts, checksums) and a copy of the tokenizer.
 It appears whole or not at all. `harness.data.shards.TokenData` opens it.
 
-The source is cut into parts, and every part is tokenised once, by whichever of the processes at work on the output
-takes it: those of one call, of several, or of jobs on machines that share the file system (`harness.data.tokenise`).
-What is done stays in a work folder beside the output, until the last part is there and one process puts them together.
+The source is cut into parts. Several processes may work on one output: those of one call, of several calls, or of jobs
+on machines that share the file system. Each part is tokenised once, by whichever process takes it
+(`harness.data.tokenise`). Finished parts wait in a work folder next to the output, until the last one is done and one
+process assembles them.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from harness.data.sources import Part, Source, documents, open_source
 from harness.data.tokenise import FULL, JOBS, PLAN, STAGED, Preparation, no_space, train_tokens
 from harness.data.tokenizer import load_tokenizer, tokenizer_hash
 from harness.data.workers import POLL, Say, do_parts, threads
-from harness.files import cache_dir, write_atomic, write_json
+from harness.files import cache_dir, read_json, write_atomic, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -47,14 +48,16 @@ def prepare(
     progress: Say = lambda line: None,
     **options: Any,
 ) -> TokenData:
-    """Tokenise `source` into `out_dir` and open it; a complete output of the same settings is used as it is, and one
-    that was interrupted is continued.
+    """Tokenise `source` into `out_dir` and open the result.
 
-    source, tokenizer, out_dir, options: what `plan` takes. processes: CPUs to use, by default those that this process
-    may. With several parts each has a process of its own; they end with this one. The output is the same, byte for
-    byte, for any number. progress: called with a line about once a second.
+    A complete output of the same settings is used as it is; an interrupted one is resumed.
 
-    Raises ValueError, one line, for every wrong argument or text, and RuntimeError naming the part when a process fails
+    source, tokenizer, out_dir, options: the arguments of `plan`.
+    processes: CPUs to use, by default all that this process may use. With several parts to do, each CPU runs its own
+        worker process, which exits with this one. The output is byte-identical for any number.
+    progress: called with one line about once a second.
+
+    Raises ValueError (one line) for every wrong argument or text, and RuntimeError naming the part if a process fails
     or is killed.
     """
     if processes is not None and processes < 1:
@@ -79,23 +82,24 @@ def plan(
     revision: str | None = None,
     progress: Say = lambda line: None,
 ) -> tuple[Path, TokenData | None]:
-    """Decide what there is to do and write it into the output's work folder. Returns the output's folder, and the data
-    if they are there already.
+    """Plan the parts of a preparation and write the plan into the output's work folder.
 
-    source: "embedded", a .txt (one document), .jsonl or .parquet file, a folder of such files, or a data set's name
-        on the Hub, of which `hub_config`, `hub_split` (train unless given) and `revision` choose the part.
-    dataset: instead of `source`, a name on the Hub and nothing else.
-    tokenizer: what `load_tokenizer` takes. out_dir: by default a folder of the cache named after the settings.
+    source: "embedded", a .txt (one document), .jsonl or .parquet file, a folder of such files, or the name of a data
+        set on the Hub. `hub_config`, `hub_split` (default train) and `revision` choose a part of that data set.
+    dataset: instead of `source`, a name that is looked up on the Hub only.
+    tokenizer: the argument of `load_tokenizer`.
+    out_dir: the output folder, by default a folder of the cache named after the settings.
     text_field: the column of jsonl, parquet and Hub data that holds the text.
-    validation_fraction, test_fraction: of the documents, by the SHA-256 of their text, 0.01 unless given. The
-        embedded corpus has its own split and takes neither.
-    max_tokens: stop after the document with which the train split reaches so many; the index says so. The embedded
-        corpus' held-out splits stay whole.
-    shard_tokens: tokens from which on a new shard begins, as it does with every part; a document is never divided.
+    validation_fraction, test_fraction: fractions of the documents, chosen by the SHA-256 of their text; 0.01 each by
+        default. The embedded corpus has its own splits and takes neither.
+    max_tokens: stop after the document with which the train split reaches this many tokens; the index says so. The
+        held-out splits of the embedded corpus stay whole.
+    shard_tokens: a shard is closed once it holds this many tokens. Every part also begins new shards. A document is
+        never divided.
 
-    Parts that were done for other settings are an error, which names the folder to remove. Where local files have
-    changed since, parts of those that have not are kept, and `progress` says how many are done anew. Raises ValueError,
-    one line, for every wrong argument.
+    Returns the output folder, and the data if the output is already complete. If local files have changed, the finished
+    parts of unchanged files are kept, and `progress` tells how many are done again. Raises ValueError (one line) for
+    every wrong argument, and for finished parts of other settings, naming the folder to remove.
     """
     for name, value in (("max_tokens", max_tokens), ("shard_tokens", shard_tokens)):
         if value is not None and value < 1:
@@ -125,17 +129,19 @@ def plan(
 
 
 def finish(out: Path, processes: int | None = None, progress: Say = lambda line: None) -> TokenData:
-    """Do what is left of a planned output, together with whoever else is at it, put it together and open it. Raises
-    what `prepare` does."""
+    """Do the remaining parts of a planned output, assemble it and open it.
+
+    Other processes may work on the same output at the same time. Raises ValueError and RuntimeError as `prepare` does.
+    """
     while True:
         with _room(out), _lock(out):
             try:
                 preparation = Preparation(work_folder(out))
-            except FileNotFoundError:  # somebody else has put it together
+            except FileNotFoundError:  # another process has assembled the output
                 return TokenData(out)
             preparation.refresh()
             if preparation.complete():
-                # It is in its place if only tidying up behind it was interrupted.
+                # The output is already in place if an earlier call was interrupted while it cleaned up.
                 if _existing(out, preparation.plan["settings"], lambda line: None) is None:
                     with threads(processes != 1):
                         _assemble(preparation, progress)
@@ -143,7 +149,7 @@ def finish(out: Path, processes: int | None = None, progress: Say = lambda line:
                 return TokenData(out)
         try:
             if not do_parts(preparation, processes, progress):
-                time.sleep(10 * POLL)  # others do the rest
+                time.sleep(10 * POLL)  # other processes are doing the rest
         except Exception:
             with _lock(out):
                 _discard(preparation)
@@ -151,7 +157,7 @@ def finish(out: Path, processes: int | None = None, progress: Say = lambda line:
 
 
 def account(index: dict[str, Any]) -> str:
-    """What has become of every document of an index, in one line."""
+    """One line that accounts for every document of an index."""
     counts = index["documents"]
     ends = " + ".join(f"{counts[kind]:,} {kind}" for kind in (*corpus.SPLITS, "empty"))
     rest = "" if index["whole_source"] else f"; max_tokens {index['settings']['max_tokens']:,} left others unread"
@@ -159,35 +165,37 @@ def account(index: dict[str, Any]) -> str:
 
 
 def work_folder(out: Path) -> Path:
-    """Where the parts of an unfinished output lie."""
+    """The folder that holds the parts of an unfinished output."""
     return out.with_name(f".{out.name}.work")
 
 
 def _fractions(source: Source, validation: float | None, test: float | None) -> dict[str, float] | None:
-    """Fractions of documents per held-out split; None when the source brings its own split."""
+    """Fraction of documents per held-out split; None if the source has its own splits."""
     if source.has_splits:
-        given = [n for n, v in (("validation_fraction", validation), ("test_fraction", test)) if v is not None]
-        if given:
-            raise ValueError(f"{given[0]}: the source {source.name!r} has its own split; leave it out")
+        names = [n for n, v in (("validation_fraction", validation), ("test_fraction", test)) if v is not None]
+        if names:
+            raise ValueError(f"{names[0]}: the source {source.name!r} has its own splits; leave it out")
         return None
     fractions = {"validation": 0.01 if validation is None else validation, "test": 0.01 if test is None else test}
     for split, value in fractions.items():
         if not 0 <= value < 1:
-            raise ValueError(f"{split}_fraction: {value} is no fraction that leaves a train split; give 0 to below 1")
+            raise ValueError(f"{split}_fraction: {value} leaves no train split; give at least 0 and less than 1")
     if sum(fractions.values()) >= 1:
-        raise ValueError(f"validation_fraction, test_fraction: {fractions} leave no train split; sum to below 1")
+        raise ValueError(
+            f"validation_fraction, test_fraction: {fractions} leave no train split; their sum must be less than 1"
+        )
     return fractions
 
 
 def _write_plan(
     folder: Path, source: Source, tokenizer: PreTrainedTokenizerFast, settings: dict[str, Any], progress: Say
 ) -> None:
-    """Make a work folder, or go on with the one that is there."""
+    """Write the plan into a new work folder, or into the existing one if its parts can be reused."""
     rest = {key: value for key, value in settings.items() if key != "source"}
     keys = [_key(part, rest) for part in source.parts]
-    if not (folder / PLAN).exists() or _make_way(Preparation(folder), settings, keys, progress):
+    if not (folder / PLAN).exists() or _clear_stale(Preparation(folder), settings, keys, progress):
         _save_tokenizer(tokenizer, folder)
-    vocab_size = max(tokenizer.get_vocab().values()) + 1  # len() would miss gaps in the ids
+    vocab_size = max(tokenizer.get_vocab().values()) + 1  # len() is too small if the ids have gaps
     plan = {
         "name": source.name,
         "settings": settings,
@@ -200,7 +208,10 @@ def _write_plan(
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Into a work folder, made if there is none. The tokenizers library raises bare Exception, here its OSError."""
+    """Save a tokenizer into a work folder, which is made if it does not exist.
+
+    The tokenizers library raises bare Exception; it is raised again as the OSError that it stands for.
+    """
     made = not folder.exists()
     folder.mkdir(exist_ok=True)
     try:
@@ -213,9 +224,12 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
         raise
 
 
-def _make_way(before: Preparation, settings: dict[str, Any], keys: list[str], progress: Say) -> bool:
-    """Remove what a work folder holds and the parts called `keys` cannot use, unless it is to be kept: ValueError.
-    False if its parts are these."""
+def _clear_stale(before: Preparation, settings: dict[str, Any], keys: list[str], progress: Say) -> bool:
+    """Clear a work folder of everything that the parts `keys` cannot reuse.
+
+    Returns False if its parts are already these. Raises ValueError if it holds finished parts of other settings, or if
+    another process is working on them.
+    """
     before.refresh()
     if before.keys == keys:
         return False
@@ -231,14 +245,14 @@ def _make_way(before: Preparation, settings: dict[str, Any], keys: list[str], pr
             "arguments that they were made with, choose another out_dir, or remove it"
         )
     if (folder / STAGED).exists():
-        shutil.rmtree(folder / STAGED)  # and with it the shards that were moved there
+        shutil.rmtree(folder / STAGED)  # with the shards that were moved there
     stale = [
         key
         for key, result in results.items()
         if key not in keys or not all((folder / key / shard["name"]).exists() for shard in result["shards"])
     ]
     if stale:
-        progress(f"prepare: {len(stale)} of {done} parts again, since files of the source have changed")
+        progress(f"prepare: {len(stale)} of {done} parts are done again because files of the source have changed")
     for path in folder.iterdir():
         if path.is_dir() and (path.name in stale or path.suffix in (".partial", ".cut")):
             shutil.rmtree(path)
@@ -246,13 +260,12 @@ def _make_way(before: Preparation, settings: dict[str, Any], keys: list[str], pr
 
 
 def _key(part: Part, settings: dict[str, Any]) -> str:
-    """The name of a part's result: it changes with whatever may change the result."""
+    """The folder name of a part's result: a hash of everything that the result depends on."""
     return hashlib.sha256(json.dumps([part.identity, settings], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _discard(preparation: Preparation) -> None:
-    """Remove a work folder that holds nothing of worth: no part is done, none is worked on, and no jobs were submitted
-    for it."""
+    """Remove a work folder with nothing worth keeping: no part finished or in progress, and no jobs submitted."""
     if not (preparation.folder / PLAN).exists() or (preparation.folder / JOBS).exists():
         return
     preparation.refresh()
@@ -261,7 +274,7 @@ def _discard(preparation: Preparation) -> None:
 
 
 def _assemble(preparation: Preparation, progress: Say) -> None:
-    """Put the parts together and the output in its place; interrupted at any point, it is gone on with."""
+    """Assemble the parts and move the output into place. An interruption at any point can be resumed."""
     settings, plan, dtype = preparation.plan["settings"], preparation.plan, np.dtype(preparation.plan["dtype"])
     count, tokens = preparation.leading_parts()
     results = [(preparation.keys[index], preparation.results[index]) for index in range(count)]
@@ -269,9 +282,9 @@ def _assemble(preparation: Preparation, progress: Say) -> None:
         key, last = results[-1]
         limit = preparation.max_tokens - (tokens - train_tokens(last))
         if train_tokens(last) >= limit != last["limit"]:
-            # It was tokenised before it was known how much of it there is room for.
+            # This part was tokenised before the number of tokens left for it was known.
             if not (preparation.folder / f"{key}.cut").exists():
-                progress(f"prepare: {preparation.part_name(count - 1)} again, since max_tokens falls into it")
+                progress(f"prepare: {preparation.part_name(count - 1)} is done again because max_tokens falls into it")
                 preparation.write(count - 1, f"{key}.cut", limit, lambda: None)
             results[-1] = (f"{key}.cut", preparation.read(f"{key}.cut"))
     more = bool(results) and results[-1][1]["more"]
@@ -281,9 +294,9 @@ def _assemble(preparation: Preparation, progress: Say) -> None:
         for shard in result["shards"]:
             entry = {**shard, "name": f"{shard['split']}-{len(shards[shard['split']]):05d}.bin"}
             shards[shard["split"]].append((preparation.folder / key / shard["name"], entry))
-    entries = {split: [entry for _, entry in found] for split, found in shards.items()}
+    entries = {split: [entry for _, entry in files] for split, files in shards.items()}
     read, empty = (sum(result[kind] for _, result in results) for kind in ("read", "empty"))
-    by_split = {split: sum(entry["documents"] for entry in found) for split, found in entries.items()}
+    by_split = {split: sum(entry["documents"] for entry in listed) for split, listed in entries.items()}
     if read != empty + sum(by_split.values()):
         raise RuntimeError(
             f"{preparation.folder}: {read} documents were read, and {empty} + {by_split} written; remove it"
@@ -297,27 +310,27 @@ def _assemble(preparation: Preparation, progress: Say) -> None:
     staged = preparation.folder / STAGED
     staged.mkdir(exist_ok=True)
     for path, target in [
-        *((path, staged / entry["name"]) for found in shards.values() for path, entry in found),
+        *((path, staged / entry["name"]) for files in shards.values() for path, entry in files),
         (preparation.folder / TOKENIZER, staged / TOKENIZER),
     ]:
-        if not target.exists():  # it does where this was interrupted
+        if not target.exists():  # an interrupted call may have moved it already
             path.rename(target)
     index = {
         "documents": {"read": read, "empty": empty, **by_split},
-        "tokens": {split: sum(entry["tokens"] for entry in found) for split, found in entries.items()},
+        "tokens": {split: sum(entry["tokens"] for entry in listed) for split, listed in entries.items()},
         "whole_source": whole,
         "vocab_size": plan["vocab_size"],
         "dtype": dtype.str,
         "bos_token_id": plan["bos_token_id"],
         "tokenizer_hash": settings["tokenizer_hash"],
-        "shards": [entry for found in entries.values() for entry in found],
+        "shards": [entry for listed in entries.values() for entry in listed],
     }
     write_json(staged / INDEX, {"format": FORMAT, **index, "settings": settings})
     _publish(staged, preparation.out)
 
 
 def _retire(out: Path) -> None:
-    """Remove the work folder, out of sight first: others may still be at parts that the output does without."""
+    """Remove the work folder. It is renamed first, because others may still be working on parts no longer needed."""
     if work_folder(out).exists():
         rest = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
         os.replace(work_folder(out), rest)
@@ -326,7 +339,7 @@ def _retire(out: Path) -> None:
 
 @contextmanager
 def _lock(out: Path) -> Iterator[None]:
-    """One process at a time plans and puts together; what a killed one wanted to remove is removed."""
+    """Let one process at a time plan and assemble. Also removes what a killed process was about to remove."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with (out.parent / f".{out.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -337,6 +350,7 @@ def _lock(out: Path) -> Iterator[None]:
 
 @contextmanager
 def _room(out: Path) -> Iterator[None]:
+    """Turn the OSError of a full disk into a ValueError that names `out`."""
     try:
         yield
     except OSError as error:
@@ -346,28 +360,32 @@ def _room(out: Path) -> Iterator[None]:
 
 
 def _existing(out: Path, settings: dict[str, Any], progress: Say) -> TokenData | None:
-    """`out` when it holds the same data intact, None when it must be written; ValueError when it holds other things."""
+    """Open `out` if it holds the same data intact. Returns None if it must be written, raises ValueError if it holds
+    anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     if not (out / INDEX).is_file():
         raise ValueError(f"out_dir: {out} exists and was not made by data prepare; choose another or remove it")
     try:
-        found = json.loads((out / INDEX).read_text(encoding="utf-8"))["settings"]
-    except (ValueError, KeyError, TypeError) as error:
-        progress(f"prepare: again, since {out / INDEX} is corrupt ({error})")
+        before = read_json(out / INDEX, "the data are prepared again")["settings"]
+    except ValueError as error:
+        progress(f"prepare: {error}")
         return None
-    different = [key for key in settings if found.get(key) != settings[key]]
+    except (KeyError, TypeError):
+        progress(f"prepare: {out / INDEX}: corrupt, it has no settings; the data are prepared again")
+        return None
+    different = [key for key in settings if before.get(key) != settings[key]]
     if different:
         raise ValueError(f"out_dir: {out} holds data of another {different[0]}; choose another or remove it")
     try:
         return TokenData(out)
     except ValueError as error:
-        progress(f"prepare: again, since {error}")
+        progress(f"prepare: the data are prepared again: {error}")
         return None
 
 
 def _publish(staged: Path, out: Path) -> None:
-    """Put the finished folder in place of whatever damaged one is there."""
+    """Move the finished folder into place, over a damaged one if there is one."""
     if out.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
         os.replace(out, old)

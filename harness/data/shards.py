@@ -1,12 +1,11 @@
-"""Reading prepared data: tokenizers, verified token shards, and a sampler whose position is a number.
+"""Read prepared data: verified token shards, and a sampler whose position is a number.
 
-`harness.data.prepare` writes the folders that `TokenData` opens. Documents lie end to end in a split's stream, each
-after its BOS. A batch is a pure function of (seed, step): nothing but the step has to be saved to go on exactly.
+`harness.data.prepare` writes the folders that `TokenData` opens. A split is one stream of documents end to end, each
+starting with its BOS. A batch is a pure function of (seed, step), so saving the step is enough to resume exactly.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from torch import Tensor
 from harness.data import corpus
 from harness.data.order import sample_order
 from harness.data.tokenizer import load_tokenizer, tokenizer_hash
-from harness.files import file_sha256, write_json
+from harness.files import file_sha256, read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -28,10 +27,11 @@ INDEX = "index.json"
 VERIFIED = "verified.json"
 TOKENIZER = "tokenizer"
 FORMAT = 1
+"""Version of the folder's layout."""
 
 
 class TokenStream:
-    """A split's tokens: memory-mapped shards end to end. `len` is the number of tokens; slices read across shards."""
+    """The tokens of a split: memory-mapped shards end to end. `len` counts tokens; slices read across shards."""
 
     def __init__(self, shards: list[NDArray[Any]], dtype: np.dtype):
         self.shards = shards
@@ -42,7 +42,7 @@ class TokenStream:
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def __getitem__(self, span: slice) -> NDArray[Any]:
-        """The tokens of a contiguous slice, copied, as the shards' own integer type."""
+        """Copy a contiguous slice of tokens, in the shards' integer type. Raises ValueError for a step other than 1."""
         start, stop, step = span.indices(len(self))
         if step != 1:
             raise ValueError(f"step: {step} is not supported by a token stream; slice without one")
@@ -59,8 +59,8 @@ class TokenStream:
 class TokenData:
     """A folder of prepared data, opened and verified.
 
-    Every shard's length is checked at every opening, its SHA-256 at the first one and again whenever the file's size
-    or time has changed. Raises ValueError naming the file and the remedy.
+    Each opening checks the length of every shard. The first also checks its SHA-256, and so does any later one that
+    finds the file's size or time changed. Raises ValueError naming the file and the remedy.
     """
 
     def __init__(self, folder: str | Path):
@@ -68,11 +68,8 @@ class TokenData:
         path = self.folder / INDEX
         if not path.is_file():
             raise ValueError(f"data: no {INDEX} in {self.folder}; run data prepare with this folder as its output")
-        try:
-            self.index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            version = self.index["format"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"data: {path} is corrupt ({error}); run data prepare again") from error
+        self.index: dict[str, Any] = read_json(path, "run data prepare again")
+        version = self.index.get("format") if isinstance(self.index, dict) else None
         if version != FORMAT:
             raise ValueError(f"data: {path} has format {version}, expected {FORMAT}; run data prepare again")
         self._verify()
@@ -80,18 +77,18 @@ class TokenData:
 
     @property
     def vocab_size(self) -> int:
-        """Size of the vocabulary of the tokenizer that made the data; every token id lies below it."""
+        """Vocabulary size of the tokenizer that made the data; every token id is below it."""
         return self.index["vocab_size"]
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The tokenizer that made the data, from the copy beside it. Raises ValueError when that copy has changed."""
+        """Load the tokenizer that made the data from the folder's copy. Raises ValueError if the copy has changed."""
         tokenizer = load_tokenizer(self.folder / TOKENIZER)
         if tokenizer_hash(tokenizer) != self.index["tokenizer_hash"]:
             raise ValueError(f"data: {self.folder / TOKENIZER} is not what made the shards; run data prepare again")
         return tokenizer
 
     def require_vocab(self, vocab_size: int) -> None:
-        """Raises ValueError unless a model of `vocab_size` can take every token of this data's tokenizer."""
+        """Raise ValueError unless a model of `vocab_size` covers every token of this data's tokenizer."""
         if vocab_size < self.vocab_size:
             raise ValueError(
                 f"vocab_size: {vocab_size} is too small for token ids up to {self.vocab_size - 1} of the tokenizer of "
@@ -99,16 +96,16 @@ class TokenData:
             )
 
     def tokens(self, split: str) -> TokenStream:
-        """The stream of a split: document after document, each after its BOS. May be empty."""
+        """The stream of a split, which may be empty. Raises ValueError if the name is unknown."""
         if split not in self._streams:
             raise ValueError(f"split: unknown name {split!r}; known: {', '.join(corpus.SPLITS)}")
         return self._streams[split]
 
     def windows(self, split: str, seq_len: int) -> int:
-        """Windows of seq_len + 1 tokens in an epoch, each sharing one token with the next.
+        """Number of windows of seq_len + 1 tokens per epoch. Each shares one token with the next.
 
-        The up to seq_len - 1 tokens after the last window are no target in any epoch. Raises ValueError when the
-        split has not one window.
+        The tokens after the last window, seq_len - 1 at most, are never targets. Raises ValueError if the split is
+        shorter than one window.
         """
         if seq_len < 1:
             raise ValueError(f"seq_len: {seq_len} is no length; choose at least 1")
@@ -121,16 +118,16 @@ class TokenData:
         return (size - 1) // seq_len
 
     def batch(self, split: str, seed: int, step: int, batch_size: int, seq_len: int) -> Tensor:
-        """The batch of a step: [batch_size, seq_len + 1] int64, samples step·batch_size onwards of the endless order.
+        """The batch of a step, [batch_size, seq_len + 1] int64: the samples from step · batch_size onwards.
 
-        Needs one batch_size throughout; a caller whose batches vary counts samples and calls `samples`.
+        batch_size must stay the same throughout. A caller whose batches vary counts samples and calls `samples`.
         """
         return self.samples(split, seed, step * batch_size, batch_size, seq_len)
 
     def samples(self, split: str, seed: int, start: int, count: int, seq_len: int) -> Tensor:
-        """Samples start … start + count - 1 of the endless order under `seed`: [count, seq_len + 1] int64.
+        """Samples start … start + count - 1 of the endless order under `seed`, [count, seq_len + 1] int64.
 
-        The order runs through all windows of the split once an epoch, each epoch in an order of its own.
+        Every epoch reads all windows of the split once, each epoch in a different order.
         """
         if start < 0 or count < 1:
             raise ValueError(
@@ -142,25 +139,27 @@ class TokenData:
         return torch.from_numpy(np.stack(rows).astype(np.int64))
 
     def _open(self, split: str) -> TokenStream:
+        """Memory-map the shards of a split."""
         dtype = np.dtype(self.index["dtype"])
         shards = [s["name"] for s in self.index["shards"] if s["split"] == split]
         return TokenStream([np.memmap(self.folder / name, dtype=dtype, mode="r") for name in shards], dtype)
 
     def _verify(self) -> None:
+        """Check every shard against the index, and remember the files whose SHA-256 was right."""
         marker = self.folder / VERIFIED
-        known = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else {}
+        known = read_json(marker, "delete it") if marker.is_file() else {}
         stamps = {}
         for shard in self.index["shards"]:
             path = self.folder / shard["name"]
             if not path.is_file():
                 raise ValueError(f"data: shard {path} is missing; run data prepare again")
             stat = path.stat()
-            # The expected hash is part of the stamp, so that a stamp cannot outlive the index that it was made for.
+            # The expected hash is part of the stamp, so a stamp cannot outlive the index it was made for.
             stamps[shard["name"]] = stamp = [stat.st_size, stat.st_mtime_ns, shard["sha256"]]
             if stat.st_size != shard["tokens"] * np.dtype(self.index["dtype"]).itemsize or (
                 known.get(shard["name"]) != stamp and file_sha256(path) != shard["sha256"]
             ):
                 raise ValueError(f"data: shard {path} is corrupt (size or SHA-256 differ); run data prepare again")
-        # Prepared data may lie on a read-only share: there every opening checks anew.
+        # On a read-only share nothing can be remembered: every opening checks again.
         if stamps != known and os.access(self.folder, os.W_OK):
             write_json(marker, stamps)

@@ -1,5 +1,7 @@
-"""Where texts come from: the embedded corpus, local files, data sets of the Hub; each cut into parts, in a fixed order,
-that processes can read independently of each other."""
+"""Read documents from the embedded corpus, local files and data sets of the Hub.
+
+Every source is cut into parts, in a fixed order, that processes read independently of each other.
+"""
 
 from __future__ import annotations
 
@@ -14,25 +16,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.data import corpus
+from harness.files import file_sha256
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-PART_BYTES = 256_000_000  # of local files in a part, about: some minutes of work for one process
-ROWS_PER_READ = 1024  # of a parquet file: a row group of long documents need not fit the memory
+PART_BYTES = 256_000_000  # of local files per part, roughly: a few minutes for one process
+ROWS_PER_READ = 1024  # of a parquet file: a row group of long documents may not fit in memory
 
 Texts = Iterator[tuple[str | None, str]]
+"""(text or None, split) of each document."""
 Piece = tuple[int, int, int, int]
+"""(file number, start, stop, bytes). Start and stop count bytes, or row groups of a parquet file."""
 
 
 @dataclass(frozen=True)
 class Part:
     """A run of a source's documents that one process reads.
 
-    identity: JSON that changes whenever its documents do. place: JSON that says where they lie at present. size: how
-    much it is beside the source's other parts.
+    identity: JSON that changes whenever the documents do. place: JSON that tells where they are at present.
+    size: amount of text relative to the source's other parts.
     """
 
     identity: dict[str, Any]
@@ -44,8 +49,8 @@ class Part:
 class Source:
     """Documents and what identifies them.
 
-    name: for a folder's name and for messages. description: JSON that changes whenever the texts do. parts: in the
-    order of the documents; they depend on nothing but the source. has_splits: whether it brings its own splits.
+    name: used in folder names and messages. description: JSON that changes whenever the texts do. parts: in the order
+    of the documents; they depend on the source alone. has_splits: whether the source has its own splits.
     """
 
     name: str
@@ -62,23 +67,28 @@ def open_source(
     hub_split: str | None,
     revision: str | None,
 ) -> Source:
-    """What `source` names (the embedded corpus, an existing path, a data set of the Hub), or the Hub's data set
-    `dataset`, whatever lies here under its name; ValueError when there is nothing, or both are given."""
+    """Open `source` (the embedded corpus, an existing path, or a data set of the Hub), or the Hub's data set `dataset`.
+
+    No text is read yet. A local path with the name of `dataset` is ignored. Raises ValueError if there is no such
+    source, or unless exactly one of the two is given.
+    """
     if (source is None) == (dataset is None):
         given = "both" if source is not None else "neither"
         raise ValueError(f"source, dataset: {given} given; give a source, or the name of a data set on the Hub")
     if dataset is not None:
         if not HUB_NAME.fullmatch(dataset):
-            raise ValueError(f"dataset: {dataset!r} is no name on the Hub; give one such as HuggingFaceFW/fineweb-edu")
+            raise ValueError(
+                f"dataset: {dataset!r} is not a name on the Hub; give one such as HuggingFaceFW/fineweb-edu"
+            )
         return _hub(
-            dataset, f"dataset: {dataset} is of the Hub", text_field, hub_config, hub_split or "train", revision
+            dataset, f"dataset: {dataset} is on the Hub", text_field, hub_config, hub_split or "train", revision
         )
     name, path = str(source), Path(str(source)).expanduser()
     hub = {"hub_config": hub_config, "hub_split": hub_split, "revision": revision}
     if name == "embedded" or path.exists():
-        given = [f"{field}: {value!r}" for field, value in hub.items() if value is not None]
-        if given:
-            raise ValueError(f"{given[0]} is for data sets of the Hub, and the source is {name!r}; leave it out")
+        unused = [f"{field}: {value!r}" for field, value in hub.items() if value is not None]
+        if unused:
+            raise ValueError(f"{unused[0]} is for data sets of the Hub, and the source is {name!r}; leave it out")
         return _embedded() if name == "embedded" else _local(path.resolve(), text_field)
     if path.suffix in SUFFIXES or not HUB_NAME.fullmatch(name):
         raise ValueError(f"source: no file or folder {name}; give one, a data set's name on the Hub, or 'embedded'")
@@ -86,12 +96,12 @@ def open_source(
 
 
 def cpus() -> int:
-    """How many this process may use."""
+    """Number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def documents(part: Part) -> Texts:
-    """(text or None, split) of every document of a part, in order. Raises ValueError, one line, for what is no text."""
+    """Yield (text or None, split) for each document of a part, in order. Raises ValueError if a text is bad."""
     readers = {"embedded": _embedded_documents, "local": _local_documents, "hub": _hub_documents}
     return readers[part.identity["kind"]](part)
 
@@ -102,17 +112,17 @@ def _embedded() -> Source:
 
 
 def _embedded_documents(part: Part) -> Texts:
-    for split in reversed(corpus.SPLITS):  # train last, so that stopping early keeps the held-out splits whole
+    for split in reversed(corpus.SPLITS):  # train comes last, so that stopping early keeps the held-out splits whole
         yield from ((document.text, split) for document in corpus.documents(split))
 
 
 def _local(path: Path, text_field: str) -> Source:
-    from harness.files import file_sha256  # torch comes with it, which the processes that only read can do without
-
     files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
     used = [f for f in files if f.suffix in SUFFIXES]
     if not used:
-        raise ValueError(f"source: {path} is or holds no {', '.join(SUFFIXES)} file; convert it to one of them")
+        raise ValueError(
+            f"source: {path} is not, and does not hold, a {', '.join(SUFFIXES)} file; convert it to one of them"
+        )
     root = path if path.is_dir() else path.parent
     names, stamps = [str(f.relative_to(root)) for f in used], [_stamp(f) for f in used]
     with ThreadPoolExecutor(cpus()) as threads:
@@ -134,13 +144,16 @@ def _local(path: Path, text_field: str) -> Source:
 
 
 def _stamp(file: Path) -> list[int]:
+    """Size and modification time of a file."""
     stat = file.stat()
     return [stat.st_size, stat.st_mtime_ns]
 
 
 def _pieces(index: int, file: Path, text_field: str) -> Iterator[Piece]:
-    """(index, start, stop, bytes) of what a file can be cut into: a .txt whole, a .jsonl into ranges of bytes, to which
-    the lines belong that begin there, a .parquet into row groups."""
+    """Cut file number `index` into pieces: a .txt whole, a .jsonl into ranges of bytes, a .parquet into row groups.
+
+    A line of a .jsonl belongs to the range in which it begins.
+    """
     size = file.stat().st_size
     if file.suffix == ".txt":
         yield index, 0, size, size
@@ -158,7 +171,7 @@ def _pieces(index: int, file: Path, text_field: str) -> Iterator[Piece]:
 
 
 def _groups(pieces: Iterable[Piece], limit: int) -> Iterator[list[Piece]]:
-    """Neighbours together as long as they have up to `limit` bytes; those that adjoin in one file as one."""
+    """Group consecutive pieces up to `limit` bytes each, and merge adjacent pieces of one file."""
     group: list[Piece] = []
     total = 0
     for index, start, stop, size in pieces:
@@ -184,11 +197,13 @@ def _local_documents(part: Part) -> Texts:
 
 
 def _unchanged(file: Path, stamp: list[int]) -> None:
+    """Raise ValueError if a file has changed since the parts were planned."""
     if not file.exists() or _stamp(file) != stamp:
         raise ValueError(f"source: {file} has changed since this preparation began; run the same command again")
 
 
 def _txt(file: Path, start: int, stop: int, text_field: str) -> Iterator[str]:
+    """The text of a whole file."""
     try:
         yield file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -196,11 +211,11 @@ def _txt(file: Path, start: int, stop: int, text_field: str) -> Iterator[str]:
 
 
 def _jsonl(file: Path, start: int, stop: int, text_field: str) -> Iterator[str | None]:
-    """The texts of the lines that begin at one of the bytes from start to before stop."""
+    """The texts of the lines that begin in bytes start … stop - 1."""
     with file.open("rb") as lines:
         if start:
             lines.seek(start - 1)
-            lines.readline()  # whatever of it lies behind start belongs to who reads its beginning
+            lines.readline()  # a line that began earlier belongs to the range in which it began
         at = lines.tell()
         while at < stop and (line := lines.readline()):
             where = partial(_line_of, file, at)
@@ -217,7 +232,7 @@ def _jsonl(file: Path, start: int, stop: int, text_field: str) -> Iterator[str |
 
 
 def _line_of(file: Path, at: int) -> str:
-    """The line that begins at a byte, in words. Reads all that comes before it."""
+    """Name the line that begins at byte `at`. Reads everything before it."""
     number = 1
     with file.open("rb") as content:
         while at and (block := content.read(min(at, 2**20))):
@@ -251,6 +266,7 @@ def _parquet(file: Path, start: int, stop: int, text_field: str) -> Iterator[str
 
 
 def _text(row: dict[str, Any], text_field: str, where: Callable[[], str]) -> str | None:
+    """The text of a row. where: names the row, for errors."""
     if text_field not in row:
         raise ValueError(
             f"text_field: no {text_field!r} in {where()}; its fields: {', '.join(row)}; name the right one with "
@@ -266,14 +282,16 @@ def _text(row: dict[str, Any], text_field: str, where: Callable[[], str]) -> str
 
 
 def _hub(name: str, asked: str, text_field: str, config: str | None, split: str, revision: str | None) -> Source:
-    """A data set of the Hub, streamed at the commit that `revision` stands for now: a part for each of its files.
-    asked: how errors begin."""
+    """Open a data set of the Hub, to be streamed at the commit that `revision` points to now. Each file is one part.
+
+    asked: the beginning of error messages.
+    """
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HTTPError  # of the transport library that this version uses
+    from huggingface_hub.errors import HTTPError  # of the HTTP library that this version uses
 
     remedy = "give an existing path, 'embedded', or a name, config and split that the Hub has"
     if constants.HF_HUB_OFFLINE:
-        raise ValueError(f"{asked}, and HF_HUB_OFFLINE is set, so the Hub is not asked; unset it, or {remedy}")
+        raise ValueError(f"{asked}, and HF_HUB_OFFLINE is set, so the Hub is not consulted; unset it, or {remedy}")
     try:
         commit = HfApi().dataset_info(name, revision=revision).sha
         shards = _stream(name, config, split, commit).num_shards
@@ -290,7 +308,7 @@ def _hub(name: str, asked: str, text_field: str, config: str | None, split: str,
 def _stream(name: str, config: str | None, split: str, commit: str) -> IterableDataset:
     from datasets import load_dataset
 
-    # By its bare name a folder of this one would be read instead, if there is one where this process is.
+    # A bare name would load a folder of that name in the current directory, if there is one.
     return load_dataset(f"hf://datasets/{name}", config, split=split, revision=commit, streaming=True)
 
 
@@ -299,15 +317,15 @@ def _hub_documents(part: Part) -> Texts:
     rows, shard, shards = _stream(**chosen), part.identity["shard"], part.identity["of"]
     if rows.num_shards != shards:
         raise ValueError(
-            f"source: {chosen['name']} has {rows.num_shards} files here and had {shards} where this preparation began; "
+            f"source: {chosen['name']} has {rows.num_shards} files here, but {shards} where this preparation began; "
             "use one version of `datasets`"
         )
     where = f"file {shard + 1} of {shards} of {chosen['name']} ({chosen['split']})".__str__
-    found = iter(rows.shard(shards, shard))
+    records = iter(rows.shard(shards, shard))
     while True:
         try:
-            row = next(found, None)
-        except ValueError as error:  # of the download, or of what reads the file: nothing that was asked for is wrong
+            row = next(records, None)
+        except ValueError as error:  # from the download or the file's reader: the user's arguments are right
             raise RuntimeError(f"{where()}: {error}") from error
         if row is None:
             return

@@ -1,16 +1,16 @@
-"""Synthetic recall as training data, in the model's own words; suites/recall.py scores it.
+"""Synthetic recall tasks as training rows; suites/recall.py scores them.
 
-A row is a pure function of (task, seed, its number): writes of values to keys, then the keys again and again in random
-order, each to be answered with the value written to it last. The tasks differ in what is written, and each has one
-difficulty:
+A row first writes values to keys. Then it asks for the keys over and over in random order, and the answer is the value
+last written to the key. Keys and values are words of the model's own vocabulary. A row is a pure function of (task,
+seed, row number). The tasks differ in what they write, and each has one difficulty:
 
-    mqar          `pairs` different keys, each written once (Zoology, arXiv 2312.04927): how much the state holds.
-    overwrite     8 keys; then four of them again, `rewrites` times each: whether the old value is erased.
-    protect       2 keys, then `writes` writes to 6 others: whether decay or those writes wear the first away. The
-                  number of different keys stays, so that the state never has more to hold.
-    interference  16 keys of two words in grids of `shared` first words by `shared` second words: every key differs in
-                  one word from 2 (shared - 1) others, so that keys overlap while their number stays. From 2 on neither
-                  word tells alone, and keys that add up their words' vectors are linearly dependent.
+    mqar          `pairs` different keys, each written once (Zoology, arXiv 2312.04927). Tests how much the state holds.
+    overwrite     8 keys, then 4 of them again, `rewrites` times each. Tests whether the old value is erased.
+    protect       2 keys, then `writes` writes to 6 others. Tests whether the first values survive decay and later
+                  writes. The number of different keys is constant, so the state never has more to hold.
+    interference  16 keys of two words, in grids of `shared` first words by `shared` second words. Every key shares one
+                  word with 2 (shared - 1) others, so keys overlap while their number is constant. From 2 on, neither
+                  word alone identifies a key, and keys built as sums of word vectors are linearly dependent.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:  # harness.experiments.schema reads this module's tasks and needs neither
+if TYPE_CHECKING:  # harness.experiments.schema imports this module for its tasks and needs neither
     from transformers import PreTrainedTokenizerFast
 
     from harness.data.shards import TokenData
@@ -34,11 +34,11 @@ WORDS = 128
 REWRITTEN, LEFT_ALONE = 4, 4  # keys of overwrite
 PROTECTED, OTHERS = 2, 6  # keys of protect
 COMPOSITE = 16  # keys of interference
-# RULER's wording (arXiv 2404.06654): a needle, the question about it, and how its answer begins.
+# RULER's wording (arXiv 2404.06654): a needle, the question about it, and the beginning of the answer.
 NEEDLE = "One of the special magic {kind}s for {key} is: {value}."
 QUESTION = "What is the special magic {kind} for {key} mentioned in the provided text?"
 PREFIX = " The special magic {kind} for {key} mentioned in the provided text is"
-_ORDINARY = re.compile(r"[Ġ▁]([a-z]{3,})")  # with the mark that byte-level BPE or SentencePiece gives a word's start
+_ORDINARY = re.compile(r"[Ġ▁]([a-z]{3,})")  # preceded by the mark of a word start in byte-level BPE or SentencePiece
 
 Words = tuple[list[str], list[str]]
 """Key words and value words."""
@@ -48,31 +48,34 @@ Key = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Sample:
-    """writes: in order. asked: those keys whose answers show what the task is about; training asks for all keys."""
+    """One draw of a task.
+
+    writes: (key, value) pairs in order. asked: the keys whose answers the task is about; training asks for all keys.
+    """
 
     writes: list[tuple[Key, str]]
     asked: list[Key]
 
     @property
     def answers(self) -> dict[Key, str]:
-        """What was written last to every key, keys in the order in which they were first written."""
+        """The last value written to each key; keys in the order of their first write."""
         return dict(self.writes)
 
     def old_values(self, key: Key) -> list[str]:
-        """What was written to a key before its answer."""
+        """The values of a key that were overwritten, oldest first."""
         return [value for written, value in self.writes if written == key][:-1]
 
     @property
     def listing(self) -> list[str]:
-        """The writes as words."""
+        """The writes as a list of words."""
         return [word for key, value in self.writes for word in (*key, value)]
 
 
 @lru_cache
 def recall_words(tokenizer: PreTrainedTokenizerFast) -> Words:
-    """Key words and value words: ordinary lower-case words that are one token each with the space before them.
+    """Key words and value words: lower-case words that are a single token together with the space before them.
 
-    Raises ValueError when the vocabulary has fewer than WORDS of them.
+    Raises ValueError if the vocabulary has fewer than WORDS of them.
     """
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     words = [match[1] for token, _ in vocabulary if (match := _ORDINARY.fullmatch(token))][:WORDS]
@@ -85,7 +88,7 @@ def recall_words(tokenizer: PreTrainedTokenizerFast) -> Words:
 
 
 def mqar(rng: random.Random, words: Words, pairs: int) -> Sample:
-    """`pairs` different keys with values drawn at random."""
+    """Write a random value to each of `pairs` different keys. Raises ValueError if there are fewer key words."""
     keys, values = words
     if not 0 < pairs <= len(keys):
         raise ValueError(f"pairs: {pairs} is outside 1 to {len(keys)}, the number of key words")
@@ -94,10 +97,13 @@ def mqar(rng: random.Random, words: Words, pairs: int) -> Sample:
 
 
 def overwrite(rng: random.Random, words: Words, rewrites: int) -> Sample:
-    """Every key once, then the rewritten ones `rewrites` times each in random order, never twice with one value."""
+    """Write every key once, then some `rewrites` times more each, in random order and each time with a new value.
+
+    Raises ValueError if there are too few value words for that.
+    """
     keys, values = words
     if not 0 < rewrites < len(values):
-        raise ValueError(f"rewrites: {rewrites} is outside 1 to {len(values) - 1}, the number of value words less one")
+        raise ValueError(f"rewrites: {rewrites} is outside 1 to {len(values) - 1}, the number of value words minus one")
     drawn = [(key,) for key in rng.sample(keys, REWRITTEN + LEFT_ALONE)]
     rewritten = rng.sample(drawn, REWRITTEN)
     again = rewritten * rewrites
@@ -107,17 +113,20 @@ def overwrite(rng: random.Random, words: Words, rewrites: int) -> Sample:
 
 
 def protect(rng: random.Random, words: Words, writes: int) -> Sample:
-    """The protected keys once, then `writes` writes, each to one of the other keys."""
+    """Write the protected keys once, then `writes` times to other keys. Raises ValueError if `writes` < 1."""
     keys, values = words
     if writes < 1:
-        raise ValueError(f"writes: {writes} later writes protect from nothing; use at least 1")
+        raise ValueError(f"writes: {writes} later writes test no protection; use at least 1")
     drawn = [(key,) for key in rng.sample(keys, PROTECTED + OTHERS)]
     order = drawn[:PROTECTED] + rng.choices(drawn[PROTECTED:], k=writes)
     return Sample(list(zip(order, rng.choices(values, k=len(order)), strict=True)), drawn[:PROTECTED])
 
 
 def interference(rng: random.Random, words: Words, shared: int) -> Sample:
-    """Grids of `shared` by `shared` words, as many as make up the keys, in random order."""
+    """Write 16 two-word keys from grids of `shared` by `shared` words, in random order.
+
+    Raises ValueError if such grids do not add up to 16 keys.
+    """
     keys, values = words
     if shared < 1 or COMPOSITE % shared**2:
         fit = [n for n in range(1, COMPOSITE + 1) if COMPOSITE % n**2 == 0]
@@ -133,8 +142,11 @@ def interference(rng: random.Random, words: Words, shared: int) -> Sample:
 
 @dataclass(frozen=True)
 class Task:
-    """draw: a sample of a difficulty. trained: difficulties of training rows, those whose listing fills less than half
-    of the row. unit: what a difficulty counts; its last word follows the number in tables."""
+    """A recall task.
+
+    draw: draws a sample of a given difficulty. trained: difficulties that training draws from; a row uses those whose
+    listing fills less than half of it. unit: what the difficulty counts; tables print its last word after the number.
+    """
 
     draw: Callable[[random.Random, Words, int], Sample]
     trained: tuple[int, ...]
@@ -150,24 +162,27 @@ TASKS = {
 
 
 def sample_text(words: list[str]) -> str:
-    """A listing, a key or a value as the models read it."""
+    """A listing, a key or a value as text, with a space before each word."""
     return "".join(f" {word}" for word in words)
 
 
 @lru_cache
 def listing_tokens(task: str, difficulty: int) -> int:
-    """Tokens of a sample's listing; every word is one."""
+    """Number of tokens in a sample's listing, one per word."""
     words = [str(n) for n in range(WORDS)]
     return len(TASKS[task].draw(random.Random(0), (words[::2], words[1::2]), difficulty).listing)
 
 
 def shortest_row(task: str) -> int:
-    """The least seq_len of a task's rows: room for its shortest listing and as many tokens of questions."""
+    """Smallest seq_len of a task's rows: room for its shortest listing and as many tokens of questions."""
     return 2 * min(listing_tokens(task, difficulty) for difficulty in TASKS[task].trained) + 1
 
 
 def _row(task: str, rng: random.Random, tokenizer: PreTrainedTokenizerFast, length: int) -> tuple[list[int], list[int]]:
-    """One sample a row: were a second one listed behind it, its keys would be keys of the first with other values."""
+    """One row: its token ids, and 1 for each token that is an answer, else 0.
+
+    A row holds one sample, since a second one would write other values to some of the same keys.
+    """
     words = recall_words(tokenizer)
     fitting = [n for n in TASKS[task].trained if listing_tokens(task, n) < length // 2]
     sample = TASKS[task].draw(rng, words, rng.choice(fitting))
@@ -185,8 +200,9 @@ def _row(task: str, rng: random.Random, tokenizer: PreTrainedTokenizerFast, leng
 def rows(
     task: str, seed: int, start: int, count: int, seq_len: int, tokenizer: PreTrainedTokenizerFast, data: TokenData
 ) -> tuple[Tensor, Tensor]:
-    """Rows start … start + count - 1 of a task's endless order under `seed`: tokens [count, seq_len + 1] int64 and,
-    over their targets, which of them count in the loss, [count, seq_len] bool.
+    """Rows start … start + count - 1 of a task's endless order under `seed`; the task "text" reads `data`.
+
+    Returns tokens [count, seq_len + 1] int64, and a mask [count, seq_len] bool of the targets that count in the loss.
     """
     if task == "text":
         tokens = data.samples("train", seed, start, count, seq_len)

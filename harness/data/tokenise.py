@@ -1,14 +1,15 @@
-"""Tokenising the parts of a preparation, by any number of processes that share its work folder. Nothing here needs
-torch: `python -m harness.data.tokenise FOLDER`, a worker, starts at once and stays small.
+"""Tokenise the parts of a data set in any number of processes that share one work folder.
 
-    .<output>.work/plan.json    the settings and parts, which every process reads
-                  /jobs.json    Slurm's ids of the jobs that were submitted for it last
-                  /tokenizer/   what all of them tokenise with
-                  /<key>/       a part that is done: shards of its splits, part.json with counts and checksums
+`python -m harness.data.tokenise FOLDER` is a worker. Nothing here imports torch, so it starts fast and stays small.
+
+    .<output>.work/plan.json    settings and parts; every process reads it
+                  /jobs.json    ids of the Slurm jobs last submitted for this preparation
+                  /tokenizer/   the tokenizer of all processes
+                  /<key>/       a finished part: the shards of its splits, and part.json with counts and checksums
                   /<key>.lock   held by the process that works on the part
                   /<key>.partial/   what that process has written so far, and its progress
-                  /<key>.cut/   the part again, as far as max_tokens goes
-                  /output/      what is being put together, to be moved to its place as a whole
+                  /<key>.cut/   the part tokenised again, up to max_tokens
+                  /output/      the output being assembled; it is moved into place as a whole
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ import numpy as np
 
 from harness.data import corpus
 from harness.data.sources import Part, Texts, documents
+from harness.files import read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -42,47 +44,52 @@ JOBS = "jobs.json"
 RESULT = "part.json"
 STAGED = "output"
 DOCUMENTS_PER_CALL = 256
-CHARACTERS_PER_CALL = 2**20  # a call holds its encodings, some hundred bytes a token, in memory
-ENOUGH = b"."  # said to a worker: no more parts
+CHARACTERS_PER_CALL = 2**20  # a call keeps its encodings in memory, some hundred bytes per token
+ENOUGH = b"."  # written to a worker's stdin: take no more parts
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a full disk, an exhausted quota and a file that has reached its size limit."""
 
 
 class Preparation:
-    """A work folder and its plan. Raises FileNotFoundError where there is none.
+    """The work folder of a preparation in progress: its plan, its parts and their results.
 
-    parts, keys: of the source in order, and the names of their results. results: those that are there, by the part's
-    number: shards, documents read and empty ones, the limit of train tokens and whether it left `more` documents.
+    parts: the parts of the source, in order. keys: the folder name of each part's result.
+    results: the finished parts as of the last `refresh`, by part number. Each result lists its shards, the documents
+        read and the empty ones among them, the limit on train tokens, and whether that limit left `more` documents.
+
+    Raises FileNotFoundError if the folder holds no plan.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.plan: dict[str, Any] = json.loads((folder / PLAN).read_bytes())
+        self.plan: dict[str, Any] = read_json(folder / PLAN, "remove its folder and run the same command again")
         self.parts = [Part(p["identity"], p["place"], p["size"]) for p in self.plan["parts"]]
         self.keys: list[str] = [p["key"] for p in self.plan["parts"]]
         self.results: dict[int, dict[str, Any]] = {}
 
     @property
     def out(self) -> Path:
-        """The folder of the output."""
+        """The output folder."""
         return self.folder.with_name(self.folder.name.removeprefix(".").removesuffix(".work"))
 
     @property
     def max_tokens(self) -> int | None:
+        """Train tokens after which the output ends; None if it takes the whole source."""
         return self.plan["settings"]["max_tokens"]
 
     def refresh(self) -> None:
-        """Read the results that have appeared."""
-        there = set(os.listdir(self.folder))
+        """Read the results that have appeared since the last call."""
+        names = set(os.listdir(self.folder))
         for index, key in enumerate(self.keys):
-            if index not in self.results and key in there:
+            if index not in self.results and key in names:
                 self.results[index] = self.read(key)
 
     def read(self, key: str) -> dict[str, Any]:
-        return json.loads((self.folder / key / RESULT).read_bytes())
+        """The result in the folder `key`."""
+        return read_json(self.folder / key / RESULT, "remove its folder and run the same command again")
 
     def leading_parts(self) -> tuple[int, int]:
-        """The parts from the first on that are done without a gap, and their train tokens; no further than max_tokens
-        takes."""
+        """Number of finished parts before the first gap, and their train tokens; counting stops at max_tokens."""
         count = tokens = 0
         while count in self.results and (self.max_tokens is None or tokens < self.max_tokens):
             tokens += train_tokens(self.results[count])
@@ -90,23 +97,25 @@ class Preparation:
         return count, tokens
 
     def complete(self) -> bool:
-        """Whether everything that the output needs is there."""
+        """Whether every part that the output needs is finished."""
         count, tokens = self.leading_parts()
         return count == len(self.parts) or (self.max_tokens is not None and tokens >= self.max_tokens)
 
     def free(self, most: int) -> int:
-        """How many parts are neither done nor worked on, counted up to `most`."""
-        found = 0
+        """Number of parts that are neither finished nor in progress, counted up to `most`."""
+        count = 0
         for index in range(len(self.parts)):
-            if found < most and index not in self.results:
+            if count < most and index not in self.results:
                 with self.claim(index, mark=False) as mine:
-                    found += mine
-        return found
+                    count += mine
+        return count
 
     @contextmanager
     def claim(self, index: int, mark: bool = True) -> Iterator[bool]:
-        """Whether the part is this process' to do: while the context lasts nobody else works on it. mark: name this
-        process in the lock, for `claimed_by`."""
+        """Lock a part and yield whether this process is to do it. No other process works on it until the block ends.
+
+        mark: write this process's name into the lock file, for `claimed_by`.
+        """
         with open(self.folder / f"{self.keys[index]}.lock", "a+") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -120,7 +129,7 @@ class Preparation:
             yield not (self.folder / self.keys[index]).exists()
 
     def claimed_by(self, pid: int) -> int | None:
-        """The part that a process of this machine was at when it ended."""
+        """Number of the part that a process of this machine was working on when it ended; None if it had none."""
         for index, key in enumerate(self.keys):
             lock, mark = self.folder / f"{key}.lock", f"{socket.gethostname()} {pid}"
             if lock.exists() and lock.read_text() == mark and not (self.folder / key).exists():
@@ -128,26 +137,28 @@ class Preparation:
         return None
 
     def counts(self) -> tuple[int, int]:
-        """Documents and tokens so far: of all parts that are done or worked on, by whomever."""
+        """Documents and tokens so far, over the finished parts and those in progress in any process."""
         read = sum(result["read"] for result in self.results.values())
         tokens = sum(shard["tokens"] for result in self.results.values() for shard in result["shards"])
         for path in self.folder.glob("*.partial/progress"):
             try:
                 some, more = map(int, path.read_text().split())
-            except (OSError, ValueError):  # just done, or just being written
+            except (OSError, ValueError):  # the part has just finished, or the file is being written
                 continue
             read, tokens = read + some, tokens + more
         return read, tokens
 
     def busy(self) -> bool:
-        """Whether somebody works on a part."""
+        """Whether any process is working on a part."""
         return self.free(len(self.parts)) + len(self.results) < len(self.parts)
 
     def part_name(self, index: int) -> str:
+        """The name of a part in messages."""
         return f"part {index + 1} of {len(self.parts)} of {self.plan['name']}"
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
+        """The work folder's tokenizer, without truncation and padding."""
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer" / "tokenizer.json"))
@@ -156,11 +167,13 @@ class Preparation:
         return tokenizer
 
     def write(self, index: int, key: str, limit: int | None, tell: Callable[[], None]) -> None:
-        """Tokenise a part into the folder `key`, up to the document with which it has `limit` train tokens. tell:
-        called some times a second."""
+        """Tokenise a part into the folder `key`; stop after the document that reaches `limit` train tokens.
+
+        tell: called about once a second.
+        """
         target, partial = self.folder / key, self.folder / f"{key}.partial"
         if partial.exists():
-            shutil.rmtree(partial)  # of a process that was killed
+            shutil.rmtree(partial)  # left by a process that was killed
         partial.mkdir()
         settings = self.plan["settings"]
         dtype = np.dtype(self.plan["dtype"])
@@ -185,7 +198,8 @@ class Preparation:
                 shard.close()
             done = [entry for shard in shards.values() for entry in shard.done]
             (partial / "progress").unlink(missing_ok=True)
-            with open(partial / RESULT, "wb") as file:  # of a folder that somebody else may have removed by now
+            # Not write_atomic: it would recreate the folder if another process had removed it.
+            with open(partial / RESULT, "wb") as file:
                 file.write(json.dumps({"limit": limit, "more": more, **counts, "shards": done}).encode())
                 file.flush()
                 os.fsync(file.fileno())
@@ -194,16 +208,16 @@ class Preparation:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-                shutil.rmtree(partial)  # done by another machine, whose files are seen here late; they are the same
+                shutil.rmtree(partial)  # another machine did it, and its files showed up late here; they are identical
         except BaseException:
             for shard in shards.values():
-                with suppress(OSError):  # there may be no room for what it still has to write
+                with suppress(OSError):  # the disk may be too full for its last bytes
                     shard.close()
             shutil.rmtree(partial, ignore_errors=True)
             raise
 
     def _tokenised(self, part: Part) -> Iterator[tuple[str, list[int]]]:
-        """(split, ids with BOS) of every document; an empty one has no ids."""
+        """Yield (split, ids with BOS) for every document; an empty document has no ids."""
         fractions, bos = self.plan["settings"]["fractions"], self.plan["bos_token_id"]
         for group in _groups(documents(part)):
             encoded = self.tokenizer.encode_batch_fast([text or "" for text, _ in group], add_special_tokens=False)
@@ -217,11 +231,12 @@ class Preparation:
 
 
 def train_tokens(result: dict[str, Any]) -> int:
-    """The train tokens of a part."""
+    """Number of train tokens in a part's result."""
     return sum(shard["tokens"] for shard in result["shards"] if shard["split"] == "train")
 
 
 def _groups(texts: Texts) -> Iterator[list[tuple[str | None, str]]]:
+    """Documents in groups for one call of the tokenizer each."""
     group, characters = [], 0
     for text, split in texts:
         group.append((text, split))
@@ -234,7 +249,7 @@ def _groups(texts: Texts) -> Iterator[list[tuple[str | None, str]]]:
 
 
 class Shards:
-    """Writes one split's tokens, a new file from every `limit` tokens on."""
+    """Writes the tokens of one split. A file is closed once it holds `limit` tokens; a document is never divided."""
 
     def __init__(self, folder: Path, split: str, dtype: np.dtype, limit: int):
         self.folder, self.split, self.dtype, self.limit = folder, split, dtype, limit
@@ -243,6 +258,7 @@ class Shards:
         self.tokens = 0
 
     def add(self, ids: list[int]) -> None:
+        """Append one document."""
         if self.file is None:
             self.name = f"{self.split}-{len(self.done):05d}.bin"
             self.file = (self.folder / self.name).open("wb")
@@ -257,12 +273,13 @@ class Shards:
             self.close()
 
     def close(self) -> None:
+        """Finish the open file, if any, and add its entry to `done`."""
         if self.file is None:
             return
         file, self.file = self.file, None
         with file:
             file.flush()
-            os.fsync(file.fileno())  # before anything says that it is there
+            os.fsync(file.fileno())  # before any file lists this one
         entry = {"name": self.name, "split": self.split, "tokens": self.in_shard, "documents": self.documents}
         self.done.append({**entry, "sha256": self.digest.hexdigest()})
 
@@ -270,10 +287,11 @@ class Shards:
 def do_free_parts(
     preparation: Preparation, tell: Callable[[], None] = lambda: None, enough: Callable[[], bool] = lambda: False
 ) -> None:
-    """Do parts, the first free one first, until none is free, the output needs no more or `enough` says so.
+    """Do the free parts in order until none is left, the output needs no more, or `enough` returns True.
 
-    Raises ValueError, one line, for what the user can correct, RuntimeError naming the part for everything else; what
-    is done stays. Returns when the work folder is gone, which somebody else has finished then.
+    tell: called about once a second. Also returns when the work folder is gone, because another process has finished
+    the output. Raises ValueError (one line) for what the user can correct, and RuntimeError naming the part for
+    everything else. Finished parts are kept in any case.
     """
     while True:
         try:
@@ -289,7 +307,7 @@ def do_free_parts(
 
 
 def _do_one(preparation: Preparation, tell: Callable[[], None]) -> bool:
-    """Do the first free part; False if there is none."""
+    """Do the first free part. Returns False if there is none."""
     for index, key in enumerate(preparation.keys):
         if index in preparation.results:
             continue
@@ -297,7 +315,7 @@ def _do_one(preparation: Preparation, tell: Callable[[], None]) -> bool:
             if not mine:
                 continue
             count, tokens = preparation.leading_parts()
-            # No part can need more than max_tokens; when all before it are done, what is missing is known.
+            # No part needs more than max_tokens. Once all earlier parts are done, the exact remainder is known.
             limit = preparation.max_tokens and preparation.max_tokens - (tokens if count == index else 0)
             try:
                 preparation.write(index, key, limit, tell)
@@ -307,24 +325,28 @@ def _do_one(preparation: Preparation, tell: Callable[[], None]) -> bool:
                     raise
                 reason = f"{type(error).__name__}: {error}"
                 raise RuntimeError(
-                    f"{preparation.part_name(index)}: {reason}; run the same command again to go on"
+                    f"{preparation.part_name(index)}: {reason}; run the same command again to resume"
                 ) from error
             return True
     return False
 
 
 def no_space(out: Path, error: OSError) -> ValueError:
+    """The error that says that there is no room for `out`."""
     return ValueError(f"out_dir: no room to write {out} ({error.strerror}); free space or choose another")
 
 
 def main(folder: str) -> int:
-    """A worker: exit code 0 when nothing is left to it, 2 for ValueError and 1 for any other failure, which the last
-    line of stderr names. It begins no part any more when its stdin says ENOUGH, and ends when that ends, and so with
-    the process that has started it."""
+    """Run a worker on a work folder.
+
+    Returns its exit code: 0 when no part is left for it, 2 for ValueError, 1 for any other failure. The last line of
+    stderr names the failure. After ENOUGH on stdin the worker takes no more parts. When stdin closes it exits, so it
+    never outlives the process that started it.
+    """
     enough = threading.Event()
 
     def listen() -> None:
-        while os.read(0, 1):  # not sys.stdin: Python aborts when it ends while a thread holds that
+        while os.read(0, 1):  # not sys.stdin: Python aborts at exit while a thread holds its lock
             enough.set()
         os._exit(1)
 

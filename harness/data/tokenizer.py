@@ -1,4 +1,4 @@
-"""Tokenizers: the embedded one, a tokenizer.json, a folder, or a name on the Hub, each with a BOS token."""
+"""Load tokenizers from the embedded file, a tokenizer.json, a folder or the Hub; each has a BOS token."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-# Names under which tokenizer files without a configuration hold their beginning-of-sequence token.
 BOS_NAMES = ("<|bos|>", "<s>", "<bos>", "<|begin_of_text|>", "<|endoftext|>")
+"""Usual names of the beginning-of-sequence token, tried in order where a tokenizer file has no configuration."""
 
 
 def load_tokenizer(path_or_name: str | Path = "embedded") -> PreTrainedTokenizerFast:
-    """A tokenizer with `bos_token` set: "embedded", a tokenizer.json, a folder with one, or a name on the Hub.
+    """Load a fast tokenizer with `bos_token` set.
 
-    A document's ids are [bos_token_id] + encode(text, add_special_tokens=False). Raises ValueError when there is no
-    such tokenizer, when it is not a fast one, and when it has no BOS token.
+    path_or_name: "embedded", a tokenizer.json, a folder with one, or a name on the Hub. A document's ids are
+    [bos_token_id] + encode(text, add_special_tokens=False). Raises ValueError if the tokenizer is not found, is not a
+    fast one, or has no BOS token.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -41,33 +42,33 @@ def load_tokenizer(path_or_name: str | Path = "embedded") -> PreTrainedTokenizer
 
         offline = " HF_HUB_OFFLINE is set: unset it to download;" if constants.HF_HUB_OFFLINE else ""
         raise ValueError(
-            f"tokenizer: {str(path_or_name)!r} could be loaded neither from here nor from the Hub "
+            f"tokenizer: {str(path_or_name)!r} could be loaded neither from this machine nor from the Hub "
             f"({type(error).__name__});{offline} give a tokenizer.json, a folder with one, or 'embedded'"
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"tokenizer: {str(path_or_name)!r} has no tokenizer.json; convert it to a fast tokenizer")
     if tokenizer.bos_token is None:
         raise ValueError(
-            f"tokenizer: {str(path_or_name)!r} has no BOS token to part documents with; set bos_token in a copy of its "
+            f"tokenizer: {str(path_or_name)!r} has no BOS token to separate documents; set bos_token in a copy of its "
             "tokenizer_config.json and give that folder"
         )
     return tokenizer
 
 
 def _tokenizer_from_file(path: Path) -> PreTrainedTokenizerFast:
-    """A bare tokenizer.json. Its BOS also ends a text, since the next document begins with it."""
+    """Load a bare tokenizer.json. Its BOS also serves as EOS: a document ends where the next one begins."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
     try:
         backend = Tokenizer.from_file(str(path))
-    except Exception as error:  # the tokenizers library raises bare Exception for whatever is wrong with a file
+    except Exception as error:  # the tokenizers library raises bare Exception for anything wrong with a file
         raise ValueError(f"tokenizer: {path} is not a tokenizer.json ({error}); write or download it again") from error
     bos = next((name for name in BOS_NAMES if backend.token_to_id(name) is not None), None)
     if bos is None:
         raise ValueError(
             f"tokenizer: {path} has none of the BOS tokens {', '.join(BOS_NAMES)}; put a tokenizer_config.json with "
-            "bos_token beside it and give the folder"
+            "bos_token next to it and give the folder"
         )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token=bos, eos_token=bos, clean_up_tokenization_spaces=False
@@ -75,9 +76,9 @@ def _tokenizer_from_file(path: Path) -> PreTrainedTokenizerFast:
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
-    """SHA-256 of what decides a document's ids: the tokenizer's whole definition and its BOS token."""
+    """SHA-256 of everything that decides a document's ids: the tokenizer's definition and its BOS token."""
     definition = json.loads(tokenizer.backend_tokenizer.to_str())
-    # Truncation and padding are left behind by earlier calls and are no part of the tokenizer.
+    # Truncation and padding are left over from earlier calls and are not part of the tokenizer.
     definition = {key: value for key, value in definition.items() if key not in ("truncation", "padding")}
     content = json.dumps([definition, tokenizer.bos_token], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(content.encode("utf-8")).hexdigest()

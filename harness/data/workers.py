@@ -1,4 +1,4 @@
-"""The parts of a preparation done by this process, or by several that it starts and ends."""
+"""Tokenise the parts of a preparation in this process, or in several that it starts and ends."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ from harness.data.sources import cpus
 from harness.data.tokenise import ENOUGH, PLAN, Preparation, do_free_parts
 from harness.files import CHECKOUT
 
-POLL = 0.1  # seconds between two looks at the workers
+POLL = 0.1  # seconds between two checks of the workers
 
 Say = Callable[[str], None]
+"""Takes one line of progress."""
 
 
 def do_parts(preparation: Preparation, processes: int | None = None, progress: Say = lambda line: None) -> bool:
-    """Do parts of a work folder until none is free or the output needs no more; False if none was. Raises what
-    `harness.data.prepare.prepare` does."""
+    """Tokenise free parts until none is left or the output needs no more. Returns False if none was free.
+
+    processes: CPUs to use, all that this process may use if None. progress: called about once a second. Raises
+    ValueError and RuntimeError as `harness.data.prepare.prepare` does.
+    """
     processes = processes or cpus()
     try:
         preparation.refresh()
@@ -37,12 +41,12 @@ def do_parts(preparation: Preparation, processes: int | None = None, progress: S
     except FileNotFoundError:
         if (preparation.folder / PLAN).exists():
             raise
-        return True  # somebody else has put it together
+        return True  # another process has assembled the output
     return count > 0
 
 
 class _Meter:
-    """Says about once a second how far a preparation is: of all who work on it, with the rate since this began."""
+    """Reports a preparation's progress about once a second: all processes together, and their rate since the start."""
 
     def __init__(self, preparation: Preparation, say: Say):
         self.preparation, self.say = preparation, say
@@ -63,7 +67,7 @@ class _Meter:
         )
 
     def _left(self, tokens: int, rate: float) -> str:
-        """About how long the rest takes, in words: by the tokens of the parts that are done, or by max_tokens."""
+        """Estimated time left, as text. It extrapolates the tokens of the finished parts, and stops at max_tokens."""
         preparation, totals = self.preparation, []
         if preparation.results:
             done = sum(shard["tokens"] for result in preparation.results.values() for shard in result["shards"])
@@ -78,12 +82,15 @@ class _Meter:
 
 
 def _in_workers(preparation: Preparation, count: int, meter: _Meter) -> None:
-    """Run `count` workers until they have ended or the output needs no more. They end with this process, however it
-    does: their stdin is a pipe from it. Where one fails, the others finish the parts that they are at."""
+    """Run `count` workers until they have exited or the output needs no more.
+
+    Their stdin is a pipe from this process, so they exit with it, even if it is killed. If one fails, the others finish
+    their current parts, and its error is raised.
+    """
     paths = [str(CHECKOUT), os.environ.get("PYTHONPATH", "")]
     variables = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "-P", "-m", "harness.data.tokenise", str(preparation.folder)]
-    # A group of its own: what is typed in a terminal reaches this process alone, which ends them.
+    # A process group of their own: Ctrl-C in a terminal reaches this process alone, which then ends them.
     options: dict[str, Any] = {
         "env": os.environ | variables,
         "stdin": subprocess.PIPE,
@@ -120,7 +127,7 @@ def _in_workers(preparation: Preparation, count: int, meter: _Meter) -> None:
 
 
 def _failure(preparation: Preparation, process: subprocess.Popen[bytes], errors: IO[bytes]) -> Exception:
-    """Why a worker has ended."""
+    """The error that explains why a worker ended."""
     errors.seek(0)
     said = errors.read().decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
     if process.returncode == 2:
@@ -131,14 +138,14 @@ def _failure(preparation: Preparation, process: subprocess.Popen[bytes], errors:
     where = preparation.plan["name"] if part is None else preparation.part_name(part)
     name = signal.Signals(-process.returncode).name if process.returncode < 0 else f"exit code {process.returncode}"
     return RuntimeError(
-        f"{where}: its process was ended by {name}; run the same command again to go on, with fewer --processes if "
+        f"{where}: its process was ended by {name}; run the same command again to resume, with fewer --processes if "
         "memory was short"
     )
 
 
 @contextmanager
 def threads(on: bool) -> Iterator[None]:
-    """Let the tokenizers library use all CPUs, or one."""
+    """Let the tokenizers library use all CPUs (`on`) or one, within the block."""
     name = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(name)
     os.environ[name] = "true" if on else "false"

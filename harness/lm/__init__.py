@@ -1,1 +1,1 @@
-"""Trained models in use: as an lm-eval model, generating text, and as a transformers model."""
+"""Trained models in use: as an lm-eval model, as a text generator, and as a transformers model."""

@@ -17,8 +17,9 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from harness.data.tokenizer import load_tokenizer
 from harness.experiments.schema import RunConfig
 from harness.lm.hf.modeling_mixerbench import MIXER_FILE, MixerbenchConfig, MixerbenchForCausalLM
+from harness.lm.load import load_trained
 from harness.model.language_model import LanguageModel
-from harness.training.run_folder import Summary, load_trained, read_birth, read_summary
+from harness.run_folder import RunFolder, Summary
 
 CARD = """---
 library_name: transformers
@@ -107,7 +108,8 @@ def export(run_dir: Path, out: Path) -> Path:
     tokenizer that does not fit.
     """
     model, config = load_trained(run_dir)
-    summary, birth = read_summary(run_dir), read_birth(run_dir)
+    folder = RunFolder(run_dir)
+    summary, birth = folder.read_summary(), folder.read_training_provenance()
     run = {"id": config.run_id, "weights_sha256": summary.weights_sha256}
     run |= {key: birth[key] for key in ("config_hash", "git_commit", "git_dirty", "backend")}
     out = Path(out).expanduser().resolve()

@@ -1,4 +1,4 @@
-"""An evaluation that can be killed: every answer of a model is written down as it comes, and never asked for twice."""
+"""Keep a model's answers in a file as they come, so that a killed evaluation resumes without asking twice."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
-# Requests, and characters of their texts, that are answered before their answers are written: enough for full batches,
-# little to lose. 2^21 characters are some 64 contexts of 8K tokens.
+# Limits on the requests, and on the characters of their texts, that are answered before the answers are written: enough
+# for full batches, yet little to lose. 2^21 characters are about 64 contexts of 8K tokens.
 CHUNK, CHARACTERS = 512, 2**21
 
 
 class Journal(LM):
-    """An lm-eval model around another, with the answers of the latter in a JSONL file.
+    """An lm-eval model that wraps another one and keeps its answers in a JSONL file.
 
-    A line is a request's `key` (a hash of its kind and arguments), `task`, `doc` and `answer`. The same file must only
-    serve the same model; its name should say which. A last line that was cut off when its process died is dropped.
-    progress: called with how far a list of requests is. Everything else is the inner model's.
+    Each line holds a request's `key` (a hash of its kind and arguments), `task`, `doc` and `answer`. A file must serve
+    one model only; its name should say which. A last line that was cut off when its process died is dropped.
+    progress: called with one line after each chunk of requests. All other attributes are those of the inner model.
     """
 
     def __init__(self, lm: LM, path: Path, progress: Callable[[str], None] = lambda line: None):
@@ -32,26 +32,31 @@ class Journal(LM):
         self.answers = _read(path)
 
     def __getattr__(self, name: str) -> Any:
-        # Only what is not found here; `lm` itself is missing while a copy of this object is being made.
+        # Called only for missing attributes. `lm` itself is missing while this object is being copied.
         if name == "lm":
             raise AttributeError(name)
         return getattr(self.lm, name)
 
     @property
     def tokenizer_name(self) -> str:
+        """The inner model's name of its tokenizer."""
         return self.lm.tokenizer_name
 
     def loglikelihood(self, requests: list[Instance], **options: Any) -> list[tuple[float, bool]]:
-        found = self._answered("loglikelihood", requests, options)
-        return [(value, greedy) for value, greedy in found]
+        """(log-likelihood in nats, whether greedy decoding gives the continuation) of each request."""
+        # JSON turned the pairs of earlier answers into lists.
+        return [(value, greedy) for value, greedy in self._answered("loglikelihood", requests, options)]
 
     def loglikelihood_rolling(self, requests: list[Instance], **options: Any) -> list[float]:
+        """Log-likelihood in nats of each request's document."""
         return self._answered("loglikelihood_rolling", requests, options)
 
     def generate_until(self, requests: list[Instance], **options: Any) -> list[str]:
+        """The text generated for each request."""
         return self._answered("generate_until", requests, options)
 
     def _answered(self, kind: str, requests: Sequence[Instance], options: dict[str, Any]) -> list[Any]:
+        """Ask the inner model for the answers not yet in the file, write them down, and return all."""
         keys = [_key(kind, request.args) for request in requests]
         missing: dict[str, Instance] = {}
         for key, request in zip(keys, requests, strict=True):
@@ -74,8 +79,7 @@ class Journal(LM):
 
 
 def _split(requests: list[tuple[str, Instance]]) -> tuple[list[Any], list[Any]]:
-    """The first requests that make a chunk, and a few more so that those of one document, which share their beginning,
-    stay together; and the rest."""
+    """Split off the first chunk. The requests of one document share a prefix, so a chunk always holds all of them."""
     size = characters = 0
     while size < len(requests) and (
         (size < CHUNK and characters < CHARACTERS) or requests[size][1].doc_id == requests[size - 1][1].doc_id
@@ -86,12 +90,13 @@ def _split(requests: list[tuple[str, Instance]]) -> tuple[list[Any], list[Any]]:
 
 
 def _key(kind: str, arguments: Sequence[Any]) -> str:
+    """SHA-256 of a request's kind and arguments."""
     content = json.dumps([kind, arguments], sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Answers by key. A line cut off at the end is taken off the file, so that the next one starts on its own."""
+    """Answers by key. A last line that was cut off is removed from the file, so that the next line starts cleanly."""
     if not path.exists():
         return {}
     answers, whole = {}, 0

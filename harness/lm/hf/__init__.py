@@ -1,1 +1,1 @@
-"""The code that `run.py export` copies into an exported folder."""
+"""Code that `run.py export` copies into an exported folder."""

@@ -106,7 +106,7 @@ def test_a_damaged_output_is_prepared_again(folder, tmp_path):
         (data.folder / name).write_bytes(content)
         lines: list[str] = []
         again = prepare(folder, out_dir=tmp_path / "out", progress=lines.append)
-        assert again.index == data.index and name in lines[0] and "corrupt" in lines[0]
+        assert again.index == data.index and name in lines[0] and "the data are prepared again" in lines[0]
 
 
 def test_an_output_folder_that_holds_other_things_is_left_alone(folder, tmp_path):
@@ -173,7 +173,7 @@ def test_the_text_field_can_be_named(tmp_path):
         ("a.jsonl", b"", r"gave 0 documents"),
         ("a.txt", b"\xff\xfe", r"\S+ is not UTF-8 .*convert it"),
         ("a.parquet", b"PAR1", r"\S+ is not a parquet file"),
-        ("a.csv", b"x", r"is or holds no .txt, .jsonl, .parquet file"),
+        ("a.csv", b"x", r"is not, and does not hold, a .txt, .jsonl, .parquet file"),
     ],
 )
 def test_a_bad_file_is_one_line_that_names_it(tmp_path, name, content, message):
@@ -195,10 +195,10 @@ def test_wrong_arguments_are_named_with_their_value(folder, tmp_path, monkeypatc
         (("missing/texts.jsonl",), {}, "source: no file or folder missing/texts.jsonl"),
         (("owner/name",), {}, "owner/name, and HF_HUB_OFFLINE is set"),
         ((folder,), {"hub_config": "en"}, "hub_config: 'en' is for data sets of the Hub"),
-        ((folder,), {"test_fraction": 1.0}, "test_fraction: 1.0 is no fraction that leaves a train split"),
+        ((folder,), {"test_fraction": 1.0}, "test_fraction: 1.0 leaves no train split"),
         ((folder,), {"test_fraction": 0.995}, "validation_fraction, test_fraction: .* leave no train split"),
         ((folder,), {"max_tokens": 0}, "max_tokens: 0 is not a number of tokens"),
-        (("embedded",), {"test_fraction": 0.1}, "test_fraction: the source 'embedded' has its own split"),
+        (("embedded",), {"test_fraction": 0.1}, "test_fraction: the source 'embedded' has its own splits"),
         ((folder, tmp_path / "no.json"), {}, "tokenizer: no file"),
     ]
     for positional, named, message in cases:

@@ -159,7 +159,7 @@ def test_checksums_are_computed_once_and_again_after_a_change(copy, monkeypatch)
 @pytest.mark.parametrize("content", ["{", "[]", '{"format": 0}'])
 def test_a_bad_index_is_named_with_the_remedy(copy, content):
     (copy.folder / "index.json").write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"index.json .*; run data prepare again"):
+    with pytest.raises(ValueError, match=r"index.json\b.*; run data prepare again"):
         TokenData(copy.folder)
 
 

@@ -110,7 +110,7 @@ def test_shared_is_how_many_keys_of_interference_have_a_word_in_common(shared: i
     [
         ("mqar", 65, "pairs: 65 is outside 1 to 64, the number of key words"),
         ("overwrite", 64, "rewrites: 64 is outside 1 to 63"),
-        ("protect", 0, "writes: 0 later writes protect from nothing; use at least 1"),
+        ("protect", 0, "writes: 0 later writes test no protection; use at least 1"),
         ("interference", 3, r"shared: 3 by 3 grids do not make up 16 keys; use one of \[1, 2, 4\]"),
     ],
 )

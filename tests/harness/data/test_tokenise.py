@@ -453,7 +453,7 @@ def test_the_command_accounts_for_every_document(source: Path, tmp_path: Path) -
     [
         ([], "source, dataset: neither given"),
         (["embedded", "--dataset", "owner/name"], "source, dataset: both given"),
-        (["--dataset", "./texts"], "dataset: './texts' is no name on the Hub"),
+        (["--dataset", "./texts"], "dataset: './texts' is not a name on the Hub"),
         (["embedded", "--processes", "0"], "--processes: 0 cannot be; give at least 1"),
         (["embedded", "--jobs", "2"], "--jobs: 2 jobs cannot be; give at least 1, with --cluster PROFILE"),
         (["embedded", "--cluster", "slurm", "--jobs", "0"], "--jobs: 0 jobs cannot be"),

