@@ -1,1 +1,4 @@
-"""Benchmarks: our kernels, models, loader and tables beside what a user would pick instead."""
+"""Benchmarks: kernels, training, the lm-eval model, tables, the loader and the optimiser, each against an alternative.
+
+Each module times one thing with `run`, which returns rows, and prints the rows with `render`.
+"""

@@ -1,1 +1,1 @@
-"""Pieces that several suites share."""
+"""Helpers that several suites share: requests to a model, needle scores, offline data, timing."""

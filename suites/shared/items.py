@@ -1,4 +1,4 @@
-"""An item that jobs read from outside, and its hash: the unit of prefetching."""
+"""Items that jobs read from outside, each with the hash that freezes it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Item:
-    """Something that jobs read, and its SHA-256, or the reason why it could not be had."""
+    """Something that jobs read from outside: its SHA-256, or None and the reason why it is missing."""
 
     name: str
     sha256: str | None
@@ -18,9 +18,9 @@ class Item:
         return f"{self.name}: {self.sha256 or f'missing: {self.reason}'}"
 
 
-def hashed_item(name: str, get: Callable[[], str]) -> Item:
-    """The item whose hash `get` returns; what it raises for data that cannot be had is the reason."""
+def hashed_item(name: str, read_hash: Callable[[], str]) -> Item:
+    """Return the item whose SHA-256 `read_hash` returns; an OSError or ValueError becomes its reason, on one line."""
     try:
-        return Item(name, get())
+        return Item(name, read_hash())
     except (OSError, ValueError) as error:
         return Item(name, None, " ".join(str(error).split()))

@@ -1,4 +1,4 @@
-"""What a suite asks of an lm-eval model, whichever it is, and what it makes of the answers."""
+"""Requests that suites send to any lm-eval model, and the scores of its answers."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def generate(
     max_new_tokens: int,
     enough: Sequence[Sequence[Sequence[str]]] | None = None,
 ) -> list[str]:
-    """Greedy continuations, one a prompt, cut before the first string of `until`.
+    """Return one greedy continuation per prompt, cut before the first string of `until`.
 
-    enough: for each prompt, lists of strings; a text that holds all of one of them, ignoring case, has the full score.
-    A model that can stop there does.
+    enough: for each prompt, lists of strings. A text that contains every string of one list, ignoring case, has the
+    full score; a model that supports it stops decoding there.
     """
     options = {"until": list(until), "max_gen_toks": max_new_tokens, "do_sample": False}
-    early = enough is not None and getattr(lm, "stops_when_enough", False)
+    stops_early = enough is not None and getattr(lm, "stops_when_enough", False)
     instances = [
-        # Each request has its own options: some models take them apart in place.
+        # Each request has its own options, because some models modify them in place.
         Instance(
             "generate_until",
             {},
-            (prompt, options | ({ENOUGH: [list(strings) for strings in enough[index]]} if early else {})),
+            (prompt, options | ({ENOUGH: [list(strings) for strings in enough[index]]} if stops_early else {})),
             index,
             (task, index, 1),
         )
@@ -45,59 +45,60 @@ def generate(
 
 
 def log_likelihoods(lm: LM, task: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
-    """log p(continuation | context) of each (context, continuation), in nats."""
+    """Return log p(continuation | context) of each pair (context, continuation), in nats."""
     instances = [Instance("loglikelihood", {}, pair, index, (task, index, 1)) for index, pair in enumerate(pairs)]
     return [float(value) for value, _ in lm.loglikelihood(instances)]
 
 
 def tokenizer_of(lm: LM, suite: str) -> Any:
-    """The tokenizer that sizes prompts for `lm`; ValueError when the model does not show it."""
+    """Return the tokenizer of `lm`, which sizes its prompts. Raises ValueError if the model does not expose it."""
     tokenizer = getattr(lm, "tokenizer", None)
     if not callable(getattr(tokenizer, "encode", None)) or not callable(getattr(tokenizer, "decode", None)):
         raise ValueError(
-            f"{suite}: {type(lm).__name__} shows no tokenizer that encodes and decodes, and prompts are sized in "
+            f"{suite}: {type(lm).__name__} exposes no tokenizer that encodes and decodes, and prompts are sized in "
             "tokens; use a model class with a `tokenizer` attribute"
         )
     return tokenizer
 
 
 def token_count(tokenizer: Any, text: str) -> int:
-    """Tokens that a model reads for `text`, the BOS that is put before it included where there is one."""
+    """Return how many tokens a model reads for `text`, including the BOS if the tokenizer has one."""
     return len(encode(tokenizer, text)) + (getattr(tokenizer, "bos_token", None) is not None)
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
+    """Return the token ids of `text` without special tokens."""
     return tokenizer.encode(text, add_special_tokens=False)
 
 
 def check_prompt_length(lm: LM, field: str, tokens: int) -> None:
-    """ValueError when `lm` cannot read `tokens` tokens: lm-eval's models would cut the head off without a word."""
+    """Raise ValueError if `lm` cannot read `tokens` tokens; lm-eval's models would silently drop the first ones."""
     longest = getattr(lm, "max_length", None)
     if longest is not None and longest < tokens:
         raise ValueError(f"{field}: {tokens} tokens do not fit the model's max_length of {longest}; raise max_length")
 
 
 def check_distinct(values: list[Any]) -> list[Any]:
-    """`values`, for a config; ValueError when one is named twice, since a run has one value of a metric."""
+    """Return `values`; raise ValueError if one is listed twice, since a run has one value per metric. A validator."""
     if len(set(values)) != len(values):
         raise ValueError(f"{values} names one twice; name each once")
     return values
 
 
 def contains(text: str, answers: Iterable[str]) -> float:
-    """1.0 if any answer is in the text, ignoring case, else 0.0."""
+    """Return 1.0 if the text contains any of the answers, ignoring case, else 0.0."""
     return float(any(answer.lower() in text.lower() for answer in answers))
 
 
 def fingerprint(items: Iterable[Any]) -> str:
-    """sha256 of items, in their order: two scores on equal fingerprints were measured on the same questions."""
+    """Return the SHA-256 of items in order. Scores with equal fingerprints were measured on the same questions."""
     digest = hashlib.sha256()
     for item in items:
         digest.update(json.dumps(item, ensure_ascii=False).encode() + b"\n")
     return digest.hexdigest()
 
 
-def mean_measurement(metric: str, scores: Sequence[float], **rest: Any) -> Measurement:
-    """The mean of per-sample scores as a Measurement; `rest` are the other fields of Measurement."""
+def mean_measurement(metric: str, scores: Sequence[float], **fields: Any) -> Measurement:
+    """Return the mean of per-sample scores, with its standard error; `fields` are other fields of Measurement."""
     value, error = mean_stderr(scores)
-    return Measurement(metric=metric, value=value, stderr=error, n=len(scores), samples=tuple(scores), **rest)
+    return Measurement(metric=metric, value=value, stderr=error, n=len(scores), samples=tuple(scores), **fields)

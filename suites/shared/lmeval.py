@@ -1,7 +1,7 @@
-"""Running lm-eval's own tasks, and turning what they log into measurements.
+"""lm-eval's own tasks: loading and running them, and measurements of the samples that they log.
 
-Tasks are given by lm-eval's YAML files and loaded one by one: no index of all its tasks, and none of the global seeds
-that `simple_evaluate` sets. Everything is zero-shot.
+Tasks come from lm-eval's YAML files and are loaded one by one, without an index of all its tasks and without the
+global seeds that `simple_evaluate` sets. Everything is zero-shot.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from harness.records.store import Measurement
 from suites.shared.lm_requests import fingerprint, mean_measurement
 
 TASKS_ROOT = Path(lm_eval.tasks.__file__).parent
-"""Where lm-eval's own YAML files lie."""
+"""The folder of lm-eval's own YAML files."""
 
 
 class TaskDumper(yaml.SafeDumper):
-    """Writes functions as lm-eval reads them: `!function module.name`."""
+    """A YAML writer that represents functions as lm-eval reads them: `!function module.name`."""
 
 
 TaskDumper.add_representer(
@@ -45,10 +45,10 @@ TaskDumper.add_representer(
 
 @dataclass(frozen=True)
 class TaskSamples:
-    """What one task logged.
+    """The samples that one task logged.
 
-    samples: lm-eval's per-sample dictionaries in the order of the documents: `doc`, `arguments`, `resps` and a value
-    under the name of every metric. total: documents in the whole set. limit: documents asked for when fewer.
+    samples: lm-eval's per-sample dictionaries in the order of the documents: `doc`, `arguments`, `resps` and one value
+    under each metric's name. total: documents in the whole set. limit: documents used if fewer than all, else None.
     """
 
     task: str
@@ -58,17 +58,17 @@ class TaskSamples:
 
     @property
     def items_sha256(self) -> str:
-        """Hash of every request as the model got it, so that equal hashes mean equal questions."""
+        """The hash of all requests as the model received them; equal hashes mean equal questions."""
         return fingerprint(sample["arguments"] for sample in self.samples)
 
 
 def load_task(yaml_path: Path, **overrides: Any) -> Task:
-    """A zero-shot task from one of lm-eval's YAML files, with some of its fields replaced; functions may be values.
+    """Return a zero-shot task from one of lm-eval's YAML files, with the fields of `overrides` replaced.
 
-    Raises what loading the data set raises.
+    overrides: values may be functions. An error from loading the data set passes through.
     """
     with TemporaryDirectory() as folder, quiet_lm_eval():
-        # `include` wants a path of this machine, so the file is written when it is needed.
+        # `include` needs an absolute path, so the file is generated on the machine that reads it.
         generated = Path(folder) / "task.yaml"
         generated.write_text(yaml.dump({"include": str(yaml_path), **overrides}, Dumper=TaskDumper), encoding="utf-8")
         manager = lm_eval.tasks.TaskManager(include_defaults=False)
@@ -76,7 +76,7 @@ def load_task(yaml_path: Path, **overrides: Any) -> Task:
         task.set_config(key="num_fewshot", value=0)
         process = task.config.process_docs
         if process is not None:
-            # lm-eval would process the whole split again for each use, five times in an evaluation.
+            # lm-eval would process the whole split again at each use, five times per evaluation.
             split = task.config.test_split or task.config.validation_split
             task.dataset[split] = process(task.dataset[split])
             task.set_config(key="process_docs", value=None)
@@ -84,7 +84,7 @@ def load_task(yaml_path: Path, **overrides: Any) -> Task:
 
 
 def run_tasks(lm: LM, tasks: Sequence[Task], limit: int | None = None) -> dict[str, TaskSamples]:
-    """Evaluate loaded tasks on a model: their samples, keyed by task name, at most `limit` documents each."""
+    """Evaluate loaded tasks on a model, at most `limit` documents each; return their samples by task name."""
     collected = {}
     with quiet_lm_eval():
         results = evaluator.evaluate(
@@ -102,37 +102,42 @@ def run_tasks(lm: LM, tasks: Sequence[Task], limit: int | None = None) -> dict[s
     return collected
 
 
-def task_measurement(run: TaskSamples, metric: str, settings: dict[str, Any], **rest: Any) -> Measurement:
-    """The mean of a metric over a task's samples, or the perplexity where lm-eval logs log-likelihoods for one.
+def task_measurement(run: TaskSamples, metric: str, settings: dict[str, Any], **fields: Any) -> Measurement:
+    """Return the mean of a metric over a task's samples; `perplexity` and `word_perplexity` come from log-likelihoods.
 
-    settings: beside the hash of the items, which is added. rest: other fields of Measurement, `suite` among them.
+    settings: stored together with the hash of the items. fields: other fields of Measurement, such as `suite`.
     """
-    rest = {"task": run.task, "limit": run.limit, "settings": {"items_sha256": run.items_sha256, **settings}, **rest}
+    settings = {"items_sha256": run.items_sha256, **settings}
+    fields = {"task": run.task, "limit": run.limit, "settings": settings, **fields}
     logged = [sample[metric] for sample in run.samples]
     if metric not in ("perplexity", "word_perplexity"):
-        return mean_measurement(metric, [float(entry) for entry in logged], **rest)
-    # lm-eval logs (log-likelihood, words), or the log-likelihood alone where every document weighs the same.
+        return mean_measurement(metric, [float(entry) for entry in logged], **fields)
+    # lm-eval logs (log-likelihood, words), or the log-likelihood alone if every document has the same weight.
     pairs = [entry if isinstance(entry, tuple) else (entry, 1) for entry in logged]
-    return perplexity_measurement(metric, [-pair[0] for pair in pairs], [pair[1] for pair in pairs], **rest)
+    return perplexity_measurement(metric, [-pair[0] for pair in pairs], [pair[1] for pair in pairs], **fields)
 
 
-def perplexity_measurement(metric: str, nll: Sequence[float], units: Sequence[float], **rest: Any) -> Measurement:
-    """A perplexity over documents, from their negative log-likelihoods in nats and their lengths in words (or 1)."""
+def perplexity_measurement(metric: str, nll: Sequence[float], units: Sequence[float], **fields: Any) -> Measurement:
+    """Return the perplexity over documents.
+
+    nll: negative log-likelihood per document, in nats. units: length of each document in words, or 1. fields: other
+    fields of Measurement.
+    """
     value, stderr, samples = stats.perplexity(nll, units)
-    return Measurement(metric=metric, value=value, stderr=stderr, n=len(samples), samples=samples, **rest)
+    return Measurement(metric=metric, value=value, stderr=stderr, n=len(samples), samples=samples, **fields)
 
 
 def lm_settings(lm: LM) -> dict[str, Any]:
-    """How a model reads a text, as far as it moves scores: its prefix token and its window, in tokens.
+    """Return the settings of a model that affect scores; null if an lm-eval model does not expose one.
 
-    bos: whether a text starts with the BOS token. Models of lm-eval that do not say are recorded as null.
+    bos: whether a text starts with the BOS token. max_length: the model's window in tokens.
     """
     return {"bos": getattr(lm, "add_bos_token", None), "max_length": getattr(lm, "max_length", None)}
 
 
 @contextmanager
 def quiet_lm_eval() -> Iterator[None]:
-    """lm-eval prints errors only, and leaves Python's global random state alone, from which it draws task ids."""
+    """Limit lm-eval's output to errors, and restore Python's global random state, from which it draws task ids."""
     state, logger = random.getstate(), logging.getLogger("lm_eval")
     level, bars = logger.level, datasets.are_progress_bars_disabled()
     logger.setLevel(logging.ERROR)

