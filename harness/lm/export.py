@@ -1,4 +1,4 @@
-"""Our models in transformers: a run as a folder that its Auto classes load, and attention alone as a LLaMA."""
+"""Export models to transformers: a run as a folder that its Auto classes load, an attention model as a LLaMA."""
 
 from __future__ import annotations
 
@@ -38,12 +38,13 @@ model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 print(tokenizer.decode(model.generate(**tokenizer("The king", return_tensors="pt"), max_new_tokens=32)[0]))
 ```
 
-The tokenizer puts the BOS token that every document started with in training, and pads on the left; padding is not
-read. `dtype=torch.bfloat16` computes as training under autocast: weights of linear layers are stored in it, all others
-stay in fp32. lm-eval's `hf` takes `pretrained=FOLDER,trust_remote_code=True` and `max_length`, which is 2048 if not
-given; for rolling log-likelihoods, before which it puts a BOS itself, also `add_bos_token=False`.
+The tokenizer adds the BOS token with which every document started in training, and pads on the left; the model does
+not read padding. `dtype=torch.bfloat16` computes as training does under autocast: the weights of linear layers are
+stored in bfloat16, all others in fp32. For lm-eval's `hf`, set `pretrained=FOLDER,trust_remote_code=True` and
+`max_length` (default 2048). Rolling log-likelihoods also need `add_bos_token=False`, since lm-eval adds a BOS to them
+itself.
 
-Where it comes from; `train_loss` is the mean of the last steps, in nats a token:
+Provenance; `train_loss` is the mean of the last steps, in nats per token:
 
 | | |
 |---|---|
@@ -52,19 +53,24 @@ Where it comes from; `train_loss` is the mean of the last steps, in nats a token
 
 
 def to_llama(model: LanguageModel, bos_token_id: int, max_length: int) -> LlamaForCausalLM:
-    """A LlamaForCausalLM with copies of the weights, in their dtype.
+    """Copy an attention model into a LlamaForCausalLM of the same dtype.
 
-    bos_token_id: what starts a document; it also ends generation. max_length: the context that its config declares.
-    Raises ValueError for what LLaMA's class cannot hold: another layout, a window, MLPs of several widths.
+    bos_token_id: the token that starts a document; it also ends generation. max_length: the context length that the
+    configuration declares. Raises ValueError for anything that LLaMA's class cannot represent: another layout, a
+    window, MLPs of different widths.
     """
     config = model.config
     if config.layout != "attention":
-        raise ValueError(f"layout: {config.layout!r} is no LLaMA; only the attention layout can be exported")
+        raise ValueError(f"layout: {config.layout!r} is not LLaMA; only the attention layout can be exported")
     if len(set(config.mlp_widths)) > 1:
-        raise ValueError(f"mlp_widths: {config.mlp_widths} differ; LLaMA has one width, export a model with one")
+        raise ValueError(
+            f"mlp_widths: {config.mlp_widths} differ, but LLaMA has one width; export a model with equal widths"
+        )
     attention = model.blocks[0].mixer
     if attention.config.window is not None:
-        raise ValueError(f"attention.window: {attention.config.window}; LLaMA attends to everything, use no window")
+        raise ValueError(
+            f"attention.window: {attention.config.window}; LLaMA attends to all tokens; export a model without a window"
+        )
     llama = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=config.vocab_size,
@@ -103,9 +109,9 @@ def to_llama(model: LanguageModel, bos_token_id: int, max_length: int) -> LlamaF
 def export(run_dir: Path, out: Path) -> Path:
     """Write a trained run to a folder for AutoModelForCausalLM (with trust_remote_code) and AutoTokenizer, in fp32.
 
-    The folder appears as a whole or not at all. One that holds the same weights of the same run is left as it is.
-    Returns the folder. Raises ValueError for a run that is not trained, for anything else that lies at `out`, and for a
-    tokenizer that does not fit.
+    The folder appears whole or not at all. If `out` already holds an export of the same weights, it is left as it is.
+    Returns the folder. Raises ValueError if the run is not trained, if `out` holds anything else, or if the tokenizer
+    does not fit the model.
     """
     model, config = load_trained(run_dir)
     folder = RunFolder(run_dir)
@@ -116,12 +122,14 @@ def export(run_dir: Path, out: Path) -> Path:
     if out.exists():
         if all(_exported(out).get(key) == run[key] for key in ("id", "weights_sha256")):
             return out
-        raise ValueError(f"--out: {out} exists and is no export of {config.run_id}; delete it or give another folder")
+        raise ValueError(
+            f"--out: {out} exists and is not an export of {config.run_id}; delete it or give another folder"
+        )
     tokenizer = _tokenizer(config, model)
     ids = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    ends = sorted({tokenizer.bos_token_id, tokenizer.eos_token_id})  # a document's end is the next one's BOS
+    ends = sorted({tokenizer.bos_token_id, tokenizer.eos_token_id})  # a document also ends at the BOS of the next one
     ids["eos_token_id"] = ends[0] if len(ends) == 1 else ends
-    with torch.device("meta"):  # its own weights are not wanted
+    with torch.device("meta"):  # its own weights are replaced at once
         theirs = MixerbenchForCausalLM(MixerbenchConfig(model.config.model_dump(mode="json"), run, **ids))
     theirs.model = model
     theirs.config.mixer_file = MIXER_FILE if config.mixer_file else None
@@ -142,7 +150,7 @@ def export(run_dir: Path, out: Path) -> Path:
 
 
 def _exported(folder: Path) -> dict[str, Any]:
-    """The run that a folder is an export of; empty if it is none."""
+    """The run that a folder was exported from; empty if it is not an export."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -151,7 +159,7 @@ def _exported(folder: Path) -> dict[str, Any]:
 
 
 def with_bos(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """A copy that puts the BOS before a text itself, as transformers' models expect it of theirs."""
+    """Copy a tokenizer and let the copy add the BOS to each text, as transformers models expect."""
     copied, bos = copy.deepcopy(tokenizer), tokenizer.bos_token
     copied.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, tokenizer.bos_token_id)]
@@ -160,12 +168,15 @@ def with_bos(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
 
 
 def _tokenizer(config: RunConfig, model: LanguageModel) -> PreTrainedTokenizerFast:
-    """A run's tokenizer that puts the BOS, as training did, and pads on the left."""
+    """A run's tokenizer, which adds the BOS, as in training, and pads on the left.
+
+    Raises ValueError if it has more tokens than the model.
+    """
     trained = load_tokenizer(config.data.tokenizer)
     if len(trained) > model.config.vocab_size:
         raise ValueError(
             f"data.tokenizer: {config.data.tokenizer!r} has {len(trained)} tokens, but the model "
-            f"{model.config.vocab_size}; put back the tokenizer that it was trained with"
+            f"{model.config.vocab_size}; restore the tokenizer that it was trained with"
         )
     eos = trained.eos_token or trained.bos_token
     return PreTrainedTokenizerFast(
@@ -180,15 +191,16 @@ def _tokenizer(config: RunConfig, model: LanguageModel) -> PreTrainedTokenizerFa
 
 
 def _check_bos(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Raise ValueError unless the tokenizer that is read back puts one BOS before the ids of a text."""
+    """Raise ValueError unless the saved tokenizer adds exactly one BOS before the ids of a text."""
     text = "One text."
     expected = [tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False)]
-    found = PreTrainedTokenizerFast.from_pretrained(folder)(text)["input_ids"]
-    if found != expected:
-        raise ValueError(f"data.tokenizer: read back, it gives {found} instead of {expected}; it cannot be exported")
+    ids = PreTrainedTokenizerFast.from_pretrained(folder)(text)["input_ids"]
+    if ids != expected:
+        raise ValueError(f"data.tokenizer: read back, it gives {ids} instead of {expected}; it cannot be exported")
 
 
 def _card(config: RunConfig, summary: Summary, birth: dict[str, Any]) -> str:
+    """The model card: usage, and a table of the run's results and provenance."""
     facts = {
         "run": config.run_id,
         "mixer": config.mixer,

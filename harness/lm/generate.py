@@ -1,7 +1,7 @@
-"""Feeding sequences of different lengths to a model, and decoding from its recurrent state.
+"""Feed sequences of different lengths to a model, and decode from its recurrent state.
 
-Where a state is kept, no sequence is padded: sequences of one length form a batch, others are packed one after the
-other (`cu_seqlens`), what several begin with is read once, and finished rows leave the batch when enough have.
+Where a state is kept, no sequence is padded: sequences of equal length form a batch, others are packed end to end
+(`cu_seqlens`). A prefix that several texts share is read once. Finished rows leave the batch in groups.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from transformers import PreTrainedTokenizerBase
 from harness.lm.prefixes import Beginning, tree
 from harness.model.language_model import LanguageModel, ModelState
 
-# Tokens read at once. On a CPU the results of more leave its caches, and memory for them comes fresh from the system
-# every time, which costs as much as the products; any other device needs many to be busy.
+# Tokens read at once. On a CPU, the results of more tokens do not fit the caches, and allocating memory for them costs
+# as much as the matrix products. Any other device needs many tokens to be busy.
 CPU_TOKENS, DEVICE_TOKENS = 1024, 16384
 BATCH_ROWS = 64
-# A padded batch of so many tokens is worth ending when the next row would fill less than this part of its place.
+# A padded batch of at least ENOUGH_TOKENS ends when the next row would fill less than FILLED of its padded length.
 ENOUGH_TOKENS, FILLED = 512, 0.85
-# Rows that have ended are decoded on until no more than this part is alive: taking them out copies all other states.
+# Finished rows stay in the batch until at most this fraction is alive, since removing them copies all other states.
 ALIVE = 0.75
 
 
 def tokens_at_once(model: LanguageModel) -> int:
-    """How many tokens to read at once where the model is."""
+    """Number of tokens to read at once on the model's device."""
     return CPU_TOKENS if model.embedding.weight.device.type == "cpu" else DEVICE_TOKENS
 
 
@@ -38,16 +38,16 @@ def advance(
     state: ModelState | None = None,
     tails: Sequence[int] | None = None,
 ) -> tuple[list[Tensor], ModelState]:
-    """Feed each row its own tokens, at least one.
+    """Read the tokens of each row and return its state.
 
-    rows: B token lists of any lengths. state: batched over B, None at the start of a text. tails: of each row, at how
-    many last tokens hidden vectors are wanted; None is all.
-    Returns the hidden vectors of each row, [T_i, D], and the state after the last token of each.
+    rows: B token lists of any length from 1. state: batched over B; None at the start of a text. tails: for each row,
+    the number of last tokens whose hidden vectors are wanted; None means all.
+    Returns the hidden vectors of each row, [T_i, D], and the state after the last token of each row.
     """
     device = model.embedding.weight.device
     lengths = [len(row) for row in rows]
     tails = lengths if tails is None else tails
-    wanted = _places(list(accumulate(lengths)), lengths, tails, device)
+    wanted = _last_positions(list(accumulate(lengths)), lengths, tails, device)
     if len(set(lengths)) == 1:
         tokens = torch.tensor([list(row) for row in rows], device=device)
         hidden, state = model.hidden(tokens, state, None, True, wanted)
@@ -58,12 +58,14 @@ def advance(
     return list(hidden.flatten(0, -2).split(list(tails))), state
 
 
-def _places(ends: Sequence[int], lengths: Sequence[int], tails: Sequence[int], device: torch.device) -> Tensor | None:
-    """The places of the last tokens of rows that end there, or None where that is all."""
+def _last_positions(
+    ends: Sequence[int], lengths: Sequence[int], tails: Sequence[int], device: torch.device
+) -> Tensor | None:
+    """Positions of the last `tails` tokens of rows that end before positions `ends`; None if that is every token."""
     if list(tails) == list(lengths):
         return None
-    places = [place for end, tail in zip(ends, tails, strict=True) for place in range(end - tail, end)]
-    return torch.tensor(places, dtype=torch.long, device=device)
+    positions = [position for end, tail in zip(ends, tails, strict=True) for position in range(end - tail, end)]
+    return torch.tensor(positions, dtype=torch.long, device=device)
 
 
 def read(
@@ -72,26 +74,27 @@ def read(
     state: ModelState | None = None,
     tails: Sequence[int] | None = None,
 ) -> list[Tensor]:
-    """The hidden vectors, [T_i, D], of rows behind which nothing follows; `state` and `tails` as in `advance`.
+    """Read rows whose state is not needed afterwards. Returns the hidden vectors of each row, [T_i, D].
 
-    Shorter rows are filled up at their end. What stands there comes after every token that counts, and no state is
-    kept that it could reach.
+    `rows`, `state` and `tails` as in `advance`. Shorter rows are padded at the end: the model is causal and no state is
+    kept, so the padding reaches no result.
     """
     device = model.embedding.weight.device
     lengths = [len(row) for row in rows]
     longest = max(lengths)
     tails = lengths if tails is None else tails
     tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
-    ends = [place * longest + length for place, length in enumerate(lengths)]
-    hidden, _ = model.hidden(tokens, state, wanted=_places(ends, [longest] * len(rows), tails, device))
+    ends = [row * longest + length for row, length in enumerate(lengths)]
+    hidden, _ = model.hidden(tokens, state, wanted=_last_positions(ends, [longest] * len(rows), tails, device))
     return list(hidden.flatten(0, -2).split(list(tails)))
 
 
 def batches(lengths: Sequence[int], batch_tokens: int, batch_rows: int, padded: bool = False) -> list[list[int]]:
-    """Indices of `lengths`, the longest first, in batches of at most so many tokens and rows; a longer one is alone.
+    """Divide sequences into batches of at most `batch_tokens` tokens and `batch_rows` rows, the longest first.
 
-    padded: each counts as much as the longest of its batch, and one much shorter than that begins the next batch, once
-    there is enough in this one.
+    Returns indices into `lengths`. A sequence longer than `batch_tokens` gets a batch of its own. padded: each sequence
+    counts with the length of the longest in its batch, and one much shorter starts the next batch once this one has
+    enough tokens.
     """
     result: list[list[int]] = []
     tokens = 0
@@ -108,7 +111,11 @@ def batches(lengths: Sequence[int], batch_tokens: int, batch_rows: int, padded: 
 
 @dataclass(frozen=True)
 class Group:
-    """Texts to read on: their numbers, from which token each, and the row of `state` that each continues."""
+    """Texts whose shared prefixes have been read.
+
+    members: numbers of the texts. starts: for each, the number of tokens already read. rows: for each, the row of
+    `state` that it continues from. state: None if nothing has been read.
+    """
 
     members: list[int]
     starts: list[int]
@@ -116,29 +123,30 @@ class Group:
     state: ModelState | None
 
     def entering(self, model: LanguageModel, part: Sequence[int]) -> ModelState | None:
-        """The states that some of the texts, by their places in the group, go on from."""
+        """The states from which some texts continue. part: their indices in the group."""
         return None if self.state is None else model.index_state(self.state, [self.rows[k] for k in part])
 
 
 def groups(
     model: LanguageModel, texts: Sequence[Sequence[int]], limits: Sequence[int], batch_tokens: int, batch_rows: int
 ) -> Iterator[Group]:
-    """Every text once, in groups whose shared beginnings have been read; so many tokens and rows are read at once.
+    """Read the prefixes that texts share, once each, and yield every text in one group.
 
-    limits: of each text, how many tokens at its start may be read as a beginning.
+    limits: for each text, the largest number of leading tokens that may be read as a prefix. batch_tokens, batch_rows:
+    limits on what is read at once.
     """
     root = tree(texts, limits)
     if root.members:
         yield Group(root.members, [0] * len(root.members), [], None)
 
-    def parts(found: list[tuple[int, int, Beginning]]) -> list[list[tuple[int, int, Beginning]]]:
-        """Beginnings to read together. Those of most texts first, to be taken last: nothing waits for the state before
-        them, so that however long a chain is, few states exist."""
-        made = batches([b.stop - start for _, start, b in found], batch_tokens, batch_rows)
-        chosen = [[found[k] for k in part] for part in made]
+    def parts(unread: list[tuple[int, int, Beginning]]) -> list[list[tuple[int, int, Beginning]]]:
+        """Prefixes to read together. The part with the most texts comes first and is taken last, when the state before
+        it can be dropped. Few states exist at a time, however long a chain is."""
+        batched = batches([b.stop - start for _, start, b in unread], batch_tokens, batch_rows)
+        chosen = [[unread[k] for k in part] for part in batched]
         return sorted(chosen, key=lambda part: -sum(b.texts for _, _, b in part))
 
-    # What is still to be read: the row of a state, how many tokens it has seen, and the beginning that goes on from it.
+    # Unread prefixes: the row of the state that each continues from, the tokens that row has seen, and the prefix.
     waiting = [(parts([(0, 0, b) for b in root.longer]), None)]
     while waiting:
         todo, state = waiting.pop()
@@ -172,13 +180,13 @@ def generate(
     batch_tokens: int | None = None,
     batch_rows: int = BATCH_ROWS,
 ) -> list[list[int]]:
-    """Continue each prompt (a list of at least one token) by at most `max_new_tokens` tokens.
+    """Continue each prompt, a list of at least one token, by at most `max_new_tokens` tokens.
 
-    A row ends before a stop token, and as soon as `finished` says so of its index and new tokens. temperature 0 takes
-    the likeliest token; above it, row i samples from its own generator seeded with seed + i, so that what it draws does
-    not depend on the rows beside it. Prompts are read at most `batch_tokens` at a time, by default as suits the
-    device, and what they begin with in common once; `batch_rows` decode at a time. Raises ValueError for an empty
-    prompt or a negative temperature.
+    stop_tokens: a row ends before any of these. finished: called with a row's index and its new tokens; the row ends
+    when it returns True. temperature: 0 takes the likeliest token; above 0, row i samples from its own generator,
+    seeded with seed + i, so its tokens do not depend on the other rows. batch_tokens: prompt tokens read at once, by
+    default as suits the device. batch_rows: rows decoded at once. A prefix that prompts share is read once.
+    Returns the new tokens of each prompt. Raises ValueError for an empty prompt or a negative temperature.
     """
     if any(len(prompt) == 0 for prompt in prompts):
         raise ValueError("prompts: an empty prompt predicts nothing; start it with the BOS token")
@@ -191,7 +199,7 @@ def generate(
     lengths = [len(prompt) for prompt in prompts]
     batch_tokens = batch_tokens or tokens_at_once(model)
     with torch.no_grad():
-        # One batch decodes `batch_rows` rows, whatever its prompts hold in tokens; they are read in smaller ones.
+        # A batch decodes `batch_rows` rows, however long their prompts are; the prompts are read in smaller batches.
         for batch in batches(lengths, sum(lengths), batch_rows):
             rows, hidden, state = _prompted(model, prompts, batch, batch_tokens, batch_rows)
             ended: set[int] = set()
@@ -219,7 +227,7 @@ def generate(
 def _prompted(
     model: LanguageModel, prompts: Sequence[Sequence[int]], batch: Sequence[int], batch_tokens: int, batch_rows: int
 ) -> tuple[list[int], Tensor, ModelState]:
-    """The prompts of a batch in the order in which they were read, [B, D] behind their last tokens, and the states."""
+    """Read a batch of prompts. Returns, in the order read, their indices, last hidden vectors [B, D] and states."""
     rows, last, states = [], [], []
     texts = [prompts[i] for i in batch]
     for group in groups(model, texts, [len(text) - 1 for text in texts], batch_tokens, batch_rows):
@@ -233,7 +241,7 @@ def _prompted(
 
 
 def pick(logits: Tensor, temperature: float, generators: Sequence[torch.Generator]) -> list[int]:
-    """The next token of each row of logits [B, V]: the likeliest, or a sample of softmax(logits / temperature)."""
+    """The next token of each row of logits [B, V]: the likeliest, or a draw from softmax(logits / temperature)."""
     if temperature == 0:
         return logits.argmax(-1).tolist()
     probabilities = torch.softmax(logits.float() / temperature, -1).cpu()
@@ -243,11 +251,11 @@ def pick(logits: Tensor, temperature: float, generators: Sequence[torch.Generato
 def stop_at(
     tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], enough: Sequence[Callable[[str], bool] | None] = ()
 ) -> Callable[[int, list[int]], bool]:
-    """Whether new tokens have come to a stop string, for `generate`; `cut` then takes it off the text.
+    """Make a `finished` for `generate` that ends a row at a stop string; `cut` then removes it from the text.
 
-    enough: for each row, whether its text up to here is all that is wanted; None where that cannot be said.
+    enough: for each row, a function that returns True once the text holds all that is wanted; None for no such check.
     """
-    # A token decodes to at least one byte, so these last tokens hold any stop string that ends with the newest.
+    # A token decodes to at least one byte, so this many tokens hold any stop string that ends in the newest token.
     tail = max((len(s.encode()) for s in stop), default=0) + 4
 
     def finished(row: int, tokens: list[int]) -> bool:
@@ -255,8 +263,8 @@ def stop_at(
             text = tokenizer.decode(tokens[-tail:], skip_special_tokens=True)
             if any(s in text for s in stop):
                 return True
-        said = enough[row] if enough else None
-        return said is not None and said(tokenizer.decode(tokens, skip_special_tokens=True))
+        has_enough = enough[row] if enough else None
+        return has_enough is not None and has_enough(tokenizer.decode(tokens, skip_special_tokens=True))
 
     return finished
 
@@ -275,7 +283,7 @@ def generate_text(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> str:
-    """The continuation of a prompt, up to a stop string or the end of the document (the next BOS or an EOS)."""
+    """Continue a prompt up to a stop string or the end of the document (a BOS or an EOS). Returns the new text."""
     tokens = [tokenizer.bos_token_id, *tokenizer.encode(prompt, add_special_tokens=False)]
     ends = {tokenizer.bos_token_id, tokenizer.eos_token_id} - {None}
     (output,) = generate(

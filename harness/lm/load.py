@@ -16,10 +16,10 @@ from mixers.registry import require_file
 
 
 def load_trained(run_dir: Path) -> tuple[LanguageModel, RunConfig]:
-    """The trained model of a run, in evaluation mode on the CPU, and its configuration.
+    """Load the trained model of a run, in evaluation mode on the CPU, and its configuration.
 
-    Raises ValueError for a folder without a run, one that is not trained to its end, and weights that are not those
-    it ended with.
+    Raises ValueError if the folder holds no run, if training has not finished, or if the weights are not those that the
+    run ended with.
     """
     folder, path = RunFolder(run_dir), checkpoint.latest(run_dir)
     config, summary = folder.read_config(), folder.read_summary()

@@ -1,7 +1,7 @@
-"""Our models as an lm-eval model: log-likelihoods and generation over recurrent state.
+"""A language model as an lm-eval model: log-likelihoods and generation from recurrent state.
 
-A text is read as training packed it: [bos] + ids, the BOS never scored. No padding comes before a token that counts or
-into a state that is kept; what several texts begin with is read once, and each goes on from the state that it left; a
+A text is read as in training: [bos] + ids, and the BOS is never scored. Padding never precedes a scored token and never
+enters a state that is kept. A prefix that several texts share is read once, and each text continues from its state. A
 long document is read in pieces through the state.
 """
 
@@ -23,33 +23,33 @@ from transformers import PreTrainedTokenizerBase
 from harness.lm.generate import BATCH_ROWS, advance, batches, cut, generate, groups, read, stop_at, tokens_at_once
 from harness.model.language_model import LanguageModel
 
-# Logits that exist at once, in numbers: 256 MiB of fp32.
 LOGITS = 2**26
-# New tokens where a task does not say: lm-eval's own default.
+"""Logits that exist at once: 256 MiB of fp32."""
 MAX_NEW_TOKENS = 256
-
-# A document's tokens read at once, where as many are read at once.
+"""New tokens if a task sets no number: lm-eval's own default."""
 PIECE = 256
-# The generation option by which a suite says that it needs no text behind the answers.
+"""Tokens of each document per piece, when as many documents as possible are read together."""
 ENOUGH = "enough"
+"""Generation option with which a suite tells which strings complete an answer."""
 
 Score = tuple[float, bool]
 """Log-likelihood in nats, and whether greedy decoding gives the same tokens."""
 
 
 class MixerLM(TemplateLM):
-    """A LanguageModel and its tokenizer for lm-eval.
+    """A LanguageModel and its tokenizer as an lm-eval model. Puts the model into evaluation mode.
 
-    max_length: the longest input in tokens, BOS included. Longer contexts lose their beginning and documents are
-    scored in windows, as HFLM does it; None reads everything, documents in one go. batch_tokens, batch_rows: how much
-    is read at once, tokens by default as suits the device; they bound memory and do not change scores beyond rounding.
-    dtype: of activations, the weights' if
-    None, else by autocast. The model is put in evaluation mode.
-    Raises ValueError when the tokenizer has no BOS or more tokens than the model.
+    max_length: the longest input in tokens, BOS included. Longer contexts lose their beginning, and documents are
+        scored in windows, as in HFLM. None reads everything, and each document in one go.
+    batch_tokens, batch_rows: tokens and rows read at once; by default as suits the device. They bound memory and change
+        scores by rounding only.
+    dtype: dtype of activations, computed by autocast if it differs from the weights'; None keeps the weights' dtype.
+
+    Raises ValueError if the tokenizer has no BOS, if it has more tokens than the model, or for a limit below 1.
     """
 
     add_bos_token = True
-    stops_when_enough = True  # takes the option ENOUGH, which lm-eval's own models would refuse
+    stops_when_enough = True  # accepts the option ENOUGH, which lm-eval's own models refuse
 
     def __init__(
         self,
@@ -80,39 +80,44 @@ class MixerLM(TemplateLM):
         self._device = model.embedding.weight.device
 
     def _precision(self) -> torch.autocast:
+        """Autocast to the dtype of activations, where it differs from the weights'."""
         return torch.autocast(self._device.type, self.dtype, enabled=self.dtype != self.model.embedding.weight.dtype)
 
     @property
     def eot_token_id(self) -> int:
-        """What ends a document: EOS, or where there is none the BOS of the next."""
+        """The token that ends a document: EOS, or the next document's BOS if there is no EOS."""
         eos = self.tokenizer.eos_token_id
         return self.prefix_token_id if eos is None else eos
 
     @property
     def prefix_token_id(self) -> int:
+        """The BOS, with which every text starts."""
         return self.tokenizer.bos_token_id
 
     @property
     def tokenizer_name(self) -> str:
+        """The tokenizer's name or path."""
         return self.tokenizer.name_or_path
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """[bos] + ids, or ids alone when add_special_tokens is False. A BOS written in the text is not doubled."""
+        """[bos] + ids, or ids alone if add_special_tokens is False. A BOS written in the text is not doubled."""
         ids = self.tokenizer.encode(string, add_special_tokens=False)
         if add_special_tokens is False or ids[:1] == [self.prefix_token_id]:
             return ids
         return [self.prefix_token_id, *ids]
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[Score]:
+        """The score of each request's continuation given its context."""
         with self._precision():
             return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
     @torch.no_grad()
     def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any) -> list[Score]:
-        """Scores of (_, context tokens, continuation tokens); beginnings that texts have in common are read once."""
+        """Scores of (_, context tokens, continuation tokens). A prefix that texts share is read once."""
         contexts = [self._window(*request) for request in requests]
         targets = [continuation for _, _, continuation in requests]
-        # What is read is everything but the last token. The last of a context predicts, so no prefix may hold it.
+        # The last token of a text is predicted but never read. The last token of a context predicts, so no shared prefix
+        # may include it.
         texts = [[*context, *target[:-1]] for context, target in zip(contexts, targets, strict=True)]
         limits = [len(context) - 1 for context in contexts]
         answers: list[Score] = [(0.0, True)] * len(requests)
@@ -130,7 +135,7 @@ class MixerLM(TemplateLM):
         return answers
 
     def _window(self, text: Any, context: Sequence[int], continuation: Sequence[int]) -> tuple[int, ...]:
-        """The part of the context that is read: all but the last token of both together fill max_length at most."""
+        """Cut a context from the left, so that it and the continuation, less its last token, fit max_length."""
         if not context or not continuation:
             raise ValueError(f"request: {text!r} has no token to {'score' if context else 'condition on'}; drop it")
         if self.max_length is None:
@@ -142,7 +147,7 @@ class MixerLM(TemplateLM):
         return tuple(context[-(self.max_length + 1 - len(continuation)) :])
 
     def _score(self, hidden: Sequence[Tensor], targets: Sequence[Sequence[int]]) -> list[Score]:
-        """Scores of token lists from the hidden vectors, [T_i, D], that predict them; logits come in slices."""
+        """Scores of token lists, from the hidden vectors [T_i, D] that predict them. Logits are made in slices."""
         lengths = [len(t) for t in targets]
         flat = torch.tensor([token for t in targets for token in t], device=self._device)
         vectors = torch.cat(list(hidden))
@@ -158,7 +163,7 @@ class MixerLM(TemplateLM):
 
     @torch.no_grad()
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        """Log-likelihood of whole documents given BOS: in one go through the state, or in windows of max_length."""
+        """Log-likelihood in nats of whole documents given BOS: in one go, or in windows if max_length is set."""
         documents = [self.tok_encode(request.args[0], add_special_tokens=False) for request in requests]
         with self._precision():
             totals = self._whole(documents) if self.max_length is None else self._windows(documents)
@@ -167,7 +172,10 @@ class MixerLM(TemplateLM):
         return totals
 
     def _windows(self, documents: Sequence[list[int]]) -> list[float]:
-        """Each token predicted once, with windows of max_length that the last one fills from the left (lm-eval's)."""
+        """Score documents in lm-eval's windows of max_length.
+
+        Each token is predicted once. The last window extends to the left until it is full.
+        """
         owners, windows = [], []
         for i, ids in enumerate(documents):
             for window in get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1):
@@ -179,7 +187,7 @@ class MixerLM(TemplateLM):
         return totals
 
     def _whole(self, documents: Sequence[list[int]]) -> list[float]:
-        """Each document from its BOS to its end, in pieces, the state carried from one to the next."""
+        """Score each document from its BOS to its end, in pieces that pass the state on."""
         texts = [[self.prefix_token_id, *ids] for ids in documents]
         totals = [0.0] * len(texts)
         readable = [i for i, text in enumerate(texts) if len(text) > 1]
@@ -200,9 +208,9 @@ class MixerLM(TemplateLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Greedy continuations, each cut before its first stop string.
 
-        generation_kwargs: `until` and `max_gen_toks` (or one of lm-eval's aliases of it); and of our own `enough`,
-        lists of strings: decoding ends when the text holds all of one of them, ignoring case, since nothing behind is
-        wanted. Raises ValueError for sampling and for anything else.
+        generation_kwargs: `until`, `max_gen_toks` (or one of lm-eval's aliases of it), and `enough`, an option of
+        MixerLM: lists of strings. Decoding ends once the text holds all strings of one list, ignoring case. Raises
+        ValueError for sampling and for any other option.
         """
         alike: dict[tuple[tuple[str, ...], int], list[int]] = defaultdict(list)
         for i, request in enumerate(requests):
@@ -228,14 +236,14 @@ class MixerLM(TemplateLM):
         return texts
 
     def _prompt(self, text: str, max_new_tokens: int) -> list[int]:
-        """The context's tokens, cut from the left so that it and its continuation fit max_length."""
+        """The tokens of a context, cut from the left so that they and the new tokens fit max_length."""
         tokens = self.tok_encode(text)
         if self.max_length is None:
             return tokens
         room = self.max_length - max_new_tokens
         if room < 1:
             raise ValueError(
-                f"max_length: {self.max_length} leaves no context beside {max_new_tokens} new tokens; raise it"
+                f"max_length: {self.max_length} leaves no context next to {max_new_tokens} new tokens; raise it"
             )
         return tokens[-room:]
 
@@ -246,7 +254,7 @@ def holds_one(wanted: Sequence[Sequence[str]], text: str) -> bool:
 
 
 def greedy_options(generation_kwargs: dict[str, Any]) -> tuple[tuple[str, ...], int]:
-    """(stop strings, new tokens) of a request, or ValueError naming what greedy decoding cannot do."""
+    """(stop strings, maximum of new tokens) of a request. Raises ValueError for options that greedy decoding lacks."""
     options = dict(normalize_gen_kwargs(generation_kwargs, MAX_NEW_TOKENS))
     until, max_new_tokens = options.pop("until"), options.pop("max_gen_toks")
     options.pop(ENOUGH, None)

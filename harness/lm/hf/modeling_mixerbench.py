@@ -1,9 +1,9 @@
-"""Models of mixerbench in transformers: `AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)`.
+"""Models of mixerbench as transformers models: `AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)`.
 
-`run.py export` copies this file beside the weights. The model itself is that of the installed package mixerbench.
+`run.py export` copies this file next to the weights. The model itself comes from the installed package mixerbench.
 
-dtype=float32, the exported one, computes in fp32. bfloat16 and float16 compute as training under autocast does: weights
-of linear layers are stored in that dtype, all others (embedding, norms, convolutions, A_log, dt_bias) in fp32.
+dtype=float32, the exported dtype, computes in fp32. bfloat16 and float16 compute as training does under autocast: the
+weights of linear layers have that dtype, all others (embedding, norms, convolutions, A_log, dt_bias) stay in fp32.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ HALF = (torch.bfloat16, torch.float16)
 class MixerbenchConfig(PretrainedConfig):
     """Configuration of an exported model.
 
-    language_model: the fields of `harness.ModelConfig`. run: the run that it comes from. mixer_file: the file in the
-    model's folder that defines its mixer; None for a mixer of mixerbench or of an installed package.
+    language_model: the fields of `harness.ModelConfig`. run: the run that the model comes from. mixer_file: the file in
+    the model's folder that defines its mixer; None for a mixer of mixerbench or of an installed package.
     """
 
     model_type = "mixerbench"
@@ -60,26 +60,30 @@ class MixerbenchConfig(PretrainedConfig):
 
     @property
     def vocab_size(self) -> int:
+        """Number of rows of the embedding."""
         return self.language_model["vocab_size"]
 
     @property
     def hidden_size(self) -> int:
+        """Width of the residual stream."""
         return self.language_model["d_model"]
 
     @property
     def num_hidden_layers(self) -> int:
+        """Number of blocks."""
         return len(self.language_model["mlp_widths"])
 
     @property
     def tie_word_embeddings(self) -> bool:
+        """Whether the head uses the weights of the embedding."""
         return self.language_model.get("tie_embeddings", False)
 
 
 class MixerbenchCache(Cache):
-    """What the rows of a batch have read.
+    """The recurrent state of a batch.
 
-    state: after the last token of each of `rows`, in any order, which are those that have read one; padding is never
-    read. length: columns seen, padding included. batch: rows in all.
+    rows: the rows of the batch that have read at least one token, in any order; padding is never read. state: the state
+    after the last token of each of `rows`. length: columns seen, padding included. batch: number of rows in the batch.
     """
 
     is_croppable = False
@@ -89,52 +93,57 @@ class MixerbenchCache(Cache):
         self.reset()
 
     def reset(self) -> None:
+        """Forget everything that was read."""
         self.state: ModelState | None = None
         self.rows: list[int] = []
         self.length = 0
         self.batch: int | None = None
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Number of columns seen, padding included."""
         return self.length
 
     def select(self, rows: list[int]) -> ModelState | None:
-        """The state of some rows, all of which have read something or none."""
-        known = [self.rows.index(row) for row in rows if row in self.rows]
-        if not known or rows == self.rows:
-            return self.state if known else None
-        return [index_state(s, known) for s in self.state]
+        """The state of `rows`, of which either all or none have read something; None if none have."""
+        indices = [self.rows.index(row) for row in rows if row in self.rows]
+        if not indices or rows == self.rows:
+            return self.state if indices else None
+        return [index_state(s, indices) for s in self.state]
 
     def batch_select_indices(self, indices: Tensor) -> None:
+        """Pick, repeat or reorder the rows of the batch."""
         chosen = indices.tolist()
-        begun = [(place, row) for place, row in enumerate(chosen) if row in self.rows]
-        self.state = self.select([row for _, row in begun])
-        self.rows, self.batch = [place for place, _ in begun], len(chosen)
+        begun = [(new, old) for new, old in enumerate(chosen) if old in self.rows]
+        self.state = self.select([old for _, old in begun])
+        self.rows, self.batch = [new for new, _ in begun], len(chosen)
 
     reorder_cache = batch_select_indices
 
     def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row of the batch, its copies next to each other."""
         self.batch_select_indices(torch.arange(self.batch or 0).repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
+        """Raise ValueError unless there is nothing to remove: a recurrent state cannot go back."""
         if tokens_to_remove:
             raise ValueError("crop: a recurrent state cannot forget its last tokens; read the shorter text again")
 
 
 class MixerbenchForCausalLM(PreTrainedModel, GenerationMixin):
-    """`harness.LanguageModel` with the interface of transformers, without gradient checkpointing."""
+    """`harness.LanguageModel` with the transformers interface, except gradient checkpointing."""
 
     config_class = MixerbenchConfig
     base_model_prefix = "model"
     _tied_weights_keys = {"model.head.weight": "model.embedding.weight"}
-    _is_stateful = True  # no generation that has to take tokens back
+    _is_stateful = True  # rules out generation that has to take tokens back
 
     def __init__(self, config: MixerbenchConfig):
         super().__init__(config)
         if config.mixer_file and config.name_or_path:
             load_file(cached_file(config.name_or_path, config.mixer_file))
         dtype = torch.get_default_dtype()
-        # from_pretrained builds on the meta device, where buffers that are not saved, and tensors that are neither
-        # parameter nor buffer, would be lost. Here they exist, and nothing is spent on values that will be loaded.
+        # from_pretrained builds on the meta device, which would lose unsaved buffers and tensors that are neither
+        # parameter nor buffer. So the model is built on the CPU, without initialising the values that will be loaded.
         self._loading = torch.empty(0).is_meta
         skipped = no_init_weights() if self._loading else contextlib.nullcontext()
         with torch.device("cpu"), local_torch_dtype(torch.float32), skipped:
@@ -143,7 +152,7 @@ class MixerbenchForCausalLM(PreTrainedModel, GenerationMixin):
             module: {k: b for k, b in module.named_buffers(recurse=False) if k in module._non_persistent_buffers_set}
             for module in self.model.modules()
         }
-        # What is loaded takes on the dtype that it finds here.
+        # Loading casts each weight to the dtype that it has at this point.
         if dtype in HALF:
             for module in self.model.modules():
                 if isinstance(module, nn.Linear) and module.weight is not self.model.embedding.weight:
@@ -153,36 +162,39 @@ class MixerbenchForCausalLM(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Never initialises: LanguageModel has done so. Called for modules that a checkpoint did not fill, which get
-        their unsaved buffers back. Raises ValueError where it lacks anything else."""
+        """Restore the unsaved buffers of a module that the checkpoint did not fill completely.
+
+        Initialises nothing, since LanguageModel does. Raises ValueError if the checkpoint lacks any other tensor.
+        """
         if not self._loading:
             return
         unsaved = self._unsaved.get(module, {})
         tensors = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-        lacking = [k for k, t in tensors if k not in unsaved and not getattr(t, "_is_hf_initialized", False)]
-        if lacking:
-            raise ValueError(f"{type(module).__name__}.{lacking[0]}: not among the weights; export the run again")
+        missing = [k for k, t in tensors if k not in unsaved and not getattr(t, "_is_hf_initialized", False)]
+        if missing:
+            raise ValueError(f"{type(module).__name__}.{missing[0]}: not among the weights; export the run again")
         for name, value in unsaved.items():
             module.get_buffer(name).copy_(value)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of activations, and of the weights of linear layers."""
+        """The dtype of activations and of the weights of linear layers."""
         return self.model.blocks[0].mlp.down_proj.weight.dtype
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
-        return False  # `forward` makes its own
+        return False  # `forward` makes a cache of its own class
 
     def _prepare_attention_mask_for_generation(
         self, inputs_tensor: Tensor, generation_config: Any, *rest: Any
     ) -> Tensor:
-        """Without a mask everything is read: where BOS is also what pads, the rest would be guessed without it."""
+        """Read everything if no mask is given: if BOS also pads, transformers would take each BOS for padding."""
         if generation_config.pad_token_id == self.config.bos_token_id:
             return torch.ones_like(inputs_tensor)
         return super()._prepare_attention_mask_for_generation(inputs_tensor, generation_config, *rest)
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Save the model, with the file that defines its mixer if there is one."""
         super().save_pretrained(save_directory, *args, **kwargs)
         if self.config.mixer_file:
             shutil.copyfile(file_of(self.model.config.mixer).path, Path(save_directory) / self.config.mixer_file)
@@ -199,12 +211,14 @@ class MixerbenchForCausalLM(PreTrainedModel, GenerationMixin):
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """input_ids [B, T] → logits [B, T, V], or of the last logits_to_keep positions.
+        """input_ids [B, T] → logits [B, T, V], or those of the last logits_to_keep positions.
 
-        attention_mask: [B, T], or [B, S + T] with the S columns that the cache has seen; 0 is padding, wherever it
-        lies: the row is read as if it were not there, and its logits mean nothing. labels: [B, T], -100 is not scored.
-        use_cache: return a cache, the given one or a new one, that has read input_ids. Raises ValueError for other
-        arguments and shapes.
+        attention_mask: [B, T], or [B, S + T] including the S columns that the cache has seen. 0 marks padding, which
+            may be anywhere: it is skipped, and its logits mean nothing.
+        labels: [B, T]; -100 is not scored.
+        use_cache: return a cache that has read input_ids, either past_key_values or a new one.
+
+        Raises ValueError for any other argument or shape.
         """
         refused = [key for key, value in kwargs.items() if value is not None and value is not False]
         if refused:
@@ -222,7 +236,7 @@ class MixerbenchForCausalLM(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache if use_cache else None)
 
     def _read(self, tokens: Tensor, mask: Tensor | None, cache: MixerbenchCache, keep: bool) -> Tensor:
-        """What the head reads, [B, T, D], zero at padding. With `keep` the cache has read the tokens afterwards."""
+        """The input of the head, [B, T, D], zero at padding. keep: update the cache with the tokens."""
         batch, steps = tokens.shape
         if cache.batch not in (None, batch):
             raise ValueError(f"input_ids: {batch} rows, but past_key_values has {cache.batch}; give it those rows")
@@ -244,9 +258,9 @@ class MixerbenchForCausalLM(PreTrainedModel, GenerationMixin):
         for rows in ([r for r in reading if r in begun], [r for r in reading if r not in begun]):
             if not rows:
                 continue
-            given = self.model, [texts[row] for row in rows], cache.select(rows)
-            found, after = advance(*given) if keep else (read(*given), None)
-            vectors |= dict(zip(rows, found, strict=True))
+            arguments = self.model, [texts[row] for row in rows], cache.select(rows)
+            hidden, after = advance(*arguments) if keep else (read(*arguments), None)
+            vectors |= dict(zip(rows, hidden, strict=True))
             parts.append((rows, after))
         if keep:
             if parts:

@@ -25,12 +25,12 @@ from harness.experiments.schema import DataConfig, RunConfig, TrainConfig
 from harness.files import CHECKOUT
 from harness.lm.export import export
 from harness.lm.generate import generate
-from harness.lm.load import load_lm
+from harness.lm.load import load_lm, load_trained
 from harness.lm.mixer_lm import MixerLM
 from harness.model.language_model import LanguageModel, ModelConfig, build_model
 from harness.records.provenance import provenance
+from harness.run_folder import Summary
 from harness.training import checkpoint
-from harness.training.run_folder import Summary, load_trained
 from mixers import registry
 from mixers.conformance import SMALL
 from mixers.registry import MixerFile, file_of, load_file
@@ -474,7 +474,7 @@ def test_what_cannot_be_exported_is_named(one: Path, tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     (tmp_path / "other" / "config.json").write_text('{"model_type": "llama"}')
     for name in ("empty", "other", "started/config.yaml"):
-        assert "exists and is no export of gated_deltanet-hybrid" in error(one / "run", tmp_path / name)
+        assert "exists and is not an export of gated_deltanet-hybrid" in error(one / "run", tmp_path / name)
 
 
 def test_a_failed_export_leaves_nothing_behind(one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

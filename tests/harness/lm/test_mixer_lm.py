@@ -236,7 +236,7 @@ def test_what_cannot_be_scored_is_named() -> None:
     built = MODELS["attention"]()
     with pytest.raises(ValueError, match="max_length: 2 tokens cannot hold a continuation of"):
         MixerLM(built, tokenizer(), max_length=2).loglikelihood(ask("loglikelihood", [PAIRS[1]]))
-    with pytest.raises(ValueError, match="max_length: 8 leaves no context beside 8 new tokens"):
+    with pytest.raises(ValueError, match="max_length: 8 leaves no context next to 8 new tokens"):
         MixerLM(built, tokenizer(), max_length=8).generate_until(ask("generate_until", [("a", {"max_gen_toks": 8})]))
     small = build_model(built.config.model_copy(update={"vocab_size": 16}), 0)
     with pytest.raises(ValueError, match="vocab_size: 16 is less than the tokenizer's"):
