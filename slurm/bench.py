@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -12,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.experiments.schema import Experiment
-from harness.files import CHECKOUT
+from harness.files import CHECKOUT, write_json
+from harness.run_folder import RunFolder
 from slurm.plan import RunPlan, plan
 from slurm.snapshot import open_submission
 from slurm.state import ended, started, write_status
-from suites.units import TRAIN, evaluation_key
+from suites.units import TRAIN
 
 MIXERS = ["gdn2", "gated_deltanet", "kda", "mamba2", "attention"]
 
@@ -73,11 +73,10 @@ def _mark(run: RunPlan, index: int) -> None:
     elif kind == 2:
         write_status(run.folder, TRAIN, "running", step=17, steps=489, loss=3.2, tokens_per_second=9e3, seconds_left=99)
     else:
-        (run.folder / "train.json").write_text(json.dumps({"weights_sha256": "0"}))
-        (run.folder / "records").mkdir()
-        for number, (unit, options) in enumerate(run.units.items()):
+        write_json(RunFolder(run.folder).summary, {"weights_sha256": "0"})
+        for number, (unit, evaluation) in enumerate(run.units.items()):
             if kind == 0 or number < 5:
-                (run.folder / "records" / f"{unit}.done").write_text(evaluation_key(options, "0"))
+                (run.folder / "records" / f"{unit}.done").write_text(evaluation.key("0"))
             else:
                 write_status(run.folder, unit, "queued", "as recall-0", job=f"12_{index}")
 

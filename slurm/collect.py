@@ -1,8 +1,7 @@
-"""Gathering what an experiment has produced: one data frame of records, one of runs."""
+"""Collect the results of an experiment: records, per-sample scores, learning curves and one row per run."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,45 +14,47 @@ from harness.experiments.matching import meta_model
 from harness.experiments.presets import preset
 from harness.experiments.schema import DataConfig, Experiment
 from harness.figures.learning_curves import read_curves
-from harness.files import write_atomic
+from harness.files import write_json
+from harness.records.metrics import BUILT_IN, METRICS
 from harness.records.provenance import provenance
-from harness.records.store import Record, load, load_samples, write_records
-from harness.run_folder import RunFolder
+from harness.records.record import Record
+from harness.records.store import load, load_samples, write_records
+from harness.records.units import suite_of
+from harness.run_folder import Collection, RunFolder
 from harness.tables.collection import write_table
 from mixers.registry import mixer_config
 from slurm.plan import RunPlan, plan
-from slurm.state import read_status
-from suites import suite
-from suites.units import evaluated, evaluation_key
-
-BASELINE = "unigram"
+from suites.registry import suite, suite_config
 
 
 def runs_frame(plans: list[RunPlan], unreadable: Mapping[Path, str]) -> pd.DataFrame:
-    """A row a run: what was built, how it was trained, why it failed if it did, and by unit why its records cannot be
-    read, from the reasons by file. `options` are the mixer's, defaults included."""
+    """One row per run: its model, its training, the reason if it failed, and why its records are unreadable.
+
+    The column `options` holds the mixer's options with their defaults; `unreadable` holds reasons by unit. unreadable:
+    the reason for each file of records that could not be read.
+    """
     rows: list[dict[str, Any]] = []
-    for work in plans:
-        config = work.config
+    for run in plans:
+        config = run.config
         row = {"run": config.run_id, "label": config.label, "mixer": config.mixer, "layout": config.layout}
         row |= {"preset": config.preset, "seed": config.seed}
         row["options"] = mixer_config(config.mixer, config.model.mixer_options).model_dump(mode="json")
-        summary = RunFolder(work.folder).read_summary()
-        if not config.data.phases:  # a fresh model, which has no summary
+        summary = RunFolder(run.folder).read_summary()
+        if not config.data.phases:  # nothing is trained, so there is no summary
             row |= asdict(meta_model(config.model).cost(preset(config.preset).context))
         if summary is not None:
-            row |= asdict(summary) | {"label": config.label, "trained_on": trained_on(work.folder)}
+            row |= asdict(summary) | {"label": config.label, "trained_on": trained_on(run.folder)}
             row["mixture"] = mixture(config.data)
-        statuses = [read_status(work.folder, unit) for unit in work.missing]
+        statuses = [RunFolder(run.folder).read_status(unit) for unit in run.missing]
         row["failure"] = next((s.detail for s in statuses if s is not None and s.state == "failed"), None)
-        own = {path.stem: reason for path, reason in unreadable.items() if path.parents[1] == work.folder}
-        row["unreadable"] = own or None
+        reasons = {path.stem: reason for path, reason in unreadable.items() if path.parents[1] == run.folder}
+        row["unreadable"] = reasons or None
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def trained_on(folder: Path) -> str:
-    """Device, dtype, threads and code of a finished run's training."""
+    """Device, dtype, threads and code with which a finished run was trained, in words."""
     birth = RunFolder(folder).read_training_provenance()
     code = "code unknown" if birth["git_commit"] is None else f"code {birth['git_commit'][:10]}"
     dirty = " with uncommitted changes" if birth["git_dirty"] else ""
@@ -61,7 +62,7 @@ def trained_on(folder: Path) -> str:
 
 
 def mixture(data: DataConfig) -> str:
-    """What was trained on, phase by phase."""
+    """The training data, phase by phase, in words."""
     phases = [
         f"{phase.steps * phase.tokens_per_step:,} tokens in rows of {phase.seq_len}: "
         + " and ".join(f"{count} {task}" for task, count in phase.rows.items())
@@ -71,55 +72,62 @@ def mixture(data: DataConfig) -> str:
 
 
 def collect(plans: list[RunPlan], out: Path, command: str) -> tuple[pd.DataFrame, list[str]]:
-    """Write `records.parquet`, `samples.json` (per-sample scores), `runs.json` and `curves.parquet` (training) of an
-    experiment to `out`; return its records and the ids of runs that lack some. A language suite with `heldout` adds the
-    unigram baseline, measured on the same documents. A run's records that cannot be read are left out, and `runs.json`
-    says why.
+    """Write records.parquet, samples.json (per-sample scores), runs.json and curves.parquet (training) to `out`.
 
-    Raises ValueError when there is nothing to collect that can be read.
+    Returns the records and the ids of the runs that lack some. The suites' baselines are added. metrics.json describes
+    the metrics that suites from elsewhere declare, so that readers need no suite. Unreadable records are left out;
+    runs.json names the reason. Raises ValueError if there are no readable records.
     """
-    # Records of other options, or of other weights, stay in their folders.
-    files = [w.folder / "records" / f"{unit}.jsonl" for w in plans for unit in w.units if unit not in w.missing]
+    # Records with other options or of other weights do not belong to the experiment as it is now.
+    files = [RunFolder(run.folder).records(unit) for run in plans for unit in run.units if unit not in run.missing]
     if not files:
         raise ValueError("collect: no run of the experiment has records yet; submit it first")
-    heldout = [w for w in plans if "heldout" in w.units.get("language", {}).get("tasks", [])]
-    if heldout:
-        files.append(_baseline(heldout[0], command) / "records" / "language.jsonl")
+    files += _baselines(plans, command)
     unreadable: dict[Path, str] = {}
     frame = load(files, unreadable=unreadable)
-    of_runs = {path for path in unreadable if path.parents[1] in {work.folder for work in plans}}
+    of_runs = {path for path in unreadable if path.parents[1] in {run.folder for run in plans}}
     if frame.empty or len(of_runs) < len(unreadable):
         raise ValueError(next(reason for path, reason in unreadable.items() if frame.empty or path not in of_runs))
-    labels = {work.config.run_id: work.config.label for work in plans}
+    labels = {run.config.run_id: run.config.label for run in plans}
     frame["label"] = frame["run"].map(labels).fillna(frame["label"])
     scores = load_samples([path for path in files if path not in unreadable])
-    kept = [[list(key), list(values)] for key, values in scores.items()]
-    write_atomic(out / "records.parquet", frame.drop(columns="file").to_parquet())
-    write_atomic(out / "curves.parquet", read_curves({w.folder: w.config for w in plans}).to_parquet())
-    write_atomic(out / "samples.json", json.dumps(kept).encode())
-    write_atomic(out / "runs.json", runs_frame(plans, unreadable).to_json(orient="records", indent=1).encode())
+    samples = [[list(key), list(values)] for key, values in scores.items()]
+    curves = read_curves({run.folder: run.config for run in plans})
+    Collection(out).write(frame.drop(columns="file"), samples, runs_frame(plans, unreadable), curves)
+    outside = {name: asdict(METRICS[name]) for name in frame["metric"].unique() if name not in BUILT_IN}
+    if outside:
+        write_json(Collection(out).metrics, outside)
     broken = {path.parents[1] for path in of_runs}
-    return frame, [work.config.run_id for work in plans if work.missing or work.folder in broken]
+    return frame, [run.config.run_id for run in plans if run.missing or run.folder in broken]
 
 
 def collect_and_tabulate(experiment: Experiment, runs_root: Path, out: Path, command: str) -> None:
-    """Collect what there is of an experiment, and write its table."""
+    """Collect the results that an experiment has so far, and write its table."""
     collect(plan(experiment, runs_root), out, command)
     write_table(out, None, allow_mixed=False, experiment=experiment)
 
 
-def _baseline(work: RunPlan, command: str) -> Path:
-    """The unigram baseline's record, in a folder beside the runs; measured once for the same question."""
-    options = work.units["language"]
-    key = evaluation_key(options, work.config.data_sha256)
-    folder = work.folder.parent / f"{BASELINE}-{key[:8]}"
-    if evaluated(folder, "language") == key:
-        return folder
-    module = suite("language")
-    tokenizer = load_tokenizer(work.config.data.tokenizer)
-    measurement = module.unigram_baseline(tokenizer, module.Config(**options))
-    birth = provenance(key, "cpu", "float64", backend="none", command=command)
-    run = {"run": BASELINE, "label": "unigram frequencies", "mixer": BASELINE, "layout": "baseline"}
-    write_records(folder, "language", [Record.of(measurement, birth, **run, preset=work.config.preset, seed=0)])
-    write_atomic(folder / "records" / "language.done", key.encode())
-    return folder
+def _baselines(plans: list[RunPlan], command: str) -> list[Path]:
+    """Return the records of every row that needs no model.
+
+    Each is measured once per set of options and data, into a folder next to the runs.
+    """
+    files = []
+    first: dict[str, RunPlan] = {}
+    for run in plans:
+        for unit in run.units:
+            first.setdefault(unit, run)
+    for unit, run in first.items():
+        evaluation, chosen = run.units[unit], suite(suite_of(unit))
+        for baseline in chosen.baselines(suite_config(chosen.name, evaluation.options)):
+            key = evaluation.key(run.config.data_sha256)
+            folder = RunFolder(run.folder.parent / f"{baseline.name}-{key[:8]}")
+            if folder.read_done(unit) != key:
+                measurements = baseline.measure(load_tokenizer(run.config.data.tokenizer))
+                birth = provenance(key, "cpu", "float64", backend="none", command=command)
+                row = {"run": baseline.name, "label": baseline.label, "mixer": baseline.name, "layout": "baseline"}
+                row |= {"preset": run.config.preset, "seed": 0}
+                write_records(folder.path, unit, [Record.of(m, birth, **row) for m in measurements])
+                folder.write_done(unit, key)
+            files.append(folder.records(unit))
+    return files

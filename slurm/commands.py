@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import signal
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +19,7 @@ from harness.command_line import (
     Overrides,
     RunsRoot,
     Scale,
+    SuiteFiles,
     app,
     bench_app,
     data_app,
@@ -29,14 +28,15 @@ from harness.command_line import (
     print_result,
     this_command,
 )
+from harness.run_folder import collection
 
 Where = Annotated[
     str,
     typer.Option(
-        "--cluster", help="local: processes of this machine; debug: this process; else a Slurm site's profile."
+        "--cluster", help="local: processes on this machine; debug: this process; PROFILE: Slurm.", metavar="PROFILE"
     ),
 ]
-Parallel = Annotated[int, typer.Option("--parallel", help="Runs at a time, on this machine.")]
+Parallel = Annotated[int, typer.Option("--parallel", help="Runs at the same time, on this machine.")]
 
 
 @data_app.command()
@@ -44,23 +44,23 @@ def prepare(
     source: Annotated[
         str | None, typer.Argument(help="`embedded`, a .txt, .jsonl or .parquet file, a folder, or a Hub name.")
     ] = None,
-    dataset: Annotated[str | None, typer.Option(help="Instead of SOURCE: a data set's name on the Hub.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Name of a data set on the Hub, instead of SOURCE.")] = None,
     tokenizer: Annotated[str, typer.Option(help="`embedded`, a tokenizer.json, or a Hub name.")] = "embedded",
-    out: Annotated[Path | None, typer.Option(help="Output folder; by default one of the cache.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder; by default one in the cache.")] = None,
     text_field: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
-    max_tokens: Annotated[int | None, typer.Option(help="Stop the train split after so many tokens.")] = None,
-    validation_fraction: Annotated[float | None, typer.Option(help="Of the documents; 0.01 by default.")] = None,
-    test_fraction: Annotated[float | None, typer.Option(help="Of the documents; 0.01 by default.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Stop the train split after this many tokens.")] = None,
+    validation_fraction: Annotated[float | None, typer.Option(help="Share of documents; 0.01 by default.")] = None,
+    test_fraction: Annotated[float | None, typer.Option(help="Share of documents; 0.01 by default.")] = None,
     shard_tokens: Annotated[int, typer.Option(help="Tokens after which a new shard begins.")] = 100_000_000,
     name: Annotated[str | None, typer.Option(help="Configuration of a Hub data set.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of a Hub data set.")] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of a Hub data set.")] = None,
-    processes: Annotated[int | None, typer.Option(help="CPUs to use here; all by default.")] = None,
-    cluster: Annotated[str | None, typer.Option(help="Tokenise in jobs of this Slurm site's profile.")] = None,
-    jobs: Annotated[int, typer.Option(help="With --cluster: jobs that share the work.")] = 1,
+    processes: Annotated[int | None, typer.Option(help="CPUs to use on this machine; all by default.")] = None,
+    cluster: Annotated[str | None, typer.Option(help="Tokenise in Slurm jobs.", metavar="PROFILE")] = None,
+    jobs: Annotated[int, typer.Option(help="Number of jobs that share the work, with --cluster.")] = 1,
     runs: RunsRoot = RUNS,
 ) -> None:
-    """Tokenise text into shards with an index and checksums. Interrupted, the same command goes on."""
+    """Tokenise text into shards with an index and checksums. After an interruption, the same command resumes."""
     from harness.data.prepare import account, finish, plan
 
     def say(line: str) -> None:
@@ -110,10 +110,11 @@ def submit(
     scale: Scale = None,
     overrides: Overrides = None,
     mixer_file: MixerFiles = None,
+    suite_file: SuiteFiles = None,
 ) -> None:
-    """Train and evaluate all runs of an experiment. What is done is not done again, what failed only by `retry`."""
+    """Train and evaluate all runs of an experiment. Skips what is done, and what has failed: see `retry`."""
     with errors():
-        loaded, plans = _planned(experiment, scale, overrides, mixer_file, runs)
+        loaded, plans = _planned(experiment, scale, overrides, mixer_file, suite_file, runs)
         failures = _submit(loaded, plans, cluster, parallel, runs.resolve(), dry_run)
     if failures:
         raise typer.Exit(1)
@@ -130,25 +131,20 @@ def retry(
     scale: Scale = None,
     overrides: Overrides = None,
     mixer_file: MixerFiles = None,
+    suite_file: SuiteFiles = None,
 ) -> None:
-    """Submit again what has failed."""
-    from slurm.state import forgive, read_status
+    """Submit failed runs again."""
+    from slurm.state import forgive_failed
 
     with errors():
         if failed == (run is not None):
             raise ValueError("--failed, --run: give one of them: all runs that have failed, or one by its id")
-        loaded, plans = _planned(experiment, scale, overrides, mixer_file, runs)
-        chosen = [work for work in plans if run in (None, work.config.run_id)]
+        loaded, plans = _planned(experiment, scale, overrides, mixer_file, suite_file, runs)
+        chosen = [planned for planned in plans if run in (None, planned.config.run_id)]
         if not chosen:
-            ids = ", ".join(work.config.run_id for work in plans)
+            ids = ", ".join(planned.config.run_id for planned in plans)
             raise ValueError(f"--run: {run!r} is not of this experiment; its runs: {ids}")
-        forgiven = 0
-        for work in chosen:
-            for unit in work.missing:
-                status = read_status(work.folder, unit)
-                if status is not None and status.state == "failed":
-                    forgive(work.folder, unit)
-                    forgiven += 1
+        forgiven = sum(forgive_failed(planned.folder, planned.missing) for planned in chosen)
         typer.echo(f"{forgiven} failed units are tried again")
         failures = _submit(loaded, chosen, cluster, parallel, runs.resolve(), dry_run=False) if forgiven else {}
     if failures:
@@ -156,45 +152,34 @@ def retry(
 
 
 def _planned(
-    experiment: str, scale: str | None, overrides: list[str] | None, mixer_files: list[Path] | None, runs: Path
+    experiment: str,
+    scale: str | None,
+    overrides: list[str] | None,
+    mixer_files: list[Path] | None,
+    suite_files: list[Path] | None,
+    runs: Path,
 ) -> tuple[Any, list[Any]]:
-    """An experiment and the plan of its runs."""
+    """The experiment, with its overrides applied, and the plan of its runs."""
     from harness.experiments.load import load_experiment
     from slurm.plan import plan
+    from suites.registry import load_files
 
     load_mixers(mixer_files)
+    load_files(suite_files or [])
     loaded = load_experiment(experiment, overrides, scale)
     return loaded, plan(loaded, runs.resolve())
 
 
 def _submit(loaded: Any, plans: list[Any], cluster: str, parallel: int, runs: Path, dry_run: bool) -> dict[str, str]:
-    """Submit what is left of an experiment; why runs have failed, by run, where this process has seen them through."""
+    """Submit what an experiment lacks; returns why runs failed, by run id, if they ran on this machine."""
     from slurm.plan import check
 
     if parallel < 1:
         raise ValueError(f"--parallel: {parallel} runs at a time; give at least 1")
-    if not dry_run and any(work.missing for work in plans):
+    if not dry_run and any(run.missing for run in plans):
         check(loaded)
     if cluster in ("local", "debug"):
-        for work in plans:
-            todo = " → ".join(work.missing) or "done"
-            typer.echo(f"{work.config.run_id:40} {work.config.data.steps:6} steps  {todo}")
-        if dry_run:
-            from slurm.cost import cost_here
-
-            typer.echo(f"{cost_here(plans, runs)}\nnothing submitted")
-            return {}
-        if not any(work.missing for work in plans):
-            typer.echo("nothing submitted: everything is done")
-            return {}
-        # A terminated submit stops its jobs as ^C does. Both are set: a shell starts what it puts in the background
-        # with ^C ignored, which jobs would inherit, and by ^C they are stopped.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.default_int_handler)
-        failures = _run_local(loaded, plans, cluster, parallel, runs)
-        for run_id, reason in failures.items():
-            typer.echo(f"failed: {run_id}: {reason}", err=True)
-        return failures
+        return _run_here(loaded, plans, cluster, parallel, runs, dry_run)
     from slurm.probe import problems
     from slurm.profile import load_profile
     from slurm.submission import describe, submit
@@ -203,8 +188,8 @@ def _submit(loaded: Any, plans: list[Any], cluster: str, parallel: int, runs: Pa
     if dry_run:
         typer.echo(describe(loaded, plans, profile, runs))
         return {}
-    if wrong := problems(profile):
-        raise ValueError("; ".join(wrong))
+    if refused := problems(profile):
+        raise ValueError("; ".join(refused))
     ids, left_out = submit(loaded, plans, profile, runs, this_command())
     for line in left_out:
         typer.echo(f"left out: {line}", err=True)
@@ -214,43 +199,24 @@ def _submit(loaded: Any, plans: list[Any], cluster: str, parallel: int, runs: Pa
     return {}
 
 
-def _run_local(loaded: Any, plans: list[Any], cluster: str, parallel: int, runs: Path) -> dict[str, str]:
-    from rich.console import Console
-    from rich.live import Live
+def _run_here(loaded: Any, plans: list[Any], cluster: str, parallel: int, runs: Path, dry_run: bool) -> dict[str, str]:
+    """Run what an experiment lacks on this machine; returns why runs failed, by run id."""
+    for run in plans:
+        todo = " → ".join(run.missing) or "done"
+        typer.echo(f"{run.config.run_id:40} {run.config.data.steps:6} steps  {todo}")
+    if dry_run:
+        from slurm.cost import cost_here
 
-    from slurm.local import run_plan
-    from slurm.queue import Queue
-    from slurm.snapshot import open_submission, snapshot
-    from slurm.status import Submitted, overview
-    from suites.units import missing
+        typer.echo(f"{cost_here(plans, runs)}\nnothing submitted")
+        return {}
+    if not any(run.missing for run in plans):
+        typer.echo("nothing submitted: everything is done")
+        return {}
+    from slurm.local import run_experiment
 
-    console, started, last = Console(), time.time(), 0.0
-    total = sum(bool(work.missing) for work in plans)
-    folder = open_submission(loaded, plans, runs, cluster)
-    code = snapshot(runs) if cluster == "local" else None
-
-    def text(active: list[Any]) -> str:
-        left = sum(bool(missing(work.folder, work.units)) for work in plans)
-        head = f"{total - left}/{total} runs finished, {time.time() - started:.0f} s"
-        shown = [Submitted(loaded.name, w.config.run_id, w.folder, w.config.data.steps, w.units) for w in active]
-        return "\n".join([head, *(f"  {row.line()}" for row in overview(shown, Queue(None)))])
-
-    if console.is_terminal and cluster == "local":
-        with Live("", console=console, refresh_per_second=2, auto_refresh=True) as live:
-
-            def show(active: list[Any]) -> None:
-                live.update(text(active))
-
-            return run_plan(plans, folder / "logs", cluster, parallel, this_command(), show, code)
-
-    def print_sometimes(active: list[Any]) -> None:
-        nonlocal last
-        if time.time() - last >= 15:
-            last = time.time()
-            typer.echo(text(active))
-
-    failures = run_plan(plans, folder / "logs", cluster, parallel, this_command(), print_sometimes, code)
-    typer.echo(text([]))
+    failures = run_experiment(loaded, plans, runs, cluster, parallel, this_command())
+    for run_id, reason in failures.items():
+        typer.echo(f"failed: {run_id}: {reason}", err=True)
     return failures
 
 
@@ -259,7 +225,7 @@ def train(
     experiment: Experiment,
     run: Annotated[str, typer.Option(help="The run: its id, or a mixer that the experiment has once.")],
     sharding: Annotated[
-        str, typer.Option(help="Under torchrun: ddp, every process the whole model; fsdp, a part of it.")
+        str, typer.Option(help="Under torchrun, ddp: each process holds the whole model; fsdp: a part.")
     ] = "ddp",
     profile: Annotated[
         Path | None, typer.Option(help="Write a profiler's trace and the costliest operators to this folder.")
@@ -268,17 +234,11 @@ def train(
     scale: Scale = None,
     overrides: Overrides = None,
     mixer_file: MixerFiles = None,
+    suite_file: SuiteFiles = None,
 ) -> None:
-    """Train one run of an experiment in this process, or in those that torchrun has started. Told to end, it saves
-    first; told twice, it does not."""
-    from contextlib import ExitStack
-
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from harness.training.distributed import world
-    from harness.training.train import train as train_run
-    from harness.training.trainer import TrainingInterrupted
-    from slurm.state import exclusively
+    """Train one run of an experiment in this process, or in those that torchrun started. On the first ^C or SIGTERM it
+    saves and ends; on the second it ends without saving."""
+    from slurm.local import train_here
     from suites.units import TRAIN
 
     with errors():
@@ -286,55 +246,24 @@ def train(
             raise ValueError(f"--sharding: {sharding!r} is unknown; use ddp or fsdp")
         if sharding == "fsdp" and os.environ.get("WORLD_SIZE", "1") == "1":
             raise ValueError("--sharding: fsdp divides a model over processes, and this is one; start it with torchrun")
-        _, plans = _planned(experiment, scale, overrides, mixer_file, runs)
-        work = _one_run(plans, run)
-        if not work.config.data.phases:
+        _, plans = _planned(experiment, scale, overrides, mixer_file, suite_file, runs)
+        chosen = _one_run(plans, run)
+        if not chosen.config.data.phases:
             raise ValueError(f"data.phases: none, so that {experiment} trains nothing; use submit")
-        if profile is not None and TRAIN not in work.missing:
-            raise ValueError(f"--profile: {work.config.run_id} is trained already; give another run, or other --runs")
-        columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}")]
-        with (
-            world() as here,
-            ExitStack() as held,
-            Progress(*columns, TimeRemainingColumn(), disable=not here.first) as bar,
-        ):
-            with here.together():
-                if here.first:
-                    held.enter_context(exclusively(work.folder, TRAIN))
-            task = bar.add_task(work.config.run_id, total=work.config.data.steps)
-
-            def show(m: dict[str, float]) -> None:
-                line = f"{work.config.run_id}  loss {m['loss']:.3f}  {m['tokens_per_second']:,.0f} tok/s"
-                bar.update(task, completed=m["step"], description=line)
-
-            told = []
-
-            def hear(number: int, frame: Any) -> None:
-                told.append(number)
-                signal.signal(number, before[number])
-
-            before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-            for number in before:
-                signal.signal(number, hear)
-            try:
-                summary = train_run(
-                    work.config, work.folder, show, stop=lambda: bool(told), sharding=sharding, profile=profile
-                )
-            except TrainingInterrupted:
-                raise KeyboardInterrupt from None
-            finally:
-                for number, handler in before.items():
-                    signal.signal(number, handler)
-    if here.first:
-        typer.echo(f"{work.folder}: loss {summary.train_loss:.3f} after {summary.tokens_seen:,} tokens")
+        if profile is not None and TRAIN not in chosen.missing:
+            raise ValueError(f"--profile: {chosen.config.run_id} is trained already; give another run, or other --runs")
+        summary = train_here(chosen, sharding, profile)
+    if summary is not None:
+        typer.echo(f"{chosen.folder}: loss {summary.train_loss:.3f} after {summary.tokens_seen:,} tokens")
 
 
-def _one_run(plans: list[Any], run: str) -> Any:
-    found = [work for work in plans if run in (work.config.run_id, work.config.mixer)]
-    if len(found) != 1:
-        ids = ", ".join(work.config.run_id for work in found or plans)
-        raise ValueError(f"--run: {run!r} names {len(found)} runs; give one of: {ids}")
-    return found[0]
+def _one_run(plans: list[Any], name: str) -> Any:
+    """The one run with this id or mixer. Raises ValueError if there is none or several."""
+    matches = [run for run in plans if name in (run.config.run_id, run.config.mixer)]
+    if len(matches) != 1:
+        ids = ", ".join(run.config.run_id for run in matches or plans)
+        raise ValueError(f"--run: {name!r} names {len(matches)} runs; give one of: {ids}")
+    return matches[0]
 
 
 @app.command()
@@ -342,22 +271,16 @@ def status(
     experiment: Experiment,
     runs: RunsRoot = RUNS,
     scale: Scale = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Show it anew every few seconds, until ^C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh every two seconds, until ^C.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say where each run of an experiment stands: those of its submissions, or where there is none what it would be."""
+    """Show the state of every run: of the experiment's submissions, or of its plan if there are none."""
     from slurm.queue import Queue
-    from slurm.status import overview, troubles
+    from slurm.status import overview, report, runs_of
 
     with errors():
-        name, known = _submitted(experiment, scale, runs.resolve())
-
-        def text() -> str:
-            rows = overview(known, Queue.read())
-            finished = sum(row.state == "done" for row in rows)
-            head = f"{name}: {finished} of {len(rows)} runs done"
-            return "\n".join([head, *troubles(runs.resolve(), name), *(row.line() for row in rows)])
-
+        root = runs.resolve()
+        name, known = runs_of(root, experiment, scale)
         if as_json:
             typer.echo(json.dumps([asdict(row) for row in overview(known, Queue.read())], indent=1))
         elif watch:
@@ -365,36 +288,20 @@ def status(
 
             with Live("", auto_refresh=False) as live:
                 while True:
-                    live.update(text(), refresh=True)
+                    live.update(report(root, name, known), refresh=True)
                     time.sleep(2)
         else:
-            typer.echo(text())
-
-
-def _submitted(experiment: str, scale: str | None, runs: Path) -> tuple[str, list[Any]]:
-    """An experiment's name, and the runs that were submitted under it, or would be."""
-    from slurm.status import Submitted, submitted
-
-    bare = re.fullmatch(r"[\w.-]+", experiment) and not Path(experiment).exists()
-    if bare and (known := submitted(runs, experiment if scale is None else f"{experiment}-{scale}")):
-        return known[0].experiment, known  # without reading the experiment, and so without torch: at once
-    from harness.experiments.load import load_experiment
-
-    loaded = load_experiment(experiment, scale=scale)
-    if known := submitted(runs, loaded.name):
-        return loaded.name, known
-    _, plans = _planned(experiment, scale, None, None, runs)
-    return loaded.name, [Submitted(loaded.name, w.config.run_id, w.folder, w.config.data.steps, w.units) for w in plans]
+            typer.echo(report(root, name, known))
 
 
 @app.command()
 def logs(
     run: Annotated[str, typer.Argument(help="A run, by its id.")],
     unit: Annotated[str | None, typer.Option(help="train, or what `status` calls an evaluation.")] = None,
-    lines: Annotated[int, typer.Option(help="How many, from the end.")] = 40,
+    lines: Annotated[int, typer.Option(help="Number of lines from the end.")] = 40,
     runs: RunsRoot = RUNS,
 ) -> None:
-    """Show the end of what the last attempt at a run has printed."""
+    """Show the end of the log of a run's last attempt."""
     from slurm.status import logs as read_logs
 
     with errors():
@@ -403,11 +310,12 @@ def logs(
 
 @app.command()
 def cancel(experiment: Experiment, runs: RunsRoot = RUNS, scale: Scale = None) -> None:
-    """Stop everything that an experiment still does. What it has done stays; `submit` goes on from there."""
+    """Stop all jobs of an experiment. Its results stay; `submit` resumes it."""
     from slurm.status import cancel as stop
+    from slurm.status import runs_of
 
     with errors():
-        name, _ = _submitted(experiment, scale, runs.resolve())
+        name, _ = runs_of(runs.resolve(), experiment, scale)
         stopped = stop(runs.resolve(), name)
     typer.echo("\n".join(stopped) or "nothing is at work")
 
@@ -415,18 +323,19 @@ def cancel(experiment: Experiment, runs: RunsRoot = RUNS, scale: Scale = None) -
 @app.command("collect")
 def collect_(
     experiment: Experiment,
-    out: Annotated[Path | None, typer.Option(help="Output folder; by default collected/NAME among the runs.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder; collected/NAME in --runs by default.")] = None,
     runs: RunsRoot = RUNS,
     scale: Scale = None,
     overrides: Overrides = None,
     mixer_file: MixerFiles = None,
+    suite_file: SuiteFiles = None,
 ) -> None:
-    """Gather the records of an experiment into one data frame."""
+    """Collect the records of an experiment into one data frame."""
     from slurm.collect import collect
 
     with errors():
-        loaded, plans = _planned(experiment, scale, overrides, mixer_file, runs)
-        target = out or runs.resolve() / "collected" / loaded.name
+        loaded, plans = _planned(experiment, scale, overrides, mixer_file, suite_file, runs)
+        target = out or collection(runs.resolve(), loaded.name).path
         frame, lacking = collect(plans, target, this_command())
     typer.echo(f"{target}: {len(frame)} records of {frame['run'].nunique()} runs")
     for run_id in lacking:

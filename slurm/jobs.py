@@ -1,8 +1,8 @@
-"""What a job does: train a run, evaluate one unit of it, prepare or collect an experiment; and how it ends early.
+"""The jobs of an experiment: prepare it, train a run, evaluate one unit of a run, collect the results.
 
-A job that is told to save and leave (submitit's signal, before a time limit or by hand) does so and is started again.
-One that fails is started again too, until `slurm.state.settle` gives it up. Every job may be started any number of
-times: it does what is missing and goes on where the last one stopped.
+A job that is told to save and leave (submitit's signal, before a time limit or by hand) does so and starts again. A job
+that fails starts again too, until `slurm.state.settle` gives it up. Every job may start any number of times: it does
+what is missing and resumes where the last attempt stopped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from harness.experiments.schema import RunConfig
 from harness.files import write_atomic
 from harness.model.language_model import build_model
 from harness.records.provenance import provenance
-from harness.run_folder import RunFolder
+from harness.records.units import suite_of
+from harness.run_folder import RunFolder, Submission
 from harness.training.device import recipe_dtype, this_device
 from harness.training.distributed import Sharding, World, world
 from harness.training.train import train
@@ -34,25 +35,30 @@ from harness.training.trainer import TrainingInterrupted
 from mixers.registry import require_file
 from slurm.plan import RunPlan
 from slurm.state import ended, exclusively, job_id, started, write_status
-from suites import suite
 from suites.evaluate import evaluate, keep
 from suites.prefetch import prefetch
-from suites.units import TRAIN, evaluated, evaluation_key, fresh
+from suites.registry import require_file as require_suite_file
+from suites.registry import suite, suite_config
+from suites.units import TRAIN, Evaluation
 
-HEARTBEAT = 2.0  # seconds between two writes of a unit's status
-LEFT = 75  # exit status of a process that saved and left: sysexits' "try again later"
-LEAVE_SIGNAL = SlurmJobEnvironment._usr_sig()  # SIGUSR2, unless submitit's environment variable says otherwise
+HEARTBEAT = 2.0
+"""Seconds between two writes of a unit's status."""
+LEFT = 75
+"""Exit status of a process that saved and left: EX_TEMPFAIL of sysexits.h, "try again later"."""
+LEAVE_SIGNAL = SlurmJobEnvironment._usr_sig()
+"""The signal to save and leave: SIGUSR2, unless submitit's environment variable names another."""
 
 
 class Leave(BaseException):
-    """Raised where a process was told to leave; no Exception, so that nothing on the way takes it for a failure."""
+    """Raised when a process is told to leave. Not an Exception, so that no handler takes it for a failure."""
 
 
 class Notice:
-    """What signals have asked of this process: nothing, to have `left`, or to be `terminated`.
+    """The request that signals have made of this process, as a context manager.
 
-    at_once: raise Leave where the signal arrives, instead of waiting to be asked. Within the context, the handlers
-    that submitit has set are replaced: those save inside the handler and on the first rank alone.
+    outcome: None, `left` (save and leave) or `terminated`. reason: the request in words. at_once: raise Leave when the
+    signal arrives; otherwise the process polls `outcome`. The context replaces submitit's own handlers, which save
+    inside the handler and only on the first rank.
     """
 
     def __init__(self, at_once: bool):
@@ -76,18 +82,20 @@ class Notice:
 
 @dataclass(frozen=True)
 class Job(Checkpointable):
-    """A unit of work in a folder, as submitit calls it. Submitit's own handler, which is in place until ours is,
-    starts a Checkpointable again as it is."""
+    """One unit of work in a folder, callable by submitit.
+
+    As a Checkpointable it restarts unchanged if a signal arrives while submitit's own handler is still in place.
+    """
 
     folder: Path
     unit: str
 
     def __call__(self) -> None:
-        """Do the work unless it is done. Raises what stops it; SystemExit(LEFT) when told to leave."""
+        """Do the work unless it is done. Raises whatever stops it, and SystemExit(LEFT) when told to leave."""
         job = _environment()
         if job is not None and job.num_tasks > 1:
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-        # What Slurm starts again after losing a node may meet the process of before, which has not heard of it yet.
+        # After a lost node, Slurm may restart the job while the old process still runs, cut off from the controller.
         patience = 300.0 if job_id() else 1.0
         hold = exclusively(self.folder, self.unit, patience)
         with world() as here, hold if here.first else contextlib.nullcontext():
@@ -112,9 +120,9 @@ class Job(Checkpointable):
                 write_status(self.folder, self.unit, "done")
 
     def _ended(self, here: World, outcome: Any, reason: str) -> None:
-        if not here.first:  # the first process hears of every other's failure, and names it
+        if not here.first:  # the first process learns of every other one's failure and records it
             return
-        # What cannot be written, on a full disk say, must not hide what has happened: that goes to the log.
+        # If the record cannot be written, for example on a full disk, the original error must still reach the log.
         with contextlib.suppress(OSError):
             ended(self.folder, self.unit, outcome, reason)
             write_status(self.folder, self.unit, "stopped", reason)
@@ -124,10 +132,11 @@ class Job(Checkpointable):
         raise NotImplementedError
 
     def work(self, notice: Notice) -> None:
+        """Do what is left. notice: tells when to stop."""
         raise NotImplementedError
 
     def beat(self) -> Callable[..., None]:
-        """Keeps the status fresh, without writing more often than anyone looks: takes its detail and progress."""
+        """A function of detail and progress that updates the status, at most once per HEARTBEAT."""
         last = 0.0
 
         def write(detail: str, **progress: Any) -> None:
@@ -141,8 +150,10 @@ class Job(Checkpointable):
 
 @dataclass(frozen=True)
 class TrainJob(Job):
-    """Train a run to its end, on all processes that its job has. command: for the record's provenance. sharding: what
-    each of several processes holds."""
+    """Train a run to its end, on all processes of the job.
+
+    command: the command line, for provenance. sharding: how several processes share the model.
+    """
 
     config: RunConfig
     command: str
@@ -157,7 +168,7 @@ class TrainJob(Job):
         def progress(metrics: dict[str, float]) -> None:
             left = metrics["total_tokens"] - metrics["tokens"]
             rate = metrics["tokens_per_second"]
-            loss = metrics["loss"] if math.isfinite(metrics["loss"]) else None  # of a step that was skipped
+            loss = metrics["loss"] if math.isfinite(metrics["loss"]) else None  # the step was skipped
             known = {"step": int(metrics["step"]), "steps": int(metrics["total_steps"]), "loss": loss}
             beat("", **known, tokens_per_second=rate, seconds_left=left / rate)
 
@@ -173,9 +184,9 @@ class TrainJob(Job):
 
 @dataclass(frozen=True)
 class EvaluateJob(Job):
-    """Evaluate one unit of a trained run. options: validated ones of its suite. label: the run's row in tables."""
+    """Evaluate one unit of a trained run. label: the run's name in tables."""
 
-    options: dict[str, Any]
+    evaluation: Evaluation
     label: str
     command: str
 
@@ -183,54 +194,59 @@ class EvaluateJob(Job):
         summary = RunFolder(self.folder).read_summary()
         if summary is None:
             raise ValueError(f"{self.folder}: the run is not trained to its end; submit or train it first")
-        return evaluated(self.folder, self.unit) == evaluation_key(self.options, summary.weights_sha256)
+        return RunFolder(self.folder).read_done(self.unit) == self.evaluation.key(summary.weights_sha256)
 
     def work(self, notice: Notice) -> None:
-        evaluate(self.folder, self.unit, self.options, self.label, self.command, self.beat())
+        evaluate(self.folder, self.unit, self.evaluation, self.label, self.command, self.beat())
 
 
 @dataclass(frozen=True)
 class MeasureJob(Job):
-    """Measure one unit of a suite on a fresh model of a run. options: validated ones of its suite."""
+    """Measure one unit of a suite on a fresh model of a run."""
 
     config: RunConfig
-    options: dict[str, Any]
+    evaluation: Evaluation
     command: str
 
     def done(self) -> bool:
-        return evaluated(self.folder, self.unit) == evaluation_key(self.options, None)
+        return RunFolder(self.folder).read_done(self.unit) == self.evaluation.key(None)
 
     def work(self, notice: Notice) -> None:
-        recipe, module = self.config.train, suite(self.unit.partition("@")[0])
+        require_suite_file(self.evaluation.suite_file)
+        recipe, chosen = self.config.train, suite(suite_of(self.unit))
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
         require_file(self.config.mixer_file)
         model = build_model(self.config.model, self.config.seed).to(this_device())
-        found = module.measure(model, recipe, module.Config(**self.options), self.beat())
+        options = suite_config(chosen.name, self.evaluation.options)
+        measurements = chosen.measure(model, recipe, options, self.beat())
         dtype = recipe_dtype(recipe, this_device())
         birth = provenance(self.config.hash, this_device(), dtype, model.backend(dtype), self.command)
-        keep(self.folder, self.unit, found, birth, self.config, self.config.label, evaluation_key(self.options, None))
+        keep(self.folder, self.unit, measurements, birth, self.config, self.config.label, self.evaluation.key(None))
 
 
 @dataclass(frozen=True)
 class PrepareJob(Job):
-    """Freeze what the other jobs of a submission read. folder: the submission's, with its experiment.yaml."""
+    """Freeze everything that the other jobs of a submission read: tokenizer, training data and the suites' data.
+
+    folder: the submission's, with its experiment.yaml.
+    """
 
     def done(self) -> bool:
-        return (self.folder / "prepared").exists()
+        return Submission(self.folder).prepared.exists()
 
     def work(self, notice: Notice) -> None:
-        _, items = prefetch(load_experiment(self.folder / "experiment.yaml"), self.beat())
+        _, items = prefetch(load_experiment(Submission(self.folder).experiment), self.beat())
         if lacking := [str(item) for item in items if item.sha256 is None]:
             raise RuntimeError(
                 f"{'; '.join(lacking)}: cannot be had here; run `python run.py prefetch` where there is internet"
             )
-        write_atomic(self.folder / "prepared", "\n".join(map(str, items)).encode())
+        write_atomic(Submission(self.folder).prepared, "\n".join(map(str, items)).encode())
 
 
 @dataclass(frozen=True)
 class CollectJob(Job):
-    """Collect what a submission's experiment has produced so far, and make its table."""
+    """Collect the results that a submission's experiment has so far, and write its table."""
 
     out: Path
     runs_root: Path
@@ -242,30 +258,33 @@ class CollectJob(Job):
     def work(self, notice: Notice) -> None:
         from slurm.collect import collect_and_tabulate
 
-        collect_and_tabulate(load_experiment(self.folder / "experiment.yaml"), self.runs_root, self.out, self.command)
+        collect_and_tabulate(
+            load_experiment(Submission(self.folder).experiment), self.runs_root, self.out, self.command
+        )
 
 
-def run_jobs(work: RunPlan, units: Sequence[str], command: str, sharding: Sharding = "ddp") -> list[Job]:
-    """The jobs that do these units of a run."""
+def run_jobs(run: RunPlan, units: Sequence[str], command: str, sharding: Sharding = "ddp") -> list[Job]:
+    """One job per unit of a run, in the order of the units."""
 
     def job(unit: str) -> Job:
         if unit == TRAIN:
-            return TrainJob(work.folder, TRAIN, work.config, command, sharding)
-        if fresh(unit):
-            return MeasureJob(work.folder, unit, work.config, work.units[unit], command)
-        return EvaluateJob(work.folder, unit, work.units[unit], work.config.label, command)
+            return TrainJob(run.folder, TRAIN, run.config, command, sharding)
+        evaluation = run.units[unit]
+        if evaluation.fresh:
+            return MeasureJob(run.folder, unit, run.config, evaluation, command)
+        return EvaluateJob(run.folder, unit, evaluation, run.config.label, command)
 
     return [job(unit) for unit in units]
 
 
 def in_turn(jobs: Sequence[Job]) -> None:
-    """Do several jobs in this process; the first that does not finish ends it."""
+    """Do several jobs in this process, one after another; the first that does not finish ends it."""
     for job in jobs:
         job()
 
 
 def _environment() -> submitit.JobEnvironment | None:
-    """What submitit knows of the job that this process is, if it is one."""
+    """Submitit's description of the job that this process is; None if it is none."""
     try:
         return submitit.JobEnvironment()
     except RuntimeError:

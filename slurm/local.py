@@ -1,24 +1,76 @@
-"""Running a plan on this machine through submitit: a bounded number of processes at a time, with live progress."""
+"""Run an experiment on this machine, through submitit or in this process, with live progress."""
 
 from __future__ import annotations
 
 import os
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import submitit
 import torch
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from harness.experiments.schema import Experiment
+from harness.run_folder import RunFolder, Submission, Summary
+from harness.training.distributed import Sharding, world
+from harness.training.train import train
+from harness.training.trainer import TrainingInterrupted
 from slurm.jobs import in_turn, run_jobs
 from slurm.plan import RunPlan
-from slurm.snapshot import environment
-from slurm.state import at_work, read_status, settle
+from slurm.queue import Queue
+from slurm.snapshot import environment, open_submission, snapshot
+from slurm.state import at_work, exclusively, settle
+from slurm.status import overview, planned
 from suites.units import TRAIN, missing
 
-POLL = 0.5  # seconds between two looks at the running jobs
+POLL = 0.5
+"""Seconds between two looks at the running jobs."""
+PRINT_INTERVAL = 15
+"""Seconds between two progress reports on an output that is not a terminal."""
 
 Running = tuple[RunPlan, list[str], "submitit.Job[None]", int]
+
+
+def run_experiment(
+    experiment: Experiment, plans: Sequence[RunPlan], runs_root: Path, cluster: str, parallel: int, command: str
+) -> dict[str, str]:
+    """Finish all runs of an experiment on this machine and print the progress; returns why runs failed, by run id.
+
+    cluster, parallel: see `run_plan`. SIGTERM, like ^C, raises KeyboardInterrupt, which stops the jobs.
+    """
+    # Both are set: a shell starts background processes with SIGINT ignored, which the jobs would inherit.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
+    console, begin, last = Console(), time.time(), 0.0
+    total = sum(bool(run.missing) for run in plans)
+    logs = Submission(open_submission(experiment, plans, runs_root, cluster)).logs
+    code = snapshot(runs_root) if cluster == "local" else None
+
+    def text(active: list[RunPlan]) -> str:
+        left = sum(bool(missing(run.folder, run.units)) for run in plans)
+        head = f"{total - left}/{total} runs finished, {time.time() - begin:.0f} s"
+        rows = overview(planned(experiment.name, active), Queue(None))
+        return "\n".join([head, *(f"  {row.line()}" for row in rows)])
+
+    if console.is_terminal and cluster == "local":
+        with Live("", console=console, refresh_per_second=2, auto_refresh=True) as live:
+            return run_plan(plans, logs, cluster, parallel, command, lambda active: live.update(text(active)), code)
+
+    def print_sometimes(active: list[RunPlan]) -> None:
+        nonlocal last
+        if time.time() - last >= PRINT_INTERVAL:
+            last = time.time()
+            print(text(active))
+
+    failures = run_plan(plans, logs, cluster, parallel, command, print_sometimes, code)
+    print(text([]))
+    return failures
 
 
 def run_plan(
@@ -30,12 +82,14 @@ def run_plan(
     progress: Callable[[list[RunPlan]], None],
     code: Path | None = None,
 ) -> dict[str, str]:
-    """Finish all runs of a plan; returns the reason of each that failed, by run id.
+    """Finish all runs of a plan; returns why runs failed, by run id.
 
-    cluster: `local` for processes of submitit's LocalExecutor, `parallel` of them at a time (it has no queue of its
-    own), or `debug` for this process, one by one. A run that another process works on is waited for; what fails is
-    tried again until `slurm.state.settle` gives it up. progress is called with the runs that are being worked on. When
-    this process is interrupted the jobs are stopped; calling again continues them. code: a snapshot to run.
+    cluster: `local` starts processes through submitit's LocalExecutor, `parallel` of them at a time, since it has no
+    queue of its own; `debug` does one run after another in this process. progress: called with the runs in progress.
+    code: the snapshot that the jobs import.
+
+    Waits for runs that another process works on. A unit that fails is tried again until `slurm.state.settle` gives it
+    up. An interrupt stops the jobs; another call resumes them.
     """
     if code is not None:
         os.environ.update(environment(code))
@@ -43,30 +97,30 @@ def run_plan(
     executors = [_executor(cluster, logs, slot) for slot in range(parallel)]
     try:
         while waiting or running:
-            for work in list(waiting):
+            for run in list(waiting):
                 if len(running) == parallel:
                     break
-                units = _left(work)
+                units = _left(run)
                 if not units:
-                    waiting.remove(work)
-                elif not at_work(work.folder, units[0]):
-                    waiting.remove(work)
+                    waiting.remove(run)
+                elif not at_work(run.folder, units[0]):
+                    waiting.remove(run)
                     slot = min(set(range(parallel)) - {slot for *_, slot in running})
-                    jobs = run_jobs(work, units, command)
-                    running.append((work, units, executors[slot].submit(in_turn, jobs), slot))
+                    jobs = run_jobs(run, units, command)
+                    running.append((run, units, executors[slot].submit(in_turn, jobs), slot))
             still: list[Running] = []
-            for work, units, job, slot in running:
+            for run, units, job, slot in running:
                 if cluster != "debug" and not job.done():
-                    still.append((work, units, job, slot))
+                    still.append((run, units, job, slot))
                     continue
                 if cluster == "debug":
-                    job.exception()  # which is when submitit's debug jobs run
-                unfinished = [unit for unit in _left(work) if unit in units]
-                # Whether the job left a result says less than the run's folder does, and submitit would wait for it.
-                if not unfinished or settle(work.folder, unfinished[0], None) or _failed(work):
-                    waiting.append(work)
+                    job.exception()  # submitit's debug jobs run here
+                unfinished = [unit for unit in _left(run) if unit in units]
+                # Ask the run's folder, not the job: submitit would wait for the result of a job that was killed.
+                if not unfinished or settle(run.folder, unfinished[0], None) or _failed(run):
+                    waiting.append(run)
             running = still
-            progress([work for work, *_ in running])
+            progress([run for run, *_ in running])
             if running or waiting:
                 time.sleep(POLL if cluster != "debug" else 0)
     finally:
@@ -74,47 +128,97 @@ def run_plan(
     return _failures(plans)
 
 
-def _left(work: RunPlan) -> list[str]:
-    """What can still be done of a run: nothing behind a training that has failed."""
-    failed = _failed(work)
-    return [] if TRAIN in failed else [u for u in missing(work.folder, work.units) if u not in failed]
+def _left(run: RunPlan) -> list[str]:
+    """The units of a run that can still be done: none if its training has failed."""
+    failed = _failed(run)
+    return [] if TRAIN in failed else [u for u in missing(run.folder, run.units) if u not in failed]
 
 
-def _failed(work: RunPlan) -> dict[str, str]:
-    """Why units that are missing were given up."""
-    found = {unit: read_status(work.folder, unit) for unit in missing(work.folder, work.units)}
+def _failed(run: RunPlan) -> dict[str, str]:
+    """The reasons why missing units were given up, by unit."""
+    found = {unit: RunFolder(run.folder).read_status(unit) for unit in missing(run.folder, run.units)}
     return {unit: s.detail for unit, s in found.items() if s is not None and s.state == "failed"}
 
 
 def _failures(plans: Sequence[RunPlan]) -> dict[str, str]:
-    lines = {work.config.run_id: [f"{unit}: {why}" for unit, why in _failed(work).items()] for work in plans}
+    lines = {run.config.run_id: [f"{unit}: {why}" for unit, why in _failed(run).items()] for run in plans}
     return {run: "; ".join(reasons) for run, reasons in lines.items() if reasons}
 
 
 def _stop(jobs: Sequence[submitit.Job[None]]) -> None:
-    """Interrupt jobs and wait until they have ended: one that still ends would hold its run against the next submit.
+    """Interrupt jobs and wait until they have ended; a job that is still ending would block the next submit.
 
-    An interrupt that reaches Python inside a destructor or a callback is dropped there, so it is said again; but not
-    while submitit's controller waits, for a second, to kill what did not hear the first: interrupted in that, it would
-    leave the job behind.
+    Python drops an interrupt that arrives inside a destructor or a callback, so it is sent up to six times. Not more
+    often than every five seconds: submitit's controller waits one second before it kills what did not react, and
+    would leave the job behind if it were interrupted in that.
     """
     for _ in range(6):
         for job in jobs:
             if not job.done():
                 job.cancel()
-        said = time.time()
-        while time.time() < said + 5 and not all(job.done() for job in jobs):
+        sent = time.time()
+        while time.time() < sent + 5 and not all(job.done() for job in jobs):
             time.sleep(0.1)
 
 
 def _executor(cluster: str, logs: Path, slot: int) -> submitit.Executor:
-    """Where the runs of one of the parallel slots go: each slot has a GPU of its own as far as there are enough."""
+    """The executor of one of the parallel slots. Each slot has its own GPU if there are enough."""
     if cluster == "debug":
         return submitit.DebugExecutor(logs)
     executor = submitit.LocalExecutor(logs)
-    # Jobs of a sweep can take days; submitit's limit for local jobs is there to be set.
+    # Jobs of a sweep can take days; submitit's default limit is minutes.
     executor.update_parameters(timeout_min=60 * 24 * 30)
     if gpus := torch.cuda.device_count():
-        # Without this submitit hides all GPUs from its local jobs.
+        # By default submitit hides all GPUs from local jobs.
         executor.update_parameters(gpus_per_node=1, visible_gpus=(slot % gpus,))
     return executor
+
+
+def train_here(run: RunPlan, sharding: Sharding, profile: Path | None) -> Summary | None:
+    """Train a run in this process, or in those that torchrun started, with a progress bar.
+
+    sharding, profile: see `harness.training.train.train`. Returns the summary on the first process, None on the others.
+    On the first SIGINT or SIGTERM, saves and raises KeyboardInterrupt; on the second, does not save. Raises Busy if
+    another process trains the run.
+    """
+    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}")]
+    with (
+        world() as here,
+        ExitStack() as locks,
+        Progress(*columns, TimeRemainingColumn(), disable=not here.first) as bar,
+        stop_requests() as stop,
+    ):
+        with here.together():
+            if here.first:
+                locks.enter_context(exclusively(run.folder, TRAIN))
+        task = bar.add_task(run.config.run_id, total=run.config.data.steps)
+
+        def show(metrics: dict[str, float]) -> None:
+            rate = f"{metrics['tokens_per_second']:,.0f} tok/s"
+            line = f"{run.config.run_id}  loss {metrics['loss']:.3f}  {rate}"
+            bar.update(task, completed=metrics["step"], description=line)
+
+        try:
+            summary = train(run.config, run.folder, show, stop=stop, sharding=sharding, profile=profile)
+        except TrainingInterrupted:
+            raise KeyboardInterrupt from None
+    return summary if here.first else None
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether SIGINT or SIGTERM has arrived; a second one has its usual effect."""
+    received: list[int] = []
+
+    def receive(number: int, frame: Any) -> None:
+        received.append(number)
+        signal.signal(number, before[number])
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, receive)
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

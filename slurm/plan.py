@@ -4,29 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import suites
 from harness.data.synthetic import recall_words
 from harness.data.tokenizer import load_tokenizer
 from harness.experiments.expand import expand
 from harness.experiments.schema import Experiment, RunConfig
+from harness.records.units import suite_of
 from harness.training.batches import data_sha256, open_data
 from harness.training.metrics_log import require_tracker
-from suites.units import fresh, missing
+from suites.registry import check as check_suite
+from suites.registry import evaluations, load_files
+from suites.units import Evaluation, missing
 
 
 @dataclass(frozen=True)
 class RunPlan:
     """One run of an experiment, and what it still lacks.
 
-    folder: holds everything the run produces. units: validated options of each evaluation, by unit name (a suite, or
-    SUITE@LENGTH). missing: the units without results, in the order in which they are done; `train` comes first.
+    folder: holds everything the run produces. units: its evaluations, by unit name (a suite, or SUITE@LENGTH).
+    missing: the units without results, in the order in which they are done; `train` comes first.
     """
 
     config: RunConfig
     folder: Path
-    units: dict[str, dict[str, Any]]
+    units: dict[str, Evaluation]
     missing: list[str]
 
 
@@ -48,7 +49,7 @@ def check(experiment: Experiment) -> None:
         if phase.rows.keys() - {"text"}:
             recall_words(tokenizer)
     for name, options in experiment.suites.items():
-        suites.check(name, suites.suite_config(name, options), tokenizer)
+        check_suite(name, options, tokenizer)
 
 
 def plan(experiment: Experiment, runs_root: Path) -> list[RunPlan]:
@@ -57,16 +58,18 @@ def plan(experiment: Experiment, runs_root: Path) -> list[RunPlan]:
     An experiment without training needs no data and no tokenizer: its models have the preset's vocabulary. Raises
     ValueError for unknown mixers or suites, invalid options, an impossible match, or a missing tokenizer or data set.
     """
-    units: dict[str, dict[str, Any]] = {}
+    load_files(experiment.suite_files)
+    units: dict[str, Evaluation] = {}
     for name, options in experiment.suites.items():
-        parts = suites.parts(name, suites.suite_config(name, options))
-        units |= {unit: config.model_dump(mode="json") for unit, config in parts.items()}
+        units |= evaluations(name, options)
     if experiment.data.phases:
         runs = expand(experiment, len(load_tokenizer(experiment.data.tokenizer)), data_sha256(experiment.data))
-    elif units and all(map(fresh, units)):
+    elif units and all(evaluation.fresh for evaluation in units.values()):
         runs = expand(experiment, None, "none")
     else:
-        needing = ", ".join(name for name in experiment.suites if not fresh(name)) or "an experiment without suites"
+        needing = (
+            ", ".join(dict.fromkeys(suite_of(u) for u in units if not units[u].fresh)) or "an experiment without suites"
+        )
         raise ValueError(f"data.phases: none, and {needing} needs trained models; say what they are trained on")
     folders = [runs_root / config.run_id for config in runs]
     return [RunPlan(c, f, units, missing(f, units)) for c, f in zip(runs, folders, strict=True)]

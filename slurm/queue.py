@@ -10,7 +10,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from slurm.state import Status, at_work, node_name
+from harness.run_folder import Status
+from slurm.state import at_work, node_name
 
 NAME = "mixerbench"
 """Name of all our jobs, by which squeue finds them."""
@@ -44,8 +45,8 @@ class Queue:
         """The job or process that works on a unit of a run or is going to, in words; None if there is none."""
         if status.state == "stopped":
             # Slurm restarts what it ended itself: jobs that were preempted or requeued, or whose node was lost.
-            said, *_ = (self.jobs or {}).get(status.job, ("",))
-            return f"job {status.job}" if said in ("PENDING", "CONFIGURING", "RUNNING") else None
+            queue_state, *_ = (self.jobs or {}).get(status.job, ("",))
+            return f"job {status.job}" if queue_state in ("PENDING", "CONFIGURING", "RUNNING") else None
         if status.state not in ("queued", "running", "requeued"):
             return None
         if status.job and self.jobs is not None:

@@ -1,11 +1,11 @@
-"""What a submission keeps: itself, and the code of its jobs, so that editing the checkout changes none that waits.
+"""Snapshots of the code and the experiment of a submission, so that edits do not change jobs that wait.
 
-runs/code/<hash>/                                the code, once for the same content
+runs/code/<hash>/                                the code, one copy per content
 runs/submissions/<name>-<time>/experiment.yaml   the resolved experiment
                               /plan.json         its runs and their units
-                              /jobs.json         Slurm's ids of its arrays by name
-                              /arrays/           what each task of an array works on
-                              /logs/             submitit's: scripts, pickles, output
+                              /jobs.json         Slurm's id of each array, by name
+                              /arrays/           the run folder and unit of each array task
+                              /logs/             submitit's scripts, pickles and output
 """
 
 from __future__ import annotations
@@ -18,29 +18,30 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-
-import yaml
+from typing import Any
 
 from harness.experiments.schema import Experiment
 from harness.files import CHECKOUT, cache_dir, write_atomic
 from harness.records.provenance import SNAPSHOT, git_state
+from harness.run_folder import Submission, code_folder, submissions_folder
 from slurm.plan import RunPlan
 
 PARTS = ("run.py", "pyproject.toml", "harness", "mixers", "suites", "slurm")
 
 
 def snapshot(runs_root: Path, checkout: Path = CHECKOUT) -> Path:
-    """A copy of the project's code in `code/` of the folder of runs, made once for the same content; its folder.
+    """Copy the project's code into `runs_root/code`, once per content; returns the copy's folder.
 
-    In a git checkout that is what git tracks or would (ignored files are left out); elsewhere everything but bytecode.
+    In a git checkout, copies the files that git tracks or would track; elsewhere, everything but bytecode.
     """
     files = _files(checkout)
     commit, dirty = git_state(checkout)
     digest = hashlib.sha256(json.dumps([commit, dirty]).encode())
     for file in files:
         digest.update(f"{file}\0".encode() + hashlib.sha256((checkout / file).read_bytes()).digest())
-    target = runs_root / "code" / digest.hexdigest()[:16]
+    target = code_folder(runs_root) / digest.hexdigest()[:16]
     if target.is_dir():
         return target
     partial = target.with_name(f".{target.name}.{os.getpid()}")
@@ -50,13 +51,13 @@ def snapshot(runs_root: Path, checkout: Path = CHECKOUT) -> Path:
     (partial / SNAPSHOT).write_text(json.dumps({"git_commit": commit, "git_dirty": dirty}))
     try:
         partial.rename(target)
-    except OSError:  # another submission has made the same one meanwhile
+    except OSError:  # another submission has made the same copy meanwhile
         shutil.rmtree(partial)
     return target
 
 
 def _files(checkout: Path) -> list[str]:
-    """Relative paths of the code, sorted."""
+    """Paths of the code relative to the checkout, sorted."""
     if (checkout / ".git").exists():
         listed = ["git", "-C", str(checkout), "ls-files", "-z", "--cached", "--others", "--exclude-standard", *PARTS]
         out = subprocess.run(listed, capture_output=True, text=True, check=True).stdout
@@ -66,23 +67,26 @@ def _files(checkout: Path) -> list[str]:
 
 
 def environment(code: Path) -> dict[str, str]:
-    """What jobs of a submission see: its code before that of the folder they are started in, and this cache."""
+    """Environment variables with which a job imports the snapshot `code` and uses this process's cache."""
     path = os.pathsep.join(filter(None, [str(code), os.environ.get("PYTHONPATH", "")]))
     return {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "MIXERBENCH_CACHE": str(cache_dir())}
 
 
 def open_submission(experiment: Experiment, plans: Sequence[RunPlan], runs_root: Path, cluster: str) -> Path:
-    """Write down a new submission; its folder."""
+    """Create the folder of a new submission, with its experiment and plan; returns the folder.
+
+    cluster: `local`, `debug` or `slurm`.
+    """
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    folder = runs_root / "submissions" / f"{experiment.name}-{stamp}"
+    folder = submissions_folder(runs_root) / f"{experiment.name}-{stamp}"
     for attempt in range(1000):
         try:
             folder.mkdir(parents=True)
             break
         except FileExistsError:
             folder = folder.with_name(f"{experiment.name}-{stamp}-{attempt}")
-    content = experiment.model_dump(mode="json", exclude_defaults=True)
-    write_atomic(folder / "experiment.yaml", yaml.safe_dump(content, sort_keys=False).encode())
+    submission = Submission(folder)
+    submission.write_experiment(experiment)
     runs = [
         {
             "run": plan.config.run_id,
@@ -91,38 +95,44 @@ def open_submission(experiment: Experiment, plans: Sequence[RunPlan], runs_root:
             "preset": plan.config.preset,
             "seed": plan.config.seed,
             "steps": plan.config.data.steps,
-            "units": plan.units,
+            "units": {unit: evaluation.options for unit, evaluation in plan.units.items()},
         }
         for plan in plans
     ]
     head = {"experiment": experiment.name, "cluster": cluster, "host": socket.gethostname(), "pid": os.getpid()}
-    write_atomic(folder / "plan.json", json.dumps(head | {"time": time.time(), "runs": runs}).encode())
+    units = plans[0].units if plans else {}  # an experiment evaluates all its runs alike
+    head["fresh"] = [unit for unit, evaluation in units.items() if evaluation.fresh]
+    head["suite_files"] = {u: asdict(evaluation.suite_file) for u, evaluation in units.items() if evaluation.suite_file}
+    submission.write_plan(head | {"time": time.time(), "runs": runs})
     return folder
 
 
-def keep_mixer_files(
-    experiment: Experiment, plans: Sequence[RunPlan], runs_root: Path
-) -> tuple[Experiment, list[RunPlan]]:
-    """The same, with the files that define mixers copied among the runs: editing one changes no job that waits."""
-    kept: dict[str, Path] = {}
-    for plan in plans:
-        file = plan.config.mixer_file
-        if file is not None and file.sha256 not in kept:
+def keep_files(experiment: Experiment, plans: Sequence[RunPlan], runs_root: Path) -> tuple[Experiment, list[RunPlan]]:
+    """Copy the files that define mixers and suites into `runs_root/code`, so that edits do not change jobs that wait.
+
+    Returns the experiment and the plans with the paths of the copies. Raises ValueError if a file has changed since it
+    was read.
+    """
+    copies: dict[tuple[str, str], str] = {}
+
+    def copied(kind: str, file: Any) -> Any:
+        """A MixerFile or SuiteFile at the path of its copy; None stays None."""
+        if file is None:
+            return None
+        if (kind, file.sha256) not in copies:
             content = Path(file.path).read_bytes()
             if hashlib.sha256(content).hexdigest() != file.sha256:
-                raise ValueError(f"mixer_file: {file.path} has changed while it was being submitted; submit again")
-            kept[file.sha256] = runs_root / "code" / f"mixer-{file.sha256[:16]}.py"
-            write_atomic(kept[file.sha256], content)
-    if not kept:
-        return experiment, list(plans)
+                raise ValueError(f"{kind}_file: {file.path} has changed while it was being submitted; submit again")
+            copy = code_folder(runs_root) / f"{kind}-{file.sha256[:16]}.py"
+            write_atomic(copy, content)
+            copies[kind, file.sha256] = str(copy)
+        return type(file)(path=copies[kind, file.sha256], sha256=file.sha256)
 
     def moved(plan: RunPlan) -> RunPlan:
-        file = plan.config.mixer_file
-        if file is None:
-            return plan
-        copy = file.model_copy(update={"path": str(kept[file.sha256])})
-        config = plan.config.model_copy(update={"mixer_file": copy})
-        return RunPlan(config, plan.folder, plan.units, plan.missing)
+        config = plan.config.model_copy(update={"mixer_file": copied("mixer", plan.config.mixer_file)})
+        units = {u: replace(asked, suite_file=copied("suite", asked.suite_file)) for u, asked in plan.units.items()}
+        return RunPlan(config, plan.folder, units, plan.missing)
 
-    files = [str(path) for path in kept.values()]
-    return experiment.model_copy(update={"mixer_files": files}), [moved(plan) for plan in plans]
+    moved_plans = [moved(plan) for plan in plans]
+    files = {f"{kind}_files": [path for (k, _), path in copies.items() if k == kind] for kind, _ in copies}
+    return experiment.model_copy(update=files), moved_plans

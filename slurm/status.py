@@ -1,29 +1,38 @@
-"""Where the runs of an experiment stand: our own markers first, Slurm's queue and accounting as hints."""
+"""The state of every run of an experiment, its logs, and how to cancel it.
+
+Our own markers decide; Slurm's queue and accounting are hints. This module imports no torch unless it must read an
+experiment.
+"""
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from harness.run_folder import RunFolder, Status, started_runs, submissions
 from slurm.queue import Queue, ask
-from slurm.state import Status, events, node_name, read_status, silent_end, write_status
-from suites.units import TRAIN, missing
+from slurm.state import node_name, silent_end, write_status
+from suites.units import TRAIN, Evaluation, SuiteFile, missing
 
-# What a run is called when its units are in several states: the first of these that one of them is in.
+if TYPE_CHECKING:
+    from slurm.plan import RunPlan
+
 ORDER = ("failed", "lost", "running", "requeued", "queued", "stopped", "waiting")
+"""States by precedence: a run has the first of these that one of its unfinished units has."""
 
 
 @dataclass(frozen=True)
 class Row:
     """A run as `status` shows it.
 
-    state: done; training or evaluating; queued; requeued; stopped; lost (its job is gone without a word); failed;
-    waiting (nothing was submitted). unit: the one that the rest is about. finished of units: how far evaluation is.
+    state: done, training, evaluating, queued, requeued, stopped, lost (its job vanished without a word), failed or
+    waiting (not submitted). unit: the unit that the other fields describe. loss: nats per token. finished: number of
+    finished evaluations, out of `units`. attempts: how often the unit was started.
     """
 
     run: str
@@ -42,6 +51,7 @@ class Row:
     job: str
 
     def line(self) -> str:
+        """The row as one line of text."""
         progress = f"{self.finished}/{self.units} evaluated"
         if self.step is not None and self.loss is not None:
             progress = f"step {self.step}/{self.steps}  loss {self.loss:.3f}"
@@ -53,7 +63,7 @@ class Row:
 
 
 def duration(seconds: float) -> str:
-    """Time in the two largest units that it fills."""
+    """Format a duration in its two largest units, such as `2 h 5 min`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
@@ -64,36 +74,59 @@ def duration(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class Submitted:
-    """A run as a submission has written it down."""
+    """A run of a submission, as recorded in its plan."""
 
     experiment: str
     run: str
     folder: Path
     steps: int
-    units: dict[str, dict[str, Any]]
-
-
-def submissions(runs_root: Path, name: str) -> list[Path]:
-    """The folders of an experiment's submissions, the oldest first."""
-    found = []
-    for path in (runs_root / "submissions").glob(f"{name}-*/plan.json"):
-        head = json.loads(path.read_text())
-        if head["experiment"] == name:
-            found.append((head["time"], path.parent))
-    return [folder for _, folder in sorted(found)]
+    units: dict[str, Evaluation]
 
 
 def submitted(runs_root: Path, name: str) -> list[Submitted]:
-    """All runs that submissions of an experiment have named, each as the last one did."""
+    """All runs in the submissions of an experiment, each as the latest submission recorded it."""
     runs: dict[str, Submitted] = {}
-    for folder in submissions(runs_root, name):
-        for run in json.loads((folder / "plan.json").read_text())["runs"]:
-            runs[run["run"]] = Submitted(name, run["run"], runs_root / run["run"], run["steps"], run["units"])
+    for submission in submissions(runs_root, name):
+        plan = submission.read_plan()
+        fresh, files = plan.get("fresh", []), plan.get("suite_files", {})
+        files = {unit: SuiteFile(**file) for unit, file in files.items()}
+        for run in plan["runs"]:
+            units = {u: Evaluation(options, u in fresh, files.get(u)) for u, options in run["units"].items()}
+            runs[run["run"]] = Submitted(name, run["run"], runs_root / run["run"], run["steps"], units)
     return list(runs.values())
 
 
+def planned(name: str, plans: Sequence[RunPlan]) -> list[Submitted]:
+    """The runs of a plan in the form that a submission would record."""
+    return [Submitted(name, run.config.run_id, run.folder, run.config.data.steps, run.units) for run in plans]
+
+
+def runs_of(runs_root: Path, experiment: str, scale: str | None) -> tuple[str, list[Submitted]]:
+    """The name of an experiment and its submitted runs, or its planned runs if it was never submitted.
+
+    Raises ValueError if there is no such experiment. The name of a submitted experiment is enough to answer at once,
+    without reading the experiment and importing torch.
+    """
+    bare = re.fullmatch(r"[\w.-]+", experiment) and not Path(experiment).exists()
+    if bare and (runs := submitted(runs_root, experiment if scale is None else f"{experiment}-{scale}")):
+        return runs[0].experiment, runs
+    from harness.experiments.load import load_experiment
+    from slurm.plan import plan
+
+    loaded = load_experiment(experiment, scale=scale)
+    return loaded.name, submitted(runs_root, loaded.name) or planned(loaded.name, plan(loaded, runs_root))
+
+
+def report(runs_root: Path, name: str, runs: Sequence[Submitted]) -> str:
+    """The state of an experiment as text: a headline, troubles of its last submission, and one line per run."""
+    rows = overview(runs, Queue.read())
+    finished = sum(row.state == "done" for row in rows)
+    head = f"{name}: {finished} of {len(rows)} runs done"
+    return "\n".join([head, *troubles(runs_root, name), *(row.line() for row in rows)])
+
+
 def overview(runs: Sequence[Submitted], queue: Queue) -> list[Row]:
-    """A row for every run."""
+    """One row per run. Accounting adds what became of lost jobs."""
     rows, lost = [], {}
     for run in runs:
         row = _row(run, queue)
@@ -114,7 +147,7 @@ def _row(run: Submitted, queue: Queue) -> Row:
     names = {"running": "training" if unit == TRAIN else "evaluating"}
     known = known or Status("done")
     evaluating = "" if unit == TRAIN or state == "done" else f"{unit}: "
-    log = events(run.folder, unit)
+    log = RunFolder(run.folder).read_attempts(unit)
     ends = [event["reason"] for event in log if event["event"] == "ended"]
     again = f"started again: {ends[-1]}" if state == "running" and ends else ""
     reason = "; ".join(filter(None, [known.detail, again]))
@@ -137,11 +170,11 @@ def _row(run: Submitted, queue: Queue) -> Row:
 
 
 def _judged(folder: Path, unit: str, queue: Queue) -> tuple[str, Status | None]:
-    """The state of a unit, in words of ORDER, and its status with what the queue adds."""
-    status = read_status(folder, unit)
+    """The state of a unit, one of ORDER, and its status completed by the queue."""
+    status = RunFolder(folder).read_status(unit)
     if status is None:
         return "waiting", None
-    if status.state == "done":  # but its result is not there, or is that of other options
+    if status.state == "done":  # its result has gone since, or belongs to other options
         return "waiting", None
     if status.state == "failed":
         return "failed", status
@@ -151,47 +184,49 @@ def _judged(folder: Path, unit: str, queue: Queue) -> tuple[str, Status | None]:
         gone = f"was {status.state}" + (f" ({status.detail})" if status.detail else "")
         detail = f"{gone}, but nothing works on it; submit again to continue"
         return "lost", Status(**vars(status) | {"detail": detail})
-    said, _, reason = (queue.jobs or {}).get(status.job, ("", "", ""))
-    if said == "PENDING" or status.state == "stopped":
-        own = silent_end(status.node) if status.state == "running" else status.detail
-        detail = "; ".join(part for part in (reason, own) if part not in ("None", ""))
+    queue_state, _, reason = (queue.jobs or {}).get(status.job, ("", "", ""))
+    if queue_state == "PENDING" or status.state == "stopped":
+        last_words = silent_end(status.node) if status.state == "running" else status.detail
+        detail = "; ".join(part for part in (reason, last_words) if part not in ("None", ""))
         return "queued" if status.state == "queued" else "requeued", Status(**vars(status) | {"detail": detail})
     return status.state, status
 
 
 def accounting(jobs: list[str]) -> dict[str, str]:
-    """What Slurm's accounting says became of jobs; nothing where there is none."""
-    found: dict[str, str] = {}
+    """The state of each job in Slurm's accounting, in words; empty without accounting."""
+    states: dict[str, str] = {}
     for start in range(0, len(jobs), 500):
         part = ",".join(jobs[start : start + 500])
         out = ask("sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", part, error=None)
         for line in (out or "").splitlines():
             job, _, state = line.partition("|")
             if job in jobs:
-                found[job] = f"Slurm says {state}"
-    return found
+                states[job] = f"Slurm says {state}"
+    return states
 
 
 def troubles(runs_root: Path, name: str) -> list[str]:
-    """What has kept the last submission from preparing or collecting, a line each: its runs cannot say so."""
+    """Why the last submission could not prepare or collect, one line each, which no run's own state tells."""
     found = []
-    for folder in submissions(runs_root, name)[-1:]:
+    for submission in submissions(runs_root, name)[-1:]:
+        folder = submission.path
         for unit in ("prepare", "collect"):
-            status = read_status(folder, unit)
+            status = RunFolder(folder).read_status(unit)
             if status is not None and status.state in ("failed", "stopped"):
                 found.append(f"{unit} of {folder.name} {status.state}: {status.detail}")
     return found
 
 
 def logs(runs_root: Path, run: str, unit: str | None, lines: int) -> str:
-    """The end of what the last attempt at a run, or at one unit of it, has printed. Raises ValueError where there is
-    none."""
-    folder = runs_root / run
-    if not (folder / "state").is_dir():
-        known = sorted(path.parent.name for path in runs_root.glob("*/state"))
+    """The last `lines` lines of the log of the last attempt at a run, or at one unit of it.
+
+    Raises ValueError if nothing was attempted or the attempt has no log.
+    """
+    if run not in (known := started_runs(runs_root)):
         raise ValueError(f"run: no {run!r} has started in {runs_root}; known: {', '.join(known) or 'none'}")
-    units = [unit] if unit else sorted(path.stem for path in (folder / "state").glob("*.jsonl"))
-    begun = [(e["time"], u, e["log"]) for u in units for e in events(folder, u) if e["event"] == "started"]
+    folder = RunFolder(runs_root / run)
+    units = [unit] if unit else folder.attempted()
+    begun = [(e["time"], u, e["log"]) for u in units for e in folder.read_attempts(u) if e["event"] == "started"]
     if not begun:
         raise ValueError(f"run: {run!r} has not started {unit or 'anything'} yet; see `status`")
     _, unit, log = max(begun)
@@ -206,35 +241,34 @@ def logs(runs_root: Path, run: str, unit: str | None, lines: int) -> str:
 
 
 def cancel(runs_root: Path, name: str) -> list[str]:
-    """Stop everything that submissions of an experiment still do; a line for each that was stopped.
+    """Stop all jobs and processes of an experiment's submissions; returns the name of each that was stopped.
 
-    Raises RuntimeError where jobs are Slurm's and scancel fails.
+    Raises RuntimeError if scancel fails.
     """
     stopped = []
     queue = Queue.read()
-    for folder in submissions(runs_root, name):
-        head = json.loads((folder / "plan.json").read_text())
+    for submission in submissions(runs_root, name):
+        head = submission.read_plan()
         if head["cluster"] == "local":
             if head["host"] == node_name() and _is_submit(head["pid"]):
                 os.kill(head["pid"], signal.SIGTERM)
                 stopped.append(f"process {head['pid']}")
             continue
-        jobs = folder / "jobs.json"
-        ids = list(json.loads(jobs.read_text()).values()) if jobs.exists() else []
+        ids = list(submission.read_jobs().values())
         alive = [i for i in ids if queue.jobs is None or any(j.partition("_")[0] == i for j in queue.jobs)]
         if alive:
             ask("scancel", *alive, error=RuntimeError)
             stopped += [f"job {i}" for i in alive]
     for run in submitted(runs_root, name):
         for unit in missing(run.folder, run.units):
-            status = read_status(run.folder, unit)
+            status = RunFolder(run.folder).read_status(unit)
             if status is not None and status.state in ("queued", "requeued"):
                 write_status(run.folder, unit, "stopped", "cancelled", job=status.job, pid=0)
     return stopped
 
 
 def _is_submit(pid: int) -> bool:
-    """Whether a process is a submit of ours, and not another that has its number now."""
+    """Whether a process is one of our submits, and not another one that has reused its id."""
     try:
         return b"submit" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:

@@ -1,13 +1,11 @@
-"""Handing an experiment to Slurm through submitit: the graph of its jobs, and what each of them asks for.
+"""Submit an experiment to Slurm through submitit: the graph of its jobs, and the resources of each.
 
-Slurm is the engine: what waits for what, how much runs at a time and what starts again are its own dependencies,
-arrays and requeues.
+Slurm does the scheduling: its dependencies, arrays and requeues decide what waits, runs and starts again.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import shlex
 import shutil
 import sys
@@ -20,27 +18,28 @@ from typing import Any, Literal
 import submitit
 
 from harness.experiments.schema import Experiment
-from harness.files import write_atomic
+from harness.run_folder import RunFolder, Submission, collection, submissions_folder, submitting_lock
 from harness.training.distributed import Sharding
 from harness.training.trainer import pieces
-from slurm.cost import _speeds, cost_of
+from slurm.cost import cost_of, measured_speeds
 from slurm.jobs import CollectJob, Job, PrepareJob, run_jobs
 from slurm.plan import RunPlan
 from slurm.probe import array_limit
 from slurm.profile import Profile, Resources, sbatch_parameters
 from slurm.queue import NAME, Queue, ask
-from slurm.snapshot import environment, keep_mixer_files, open_submission, snapshot
-from slurm.state import read_status, write_status
-from suites.units import TRAIN, fresh
+from slurm.snapshot import environment, keep_files, open_submission, snapshot
+from slurm.state import write_status
+from suites.units import TRAIN
 
 Stage = Literal["prepare", "train", "evaluate", "collect"]
+"""Kinds of job in the graph. Those of `collect` get the resources of the profile's stage `prepare`."""
 
 
 @dataclass(frozen=True)
 class Array:
-    """A job array, or a single job where there is one task.
+    """A job array, or a single job if there is one task.
 
-    after: what it waits for: (`afterok`, `aftercorr` or `afterany`; the name of an array, or Slurm's id of a job).
+    after: its dependencies, as pairs of `afterok`, `aftercorr` or `afterany` and an array's name or a Slurm job id.
     """
 
     name: str
@@ -51,7 +50,10 @@ class Array:
 
 @dataclass(frozen=True)
 class Pending:
-    """What is to be done of a run. after: Slurm's id of a job elsewhere that trains it, where one does."""
+    """The units of a run that a submission has to do.
+
+    after: Slurm's id of the job of another submission that trains the run; empty if there is none.
+    """
 
     plan: RunPlan
     units: list[str]
@@ -59,16 +61,18 @@ class Pending:
 
 
 def to_do(plans: Sequence[RunPlan], queue: Queue) -> tuple[list[Pending], list[str]]:
-    """What is left to submit, and a line for every unit that is missing but not submitted: somebody does it already,
-    or it has failed."""
+    """The units that are left to submit, and a line for each missing unit that is left out.
+
+    A unit is left out if another job or process works on it already, or if it has failed.
+    """
     todo, left_out = [], []
     for plan in plans:
         units, after = [], ""
         for unit in plan.missing:
-            status = read_status(plan.folder, unit)
+            status = RunFolder(plan.folder).read_status(unit)
             holder = None if status is None else queue.holds(plan.folder, unit, status)
             if TRAIN in units:
-                units.append(unit)  # whatever became of it before, it was of other weights
+                units.append(unit)  # its earlier status, if any, belongs to other weights
             elif status is not None and status.state == "failed":
                 left_out.append(f"{plan.config.run_id} {unit}: failed: {status.detail}")
                 if unit == TRAIN:
@@ -94,43 +98,45 @@ def graph(
     limit: int,
     sharding: Sharding = "ddp",
 ) -> list[Array]:
-    """The arrays that do what is left, in the order in which they can be submitted. limit: tasks an array may have.
+    """The job arrays that do what is left, in the order in which they can be submitted.
 
-    One array trains, and one for every unit evaluates what it has trained, task by task (aftercorr).
+    One array trains, and one per unit evaluates, each task after the training of its own run (aftercorr). Then a job
+    collects. folder: the submission's. limit: the most tasks that an array may have.
     """
     arrays = [Array("prepare", "prepare", [PrepareJob(folder, "prepare")])]
     ready = [("afterok", "prepare")]
 
-    def add(name: str, stage: Stage, works: Sequence[Pending], unit: str, after: list[tuple[str, str]]) -> None:
-        tasks = [job for work in works for job in run_jobs(work.plan, [unit], command, sharding)]
+    def add(name: str, stage: Stage, pending: Sequence[Pending], unit: str, after: list[tuple[str, str]]) -> None:
+        tasks = [job for run in pending for job in run_jobs(run.plan, [unit], command, sharding)]
         if tasks:
             arrays.append(Array(name, stage, tasks, after))
 
-    train = [work for work in todo if TRAIN in work.units]
-    trained = [work for work in todo if TRAIN not in work.units and not work.after]
+    train = [run for run in todo if TRAIN in run.units]
+    trained = [run for run in todo if TRAIN not in run.units and not run.after]
     for part, start in enumerate(range(0, len(train), limit)):
-        works, name = train[start : start + limit], f"train-{part}"
-        add(name, "train", works, TRAIN, ready)
-        for unit in works[0].plan.units:
-            add(f"{unit}-{part}", "evaluate", works, unit, [("aftercorr", name)])
-    for unit in [] if not trained else trained[0].plan.units:
-        works, name = [work for work in trained if unit in work.units], unit if fresh(unit) else f"{unit}-trained"
-        for part, start in enumerate(range(0, len(works), limit)):
-            add(f"{name}-{part}", "evaluate", works[start : start + limit], unit, ready)
-    for work in todo:
-        if work.after:
-            for unit in work.units:
-                add(f"{unit}-{work.plan.config.run_id}", "evaluate", [work], unit, [*ready, ("afterok", work.after)])
-    out = runs_root / "collected" / experiment.name
+        pending, name = train[start : start + limit], f"train-{part}"
+        add(name, "train", pending, TRAIN, ready)
+        for unit in pending[0].plan.units:
+            add(f"{unit}-{part}", "evaluate", pending, unit, [("aftercorr", name)])
+    for unit, evaluation in trained[0].plan.units.items() if trained else ():
+        pending = [run for run in trained if unit in run.units]
+        name = unit if evaluation.fresh else f"{unit}-trained"
+        for part, start in enumerate(range(0, len(pending), limit)):
+            add(f"{name}-{part}", "evaluate", pending[start : start + limit], unit, ready)
+    for run in todo:
+        if run.after:
+            for unit in run.units:
+                add(f"{unit}-{run.plan.config.run_id}", "evaluate", [run], unit, [*ready, ("afterok", run.after)])
+    out = collection(runs_root, experiment.name).path
     last = [("afterany", array.name) for array in arrays]
     return [*arrays, Array("collect", "collect", [CollectJob(folder, "collect", out, runs_root, command)], last)]
 
 
 @contextmanager
 def submitting(runs_root: Path) -> Iterator[None]:
-    """Held while a submission looks at what there is to do and says that it does it; another one waits."""
+    """Hold the lock under which a submission decides what to do and records it; other submissions wait."""
     runs_root.mkdir(parents=True, exist_ok=True)
-    with open(runs_root / "submitting.lock", "w") as lock:
+    with open(submitting_lock(runs_root), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -138,10 +144,10 @@ def submitting(runs_root: Path) -> Iterator[None]:
 def submit(
     experiment: Experiment, plans: Sequence[RunPlan], profile: Profile, runs_root: Path, command: str
 ) -> tuple[dict[str, str], list[str]]:
-    """Put everything that is left of an experiment into Slurm's queue: whole, or not at all.
+    """Put everything that an experiment lacks into Slurm's queue, completely or not at all.
 
-    Returns Slurm's id of every array by its name, and the lines of `to_do` for what is left out. Raises ValueError when
-    the processes of a training job cannot share its rows, and RuntimeError with what sbatch says when it refuses.
+    Returns Slurm's id of each array by name, and the lines of `to_do` about what is left out. Raises ValueError if the
+    processes of a training job cannot share its rows, and RuntimeError with sbatch's message if it refuses.
     """
     for plan in plans:
         pieces(plan.config.data, plan.config.train, profile.train.nodes * profile.train.tasks)
@@ -149,8 +155,8 @@ def submit(
         todo, left_out = to_do(plans, Queue.read())
         if not todo:
             return {}, left_out
-        experiment, kept = keep_mixer_files(experiment, [work.plan for work in todo], runs_root)
-        todo = [Pending(plan, work.units, work.after) for plan, work in zip(kept, todo, strict=True)]
+        experiment, kept = keep_files(experiment, [run.plan for run in todo], runs_root)
+        todo = [Pending(plan, run.units, run.after) for plan, run in zip(kept, todo, strict=True)]
         limit, code = array_limit(), snapshot(runs_root)
         folder = open_submission(experiment, plans, runs_root, "slurm")
         arrays = graph(experiment, todo, folder, runs_root, command, limit, profile.sharding)
@@ -158,12 +164,12 @@ def submit(
         try:
             for array in arrays:
                 ids[array.name] = _put(array, ids, profile, folder, code)
-                write_atomic(folder / "jobs.json", json.dumps(ids).encode())
+                Submission(folder).write_jobs(ids)
             for array in arrays:
                 for index, job in enumerate(array.tasks):
                     task = f"_{index}" if len(array.tasks) > 1 else ""
                     write_status(job.folder, job.unit, "queued", f"as {array.name}", job=ids[array.name] + task, pid=0)
-            # Everything waits for this one: nothing has started while it was being written down.
+            # All arrays wait for this one, which is on hold: nothing starts before everything is recorded.
             ask("scontrol", "release", ids["prepare"], error=RuntimeError)
         except BaseException:
             if ids:
@@ -174,10 +180,9 @@ def submit(
 
 
 def _put(array: Array, ids: dict[str, str], profile: Profile, folder: Path, code: Path) -> str:
-    """Submit one array; Slurm's id of it."""
-    listed = folder / "arrays" / f"{array.name}.json"
-    write_atomic(listed, json.dumps([[str(job.folder), job.unit] for job in array.tasks]).encode())
-    # One task is no array for Slurm, and has no corresponding one.
+    """Submit one array and return its Slurm id."""
+    listed = Submission(folder).write_array(array.name, [(job.folder, job.unit) for job in array.tasks])
+    # Slurm does not treat a single task as an array, so it has no corresponding task to wait for.
     kinds = {"aftercorr": "aftercorr" if len(array.tasks) > 1 else "afterok"}
     after = [f"{kinds.get(kind, kind)}:{ids.get(name, name)}" for kind, name in array.after]
     parameters = sbatch_parameters(profile, _resources(profile, array), NAME, ",".join(after) or None)
@@ -185,8 +190,8 @@ def _put(array: Array, ids: dict[str, str], profile: Profile, folder: Path, code
     python = profile.python or shlex.quote(sys.executable)
     variables = environment(code)
     if array.stage in ("train", "evaluate", "collect"):
-        variables["HF_HUB_OFFLINE"] = "1"  # what they read was frozen before they start
-    # A signal to the job reaches the batch shell as well: with a trap it waits for its step and settles the end.
+        variables["HF_HUB_OFFLINE"] = "1"  # `prepare` has frozen everything they read
+    # A signal to the job also reaches the batch shell. With a trap, the shell waits for its step and settles the end.
     setup = ["trap 'terminated=1' TERM", *(f"export {k}={shlex.quote(v)}" for k, v in variables.items())]
     step = [] if not profile.srun_args else ["srun", "--nodes=1", "--ntasks=1", *profile.srun_args]
     settle = [*map(shlex.quote, step), python, "-m", "slurm.batch_end", shlex.quote(str(listed))]
@@ -197,7 +202,7 @@ def _put(array: Array, ids: dict[str, str], profile: Profile, folder: Path, code
         "fi",
         "exit $code",
     ]
-    executor = submitit.SlurmExecutor(folder / "logs", python=python)
+    executor = submitit.SlurmExecutor(Submission(folder).logs, python=python)
     executor.update_parameters(
         **parameters
         | {
@@ -212,7 +217,7 @@ def _put(array: Array, ids: dict[str, str], profile: Profile, folder: Path, code
 
 
 def enqueue(executor: submitit.SlurmExecutor, tasks: Sequence[Any], name: str) -> str:
-    """Submit tasks as one array; Slurm's id of it. Raises RuntimeError with what sbatch says when it refuses."""
+    """Submit tasks as one array and return its Slurm id. Raises RuntimeError with sbatch's message if it refuses."""
     try:
         with executor.batch():
             jobs = [executor.submit(task) for task in tasks]
@@ -222,37 +227,41 @@ def enqueue(executor: submitit.SlurmExecutor, tasks: Sequence[Any], name: str) -
 
 
 def describe(experiment: Experiment, plans: Sequence[RunPlan], profile: Profile, runs_root: Path) -> str:
-    """What `submit` would do, in words: the graph of its jobs, what each asks for, and what training costs. Touches
-    nothing."""
+    """Describe what `submit` would do: the graph of jobs, their resources, and the cost of training.
+
+    Touches nothing.
+    """
     todo, left_out = to_do(plans, Queue.read())
     try:
         limit = array_limit()
-    except ValueError:  # planning needs no cluster
-        limit = 1001  # Slurm's own default
-    arrays = graph(experiment, todo, runs_root / "submissions", runs_root, "", limit) if todo else []
+    except ValueError:  # a dry run needs no cluster
+        limit = 1001  # Slurm's default
+    arrays = graph(experiment, todo, submissions_folder(runs_root), runs_root, "", limit) if todo else []
     finished = sum(not plan.missing for plan in plans)
     lines = [f"{experiment.name}: {len(plans)} runs, {finished} of them done", *(f"left out: {x}" for x in left_out)]
     if arrays:
         lines.append(f"{'array':24} {'tasks':>6} {'at once':>8} {'nodes × GPUs':>13} {'CPUs':>5} {'limit':>10}  after")
     for array in arrays:
-        asked = _resources(profile, array)
+        resources = _resources(profile, array)
         at_once = min(len(array.tasks), profile.concurrency or len(array.tasks))
         after = ", ".join(f"{kind}:{name}" for kind, name in array.after[:3]) + (", …" if len(array.after) > 3 else "")
-        shape = f"{asked.nodes} × {asked.gpus_per_node}"
-        cpus = asked.cpus_per_task * asked.tasks
-        limit = f"{asked.minutes // 60}:{asked.minutes % 60:02} h"
+        shape = f"{resources.nodes} × {resources.gpus_per_node}"
+        cpus = resources.cpus_per_task * resources.tasks
+        limit = f"{resources.minutes // 60}:{resources.minutes % 60:02} h"
         lines.append(f"{array.name:24} {len(array.tasks):6} {at_once:8} {shape:>13} {cpus:5} {limit:>10}  {after}")
-    trained = [work.plan.config for work in todo if TRAIN in work.units]
+    trained = [run.plan.config for run in todo if TRAIN in run.units]
     processes = profile.train.nodes * profile.train.tasks
-    speeds = _speeds(runs_root)
+    speeds = measured_speeds(runs_root)
     cost = cost_of(trained, profile.tflops, profile.utilisation, speeds, profile.device, processes, profile.sharding)
     return "\n".join([*lines, cost])
 
 
 def _resources(profile: Profile, array: Array) -> Resources:
-    """What a task of an array asks for. Training alone is shared out among processes; collecting is work for the kind
-    of node that prepares."""
+    """The resources of one task of an array.
+
+    Only training uses several processes. Collecting runs on the kind of node that prepares.
+    """
     if array.stage == "train":
         return profile.train
-    asked = profile.evaluate if array.stage == "evaluate" else profile.prepare
-    return asked.model_copy(update={"nodes": 1, "tasks_per_node": 1})
+    resources = profile.evaluate if array.stage == "evaluate" else profile.prepare
+    return resources.model_copy(update={"nodes": 1, "tasks_per_node": 1})
