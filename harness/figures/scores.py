@@ -18,8 +18,8 @@ from harness.figures.style import LOOK, STYLE, Look, banded, legend, looks, pane
 from harness.records import stats
 from harness.records.metrics import METRICS
 from harness.records.published import TASK_NAMES, VARIANTS, column_name, published, task_sizes
+from harness.records.record import SampleKey
 from harness.records.significance import printed_gap
-from harness.records.store import SampleKey
 
 ABREAST = (5, 4, 3)  # panels in a row, whichever leaves the fewest places empty
 

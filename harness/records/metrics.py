@@ -1,27 +1,40 @@
-"""What is measured: every metric's direction, unit and printed name, declared once and read everywhere."""
+"""Every metric's direction, unit and printed name, declared once and read everywhere."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of a table.
+    """The unit of a number: how tables and figures name, scale and order it.
 
-    higher_is_better: its direction. percent: the stored value is a fraction and tables print it times 100.
-    display: the heading that tables print. of_device: values are comparable on the same device alone.
+    display: the name in headings. higher_is_better: its direction. percent: the stored value is a fraction and is
+    printed in percent. of_device: values may be compared only if they were measured on the same device. logarithmic:
+    values span orders of magnitude, so tables print large ones as powers of ten and figures use a logarithmic axis.
     """
 
     display: str
     higher_is_better: bool
     percent: bool = False
     of_device: bool = False
+    logarithmic: bool = False
+
+    @property
+    def scale(self) -> int:
+        """The factor from the stored value to the printed one: 100 for percent, else 1."""
+        return 100 if self.percent else 1
+
+    @property
+    def arrow(self) -> str:
+        """The direction as headings show it."""
+        return "↑" if self.higher_is_better else "↓"
 
 
 METRICS: dict[str, Metric] = {
-    "word_perplexity": Metric("ppl", higher_is_better=False),
-    "perplexity": Metric("ppl", higher_is_better=False),
+    "word_perplexity": Metric("ppl", higher_is_better=False, logarithmic=True),
+    "perplexity": Metric("ppl", higher_is_better=False, logarithmic=True),
     "bits_per_byte": Metric("bits/byte", higher_is_better=False),
     "acc": Metric("acc", higher_is_better=True, percent=True),
     "acc_norm": Metric("acc_n", higher_is_better=True, percent=True),
@@ -41,3 +54,14 @@ METRICS: dict[str, Metric] = {
     "decode_out_of_memory": Metric("decoding out of memory", higher_is_better=False, of_device=True),
     "matmul_tflops": Metric("matrix products, TFLOP/s", higher_is_better=True, of_device=True),
 }
+
+BUILT_IN = frozenset(METRICS)
+"""Names of the metrics declared here; METRICS also holds those of suites from elsewhere, once they are loaded."""
+
+
+def declare(metrics: Mapping[str, Metric]) -> None:
+    """Add the metrics of a suite. Raises ValueError if one of the names is declared with other fields."""
+    for name, metric in metrics.items():
+        if METRICS.get(name, metric) != metric:
+            raise ValueError(f"metrics: {name!r} is declared already, as {METRICS[name]}; choose another name")
+    METRICS.update(metrics)

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from harness.records.published import PAPER, SCALE
+from harness.records.record import SCHEMA
 from harness.records.stats import ALPHA
-from harness.records.store import SCHEMA
 from harness.tables.cells import BASELINE, BEYOND, WITHIN, Column, Row, count
 from harness.tables.forms import Table
 from harness.tables.marks import power_notes

@@ -12,7 +12,8 @@ import torch
 
 from harness.records.provenance import Provenance, provenance
 from harness.records.published import published
-from harness.records.store import Measurement, Record, load, record_line
+from harness.records.record import Measurement, Record, record_line
+from harness.records.store import load
 from harness.tables.cells import Column
 from harness.tables.paper import PAPER_TABLES, paper_table, printed_columns
 

@@ -15,14 +15,16 @@ from harness.experiments.matching import matched_config
 from harness.experiments.schema import TrainConfig
 from harness.model.language_model import LanguageModel, build_model
 from harness.records.published import published
-from harness.records.store import Measurement, load
+from harness.records.record import Measurement
+from harness.records.store import load
 from run import app
 from slurm.cost import cost_of
 from slurm.plan import plan
 from slurm.submission import Pending, graph
-from suites import FRESH, suite, suite_config, throughput
+from suites import throughput
+from suites.registry import entries, suite_config
 from suites.shared.timing import Shape
-from suites.throughput import Config, measure
+from suites.throughput import Config, Throughput
 
 cli = CliRunner()
 TINY = Config(shapes=[Shape(batch=2, length=16), Shape(batch=1, length=16)], steps=1, windows=2, warm_up=1)
@@ -42,7 +44,7 @@ def by_key(found: list[Measurement]) -> dict[tuple[str, str, int | None], Measur
 
 @pytest.fixture(scope="module")
 def measured() -> dict[tuple[str, str, int | None], Measurement]:
-    return by_key(measure(tiny(), TrainConfig(), TINY))
+    return by_key(Throughput().measure(tiny(), TrainConfig(), TINY))
 
 
 def test_every_shape_has_its_speed_and_the_part_of_the_ceiling_that_its_flops_are(measured: dict) -> None:
@@ -60,7 +62,7 @@ def test_on_a_cpu_no_peak_of_memory_is_claimed(measured: dict) -> None:
 
 
 def test_records_say_how_they_were_timed_and_alike_for_every_mixer(measured: dict) -> None:
-    other = by_key(measure(tiny("attention"), TrainConfig(), TINY))
+    other = by_key(Throughput().measure(tiny("attention"), TrainConfig(), TINY))
     assert {key: m.settings for key, m in measured.items()} == {key: m.settings for key, m in other.items()}
     assert measured["batch_2", "mfu", 16].settings == {
         "batch": 2,
@@ -77,7 +79,7 @@ def test_a_shape_that_does_not_fit_the_memory_is_a_result_and_the_next_one_is_me
     # 8·10¹⁵ bytes of tokens: more than any address space, so that the allocator itself refuses.
     shapes = [Shape(batch=10**12, length=1000), Shape(batch=1, length=16)]
     said: list[str] = []
-    found = by_key(measure(tiny(), TrainConfig(), TINY.model_copy(update={"shapes": shapes}), said.append))
+    found = by_key(Throughput().measure(tiny(), TrainConfig(), TINY.model_copy(update={"shapes": shapes}), said.append))
     assert found[f"batch_{10**12}", "train_out_of_memory", 1000].value == 1.0
     assert (f"batch_{10**12}", "train_tokens_per_second", 1000) not in found
     assert found["batch_1", "train_tokens_per_second", 16].value > 0
@@ -114,8 +116,8 @@ def test_options_that_cannot_be_measured_are_refused(options: dict, message: str
         suite_config("throughput", options)
 
 
-def test_suites_that_measure_fresh_models_are_those_that_say_so() -> None:
-    assert all(hasattr(suite(name), "measure") and not hasattr(suite(name), "run") for name in FRESH)
+def test_throughput_and_decoding_alone_measure_fresh_models() -> None:
+    assert [name for name, known in entries().items() if known.fresh] == ["throughput", "decode"]
 
 
 def experiment(folder: Path, **changes: object) -> Path:

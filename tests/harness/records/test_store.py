@@ -12,9 +12,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.records.provenance import git_state
+from harness.records.provenance import git_state, provenance
 from harness.records.published import printed_values, published
-from harness.records.store import Measurement, Record, load, load_samples, provenance, write_records
+from harness.records.record import Measurement, Record
+from harness.records.store import load, load_samples, write_records
 
 
 def record(run: str = "r1", **changes) -> Record:

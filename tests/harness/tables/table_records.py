@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 
 from harness.experiments.schema import Expected
+from harness.records.provenance import Provenance
 from harness.records.published import printed_values
+from harness.records.record import Measurement, Record
 from harness.records.stats import mean_stderr
-from harness.records.store import Measurement, Provenance, Record, load, load_samples, write_records
+from harness.records.store import load, load_samples, write_records
 from harness.tables.cells import Column
 from harness.tables.paper import averaged, printed_columns
 

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from harness.records.provenance import Provenance
 from harness.records.published import printed_values
 from harness.records.significance import items_to_settle_paired, seeds_to_settle
 from harness.records.stats import mean_stderr
-from harness.records.store import Provenance, load, load_samples, write_records
+from harness.records.store import load, load_samples, write_records
 from harness.tables.cells import Column, power_of_ten
 from harness.tables.comparison import comparison
 from suites import retrieval

@@ -1,0 +1,218 @@
+"""The result record: one measured number with its provenance, and its line of JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from pathlib import Path
+from types import UnionType
+from typing import Any
+
+from harness.records.metrics import METRICS
+from harness.records.provenance import Provenance
+
+SCHEMA = 1
+
+SampleKey = tuple[str, str, str, str, int | None]
+"""(run, suite, task, metric, length): what identifies a number."""
+KEY = ["run", "suite", "task", "metric", "length"]
+
+BASELINE = "baseline"
+"""The layout of records that no model made, such as token frequencies."""
+LENGTH_UNIT = "length_unit"
+"""The setting that names what `length` counts, if not tokens."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number that a suite yields.
+
+    metric: a key of METRICS. `value` is stored in that metric's own unit, accuracies as fractions.
+    stderr: standard error of `value` over samples, None if it is unknown. n: number of samples.
+    length: context length in tokens, or the difficulty in the unit that settings[LENGTH_UNIT] names; None if the task
+        has neither.
+    stand_in: why this is not the paper's own measurement (another data set, other haystacks); None if it is.
+    limit: samples asked for, if fewer than the whole set.
+    settings: everything else that must agree before two numbers may be compared: the data set and the SHA-256 of its
+        items, prompts, truncation. JSON values only.
+    samples: per-item scores in the order of the items; their mean is `value`. For a perplexity, the scores of
+        `stats.perplexity`, whose mean is the logarithm of `value`.
+
+    Raises ValueError for a metric that is not declared, a wrong number of samples, and a suite that is no plain word.
+    """
+
+    suite: str
+    task: str
+    metric: str
+    value: float
+    stderr: float | None
+    n: int
+    length: int | None = None
+    stand_in: str | None = None
+    limit: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    samples: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise ValueError(f"metric: {self.metric!r} is not declared; add it to the `metrics` of its suite")
+        if self.samples is not None and len(self.samples) != self.n:
+            raise ValueError(
+                f"samples: {self.task} has {len(self.samples)} scores but n = {self.n}; give one per sample"
+            )
+        if not self.suite or set(self.suite) & set("./\\"):
+            raise ValueError(f"suite: {self.suite!r} names a file; use a plain word")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record(Measurement, Provenance):
+    """A measurement of one run, with its provenance. Flat: one line of JSON.
+
+    run: the run's id, which ends with the hash of its resolved configuration. label: the row of a table; runs that
+    differ only in their seed share it. preset: the scale.
+    """
+
+    run: str
+    label: str
+    mixer: str
+    layout: str
+    preset: str
+    seed: int
+    schema: int = SCHEMA
+
+    @classmethod
+    def of(cls, measurement: Measurement, provenance: Provenance, **run: Any) -> Record:
+        """The record of a measurement. `run` gives run, label, mixer, layout, preset and seed."""
+        return cls(**shallow(measurement), **shallow(provenance), **run)
+
+    @property
+    def key(self) -> SampleKey:
+        """(run, suite, task, metric, length)."""
+        return self.run, self.suite, self.task, self.metric, self.length
+
+
+def shallow(instance: Any) -> dict[str, Any]:
+    """The fields of a dataclass by name, without copying their values."""
+    return {f.name: getattr(instance, f.name) for f in fields(instance)}
+
+
+HINTS = {name: hint for name, hint in typing.get_type_hints(Record).items() if name != "samples"}
+TYPES: dict[str, tuple[type, ...]] = {
+    name: tuple(typing.get_origin(h) or h for h in (typing.get_args(hint) if isinstance(hint, UnionType) else [hint]))
+    for name, hint in HINTS.items()
+}
+"""The types that each field of a line may have. They are matched exactly: bool is a subclass of int, but true is not a
+seed."""
+CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False)
+
+
+@lru_cache(maxsize=4096)
+def parse_settings(text: str) -> dict[str, Any]:
+    """The settings of a record from their JSON text. Many records share a text; do not modify the result."""
+    return json.loads(text)
+
+
+def length_unit(settings: Iterable[str]) -> str | None:
+    """What the lengths of records with these settings (JSON text) count; None for tokens."""
+    return next((unit for text in settings if (unit := parse_settings(text).get(LENGTH_UNIT))), None)
+
+
+def record_line(record: Record) -> str:
+    """A record as one line of JSON, without its samples. Raises TypeError if settings hold what JSON cannot."""
+    row = shallow(record)
+    del row["samples"]
+    row["value"], row["stderr"] = encode(record.value), encode(record.stderr)
+    return json.dumps(row, allow_nan=False, ensure_ascii=False)
+
+
+def samples_line(record: Record) -> str:
+    """The per-sample scores of a record as one line of JSON."""
+    assert record.samples is not None
+    row = dict(zip(KEY, record.key, strict=True))
+    return json.dumps({**row, "samples": [encode(s) for s in record.samples]}, allow_nan=False, ensure_ascii=False)
+
+
+def encode(value: float | None) -> float | str | None:
+    """A number for JSON, which has no NaN and no infinities; they become "nan", "inf" and "-inf"."""
+    if value is None:
+        return None
+    value = float(value)
+    return value if math.isfinite(value) else str(value)
+
+
+def decode(value: float | str | None) -> float | None:
+    """The number that `encode` wrote. Raises ValueError for any other text."""
+    if value is None:
+        return None
+    if isinstance(value, str) and value not in ("nan", "inf", "-inf"):
+        raise ValueError(f"{value!r} is not a number")
+    return float(value)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines. Raises ValueError with file and line for anything else."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        # One call per file instead of one per line, for speed.
+        rows = json.loads(f"[{','.join(lines)}]")
+    except json.JSONDecodeError:
+        rows = [_parse_line(path, number, line) for number, line in enumerate(lines, 1)]
+    if len(rows) != len(lines) or not all(type(row) is dict for row in rows):
+        rows = [_parse_line(path, number, line) for number, line in enumerate(lines, 1)]
+    return rows
+
+
+def _parse_line(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {number}: not JSON ({error}); evaluate that suite again") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{path}, line {number}: not an object; evaluate that suite again")
+    return row
+
+
+def parse_records(path: Path, rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The lines of a file as columns of a frame, `settings` as canonical JSON text, `file` the path.
+
+    Raises ValueError with file, line and field if a line is not a record of this schema.
+    """
+    for number, row in enumerate(rows, 1):
+        if row.get("schema") != SCHEMA or row.keys() != TYPES.keys():
+            raise ValueError(f"{path}, line {number}: {_why_not_read(row)}")
+    columns = {name: [row[name] for row in rows] for name in TYPES}
+    for name in ("value", "stderr"):
+        for number, value in enumerate(columns[name]) if set(map(type, columns[name])) != {float} else ():
+            try:
+                columns[name][number] = value if type(value) is float else decode(value)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{path}, line {number + 1}: value or stderr: {error}; evaluate again") from error
+    for name, values in columns.items():
+        if not set(map(type, values)) <= set(TYPES[name]):
+            number, value = next((n, v) for n, v in enumerate(values, 1) if type(v) not in TYPES[name])
+            expected = " or ".join(t.__name__ for t in TYPES[name])
+            raise ValueError(f"{path}, line {number}: {name}: {value!r} is not {expected}; evaluate again")
+    if unknown := set(columns["metric"]) - METRICS.keys():
+        number, metric = next((n, m) for n, m in enumerate(columns["metric"], 1) if m in unknown)
+        suite = columns["suite"][number - 1]
+        raise ValueError(
+            f"{path}, line {number}: metric: {metric!r} is not declared; load the file of the suite {suite!r} first "
+            "(--suite-file, suite_files)"
+        )
+    del columns["schema"]
+    columns["settings"] = list(map(CANONICAL.encode, columns["settings"]))
+    return {**columns, "file": [str(path)] * len(rows)}
+
+
+def _why_not_read(row: dict[str, Any]) -> str:
+    schema = row.get("schema")
+    if type(schema) is int and schema > SCHEMA:
+        return f"schema {schema} is newer than this version reads, {SCHEMA}; update the project"
+    if schema != SCHEMA:
+        return f"schema {schema!r}, this version reads {SCHEMA}; evaluate that suite again"
+    missing, unknown = sorted(TYPES.keys() - row.keys()), sorted(row.keys() - TYPES.keys())
+    return f"fields missing {missing}, unknown {unknown}; evaluate again"
