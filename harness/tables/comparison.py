@@ -15,7 +15,8 @@ from harness.experiments.schema import Expected
 from harness.records import stats
 from harness.records.metrics import METRICS
 from harness.records.published import column_name, printed_values
-from harness.records.store import SampleKey
+from harness.records.record import SampleKey
+from harness.records.units import suite_of
 from harness.tables.cells import BASELINE, FAILED, MISSING, MODEL_COLUMNS, NOT_FINITE, UNREADABLE, Cell, Column, Row
 from harness.tables.forms import Table
 from harness.tables.marks import mark
@@ -157,7 +158,7 @@ def runs_by_row(runs: pd.DataFrame | None) -> dict[tuple[str, str], Records]:
 
 def missing_text(own_runs: Records, suite: str) -> str:
     """Why a row has no number in a suite's column."""
-    if any(suite in {unit.partition("@")[0] for unit in run.get("unreadable", ())} for run in own_runs):
+    if any(suite in {suite_of(unit) for unit in run.get("unreadable", ())} for run in own_runs):
         return UNREADABLE
     return FAILED if own_runs and all("failure" in run for run in own_runs) else MISSING
 

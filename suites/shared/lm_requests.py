@@ -11,8 +11,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
 from harness.lm.mixer_lm import ENOUGH
+from harness.records.record import Measurement
 from harness.records.stats import mean_stderr
-from harness.records.store import Measurement
 
 
 def generate(

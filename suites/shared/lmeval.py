@@ -27,7 +27,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.task import Task
 
 from harness.records import stats
-from harness.records.store import Measurement
+from harness.records.record import Measurement
 from suites.shared.lm_requests import fingerprint, mean_measurement
 
 TASKS_ROOT = Path(lm_eval.tasks.__file__).parent

@@ -13,7 +13,7 @@ from typing import Any
 
 from lm_eval.api.model import LM
 
-from harness.records.store import Measurement
+from harness.records.record import Measurement
 from suites.shared.lm_requests import log_likelihoods, mean_measurement
 
 
