@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from harness.lm.prefixes import Beginning, tree
+from harness.lm.prefixes import Prefix, tree
 from harness.model.language_model import LanguageModel, ModelState
 
 # Tokens read at once. On a CPU, the results of more tokens do not fit the caches, and allocating memory for them costs
@@ -122,7 +122,7 @@ class Group:
     rows: list[int]
     state: ModelState | None
 
-    def entering(self, model: LanguageModel, part: Sequence[int]) -> ModelState | None:
+    def initial_state(self, model: LanguageModel, part: Sequence[int]) -> ModelState | None:
         """The states from which some texts continue. part: their indices in the group."""
         return None if self.state is None else model.index_state(self.state, [self.rows[k] for k in part])
 
@@ -139,7 +139,7 @@ def groups(
     if root.members:
         yield Group(root.members, [0] * len(root.members), [], None)
 
-    def parts(unread: list[tuple[int, int, Beginning]]) -> list[list[tuple[int, int, Beginning]]]:
+    def parts(unread: list[tuple[int, int, Prefix]]) -> list[list[tuple[int, int, Prefix]]]:
         """Prefixes to read together. The part with the most texts comes first and is taken last, when the state before
         it can be dropped. Few states exist at a time, however long a chain is."""
         batched = batches([b.stop - start for _, start, b in unread], batch_tokens, batch_rows)
@@ -201,7 +201,7 @@ def generate(
     with torch.no_grad():
         # A batch decodes `batch_rows` rows, however long their prompts are; the prompts are read in smaller batches.
         for batch in batches(lengths, sum(lengths), batch_rows):
-            rows, hidden, state = _prompted(model, prompts, batch, batch_tokens, batch_rows)
+            rows, hidden, state = _read_prompts(model, prompts, batch, batch_tokens, batch_rows)
             ended: set[int] = set()
             while True:
                 tokens = pick(model.head(hidden), temperature, [generators[i] for i in rows])
@@ -224,7 +224,7 @@ def generate(
     return outputs
 
 
-def _prompted(
+def _read_prompts(
     model: LanguageModel, prompts: Sequence[Sequence[int]], batch: Sequence[int], batch_tokens: int, batch_rows: int
 ) -> tuple[list[int], Tensor, ModelState]:
     """Read a batch of prompts. Returns, in the order read, their indices, last hidden vectors [B, D] and states."""
@@ -233,7 +233,7 @@ def _prompted(
     for group in groups(model, texts, [len(text) - 1 for text in texts], batch_tokens, batch_rows):
         rests = [texts[i][start:] for i, start in zip(group.members, group.starts, strict=True)]
         for part in batches([len(rest) for rest in rests], batch_tokens, batch_rows):
-            hidden, state = advance(model, [rests[k] for k in part], group.entering(model, part), [1] * len(part))
+            hidden, state = advance(model, [rests[k] for k in part], group.initial_state(model, part), [1] * len(part))
             rows += [batch[group.members[k]] for k in part]
             last += hidden
             states.append(state)

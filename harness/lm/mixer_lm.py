@@ -116,8 +116,8 @@ class MixerLM(TemplateLM):
         """Scores of (_, context tokens, continuation tokens). A prefix that texts share is read once."""
         contexts = [self._window(*request) for request in requests]
         targets = [continuation for _, _, continuation in requests]
-        # The last token of a text is predicted but never read. The last token of a context predicts, so no shared prefix
-        # may include it.
+        # The last token of a text is predicted but never read. The last token of a context predicts, so a shared prefix
+        # must not include it.
         texts = [[*context, *target[:-1]] for context, target in zip(contexts, targets, strict=True)]
         limits = [len(context) - 1 for context in contexts]
         answers: list[Score] = [(0.0, True)] * len(requests)
@@ -126,7 +126,7 @@ class MixerLM(TemplateLM):
             for part in batches([len(rest) for rest in rests], self.batch_tokens, self.batch_rows, padded=True):
                 wanted = [targets[group.members[k]] for k in part]
                 tails = [len(target) for target in wanted]
-                hidden = read(self.model, [rests[k] for k in part], group.entering(self.model, part), tails)
+                hidden = read(self.model, [rests[k] for k in part], group.initial_state(self.model, part), tails)
                 for k, value in zip(part, self._score(hidden, wanted), strict=True):
                     answers[group.members[k]] = value
         for request, (value, greedy) in zip(requests, answers, strict=True):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness.lm.generate import advance, groups, read
-from harness.lm.prefixes import LINKS, STEP, Beginning, tree
+from harness.lm.prefixes import LINKS, STEP, Prefix, tree
 from harness.model.language_model import LanguageModel, ModelConfig, build_model
 
 
@@ -37,7 +37,7 @@ def test_every_text_stands_once_behind_a_beginning_of_its_own(seed: int) -> None
     limits = [random.Random(seed + i).randrange(len(text)) for i, text in enumerate(texts)]
     found = []
 
-    def visit(node: Beginning, start: int) -> None:
+    def visit(node: Prefix, start: int) -> None:
         assert node.stop % STEP == 0 and (node.stop > start or node.stop == 0)
         assert node.texts > 1 or node.stop == 0
         for i in node.members:
@@ -76,7 +76,7 @@ def test_reading_on_from_a_beginning_is_reading_whole(mixer: str, batch_tokens: 
     model, texts, seen = small_model(mixer), texts_of_a_tree(3), []
     for group in groups(model, texts, [len(text) - 1 for text in texts], batch_tokens, batch_rows):
         for k, (i, start) in enumerate(zip(group.members, group.starts, strict=True)):
-            (hidden,) = read(model, [texts[i][start:]], group.entering(model, [k]), [1])
+            (hidden,) = read(model, [texts[i][start:]], group.initial_state(model, [k]), [1])
             # fp32 rounding of other orders of summation.
             torch.testing.assert_close(hidden, model.hidden(torch.tensor([texts[i]]))[0][0, -1:], rtol=1e-4, atol=1e-4)
             seen.append(i)
