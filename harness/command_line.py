@@ -28,6 +28,7 @@ bench_app = typer.Typer(help="Benchmarks.", no_args_is_help=True, rich_markup_mo
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a field of the experiment: a.b=value.")]
 MixerFiles = Annotated[list[Path] | None, typer.Option("--mixer-file", help="A Python file that registers mixers.")]
+SuiteFiles = Annotated[list[Path] | None, typer.Option("--suite-file", help="A Python file that registers suites.")]
 RunsRoot = Annotated[Path, typer.Option("--runs", help="Where runs live.")]
 Experiment = Annotated[str, typer.Argument(help="An experiment file, or the name of one.")]
 Scale = Annotated[str | None, typer.Option("--scale", help="One of the experiment's other scales.")]

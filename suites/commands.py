@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from harness.command_line import (
     MixerFiles,
     Overrides,
     Scale,
+    SuiteFiles,
     app,
     bench_app,
     data_app,
@@ -24,23 +25,26 @@ from harness.command_line import (
 
 
 @app.command("list")
-def list_(mixer_file: MixerFiles = None, as_json: AsJson = False) -> None:
+def list_(mixer_file: MixerFiles = None, suite_file: SuiteFiles = None, as_json: AsJson = False) -> None:
     """List mixers, presets, suites and experiments. `fla:<Layer>` names any recurrent layer of
     flash-linear-attention."""
     from harness.experiments.load import EXPERIMENTS
     from harness.experiments.presets import PRESETS
-    from mixers.registry import entries
-    from suites import SUITES
+    from mixers import registry as mixers
+    from suites import registry as suites
 
     with errors():
         load_mixers(mixer_file)
-    known = {
-        "mixers": sorted(entries()),
+        suites.load_files(suite_file or [])
+    titles = {name: known.title for name, known in suites.entries().items()}
+    names = {
+        "mixers": sorted(mixers.entries()),
         "presets": list(PRESETS),
-        "suites": list(SUITES),
         "experiments": sorted(path.stem for path in EXPERIMENTS.glob("*.yaml")),
     }
-    print_result(known, as_json, "\n".join(f"{kind}: {', '.join(names)}" for kind, names in known.items()))
+    lines = [f"{kind}: {', '.join(some)}" for kind, some in names.items()]
+    lines += ["suites:", *(f"  {name:14} {title}" for name, title in titles.items())]
+    print_result(names | {"suites": titles}, as_json, "\n".join(lines))
 
 
 @data_app.command()
@@ -58,12 +62,15 @@ def prefetch(
     experiment: Experiment,
     scale: Scale = None,
     overrides: Overrides = None,
+    suite_file: SuiteFiles = None,
 ) -> None:
-    """Fetch and freeze what an experiment's jobs read from outside; then they run with HF_HUB_OFFLINE=1."""
+    """Fetch and freeze everything that an experiment's jobs read from outside; then they run with HF_HUB_OFFLINE=1."""
     from harness.experiments.load import load_experiment
     from suites.prefetch import prefetch as freeze
+    from suites.registry import load_files
 
     with errors():
+        load_files(suite_file or [])
         manifest, items = freeze(load_experiment(experiment, overrides, scale), typer.echo)
     missing = [item.name for item in items if item.sha256 is None]
     typer.echo(f"{manifest}: {len(items) - len(missing)} of {len(items)} items")
@@ -84,20 +91,22 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="Samples of each task at most.")] = None,
     answers: Annotated[Path | None, typer.Option(help="Keep answers here, and go on behind those there.")] = None,
     options: Annotated[list[str] | None, typer.Option("--set", help="An option of the suite: a=value.")] = None,
+    suite_file: SuiteFiles = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure one suite on a trained run, or on any model that lm-eval can load, and print the numbers."""
     from harness.experiments.load import parse_value
     from harness.lm.journal import Journal
-    from harness.records.store import shallow
-    from suites import FRESH, limited, suite_config
-    from suites import suite as suite_module
+    from harness.records.record import shallow
+    from suites import registry
 
     with errors():
+        registry.load_files(suite_file or [])
         pairs = [option.partition("=") for option in options or []]
         given = {key: parse_value(value, f"{key}={value}") for key, _, value in pairs}
-        config = suite_config(suite, given if limit is None else limited(suite, given, limit))
-        if suite in FRESH:
+        config = registry.suite_config(suite, given if limit is None else _limited(suite, given, limit))
+        chosen = registry.suite(suite)
+        if chosen.fresh:
             raise ValueError(f"suite: {suite} measures fresh models; submit an experiment that has it under suites")
         if [run, lm, untrained].count(None) != 2:
             raise ValueError("--run, --lm, --untrained: give exactly one of them")
@@ -118,16 +127,29 @@ def evaluate(
                 raise ValueError(f"--lm {lm}, --lm-args {lm_args!r}: {error}") from None
         if answers is not None:
             model = Journal(model, answers, lambda line: typer.echo(line, err=True))
-        found = suite_module(suite).run(model, config, progress=lambda line: typer.echo(line, err=True))
-    rows = [{key: value for key, value in shallow(m).items() if key != "samples"} for m in found]
+        measurements = chosen.run(model, config, lambda line: typer.echo(line, err=True))
+    rows = [{key: value for key, value in shallow(m).items() if key != "samples"} for m in measurements]
     text = [
         f"{m.task + (f'@{m.length}' if m.length else ''):20} {m.metric:16} {m.value:10.4f}"
         + (f" ± {m.stderr:.4f}" if m.stderr is not None else "")
         + f"  n={m.n}"
         + (f"  stand-in: {m.stand_in}" if m.stand_in else "")
-        for m in found
+        for m in measurements
     ]
     print_result(rows, as_json, "\n".join(text))
+
+
+def _limited(suite: str, options: dict[str, Any], limit: int) -> dict[str, Any]:
+    """Return options with at most `limit` samples per task. Raises ValueError if they set a number themselves."""
+    from suites import registry
+
+    fields = registry.suite(suite).Config.model_fields
+    field = next((field for field in ("limit", "samples") if field in fields), None)
+    if field is None:
+        raise ValueError(f"--limit: {suite} takes no samples; leave it out")
+    if field in options:
+        raise ValueError(f"--limit: suites.{suite}.{field} is set to {options[field]!r} already; give one of them")
+    return options | {field: limit}
 
 
 @bench_app.command("kernels")
@@ -204,14 +226,14 @@ def bench_throughput(
     """Time training steps of every matched model at a scale, on this machine's device."""
     from harness.files import write_atomic
     from harness.training.device import this_device
-    from suites.bench.training import bench, render
+    from suites.bench.training import render, run
 
     def say(line: str) -> None:
         typer.echo(line, err=True)
 
     with errors():
         names = mixers.split(",") if mixers else None
-        rows = bench(preset, names, layout, length, batch, steps, str(this_device()), seconds, say, against_fla)
+        rows = run(preset, names, layout, length, batch, steps, str(this_device()), seconds, say, against_fla)
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(out, json.dumps(rows, indent=1).encode())
@@ -242,11 +264,11 @@ def bench_tables(
     as_json: AsJson = False,
 ) -> None:
     """Time how long it takes from files of records to table 2."""
-    from suites.bench.tables import run
+    from suites.bench.tables import render, run
 
     with errors():
-        found = run(records)
-    print_result(found, as_json, "\n".join(f"{name:10} {value:,.2f}" for name, value in found.items()))
+        rows = run(records)
+    print_result(rows, as_json, render(rows))
 
 
 @bench_app.command("loader")

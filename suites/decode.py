@@ -7,23 +7,21 @@ and models fresh: weights do not change how much is computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from pydantic import Field, PositiveInt, field_validator
 from torch import Tensor
 
-from harness.experiments.schema import Closed, TrainConfig
+from harness.experiments.schema import TrainConfig
 from harness.lm.generate import tokens_at_once
 from harness.model.language_model import LanguageModel, ModelState
-from harness.records.store import Measurement
+from harness.records.record import Measurement
 from harness.training.device import recipe_dtype
+from suites.interface import Progress, Suite, SuiteConfig, silent
+from suites.registry import register_suite
 from suites.shared.timing import Shape, check_distinct_shapes, median_stderr, time_calls, unless_out_of_memory
 
-SUITE = "decode"
 
-
-class Config(Closed):
+class Config(SuiteConfig):
     """shapes: a batch of contexts, and the tokens of each. new_tokens: that are decoded behind it in a window. windows:
     that are timed, each from a context read anew, behind one that is not."""
 
@@ -36,37 +34,45 @@ class Config(Closed):
     _different = field_validator("shapes")(check_distinct_shapes)
 
 
-def measure(
-    model: LanguageModel, recipe: TrainConfig, config: Config, progress: Callable[[str], None] = lambda line: None
-) -> list[Measurement]:
-    """What a model decodes with where it is, in tasks `batch_<n>` by length of the context: tokens a second of all rows
-    together in reading and in decoding, medians over windows, and bytes of one row's state behind its context.
+@register_suite("decode", title="tokens per second of reading and decoding, and bytes of state, of a fresh model")
+class Decode(Suite):
+    """Reading and decoding with one fresh model, timed over shapes of batch × context length."""
 
-    A shape that does not fit the memory has `decode_out_of_memory` instead of these.
-    """
-    device = model.embedding.weight.device
-    dtype = recipe_dtype(recipe, device)
-    settings = config.model_dump(exclude={"shapes"}) | {"vocab_size": model.config.vocab_size, "compile": "none"}
-    found: list[Measurement] = []
-    for shape in config.shapes:
-        where = {"suite": SUITE, "task": f"batch_{shape.batch}", "length": shape.length}
-        where["settings"] = {"batch": shape.batch} | settings
-        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != model.embedding.weight.dtype):
-            taken = unless_out_of_memory(lambda shape=shape: time_windows(model, shape, config), device)
-        if taken is None:
-            progress(f"{shape.batch} × {shape.length}: out of memory")
-            found.append(Measurement(metric="decode_out_of_memory", value=1.0, stderr=None, n=1, **where))
-            continue
-        reading, decoding, size = taken
-        read, read_error = median_stderr([shape.batch * shape.length / t for t in reading])
-        new, new_error = median_stderr([shape.batch * config.new_tokens / t for t in decoding])
-        progress(f"{shape.batch} × {shape.length}: {read:,.0f} tokens/s read, {new:,.0f} decoded")
-        found += [
-            Measurement(metric="prefill_tokens_per_second", value=read, stderr=read_error, n=config.windows, **where),
-            Measurement(metric="decode_tokens_per_second", value=new, stderr=new_error, n=config.windows, **where),
-            Measurement(metric="state_bytes", value=float(size), stderr=None, n=1, **where),
-        ]
-    return found
+    Config = Config
+
+    def measure(
+        self, model: LanguageModel, recipe: TrainConfig, config: Config, progress: Progress = silent
+    ) -> list[Measurement]:
+        """Return a model's reading and decoding speed and state size, as tasks `batch_<n>` by context length.
+
+        Speeds are tokens per second of all rows together, medians over windows; state_bytes is one row's state after
+        its context. A shape that does not fit into memory gets `decode_out_of_memory` instead.
+        """
+        device = model.embedding.weight.device
+        dtype = recipe_dtype(recipe, device)
+        settings = config.model_dump(exclude={"shapes"}) | {"vocab_size": model.config.vocab_size, "compile": "none"}
+        found: list[Measurement] = []
+        for shape in config.shapes:
+            where = {"suite": self.name, "task": f"batch_{shape.batch}", "length": shape.length}
+            where["settings"] = {"batch": shape.batch} | settings
+            with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != model.embedding.weight.dtype):
+                taken = unless_out_of_memory(lambda shape=shape: time_windows(model, shape, config), device)
+            if taken is None:
+                progress(f"{shape.batch} × {shape.length}: out of memory")
+                found.append(Measurement(metric="decode_out_of_memory", value=1.0, stderr=None, n=1, **where))
+                continue
+            reading, decoding, size = taken
+            read, read_error = median_stderr([shape.batch * shape.length / t for t in reading])
+            new, new_error = median_stderr([shape.batch * config.new_tokens / t for t in decoding])
+            progress(f"{shape.batch} × {shape.length}: {read:,.0f} tokens/s read, {new:,.0f} decoded")
+            found += [
+                Measurement(
+                    metric="prefill_tokens_per_second", value=read, stderr=read_error, n=config.windows, **where
+                ),
+                Measurement(metric="decode_tokens_per_second", value=new, stderr=new_error, n=config.windows, **where),
+                Measurement(metric="state_bytes", value=float(size), stderr=None, n=1, **where),
+            ]
+        return found
 
 
 def time_windows(model: LanguageModel, shape: Shape, config: Config) -> tuple[list[float], list[float], int]:

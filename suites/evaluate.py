@@ -2,48 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from harness.experiments.schema import RunConfig
-from harness.files import write_atomic
 from harness.lm.journal import Journal
 from harness.lm.load import load_lm
 from harness.records.provenance import Provenance, provenance
-from harness.records.store import Measurement, Record, write_records
+from harness.records.record import Measurement, Record
+from harness.records.store import write_records
+from harness.records.units import suite_of
+from harness.run_folder import RunFolder
 from harness.training import checkpoint
 from harness.training.device import this_device
-from harness.training.run_folder import read_config
-from suites import suite
-from suites.units import evaluation_key
+from suites.interface import Progress, silent
+from suites.registry import require_file, suite, suite_config
+from suites.units import Evaluation
 
 
 def evaluate(
     folder: Path,
     unit: str,
-    options: dict[str, Any],
+    evaluation: Evaluation,
     label: str,
     command: str,
-    progress: Callable[[str], None] = lambda line: None,
+    progress: Progress = silent,
 ) -> None:
-    """Run a unit of a suite on a trained run and write its records, whole or not at all. One that was killed goes on
-    behind the last answers that it wrote down.
+    """Measure one unit of a suite on a trained run and write its records, whole or not at all.
 
-    Raises ValueError for a run that is not trained or options that the suite does not take.
+    An evaluation that was killed resumes after the last answers that it wrote to disk. Raises ValueError if the run is
+    not trained, the suite does not take the options, or the file that defines the suite has changed.
     """
-    config = read_config(folder)
+    require_file(evaluation.suite_file)
+    config = RunFolder(folder).read_config()
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
-    module, lm = suite(unit.partition("@")[0]), load_lm(folder)
-    key = evaluation_key(options, checkpoint.digest(lm.model.state_dict()))
-    answers = folder / "answers" / f"{unit}-{key[:12]}.jsonl"
-    for other in answers.parent.glob(f"{unit}-*.jsonl"):
-        if other != answers:  # of other options or other weights
+    chosen, lm = suite(suite_of(unit)), load_lm(folder)
+    key = evaluation.key(checkpoint.digest(lm.model.state_dict()))
+    answers = RunFolder(folder).answers(unit, key)
+    for other in RunFolder(folder).all_answers(unit):
+        if other != answers:  # answers to other options, or from other weights
             other.unlink()
-    measurements = module.run(Journal(lm, answers, progress), module.Config(**options), progress=progress)
+    options = suite_config(chosen.name, evaluation.options)
+    measurements = chosen.run(Journal(lm, answers, progress), options, progress)
     birth = provenance(config.hash, this_device(), lm.dtype, backend=lm.model.backend(lm.dtype), command=command)
     keep(folder, unit, measurements, birth, config, label, key)
 
@@ -57,7 +60,7 @@ def keep(
     label: str,
     key: str,
 ) -> None:
-    """Write what a unit has measured as records of a run, and that it is done."""
+    """Write the measurements of a unit as records of a run, and its `.done` file last."""
     write_records(
         folder,
         unit,
@@ -75,4 +78,4 @@ def keep(
             for m in measurements
         ],
     )
-    write_atomic(folder / "records" / f"{unit}.done", key.encode())
+    RunFolder(folder).write_done(unit, key)

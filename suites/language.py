@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -20,11 +20,13 @@ import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.task import Task
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator
 from transformers import PreTrainedTokenizerBase
 
 from harness.data.corpus import documents
-from harness.records.store import Measurement
+from harness.records.record import Measurement
+from suites.interface import Baseline, Progress, Suite, SuiteConfig, silent
+from suites.registry import register_suite
 from suites.shared import offline
 from suites.shared.items import Item, hashed_item
 from suites.shared.lm_requests import fingerprint
@@ -62,7 +64,7 @@ SPECS: dict[str, Spec] = {
 AVERAGED = tuple(task for task, spec in SPECS.items() if spec.averaged)
 
 
-class Config(BaseModel):
+class Config(SuiteConfig):
     """What to measure.
 
     tasks: of SPECS, and `heldout`. limit: documents of each task at most; lm-eval's tasks take the first ones,
@@ -70,8 +72,6 @@ class Config(BaseModel):
     copies where there are any (null). heldout_words: words of each held-out document that are read, from its
     beginning; null is all.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     tasks: list[str] = Field(default=list(SPECS), min_length=1)
     limit: PositiveInt | None = None
@@ -89,47 +89,59 @@ class Config(BaseModel):
         return tasks
 
 
-def run(lm: LM, config: Config, progress: Callable[[str], None] = lambda message: None) -> list[Measurement]:
-    """The measurements of every task, and the average column when all nine of its tasks are there.
+@register_suite(SUITE, title="language modelling and common-sense reasoning, zero-shot: the paper's table 2")
+class Language(Suite):
+    """Perplexity and accuracy on lm-eval's own tasks, and word perplexity of the embedded corpus' held-out prose."""
 
-    Raises ValueError naming the task whose data cannot be had, before anything is measured.
-    """
-    check(config)
-    loaded = {task: load(task, config.offline) for task in config.tasks if task != HELDOUT}
-    found: list[Measurement] = []
-    for task in config.tasks:
-        progress(f"{SUITE}: {task}")
-        if task == HELDOUT:
-            found.append(heldout(lm, config))
-            continue
-        definition, data = loaded[task]
-        samples = run_tasks(lm, [definition], config.limit)[task]
-        settings = {"data": data, **lm_settings(lm)}
-        found += [task_measurement(samples, metric, settings, suite=SUITE) for metric in SPECS[task].metrics]
-    columns = [m for m in found if m.task in AVERAGED and m.metric == SPECS[m.task].averaged]
-    if len(columns) == len(AVERAGED):
-        found.append(average(columns))
-    return found
+    Config = Config
 
+    def run(self, lm: LM, config: Config, progress: Progress = silent) -> list[Measurement]:
+        """The measurements of every task, and the average column when all nine of its tasks are there.
 
-def check(config: Config, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-    """ValueError when offline data are asked for that are not there; nothing is loaded."""
-    if not config.offline:
-        return
-    for task in config.tasks:
-        if task != HELDOUT and task not in offline.SOURCES:
-            raise ValueError(f"tasks: {task} has no offline copy; leave it out, or set offline: null and reach the Hub")
-        if task != HELDOUT and not offline.available():
-            raise ValueError(f"offline: true, but the language tasks are not on this machine; {offline.REMEDY}")
+        Raises ValueError naming the task whose data cannot be had, before anything is measured.
+        """
+        self.check(config)
+        loaded = {task: load(task, config.offline) for task in config.tasks if task != HELDOUT}
+        found: list[Measurement] = []
+        for task in config.tasks:
+            progress(f"{SUITE}: {task}")
+            if task == HELDOUT:
+                found.append(heldout(lm, config))
+                continue
+            definition, data = loaded[task]
+            samples = run_tasks(lm, [definition], config.limit)[task]
+            settings = {"data": data, **lm_settings(lm)}
+            found += [task_measurement(samples, metric, settings, suite=SUITE) for metric in SPECS[task].metrics]
+        columns = [m for m in found if m.task in AVERAGED and m.metric == SPECS[m.task].averaged]
+        if len(columns) == len(AVERAGED):
+            found.append(average(columns))
+        return found
 
+    def check(self, config: Config, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+        """ValueError when offline data are asked for that are not there; nothing is loaded."""
+        if not config.offline:
+            return
+        for task in config.tasks:
+            if task != HELDOUT and task not in offline.SOURCES:
+                raise ValueError(
+                    f"tasks: {task} has no offline copy; leave it out, or set offline: null and reach the Hub"
+                )
+            if task != HELDOUT and not offline.available():
+                raise ValueError(f"offline: true, but the language tasks are not on this machine; {offline.REMEDY}")
 
-def prefetch(
-    config: Config, tokenizer: PreTrainedTokenizerBase | None, progress: Callable[[str], None] = lambda message: None
-) -> Iterator[Item]:
-    """Loads every task once: from the Hub, whose cache keeps it, or from the offline copy, which is checked."""
-    for task in config.tasks:
-        if task != HELDOUT:
-            yield hashed_item(f"{SUITE} {task}", partial(documents_sha256, task, config.offline))
+    def prefetch(
+        self, config: Config, tokenizer: PreTrainedTokenizerBase | None, progress: Progress = silent
+    ) -> Iterator[Item]:
+        """Loads every task once: from the Hub, whose cache keeps it, or from the offline copy, which is checked."""
+        for task in config.tasks:
+            if task != HELDOUT:
+                yield hashed_item(f"{SUITE} {task}", partial(documents_sha256, task, config.offline))
+
+    def baselines(self, config: Config) -> list[Baseline]:
+        """Return the unigram frequencies where the held-out prose is measured."""
+        if HELDOUT not in config.tasks:
+            return []
+        return [Baseline("unigram", "unigram frequencies", lambda tokenizer: [unigram_baseline(tokenizer, config)])]
 
 
 def documents_sha256(task: str, use_offline: bool | None) -> str:

@@ -1,32 +1,32 @@
-"""Freezing what an experiment's jobs would read from outside, for nodes without internet.
+"""Freezing everything that an experiment's jobs read from outside, for nodes without internet.
 
-Afterwards its jobs run with HF_HUB_OFFLINE=1 where the project's cache and the Hub's are shared.
+Afterwards the jobs run with HF_HUB_OFFLINE=1, wherever the project's cache and the Hub's cache are shared.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
-import suites
 from harness.data.tokenizer import load_tokenizer, tokenizer_hash
 from harness.experiments.schema import Experiment
 from harness.files import cache_dir, write_atomic
 from harness.training.batches import data_sha256, open_data
+from suites.interface import Progress, silent
+from suites.registry import load_files, suite, suite_config
 from suites.shared.items import Item, hashed_item
 
 MANIFEST = "prefetch.json"
 
 
-def prefetch(experiment: Experiment, say: Callable[[str], None] = lambda line: None) -> tuple[Path, list[Item]]:
-    """Freeze tokenizer, training data and every suite's data; returns the manifest and all items.
+def prefetch(experiment: Experiment, say: Progress = silent) -> tuple[Path, list[Item]]:
+    """Freeze tokenizer, training data and every suite's data; return the path of the manifest and all items.
 
-    A suite takes part by a function `prefetch(config, tokenizer, progress)` that yields items; tokenizer is None where
-    there is none. An item that cannot be had does not stop the others; the manifest lists those that can. Raises
-    ValueError for suites or options that are not known.
+    A missing item does not stop the others; the manifest lists those that were frozen. Raises ValueError for unknown
+    suites and options.
     """
-    configs = {name: suites.suite_config(name, options) for name, options in experiment.suites.items()}
+    load_files(experiment.suite_files)
+    configs = {name: suite_config(name, options) for name, options in experiment.suites.items()}
     items: list[Item] = []
 
     def keep(item: Item) -> None:
@@ -47,10 +47,8 @@ def prefetch(experiment: Experiment, say: Callable[[str], None] = lambda line: N
     if experiment.data.phases:
         keep(hashed_item(f"training data {experiment.data.source}", data))
     for name, config in configs.items():
-        module = suites.suite(name)
-        if hasattr(module, "prefetch"):
-            for item in module.prefetch(config, tokenizer, say):
-                keep(item)
+        for item in suite(name).prefetch(config, tokenizer, say):
+            keep(item)
     path = cache_dir() / MANIFEST
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     known[experiment.name] = {item.name: item.sha256 for item in items if item.sha256}

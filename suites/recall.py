@@ -8,27 +8,24 @@ the protected ones. In training they ask for all, so that no model learns to kee
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 from transformers import PreTrainedTokenizerBase
 
 from harness.data.synthetic import TASKS, Words, recall_words, sample_text
-from harness.records.store import Measurement
+from harness.records.record import Measurement
+from suites.interface import Progress, Suite, SuiteConfig, silent
+from suites.registry import register_suite
 from suites.shared.lm_requests import check_distinct, fingerprint, mean_measurement, tokenizer_of
 
-SUITE = "recall"
 
-
-class Config(BaseModel):
+class Config(SuiteConfig):
     """Difficulties of every task, one that has none being left out: pairs of mqar, rewrites of overwrite, writes of
     protect, shared of interference. samples: of each difficulty. seed: of the samples."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     pairs: list[PositiveInt] = Field(default=[4, 8, 16, 32])
     rewrites: list[PositiveInt] = []
@@ -73,38 +70,43 @@ def questions(words: Words, task: str, difficulty: int, count: int, seed: int) -
     return drawn
 
 
-def check(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
-    """ValueError when the tokenizer has too few words, or a difficulty cannot be drawn from them."""
-    words = recall_words(tokenizer)
-    for task, difficulty in config.difficulties:
-        questions(words, task, difficulty, 1, config.seed)
+@register_suite("recall", title="recall from context: mqar, overwrite, protect, interference in the model's words")
+class Recall(Suite):
+    """How often the most likely next token is the value that the context wrote to a key last."""
 
+    Config = Config
 
-def run(lm: LM, config: Config, progress: Callable[[str], None] = lambda message: None) -> list[Measurement]:
-    """`acc` of every task at every difficulty, which the measurements carry as their length, on any lm-eval model; of
-    overwrite also `stale`, how often the most likely next token is a value that was overwritten.
+    def check(self, config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raise ValueError if the tokenizer has too few words, or a difficulty cannot be drawn from them."""
+        words = recall_words(tokenizer)
+        for task, difficulty in config.difficulties:
+            questions(words, task, difficulty, 1, config.seed)
 
-    Raises ValueError when the model's vocabulary has too few words that are single tokens.
-    """
-    words = recall_words(tokenizer_of(lm, SUITE))
-    results = []
-    for task, difficulty in config.difficulties:
-        progress(f"recall {task}@{difficulty}: {config.samples} samples")
-        drawn = questions(words, task, difficulty, config.samples, config.seed)
-        candidates = [(i, text) for i, question in enumerate(drawn) for text in (question.answer, *question.old)]
-        instances = [
-            Instance("loglikelihood", {}, (drawn[i].context, text), at, (task, at, 1))
-            for at, (i, text) in enumerate(candidates)
-        ]
-        acc, stale = [0.0] * len(drawn), [0.0] * len(drawn)
-        for (i, text), (_, greedy) in zip(candidates, lm.loglikelihood(instances), strict=True):
-            if greedy:
-                (acc if text == drawn[i].answer else stale)[i] = 1.0
-        items = [(question.context, question.answer, *question.old) for question in drawn]
-        settings = {"items_sha256": fingerprint(items), "length_unit": TASKS[task].unit}
-        found = {"acc": acc, "stale": stale} if task == "overwrite" else {"acc": acc}
-        results += [
-            mean_measurement(metric, scores, suite=SUITE, task=task, length=difficulty, settings=settings)
-            for metric, scores in found.items()
-        ]
-    return results
+    def run(self, lm: LM, config: Config, progress: Progress = silent) -> list[Measurement]:
+        """Return `acc` of every task at every difficulty, and `stale` of overwrite.
+
+        `stale` is the fraction of samples whose most likely next token is an overwritten value. A measurement's length
+        is its difficulty. Raises ValueError if the model's vocabulary has too few words that are single tokens.
+        """
+        words = recall_words(tokenizer_of(lm, self.name))
+        results = []
+        for task, difficulty in config.difficulties:
+            progress(f"recall {task}@{difficulty}: {config.samples} samples")
+            drawn = questions(words, task, difficulty, config.samples, config.seed)
+            candidates = [(i, text) for i, question in enumerate(drawn) for text in (question.answer, *question.old)]
+            instances = [
+                Instance("loglikelihood", {}, (drawn[i].context, text), at, (task, at, 1))
+                for at, (i, text) in enumerate(candidates)
+            ]
+            acc, stale = [0.0] * len(drawn), [0.0] * len(drawn)
+            for (i, text), (_, greedy) in zip(candidates, lm.loglikelihood(instances), strict=True):
+                if greedy:
+                    (acc if text == drawn[i].answer else stale)[i] = 1.0
+            items = [(question.context, question.answer, *question.old) for question in drawn]
+            settings = {"items_sha256": fingerprint(items), "length_unit": TASKS[task].unit}
+            found = {"acc": acc, "stale": stale} if task == "overwrite" else {"acc": acc}
+            results += [
+                mean_measurement(metric, scores, suite=self.name, task=task, length=difficulty, settings=settings)
+                for metric, scores in found.items()
+            ]
+        return results

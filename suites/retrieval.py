@@ -11,7 +11,7 @@ none.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
@@ -19,10 +19,12 @@ from typing import Any, Literal
 
 from huggingface_hub import constants
 from lm_eval.api.model import LM
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator
 
 from harness.data.corpus import factbook_fields
-from harness.records.store import Measurement
+from harness.records.record import Measurement
+from suites.interface import Progress, Suite, SuiteConfig, silent
+from suites.registry import register_suite
 from suites.shared import offline
 from suites.shared.items import Item, hashed_item
 from suites.shared.lm_requests import (
@@ -81,15 +83,13 @@ PASSAGES: dict[str, tuple[str, str]] = {"squad_passages": ("squad", "nq"), "drop
 """Offline task → its data in `suites.shared.offline`, and the task of the paper whose prompt and window it takes."""
 
 
-class Config(BaseModel):
+class Config(SuiteConfig):
     """What to measure of the retrieval tasks.
 
     limit_tokens: the paper's 2K; the window takes 50 fewer. samples: of each task, drawn with `seed`; None for all.
     max_new_tokens: of the answer, which ends at a newline anyway. twice: beside each task also `<task>_twice`, the same
     records with context and question given two times, each copy with the whole limit: prompts of up to 4K.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     tasks: list[Task] = Field(default=["swde", "fda", "squad", "nq", "triviaqa", "drop"], min_length=1)
     limit_tokens: int = Field(default=2048, gt=ANSWER_ROOM)
@@ -282,52 +282,58 @@ def draw(task: Task, config: Config) -> tuple[list[Record], int | None]:
     return Random(f"{task}:{config.seed}").sample(records, config.samples), config.samples
 
 
-def check(config: Config, tokenizer: Any) -> None:
-    """ValueError when data are not on this machine, or an answer does not fit the window. The network is not asked.
+@register_suite("retrieval", title="answers read out of real documents (Based, Just Read Twice), and offline stand-ins")
+class Retrieval(Suite):
+    """Questions about a document in the prompt: whether the answer contains the gold one, and the needle score."""
 
-    A data set of the Hub is looked for in its cache, and only where HF_HUB_OFFLINE says that the Hub cannot be reached.
-    """
-    for task in config.tasks:
-        if task in STAND_INS:
-            records, _ = draw(task, config)
-            # The longest stands for all: a prompt for each would take as long as the run's own.
-            longest = max(records, key=lambda record: len(record["line"] if "line" in record else record["answers"][0]))
-            build_prompt(task, longest, tokenizer, config.limit_tokens)
-        elif constants.HF_HUB_OFFLINE:
-            hub(task)
+    Config = Config
 
+    def check(self, config: Config, tokenizer: Any) -> None:
+        """Raise ValueError if data are not on this machine or an answer does not fit the window. Uses no network.
 
-def prefetch(config: Config, tokenizer: Any, progress: Callable[[str], None] = lambda message: None) -> Iterator[Item]:
-    """Each task's data, read once so that the Hub's lie in its cache, with the sha256 of the records that are kept.
+        Data sets of the Hub are looked up in its cache, and only if HF_HUB_OFFLINE says that the Hub cannot be reached.
+        """
+        for task in config.tasks:
+            if task in STAND_INS:
+                records, _ = draw(task, config)
+                # The longest stands for all: a prompt for each would take as long as the run's own.
+                longest = max(
+                    records, key=lambda record: len(record["line"] if "line" in record else record["answers"][0])
+                )
+                build_prompt(task, longest, tokenizer, config.limit_tokens)
+            elif constants.HF_HUB_OFFLINE:
+                hub(task)
 
-    tokenizer: not used, prompts being made when they are asked.
-    """
-    for task in config.tasks:
-        progress(f"retrieval {task}: {dataset_of(task)}")
-        yield hashed_item(f"retrieval {task}", lambda task=task: fingerprint(load(task)))
+    def prefetch(self, config: Config, tokenizer: Any, progress: Progress = silent) -> Iterator[Item]:
+        """Each task's data, read once so that the Hub's lie in its cache, with the sha256 of the records that are kept.
 
+        tokenizer: not used, prompts being made when they are asked.
+        """
+        for task in config.tasks:
+            progress(f"retrieval {task}: {dataset_of(task)}")
+            yield hashed_item(f"retrieval {task}", lambda task=task: fingerprint(load(task)))
 
-def run(lm: LM, config: Config, progress: Callable[[str], None] = lambda message: None) -> list[Measurement]:
-    """`contains` of every task, and where there is a prompt without the answer needle_logprob and needle_gain.
+    def run(self, lm: LM, config: Config, progress: Progress = silent) -> list[Measurement]:
+        """`contains` of every task, and where there is a prompt without the answer needle_logprob and needle_gain.
 
-    On any lm-eval model. Data and prompts are had before anything is measured.
-    """
-    tokenizer = tokenizer_of(lm, "retrieval")
-    drawn = {task: draw(task, config) for task in config.tasks}
-    asked = []
-    for task, (records, limit) in drawn.items():
-        progress(f"retrieval {task}: making prompts")
-        for twice in (False, True) if config.twice else (False,):
-            prompts = [build_prompt(task, record, tokenizer, config.limit_tokens, twice) for record in records]
-            tokens = [token_count(tokenizer, prompt.text) for prompt in prompts]
-            # Questions are outside the window, so the longest prompt can pass the limit by the length of its own.
-            check_prompt_length(lm, "retrieval.limit_tokens", max(tokens) + config.max_new_tokens)
-            asked.append((task, prompts, tokens, limit, twice))
-    results = []
-    for task, prompts, tokens, limit, twice in asked:
-        progress(f"retrieval {measured_name(task, twice)}: {len(prompts)} samples")
-        results += score(lm, task, prompts, tokens, limit, config, twice)
-    return results
+        On any lm-eval model. Data and prompts are had before anything is measured.
+        """
+        tokenizer = tokenizer_of(lm, self.name)
+        drawn = {task: draw(task, config) for task in config.tasks}
+        asked = []
+        for task, (records, limit) in drawn.items():
+            progress(f"retrieval {task}: making prompts")
+            for twice in (False, True) if config.twice else (False,):
+                prompts = [build_prompt(task, record, tokenizer, config.limit_tokens, twice) for record in records]
+                tokens = [token_count(tokenizer, prompt.text) for prompt in prompts]
+                # Questions are outside the window, so the longest prompt can pass the limit by the length of its own.
+                check_prompt_length(lm, "retrieval.limit_tokens", max(tokens) + config.max_new_tokens)
+                asked.append((task, prompts, tokens, limit, twice))
+        results = []
+        for task, prompts, tokens, limit, twice in asked:
+            progress(f"retrieval {measured_name(task, twice)}: {len(prompts)} samples")
+            results += score(lm, task, prompts, tokens, limit, config, twice)
+        return results
 
 
 def measured_name(task: str, twice: bool) -> str:

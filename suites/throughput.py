@@ -17,12 +17,14 @@ import torch
 from pydantic import Field, PositiveInt, field_validator
 from torch import Tensor, nn
 
-from harness.experiments.schema import Closed, TrainConfig
+from harness.experiments.schema import TrainConfig
 from harness.model.language_model import LanguageModel
-from harness.records.store import Measurement
+from harness.records.record import Measurement
 from harness.training.device import MATMULS, matmul_rate, recipe_dtype
 from harness.training.optim import build_optimizer, clip_gradients
 from harness.training.trainer import masked_loss
+from suites.interface import Progress, Suite, SuiteConfig, silent
+from suites.registry import register_suite
 from suites.shared.timing import (
     Shape,
     check_distinct_shapes,
@@ -32,10 +34,8 @@ from suites.shared.timing import (
     unless_out_of_memory,
 )
 
-SUITE = "throughput"
 
-
-class Config(Closed):
+class Config(SuiteConfig):
     """shapes: of training steps, by default the paper's (arXiv 2605.22791, figure 2): 16,384 tokens each. steps: in a
     window. windows: that are timed. warm_up: steps at a shape before its first window: kernels are compiled and tuned
     in the first, memory is laid out by then."""
@@ -50,49 +50,57 @@ class Config(Closed):
     _different = field_validator("shapes")(check_distinct_shapes)
 
 
-def measure(
-    model: LanguageModel, recipe: TrainConfig, config: Config, progress: Callable[[str], None] = lambda line: None
-) -> list[Measurement]:
-    """What training steps of a model take where it is, in tasks `batch_<n>` by length of the rows.
+@register_suite("throughput", title="tokens per second, MFU and memory of training steps of a fresh model")
+class Throughput(Suite):
+    """Training steps of one fresh model, timed over shapes of batch × length."""
 
-    Its weights are changed. For every shape the median over windows of tokens a second; its FLOPs as a part of what
-    matrix products reach on the device (`mfu`); on CUDA the peak of the memory that tensors took, model and optimiser
-    included. A shape that does not fit the memory has `train_out_of_memory` instead of all these.
-    """
-    device = model.embedding.weight.device
-    dtype = recipe_dtype(recipe, device)
-    ceiling = matmul_rate(device, dtype)
-    optimizer = build_optimizer(model, recipe)
-    taken: dict[Shape, tuple[list[float], float | None] | None] = {}
-    for shape in config.shapes:
-        taken[shape] = unless_out_of_memory(
-            lambda shape=shape: time_windows(model, optimizer, recipe, dtype, shape, config), device
-        )
-        optimizer.zero_grad(set_to_none=True)  # those of a step that failed half-way are in the way of the next shape
-        ceiling = max(ceiling, matmul_rate(device, dtype))  # a moment in which others use the device lowers it
-        progress(f"{shape.batch} × {shape.length}" + (": out of memory" if taken[shape] is None else ""))
-    settings = config.model_dump(exclude={"shapes"}) | {
-        "vocab_size": model.config.vocab_size,
-        "optimizer_step": "included",
-        "compile": "none",
-    }
-    found = [Measurement(SUITE, "device", "matmul_tflops", ceiling / 1e12, None, MATMULS * (1 + len(taken)))]
-    for shape in config.shapes:
-        where = {"suite": SUITE, "task": f"batch_{shape.batch}", "length": shape.length}
-        where["settings"] = {"batch": shape.batch} | settings
-        if (windows := taken[shape]) is None:
-            found.append(Measurement(metric="train_out_of_memory", value=1.0, stderr=None, n=1, **where))
-            continue
-        times, peak = windows
-        rate, error = median_stderr([config.steps * shape.batch * shape.length / t for t in times])
-        part = model.cost(shape.length).flops_per_token / ceiling
-        found += [
-            Measurement(metric="train_tokens_per_second", value=rate, stderr=error, n=len(times), **where),
-            Measurement(metric="mfu", value=rate * part, stderr=error * part, n=len(times), **where),
-        ]
-        if peak is not None:
-            found.append(Measurement(metric="peak_memory_bytes", value=peak, stderr=None, n=1, **where))
-    return found
+    Config = Config
+
+    def measure(
+        self, model: LanguageModel, recipe: TrainConfig, config: Config, progress: Progress = silent
+    ) -> list[Measurement]:
+        """Return the speed of a model's training steps, as tasks `batch_<n>` by row length. Its weights are changed.
+
+        Each shape gets its tokens per second, the median over windows; `mfu`, its FLOPs as a fraction of the rate of
+        matrix products on the device; and on CUDA the peak memory of all tensors, model and optimiser included. A shape
+        that does not fit into memory gets `train_out_of_memory` instead.
+        """
+        device = model.embedding.weight.device
+        dtype = recipe_dtype(recipe, device)
+        ceiling = matmul_rate(device, dtype)
+        optimizer = build_optimizer(model, recipe)
+        taken: dict[Shape, tuple[list[float], float | None] | None] = {}
+        for shape in config.shapes:
+            taken[shape] = unless_out_of_memory(
+                lambda shape=shape: time_windows(model, optimizer, recipe, dtype, shape, config), device
+            )
+            optimizer.zero_grad(
+                set_to_none=True
+            )  # those of a step that failed half-way are in the way of the next shape
+            ceiling = max(ceiling, matmul_rate(device, dtype))  # a moment in which others use the device lowers it
+            progress(f"{shape.batch} × {shape.length}" + (": out of memory" if taken[shape] is None else ""))
+        settings = config.model_dump(exclude={"shapes"}) | {
+            "vocab_size": model.config.vocab_size,
+            "optimizer_step": "included",
+            "compile": "none",
+        }
+        found = [Measurement(self.name, "device", "matmul_tflops", ceiling / 1e12, None, MATMULS * (1 + len(taken)))]
+        for shape in config.shapes:
+            where = {"suite": self.name, "task": f"batch_{shape.batch}", "length": shape.length}
+            where["settings"] = {"batch": shape.batch} | settings
+            if (windows := taken[shape]) is None:
+                found.append(Measurement(metric="train_out_of_memory", value=1.0, stderr=None, n=1, **where))
+                continue
+            times, peak = windows
+            rate, error = median_stderr([config.steps * shape.batch * shape.length / t for t in times])
+            part = model.cost(shape.length).flops_per_token / ceiling
+            found += [
+                Measurement(metric="train_tokens_per_second", value=rate, stderr=error, n=len(times), **where),
+                Measurement(metric="mfu", value=rate * part, stderr=error * part, n=len(times), **where),
+            ]
+            if peak is not None:
+                found.append(Measurement(metric="peak_memory_bytes", value=peak, stderr=None, n=1, **where))
+        return found
 
 
 def time_windows(

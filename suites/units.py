@@ -1,43 +1,58 @@
-"""Units of evaluation: the parts of a suite that are measured apart, and which of them a run still lacks."""
+"""Units of evaluation: the parts of suites that are measured apart, and which of them a run still lacks.
+
+Nothing here imports torch or a suite, so that the status of thousands of runs is quick. What a unit is called is in
+`harness.records.units`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from suites import FRESH
+from harness.run_folder import RunFolder
 
 TRAIN = "train"
 
 
-def missing(folder: Path, units: dict[str, dict[str, Any]]) -> list[str]:
-    """What a run still lacks, in the order in which it is done: `train`, unless all of these units are of fresh models,
-    then of the units, with their options, those that have not been measured so on its weights."""
-    try:
-        weights = json.loads((folder / "train.json").read_bytes())["weights_sha256"]
-    except FileNotFoundError:
-        weights = None
-    train = [TRAIN] if weights is None and not (units and all(map(fresh, units))) else []
-    keys = {unit: evaluation_key(options, None if fresh(unit) else weights) for unit, options in units.items()}
+@dataclass(frozen=True)
+class SuiteFile:
+    """The file that defines a suite. path: absolute. sha256: of its content when it was loaded."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The work of one unit.
+
+    options: validated options of its suite, JSON values only. fresh: measures a fresh model instead of a trained one.
+    suite_file: the file that defines the suite, None for built-in suites and those of packages.
+    """
+
+    options: dict[str, Any]
+    fresh: bool = False
+    suite_file: SuiteFile | None = None
+
+    def key(self, weights_sha256: str | None) -> str:
+        """Return the hash that identifies this evaluation of some weights; those of a fresh model do not count."""
+        content = [self.options, None if self.fresh else weights_sha256]
+        if self.suite_file is not None:  # its content, wherever it lies
+            content.append(self.suite_file.sha256)
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def missing(folder: Path, units: Mapping[str, Evaluation]) -> list[str]:
+    """Return what a run still lacks, in the order in which it is done.
+
+    That is `train`, unless every unit measures a fresh model, and then the units without records of its weights.
+    """
+    weights = RunFolder(folder).weights_sha256()
+    fresh = bool(units) and all(evaluation.fresh for evaluation in units.values())
+    train = [TRAIN] if weights is None and not fresh else []
     # No evaluation of a trained model has the key of one without weights.
-    return train + [unit for unit, key in keys.items() if evaluated(folder, unit) != key]
-
-
-def fresh(unit: str) -> bool:
-    """Whether a unit measures a fresh model, and none that was trained."""
-    return unit.partition("@")[0] in FRESH
-
-
-def evaluation_key(options: dict[str, Any], weights_sha256: str | None) -> str:
-    """Identifies an evaluation: what was asked, of which weights; None for a fresh model."""
-    return hashlib.sha256(json.dumps([options, weights_sha256], sort_keys=True).encode()).hexdigest()
-
-
-def evaluated(folder: Path, unit: str) -> str | None:
-    """The key of the evaluation whose records lie in a run's folder, if there are any."""
-    try:
-        return (folder / "records" / f"{unit}.done").read_text().strip()
-    except FileNotFoundError:
-        return None
+    return train + [unit for unit, asked in units.items() if RunFolder(folder).read_done(unit) != asked.key(weights)]

@@ -12,18 +12,18 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
-import suites
 from harness.data.tokenizer import load_tokenizer
 from harness.experiments.expand import expand
 from harness.experiments.load import load_experiment
 from harness.experiments.schema import Ablation, DataConfig, Expected, Experiment, MixerSpec, Phase, TrainConfig
 from harness.figures import FIGURES
 from harness.lm.export import to_llama
-from harness.records.metrics import METRICS
+from harness.lm.load import load_trained
+from harness.records.metrics import BUILT_IN
 from harness.records.store import COLUMNS
 from harness.training.batches import data_sha256
-from harness.training.run_folder import load_trained
 from run import app
+from suites import registry
 from tests.documented import CHECKOUT, DOCUMENTS, Command, commands
 
 cli = CliRunner()
@@ -45,7 +45,7 @@ NOT_EXECUTED = {
     "python run.py status EXPERIMENT --watch": "does not end",
 }
 ON_A_CLUSTER = [command for command in commands() if "--cluster PROFILE" in command.text]
-"""tests/slurm/test_slurm_docs.py executes these."""
+"""tests/slurm/cluster/test_documents.py executes these."""
 
 OF_EXPERIMENTS = ("submit", "retry", "train", "status", "cancel", "collect", "table", "figure", "report", "prefetch")
 SMALLER = {
@@ -188,10 +188,10 @@ def test_every_field_of_an_experiment_and_of_a_record_every_metric_figure_and_su
     assert not [name for model in models for name in model.model_fields if not re.search(rf"\b{name}\b", schema)]
     results = (CHECKOUT / "docs" / "results.md").read_text(encoding="utf-8")
     results += (CHECKOUT / "docs" / "reproducibility.md").read_text(encoding="utf-8")
-    assert not [name for name in (*COLUMNS, *METRICS) if f"`{name}`" not in results]
+    assert not [name for name in (*COLUMNS, *BUILT_IN) if f"`{name}`" not in results]
     assert not [name for name in FIGURES if f"`{name}`" not in results]
     evaluation = (CHECKOUT / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    assert not [name for name in suites.SUITES if f"| `{name}` |" not in evaluation]
+    assert not [name for name in registry.BUILT_IN if f"| `{name}` |" not in evaluation]
 
 
 def test_the_experiment_in_the_documents_is_one(tmp_path: Path) -> None:

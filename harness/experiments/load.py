@@ -43,8 +43,11 @@ def load_experiment(
     for override in overrides or []:
         _override(values, override)
     experiment = _validated(values, path)
-    files = [str((path.parent / file).resolve()) for file in experiment.mixer_files]
-    return experiment.model_copy(update={"mixer_files": files})
+    files = {
+        field: [str((path.parent / file).resolve()) for file in getattr(experiment, field)]
+        for field in ("mixer_files", "suite_files")
+    }
+    return experiment.model_copy(update=files)
 
 
 def _validated(values: dict[str, Any], path: Path) -> Experiment:

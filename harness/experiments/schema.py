@@ -206,6 +206,8 @@ class Experiment(Closed):
     presets: list[str] = []
     mixers: list[MixerSpec] = Field(min_length=1)
     mixer_files: list[str] = []
+    suite_files: list[str] = []
+    """Python files that register suites, relative to the experiment file."""
     layouts: list[Literal["recurrent", "hybrid"]] = ["recurrent"]
     seeds: list[NonNegativeInt] = Field(default=[0], min_length=1)
     data: DataConfig = DataConfig()

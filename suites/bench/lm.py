@@ -1,8 +1,12 @@
-"""Our lm-eval model beside lm-eval's own HFLM, on the same weights and the same requests: time, and that scores agree.
+"""Our lm-eval model against lm-eval's own HFLM, on the same weights and requests: time and agreement of answers.
 
-The model is a preset's Transformer at random weights, which transformers has as LLaMA. Weights do not change how much
-is computed, but for one thing: ours ends decoding with the answer. What that is worth to a model that knows answers is
-measured by taking for the answer what this one says first.
+Compared: `MixerLM` with HFLM at several batch sizes. On: four language tasks, and needles that are read and answered,
+`samples` of each. How often: once per kind of work, after a few untimed requests, so no spread is printed; a ratio is
+printed next to the agreement of the answers.
+
+The model is a preset's Transformer at random weights, which transformers has as LLaMA. Weights do not change the
+amount of computation, with one exception: ours stops decoding once it has given the answer. To measure the gain for a
+model that knows answers, the first tokens that this model generates are taken as the answer.
 """
 
 from __future__ import annotations
@@ -29,22 +33,22 @@ Row = dict[str, Any]
 
 TASKS = ("lambada", "piqa", "arc_easy", "hellaswag")
 NEEDLE = "s_niah_1"
-# HFLM is timed at its own default and at two more; ours chooses its batches itself.
+# HFLM runs at its default and two more sizes; ours chooses its batches itself.
 DEFAULT = 1
 BATCH_SIZES = (DEFAULT, 8, 32)
-# RULER's 128 of a needle, and about as many as its number takes.
+# RULER's 128 tokens for a needle, and about as many as its number takes.
 NEW_TOKENS, ANSWER = 128, 8
 
 
 def run(
     preset: str, samples: int, length: int, device: torch.device, progress: Callable[[str], None] = lambda line: None
 ) -> list[Row]:
-    """A row for each of four language tasks and for needles of `length` tokens, read and answered, `samples` of each:
-    seconds of both, HFLM at several batch sizes, their ratios, and how far answers differ.
+    """Return one row per kind of work: the seconds of both models, their ratios, and the agreement of their answers.
 
-    Raises ValueError when the offline tasks are not here.
+    samples: requests per kind of work (documents of a language task). length: tokens of a needle's haystack. Raises
+    ValueError if the offline tasks have not been fetched.
     """
-    language.check(language.Config(tasks=list(TASKS), offline=True))
+    language.Language().check(language.Config(tasks=list(TASKS), offline=True))
     tokenizer = load_tokenizer()
     longest = length + NEW_TOKENS
     ours = MixerLM(transformer(preset, len(tokenizer)).to(device), tokenizer, max_length=longest)
@@ -52,25 +56,25 @@ def run(
     rows = []
     for name, (requests, plain) in _work(ours, samples, length).items():
         seconds, answers = _timed(ours, requests)
-        found = {size: _timed(lm, plain) for size, lm in theirs.items()}
-        times = {size: seconds for size, (seconds, _) in found.items()}
+        hflm_runs = {size: _timed(lm, plain) for size, lm in theirs.items()}
+        times = {size: seconds for size, (seconds, _) in hflm_runs.items()}
         best = min(times, key=times.__getitem__)
         row = {"work": name, "requests": len(requests), "seconds": seconds, "hflm_seconds": times}
         row |= {"hflm_best": best, "ratio": times[best] / seconds, "ratio_default": times[DEFAULT] / seconds}
-        row |= _agreement(answers, found[best][1])
+        row |= _agreement(answers, hflm_runs[best][1])
         rows.append(row)
         progress(line(row))
     return rows
 
 
 def transformer(preset: str, vocab_size: int) -> LanguageModel:
-    """The preset's attention model, its MLPs of one width as LLaMA has them."""
+    """Return the preset's attention model with one MLP width in all blocks, as LLaMA has."""
     config = matched_config(preset, "attention", "attention", vocab_size=vocab_size)
     return build_model(config.model_copy(update={"mlp_widths": config.mlp_widths[:1] * config.layers}), 0)
 
 
 def hflm(ours: MixerLM, max_length: int, batch_size: int) -> HFLM:
-    """lm-eval's own class around the same weights, in fp32, where ours is."""
+    """Return lm-eval's own class with the same weights, in fp32, on our model's device."""
     return HFLM(
         pretrained=to_llama(ours.model, ours.prefix_token_id, max_length),
         tokenizer=with_bos(ours.tokenizer),
@@ -83,7 +87,7 @@ def hflm(ours: MixerLM, max_length: int, batch_size: int) -> HFLM:
 
 
 def _work(lm: MixerLM, samples: int, length: int) -> dict[str, tuple[list[Instance], list[Instance]]]:
-    """Requests to ours and to HFLM by what they are; the same but for when an answer is enough."""
+    """Return the requests to ours and to HFLM by kind of work; they differ only in the answer that lets ours stop."""
     work = {}
     for name in TASKS:
         task, _ = language.load(name, True)
@@ -109,7 +113,7 @@ def _instances(kind: str, arguments: Sequence[tuple[Any, ...]]) -> list[Instance
 
 
 def _timed(lm: LM, requests: list[Instance]) -> tuple[float, list[Any]]:
-    """Seconds of all requests, behind a small part of them that is not counted."""
+    """Return the seconds of all requests, after a few untimed ones, and the answers."""
     answer = getattr(lm, requests[0].request_type)
     with quiet_lm_eval():
         answer(copy.deepcopy(requests[:4]), disable_tqdm=True)
@@ -120,7 +124,7 @@ def _timed(lm: LM, requests: list[Instance]) -> tuple[float, list[Any]]:
 
 def _agreement(ours: list[Any], theirs: list[Any]) -> Row:
     pairs = list(zip(ours, theirs, strict=True))
-    if isinstance(ours[0], str):  # one that ended with its answer is the beginning of the other
+    if isinstance(ours[0], str):  # a text that stopped at its answer is a prefix of the other
         return {"equal": sum(b.startswith(a) and a != "" for a, b in pairs) / len(pairs), "difference": None}
     return {
         "equal": sum(a[1] == b[1] for a, b in pairs) / len(pairs),
@@ -135,9 +139,11 @@ HEADER = (
 
 
 def line(row: Row) -> str:
-    """A row under HEADER. HFLM at its default batch size, and at the best. nats: the largest difference of a
-    log-likelihood; equal: the share of greedy texts that are, as far as ours goes, or of endings on whose being greedy
-    both agree."""
+    """Return a row as text under HEADER, with HFLM at its default and at its best batch size.
+
+    nats: the largest difference of a log-likelihood. equal: the fraction of equal greedy texts, compared up to the end
+    of ours, or of continuations that both or neither call greedy.
+    """
     nats = "–" if row["difference"] is None else f"{row['difference']:.1e}"
     times, best = row["hflm_seconds"], row["hflm_best"]
     return (
@@ -147,4 +153,5 @@ def line(row: Row) -> str:
 
 
 def render(rows: list[Row]) -> str:
+    """Return the rows as text, under a header."""
     return "\n".join([HEADER, *map(line, rows)])

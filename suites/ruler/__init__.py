@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from lm_eval.api.model import LM
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator
 
 from harness.data.tokenizer import tokenizer_hash
 from harness.files import cache_dir, file_sha256
-from harness.records.store import Measurement
+from harness.records.record import Measurement
+from harness.records.units import unit_name
+from suites.interface import Progress, Suite, SuiteConfig, silent
+from suites.registry import register_suite
 from suites.ruler.haystack import COPY, COPY_STAND_IN, HUB, STAND_IN, Source, Unreachable
-from suites.ruler.samples import Progress, Steps, prompts, read_samples, write_samples
+from suites.ruler.samples import Steps, prompts, read_samples, write_samples
 from suites.ruler.tasks import SPECS, VERSION, Sample
 from suites.shared.items import Item, hashed_item
 from suites.shared.lm_requests import (
@@ -53,7 +56,7 @@ T = TypeVar("T")
 PAPER_SAMPLES = 500
 
 
-class Config(BaseModel):
+class Config(SuiteConfig):
     """What to measure of RULER.
 
     tasks, lengths: each task at each length in tokens, answer included; no lengths are the paper's, which differ by
@@ -65,8 +68,6 @@ class Config(BaseModel):
     words or documents (fwe: a 32nd of the length), which leaves up to a fifth of 2048 empty and is what the paper's
     numbers were measured with, `unit` by one.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     tasks: list[Task] = Field(default=["s_niah_1", "s_niah_2", "s_niah_3", "mk_niah_1"], min_length=1)
     lengths: list[PositiveInt] | None = Field(default=None, min_length=1)
@@ -91,56 +92,64 @@ class Config(BaseModel):
         return self.max_new_tokens or SPECS[task].max_new_tokens
 
 
-def by_length(config: Config) -> dict[int, Config]:
-    """The same samples, each length alone."""
-    parts: dict[int, list[Task]] = {}
-    for task, length in config.pairs():
-        parts.setdefault(length, []).append(task)
-    return {n: config.model_copy(update={"tasks": tasks, "lengths": [n]}) for n, tasks in sorted(parts.items())}
+@register_suite("ruler", title="RULER's needles, variable tracking, counting and questions, by context length")
+class Ruler(Suite):
+    """RULER at each length of context: accuracy by substring, and how likely the needle makes its answer."""
 
+    Config = Config
 
-def check(config: Config, tokenizer: Any) -> None:
-    """ValueError when a task does not fit a length, or the haystack or passages cannot be had. Keeps nothing."""
-    for task, length in config.pairs():
+    def units(self, config: Config) -> dict[str, Config]:
+        """Return each length alone, with the samples that it has among the others."""
+        tasks: dict[int, list[Task]] = {}
+        for task, length in config.pairs():
+            tasks.setdefault(length, []).append(task)
+        return {
+            unit_name(self.name, length): config.model_copy(update={"tasks": at_length, "lengths": [length]})
+            for length, at_length in sorted(tasks.items())
+        }
 
-        def first(source: str, task: str = task, length: int = length) -> list[Sample]:
-            found = read_samples(sample_file(task, length, source, config, tokenizer))
-            return found or draw(task, length, source, config, tokenizer, 1)
+    def check(self, config: Config, tokenizer: Any) -> None:
+        """Raise ValueError if a task does not fit a length, or its haystack or passages are missing. Keeps nothing."""
+        for task, length in config.pairs():
 
-        from_sources(task, config, first)
+            def first(source: str, task: str = task, length: int = length) -> list[Sample]:
+                found = read_samples(sample_file(task, length, source, config, tokenizer))
+                return found or draw(task, length, source, config, tokenizer, 1)
 
+            from_sources(task, config, first)
 
-def run(lm: LM, config: Config, progress: Progress = lambda message: None) -> list[Measurement]:
-    """`contains` (with `generate`) and needle_logprob of each task and length, on any lm-eval model, and needle_gain
-    where there are needles to take out."""
-    tokenizer = tokenizer_of(lm, "ruler")
-    check_prompt_length(lm, "ruler.lengths", max(length for _, length in config.pairs()))
-    # Everything is drawn before anything is measured, so a length that cannot be met costs no time on the model.
-    drawn = {pair: samples(*pair, config, tokenizer, progress) for pair in config.pairs()}
-    results = []
-    for (task, length), (source, found) in drawn.items():
-        progress(f"ruler {task}@{length}: {len(found)} samples")
-        results += score(lm, task, length, source, found, config)
-    return results
+    def run(self, lm: LM, config: Config, progress: Progress = silent) -> list[Measurement]:
+        """Return `contains` (with `generate`) and needle_logprob of each task and length.
 
+        Tasks whose needles can be taken out get needle_gain as well.
+        """
+        tokenizer = tokenizer_of(lm, self.name)
+        check_prompt_length(lm, "ruler.lengths", max(length for _, length in config.pairs()))
+        # Everything is drawn before anything is measured, so a length that cannot be met costs no time on the model.
+        drawn = {pair: samples(*pair, config, tokenizer, progress) for pair in config.pairs()}
+        results = []
+        for (task, length), (source, found) in drawn.items():
+            progress(f"ruler {task}@{length}: {len(found)} samples")
+            results += score(lm, task, length, source, found, config)
+        return results
 
-def prefetch(config: Config, tokenizer: Any, progress: Progress = lambda message: None) -> Iterator[Item]:
-    """Freezes the samples of every task and length, which also brings what they are made from."""
-    for task, length in config.pairs():
+    def prefetch(self, config: Config, tokenizer: Any, progress: Progress = silent) -> Iterator[Item]:
+        """Freezes the samples of every task and length, which also brings what they are made from."""
+        for task, length in config.pairs():
 
-        def freeze(task: str = task, length: int = length) -> str:
-            if tokenizer is None:
-                raise ValueError("its samples are sized with the tokenizer; get that first")
-            source, _ = samples(task, length, config, tokenizer, progress)
-            if source == COPY:
-                progress(f"ruler {task}@{length}: the Hub does not answer; {COPY_STAND_IN}")
-            return file_sha256(sample_file(task, length, source, config, tokenizer))
+            def freeze(task: str = task, length: int = length) -> str:
+                if tokenizer is None:
+                    raise ValueError("its samples are sized with the tokenizer; get that first")
+                source, _ = samples(task, length, config, tokenizer, progress)
+                if source == COPY:
+                    progress(f"ruler {task}@{length}: the Hub does not answer; {COPY_STAND_IN}")
+                return file_sha256(sample_file(task, length, source, config, tokenizer))
 
-        yield hashed_item(f"ruler {task}@{length}", freeze)
+            yield hashed_item(f"ruler {task}@{length}", freeze)
 
 
 def samples(
-    task: str, length: int, config: Config, tokenizer: Any, progress: Progress = lambda message: None
+    task: str, length: int, config: Config, tokenizer: Any, progress: Progress = silent
 ) -> tuple[str, list[Sample]]:
     """The source of a task's samples at a length, and the samples: those kept, else drawn anew and kept."""
 

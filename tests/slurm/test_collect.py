@@ -13,6 +13,7 @@ from harness.records.store import load, write_records
 from harness.tables.collection import write_table
 from slurm.collect import collect
 from slurm.plan import RunPlan
+from suites.units import Evaluation
 from tests.harness.tables.table_records import record
 
 
@@ -21,7 +22,7 @@ def plans(tmp_path: Path) -> list[RunPlan]:
     """The runs of table 5, evaluated on one task each."""
     found = []
     for i, config in enumerate(expand(load_experiment("table5"), 32000, "0" * 64)):
-        work = RunPlan(config, tmp_path / "runs" / config.run_id, {"language": {}}, [])
+        work = RunPlan(config, tmp_path / "runs" / config.run_id, {"language": Evaluation({})}, [])
         measured = record(config.label, "lambada", "perplexity", 11.0 + i, 0.1, mixer="gdn2", preset=config.preset)
         write_records(work.folder, "language", [replace(measured, run=config.run_id)])
         found.append(work)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-import suites
 from harness.experiments.expand import expand
 from harness.experiments.load import load_experiment
 from slurm.plan import RunPlan, plan
@@ -13,8 +12,9 @@ from slurm.profile import load_profile
 from slurm.queue import Queue
 from slurm.state import write_status
 from slurm.submission import Pending, describe, graph, to_do
+from suites.registry import evaluations
 from suites.units import TRAIN
-from tests.slurm.test_submit import experiment
+from tests.slurm.experiments import experiment
 
 SUITES = {"recall": {"samples": 8}, "ruler": {"lengths": [256, 512], "haystack": "corpus"}}
 
@@ -36,11 +36,12 @@ def arrays(plans: list[RunPlan], works: list[Pending], limit: int = 1000) -> dic
 
 
 def test_a_suite_is_evaluated_by_length_with_the_tasks_that_have_it() -> None:
-    paper = suites.parts("ruler", suites.suite_config("ruler", {"samples": 3}))
+    paper = evaluations("ruler", {"samples": 3})
     assert list(paper) == ["ruler@1024", "ruler@2048", "ruler@4096", "ruler@8192"]
-    assert paper["ruler@1024"].tasks == ["s_niah_1", "s_niah_2", "s_niah_3", "mk_niah_1"]
-    assert paper["ruler@8192"].tasks == ["s_niah_1", "s_niah_2"] and paper["ruler@8192"].lengths == [8192]
-    assert list(suites.parts("recall", suites.suite_config("recall", {}))) == ["recall"]
+    assert paper["ruler@1024"].options["tasks"] == ["s_niah_1", "s_niah_2", "s_niah_3", "mk_niah_1"]
+    longest = paper["ruler@8192"].options
+    assert longest["tasks"] == ["s_niah_1", "s_niah_2"] and longest["lengths"] == [8192]
+    assert list(evaluations("recall", {})) == ["recall"]
 
 
 def test_evaluations_wait_task_by_task_for_the_training_of_their_run(plans: list[RunPlan]) -> None:

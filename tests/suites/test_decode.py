@@ -6,8 +6,9 @@ import torch
 from harness.experiments.matching import matched_config
 from harness.experiments.schema import TrainConfig
 from harness.model.language_model import LanguageModel, build_model
-from suites import decode, suite_config
-from suites.decode import Config, measure
+from suites import decode
+from suites.decode import Config, Decode
+from suites.registry import suite_config
 from suites.shared.timing import Shape
 
 TINY = Config(shapes=[Shape(batch=1, length=16), Shape(batch=2, length=48)], new_tokens=2, windows=2)
@@ -20,7 +21,7 @@ def tiny(mixer: str, layout: str = "recurrent") -> LanguageModel:
 def test_a_recurrent_state_stays_as_large_and_keys_and_values_grow_with_the_context() -> None:
     sizes = {}
     for mixer, layout in (("gdn2", "recurrent"), ("attention", "attention")):
-        found = {(m.task, m.metric, m.length): m for m in measure(tiny(mixer, layout), TrainConfig(), TINY)}
+        found = {(m.task, m.metric, m.length): m for m in Decode().measure(tiny(mixer, layout), TrainConfig(), TINY)}
         assert len(found) == 6
         sizes[mixer] = [found[t, "state_bytes", n].value for t, n in (("batch_1", 16), ("batch_2", 48))]
         for metric in ("prefill_tokens_per_second", "decode_tokens_per_second"):
@@ -51,7 +52,7 @@ def test_a_context_read_in_parts_of_the_batch_is_the_same_context(mixer: str, mo
 
 def test_a_shape_that_does_not_fit_the_memory_is_a_result() -> None:
     # 8·10¹⁵ bytes of tokens: more than any address space, so that the allocator itself refuses.
-    (found,) = measure(tiny("gdn2"), TrainConfig(), Config(shapes=[Shape(batch=10**12, length=1000)]))
+    (found,) = Decode().measure(tiny("gdn2"), TrainConfig(), Config(shapes=[Shape(batch=10**12, length=1000)]))
     assert (found.metric, found.value, found.length) == ("decode_out_of_memory", 1.0, 1000)
 
 

@@ -45,7 +45,7 @@ def lm() -> MixerLM:
 def table(lm: MixerLM, offline_data: Path) -> dict[tuple[str, str], language.Measurement]:
     random.seed(1)
     before = random.getstate()
-    found = language.run(lm, Config(tasks=OFFLINE_TASKS, limit=LIMIT))
+    found = language.Language().run(lm, Config(tasks=OFFLINE_TASKS, limit=LIMIT))
     assert random.getstate() == before, "evaluation must not touch the global random state"
     return {(m.task, m.metric): m for m in found}
 
@@ -85,7 +85,7 @@ def test_the_average_is_over_all_nine_or_absent(lm: MixerLM, table: dict) -> Non
     assert len(nine) == 9 and average.n == 9 * LIMIT and average.limit == LIMIT
     assert average.value == pytest.approx(sum(m.value for m in nine) / 9)
     assert average.stderr == pytest.approx(math.sqrt(sum(m.stderr**2 for m in nine)) / 9)
-    eight = language.run(lm, Config(tasks=["piqa"], limit=2))
+    eight = language.Language().run(lm, Config(tasks=["piqa"], limit=2))
     assert [m.task for m in eight] == ["piqa"]
 
 
@@ -112,7 +112,7 @@ def test_boolq_has_superglues_passages_with_their_titles(offline_data: Path) -> 
 
 def test_nothing_is_printed(lm: MixerLM, offline_data: Path, capfd: pytest.CaptureFixture[str]) -> None:
     messages: list[str] = []
-    language.run(lm, Config(tasks=["hellaswag"], limit=1), messages.append)
+    language.Language().run(lm, Config(tasks=["hellaswag"], limit=1), messages.append)
     assert capfd.readouterr() == ("", "") and messages == ["language: hellaswag"]
 
 
@@ -120,7 +120,7 @@ def test_heldout_perplexity_of_a_uniform_model_is_known(lm: MixerLM) -> None:
     uniform = MixerLM(build_model(lm.model.config, seed=1), lm.tokenizer)
     torch.nn.init.zeros_(uniform.model.head.weight)
     config = Config(tasks=["heldout"], limit=6, heldout_words=30)
-    (m,) = language.run(uniform, config)
+    (m,) = language.Language().run(uniform, config)
     texts, total = language.heldout_texts(config)
     tokens = sum(len(lm.tokenizer.encode(text, add_special_tokens=False)) for text in texts)
     assert [len(text.split()) for text in texts] == [30] * 6 and total > 100
@@ -172,13 +172,13 @@ def test_data_that_cannot_be_had_is_named_with_its_remedy(
 ) -> None:
     monkeypatch.setenv("MIXERBENCH_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match="wikitext has no offline copy; leave it out"):
-        language.run(lm, Config(tasks=["wikitext"], offline=True))
+        language.Language().run(lm, Config(tasks=["wikitext"], offline=True))
     with pytest.raises(ValueError, match="wikitext cannot be read from the Hub .*; leave it out"):
-        language.run(lm, Config(tasks=["wikitext"]))
+        language.Language().run(lm, Config(tasks=["wikitext"]))
     with pytest.raises(ValueError, match="language tasks are not on this machine; run `python run.py data fetch`"):
-        language.run(lm, Config(tasks=["piqa"], offline=True))
+        language.Language().run(lm, Config(tasks=["piqa"], offline=True))
     with pytest.raises(ValueError, match="piqa cannot be read from the Hub .*; run `python run.py data fetch`"):
-        language.run(lm, Config(tasks=["piqa"], offline=False))
+        language.Language().run(lm, Config(tasks=["piqa"], offline=False))
 
 
 def test_a_damaged_copy_is_refused(offline_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

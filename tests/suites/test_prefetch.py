@@ -52,7 +52,7 @@ def test_everything_is_frozen_with_its_hash_and_read_afterwards(
     assert items["tokenizer embedded"] == tokenizer_hash(load_tokenizer())
     assert {file_sha256(file) for file in cache.glob("ruler/*.jsonl")} == set(list(items.values())[2:])
     monkeypatch.setattr(ruler, "draw", None)
-    ruler.check(ruler.Config(**RULER), load_tokenizer())
+    ruler.Ruler().check(ruler.Config(**RULER), load_tokenizer())
     again = cli.invoke(app, ["prefetch", str(path)])
     assert again.output == result.output
 
@@ -95,10 +95,10 @@ def test_the_offline_copy_is_checked(offline_data: Path, cache: Path) -> None:
     for name in ("piqa.jsonl", "manifest.json"):
         (folder / name).write_bytes((offline_data / name).read_bytes())
     config = language.Config(tasks=["piqa"], offline=True)
-    (item,) = language.prefetch(config, None)
+    (item,) = language.Language().prefetch(config, None)
     assert item.name == "language piqa" and len(item.sha256) == 64
     (folder / "piqa.jsonl").write_text("{}\n")
-    (damaged,) = language.prefetch(config, None)
+    (damaged,) = language.Language().prefetch(config, None)
     assert damaged.sha256 is None and "is damaged" in damaged.reason
 
 

@@ -11,7 +11,7 @@ from lm_eval.api.model import LM
 from harness.data.synthetic import TASKS, recall_words
 from harness.data.tokenizer import load_tokenizer
 from harness.tables.comparison import comparison
-from suites.recall import Config, check, questions, run
+from suites.recall import Config, Recall, questions
 from suites.shared.lm_requests import fingerprint
 from tests.harness.tables.test_comparison import record, store
 
@@ -59,7 +59,7 @@ class Scripted(LM):
 
 
 def test_a_reader_scores_1_on_every_task_and_never_answers_with_an_old_value() -> None:
-    found = run(Scripted(last), Config(**DIFFICULTIES, samples=40))
+    found = Recall().run(Scripted(last), Config(**DIFFICULTIES, samples=40))
     assert {(m.task, m.length) for m in found} == {
         ("mqar", 2), ("mqar", 8), ("overwrite", 1), ("overwrite", 5), ("protect", 4), ("protect", 60),
         ("interference", 1), ("interference", 2), ("interference", 4),
@@ -74,14 +74,14 @@ def test_a_reader_scores_1_on_every_task_and_never_answers_with_an_old_value() -
 def test_who_answers_with_a_value_that_was_overwritten_is_always_stale_and_never_right(
     reads: Callable[[str], str],
 ) -> None:
-    found = run(Scripted(reads), Config(pairs=[], rewrites=[1, 3], samples=40))
+    found = Recall().run(Scripted(reads), Config(pairs=[], rewrites=[1, 3], samples=40))
     assert [(m.length, m.metric, m.value) for m in found] == [
         (1, "acc", 0.0), (1, "stale", 1.0), (3, "acc", 0.0), (3, "stale", 1.0)
     ]  # fmt: skip
 
 
 def test_a_guesser_scores_one_in_as_many_as_there_are_pairs() -> None:
-    for m in run(Scripted(first_of_all), Config(pairs=[2, 8], samples=400)):
+    for m in Recall().run(Scripted(first_of_all), Config(pairs=[2, 8], samples=400)):
         assert m.length is not None
         # Binomial: four standard errors of 1/pairs over 400 samples, plus equal values by chance.
         assert abs(m.value - 1 / m.length) < 4 * (0.25 / 400) ** 0.5
@@ -104,7 +104,7 @@ def test_samples_of_mqar_are_those_of_committed_results() -> None:
     asked = questions(recall_words(load_tokenizer()), "mqar", 4, 500, seed=0)
     sha256 = "260f648360fd22105092477ca607140636fb5b498a35765a3b927a40eddde179"
     assert fingerprint((question.context, question.answer) for question in asked) == sha256
-    (found,) = run(Scripted(last), Config(pairs=[4], samples=500))
+    (found,) = Recall().run(Scripted(last), Config(pairs=[4], samples=500))
     assert found.settings == {"items_sha256": sha256, "length_unit": "key-value pairs"}
 
 
@@ -136,8 +136,8 @@ def test_every_word_is_one_token_after_a_space() -> None:
 )
 def test_a_difficulty_that_cannot_be_drawn_is_refused(options: dict, message: str) -> None:
     for ask in (
-        lambda: run(Scripted(last), Config(**options, samples=1)),
-        lambda: check(Config(**options), load_tokenizer()),
+        lambda: Recall().run(Scripted(last), Config(**options, samples=1)),
+        lambda: Recall().check(Config(**options), load_tokenizer()),
     ):
         with pytest.raises(ValueError, match=message):
             ask()

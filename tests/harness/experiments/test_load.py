@@ -3,12 +3,12 @@
 import pytest
 import yaml
 
-import suites
 from harness.experiments.expand import expand
 from harness.experiments.load import EXPERIMENTS, load_experiment
 from harness.experiments.matching import TOLERANCE, meta_model, target_parameters
 from harness.experiments.schema import Experiment, RunConfig
 from harness.records.published import column_name, published
+from suites.registry import suite_config
 
 PAPER = ("table2", "table3", "table4", "table5")
 SCALES = (None, "360m", "125m")
@@ -33,7 +33,7 @@ def test_every_experiment_expands_at_every_scale_and_its_suites_know_their_optio
     assert experiment.name == (f"{name}-{scale}" if scale else name)
     assert runs_of(experiment)
     for suite, options in experiment.suites.items():
-        suites.suite_config(suite, options)
+        suite_config(suite, options)
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -48,7 +48,7 @@ def test_one_suite_has_the_same_options_in_all_tables_so_that_none_undoes_anothe
     options: dict[str, list[object]] = {}
     for table in PAPER:
         for suite, given in load_experiment(table).suites.items():
-            options.setdefault(suite, []).append(suites.suite_config(suite, given))
+            options.setdefault(suite, []).append(suite_config(suite, given))
     assert all(config == same[0] for same in options.values() for config in same)
 
 

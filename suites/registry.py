@@ -1,0 +1,206 @@
+"""Names of suites, and how to get one with its options.
+
+Besides the built-in suites, a suite can come from an installed package through the entry point group
+`mixerbench.suites`, or from a single Python file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+import types
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from transformers import PreTrainedTokenizerBase
+
+from harness.records.metrics import METRICS, declare
+from harness.records.units import suite_of
+from mixers.interface import one_line
+from suites.interface import Suite, SuiteConfig
+from suites.units import TRAIN, Evaluation, SuiteFile
+
+BUILT_IN = ("language", "ruler", "retrieval", "recall", "throughput", "decode")
+PLUGINS = "mixerbench.suites"
+
+AnySuite = TypeVar("AnySuite", bound=type[Suite])
+
+_suites: dict[str, Suite] = {}
+_files: dict[str, SuiteFile] = {}  # by the name of the suite
+
+
+def register_suite(name: str, *, title: str) -> Callable[[AnySuite], AnySuite]:
+    """Class decorator: make a Suite available as `name` and declare its metrics. `list` prints the title.
+
+    Raises ValueError for a name that is taken or cannot name a file, and for a class that does not keep the interface.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name == TRAIN:
+        raise ValueError(f"suite: {name!r} cannot name a file of records; use letters, digits, _ and -, not {TRAIN!r}")
+
+    def add(cls: AnySuite) -> AnySuite:
+        known = _suites.get(name)
+        if (known is not None and type(known) is not cls) or (name in BUILT_IN and cls.__module__ != f"suites.{name}"):
+            owner = type(known).__qualname__ if known is not None else "a built-in suite"
+            raise ValueError(f"suite: the name {name!r} is already taken by {owner}")
+        if vars(cls).get("name", name) != name:
+            raise ValueError(f"suite: {cls.__qualname__} is registered as {cls.name!r} already; use a subclass")
+        if (cls.run is Suite.run) == (cls.measure is Suite.measure):
+            raise ValueError(f"suite: {cls.__qualname__} must implement either run or measure")
+        if not issubclass(getattr(cls, "Config", object), SuiteConfig):
+            raise ValueError(f"suite: {cls.__qualname__}.Config is missing; give it a subclass of SuiteConfig")
+        declare(cls.metrics)
+        cls.name, cls.title = name, title
+        _suites[name] = cls()
+        return cls
+
+    return add
+
+
+def suite(name: str) -> Suite:
+    """Return the suite called `name`; only its own module is imported. Raises ValueError that lists the known ones."""
+    if name not in _suites and name in BUILT_IN:
+        import_module(f"suites.{name}")
+    if name not in _suites:
+        _load_plugins()
+    if name not in _suites:
+        known = ", ".join(dict.fromkeys((*BUILT_IN, *_suites)))
+        raise ValueError(f"suites: unknown name {name!r}; known: {known}; --suite-file adds those of a file")
+    return _suites[name]
+
+
+def entries() -> dict[str, Suite]:
+    """Return all suites by name: built-in ones, those of installed packages, and those of files loaded so far."""
+    for name in BUILT_IN:
+        suite(name)
+    _load_plugins()
+    return {name: _suites[name] for name in dict.fromkeys((*BUILT_IN, *_suites))}
+
+
+@contextmanager
+def _whole_or_not_at_all() -> Iterator[None]:
+    """If the block raises, no suite and no metric of it stays registered."""
+    suites, metrics = dict(_suites), dict(METRICS)
+    try:
+        yield
+    except BaseException:
+        for registered, before in ((_suites, suites), (METRICS, metrics)):
+            registered.clear()
+            registered.update(before)
+        raise
+
+
+@cache
+def _load_plugins() -> None:
+    """Load the suites of installed packages. One that cannot be loaded is left out with a warning."""
+    for point in entry_points(group=PLUGINS):
+        try:
+            with _whole_or_not_at_all():
+                _load_plugin(point)
+        except Exception as error:
+            warnings.warn(
+                f"suites of {point.dist.name if point.dist else 'a package'} left out: {PLUGINS} entry point "
+                f"{point.name} = {point.value}: {type(error).__name__}: {error}",
+                stacklevel=3,
+            )
+
+
+def _load_plugin(point: EntryPoint) -> None:
+    """Load a module, which registers on import, or a Suite, which takes the entry point's name if it has none."""
+    loaded = point.load()
+    if isinstance(loaded, type) and issubclass(loaded, Suite):
+        if all(type(known) is not loaded for known in _suites.values()):
+            register_suite(point.name, title=point.name)(loaded)
+    elif not isinstance(loaded, types.ModuleType):
+        raise ValueError("is neither a module nor a Suite")
+
+
+def load_files(paths: Iterable[str | Path]) -> list[str]:
+    """Load several files as `load_file` does; returns the names of all their suites."""
+    return [name for path in paths for name in load_file(path)]
+
+
+def load_file(path: str | Path) -> list[str]:
+    """Run a Python file that registers suites; returns their names. Content that is loaded already is not run again.
+
+    Raises ValueError if the file is missing, fails, registers nothing, or takes a name that is taken.
+    """
+    path = Path(path).resolve()
+    if not path.is_file():
+        raise ValueError(f"suite_file: {path} is missing; give the path of a Python file")
+    source = path.read_bytes()
+    sha256 = hashlib.sha256(source).hexdigest()
+    if names := [name for name, file in _files.items() if file.sha256 == sha256]:
+        return names
+    _load_plugins()
+    before = set(_suites)
+    # A module of its own, so that pickle and inspect find the file's classes.
+    module = types.ModuleType(f"suite_file_{sha256[:16]}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module
+    try:
+        with _whole_or_not_at_all():
+            exec(compile(source, str(path), "exec"), module.__dict__)
+            names = [
+                name for name in _suites if name not in before and type(_suites[name]).__module__ == module.__name__
+            ]
+            if not names:
+                raise ValueError("registers no suite; decorate a class with @register_suite(name, title=...)")
+    except Exception as error:
+        del sys.modules[module.__name__]
+        loaded = any(file.path == str(path) for file in _files.values())
+        remedy = "; it has changed since this process loaded it: start a new one" if loaded else ""
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"suite_file: {path}: {kind}{error}{remedy}") from error
+    _files.update(dict.fromkeys(names, SuiteFile(path=str(path), sha256=sha256)))
+    return names
+
+
+def require_file(file: SuiteFile | None) -> None:
+    """Load the file that an evaluation's suite comes from, if any. Raises ValueError unless it is there, unchanged."""
+    if file is None:
+        return
+    path = Path(file.path)
+    if not path.is_file():
+        raise ValueError(f"suite_file: {path}, which defines this evaluation's suite, is missing; put it back")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != file.sha256:
+        raise ValueError(
+            f"suite_file: {path} has changed since the evaluation was planned; put back the content with sha256 "
+            f"{file.sha256[:16]}…, or submit again to evaluate with the new one"
+        )
+    load_file(path)
+
+
+def suite_config(name: str, options: dict[str, Any]) -> SuiteConfig:
+    """Return the validated options of a suite. Raises ValueError naming suite, field and value."""
+    config = suite(name).Config
+    try:
+        return config(**options)
+    except ValidationError as error:
+        raise ValueError(one_line(error, f"suites.{name}.", config.model_fields)) from None
+
+
+def evaluations(name: str, options: dict[str, Any]) -> dict[str, Evaluation]:
+    """Return what a suite with these options evaluates, by unit. Raises ValueError for options it does not take."""
+    chosen, file = suite(name), _files.get(name)
+    units = chosen.units(suite_config(name, options))
+    for unit in units:
+        if suite_of(unit) != name:
+            raise ValueError(f"suites.{name}: unit {unit!r} is not its own; name units by unit_name(self.name, length)")
+    return {unit: Evaluation(part.model_dump(mode="json"), chosen.fresh, file) for unit, part in units.items()}
+
+
+def check(name: str, options: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a suite check its options before there is a model. Raises ValueError naming the suite."""
+    config = suite_config(name, options)
+    try:
+        suite(name).check(config, tokenizer)
+    except ValueError as error:
+        raise ValueError(f"suites.{name}: {error}") from None
