@@ -1,4 +1,4 @@
-"""Where a number was made: code, packages, device and command, gathered once for every record."""
+"""Provenance of a number: the code, packages, device and command that made it."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ PACKAGES = {
     "version_lm_eval": "lm-eval",
     "version_transformers": "transformers",
 }
-# In a copy of a checkout that a submission keeps: what git said of the original.
+"""Package whose version each field holds."""
 SNAPSHOT = "snapshot.json"
+"""File in a submission's copy of a checkout that holds the original's commit and dirty flag."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """The birth certificate of a number. A version is None when the package is not installed.
+    """The birth certificate of a number. A version is None if the package is not installed.
 
-    git_commit, git_dirty: of the project's checkout; None when the package runs from elsewhere or git is missing.
-    git_dirty: tracked or untracked, not ignored, files differ from the commit.
-    device: the name of the GPU or the model of the CPU. backend: which implementation ran the mixer.
+    git_commit: commit of the project's checkout; None if the package runs from elsewhere or git is missing.
+    git_dirty: whether files that are not ignored differ from the commit, untracked ones included.
+    device: name of the GPU or model of the CPU. backend: the implementation that ran the mixer.
     threads: CPU threads of torch. time: UTC, ISO 8601, to the second.
     """
 
@@ -63,9 +64,9 @@ def provenance(
     backend: str,
     command: str | None = None,
 ) -> Provenance:
-    """Everything that this process knows about how its numbers come about.
+    """Provenance of the numbers that this process produces.
 
-    command: the command line to record where it is not this process's own, as in a job started by a scheduler.
+    command: the command line to record if it is not this process's own, as in a job started by a scheduler.
     """
     commit, dirty = git_state(CHECKOUT)
     return Provenance(
@@ -84,7 +85,7 @@ def provenance(
 
 
 def version(package: str) -> str | None:
-    """The installed version of a distribution, or None."""
+    """Installed version of a distribution, or None."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -92,10 +93,10 @@ def version(package: str) -> str | None:
 
 
 def git_state(root: Path) -> tuple[str | None, bool | None]:
-    """(commit, dirty) of the repository whose top is `root`; (None, None) where that is none or git cannot read it.
+    """(commit, dirty) of the repository whose top folder is `root`; (None, None) without one or without git.
 
-    A repository further up does not count: an environment inside some checkout is not that checkout's code. A
-    snapshot of a checkout has what was true of it.
+    A repository further up does not count: an environment inside some checkout is not that checkout's code. A snapshot
+    of a checkout reports the state of the original.
     """
     if (root / SNAPSHOT).is_file():
         known = json.loads((root / SNAPSHOT).read_text())
@@ -112,7 +113,7 @@ def git_state(root: Path) -> tuple[str | None, bool | None]:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the CPU's model where the system tells it and its architecture where not."""
+    """Name of the GPU, or model of the CPU (its architecture if the system does not tell the model)."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":

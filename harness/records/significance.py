@@ -1,5 +1,6 @@
-"""What many comparisons say together, how many samples or seeds would settle one, and how far the paper's numbers can
-be told apart. `stats.py` compares two numbers.
+"""Many comparisons at once, sample sizes that settle a difference, and tests of the paper's printed numbers.
+
+`stats.py` compares two numbers.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from scipy.special import nctdtr, ndtr, ndtri, stdtrit
 from harness.records.stats import ALPHA, Comparison, finite, proportion_floor
 
 POWER = 0.8
-"""Probability with which a difference of the size asked about would be found significant at two-sided ALPHA."""
+"""Probability that a difference of the given size is found significant at two-sided ALPHA."""
 
 Row = TypeVar("Row")
 
 
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """p-values adjusted for their number (Holm 1979, Scand. J. Stat. 6), in the order given.
+    """Adjust p-values for multiple comparisons (Holm 1979, Scand. J. Stat. 6), in the given order.
 
-    Calling those below α different errs in any of the family with probability α at most, however they depend on each
-    other. The family is the last axis, [..., m]. ValueError where a p-value is not in [0, 1].
+    Rejecting those below α makes any false rejection in the family with probability at most α, whatever their
+    dependence. The family is the last axis, [..., m]. Raises ValueError if a p-value is not in [0, 1].
     """
     p = np.asarray(p_values, dtype=np.float64)
     if not ((p >= 0) & (p <= 1)).all():
@@ -37,10 +38,10 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def pairwise(rows: Sequence[Row], compare: Callable[[Row, Row], Comparison]) -> np.ndarray:
-    """p of every two rows of a column, adjusted by Holm over all pairs: [rows, rows], symmetric, 1 on the diagonal.
+    """p-values of all pairs of rows of a column, adjusted by Holm: [rows, rows], symmetric, 1 on the diagonal.
 
-    All pairs are the family, not only those with the best row: which row is best is seen only in the data, and the
-    best and the worst of many equal rows lie far apart. A pair that cannot be tested has 1.
+    The family is all pairs, not only those with the best row: only the data tell which row is best, and the best and
+    the worst of many equal rows lie far apart. A pair that cannot be tested gets 1.
     """
     pairs = [(i, j) for i in range(len(rows)) for j in range(i)]
     found = {(i, j): p for i, j in pairs if (p := compare(rows[i], rows[j]).p) is not None}
@@ -51,11 +52,13 @@ def pairwise(rows: Sequence[Row], compare: Callable[[Row, Row], Comparison]) -> 
 
 
 def tiers(values: Sequence[float], adjusted: np.ndarray, higher_is_better: bool) -> list[int | None]:
-    """The marks of a column: 0 for the best row and those not significantly worse than it, 1 for the best of the
-    others and those not significantly worse than that, None for the rest.
+    """Tiers of the rows of a column: 0, 1 or None.
 
-    adjusted: as `pairwise` gives. A tier that nothing is significantly worse than says nothing and is not given. With
-    probability 1 - ALPHA no row is declared worse than one that it equals.
+    Tier 0 is the best row and all rows not significantly worse than it; tier 1 is the same among the others; None is
+    the rest. A tier is assigned only if some row is significantly worse than its best row. With probability at least
+    1 - ALPHA, no row is declared worse than a row that it equals.
+
+    adjusted: p-values from `pairwise`. Raises ValueError if there are no values or one is not finite.
     """
     order = np.argsort(finite("values", values), kind="stable")
     rest = [int(i) for i in (order[::-1] if higher_is_better else order)]
@@ -71,10 +74,11 @@ def tiers(values: Sequence[float], adjusted: np.ndarray, higher_is_better: bool)
 
 
 def items_to_settle_paired(gap: float, discordance: float) -> int | float:
-    """Items on which two runs must be scored for McNemar's test to find a gap, at ALPHA and POWER.
+    """Number of items that McNemar's test needs to find a gap between two runs, at ALPHA and POWER.
 
-    gap: difference of the two accuracies. discordance: share of items that only one of the two solves. Both fractions.
-    Miettinen (1968, Biometrics 24): (z_α √ψ + z_β √(ψ - δ²))² / δ². Infinite where the gap is 0.
+    gap: difference δ of the two accuracies. discordance: share ψ of items that only one of the two solves. Both are
+    fractions. Miettinen (1968, Biometrics 24): (z_α √ψ + z_β √(ψ - δ²))² / δ². Infinite if the gap is 0. Raises
+    ValueError unless |gap| ≤ discordance ≤ 1.
     """
     if not abs(gap) <= discordance <= 1:
         raise ValueError(f"discordance: {discordance} with a gap of {gap}; give fractions, the gap not the larger")
@@ -84,9 +88,10 @@ def items_to_settle_paired(gap: float, discordance: float) -> int | float:
 
 
 def items_to_settle(p: float, q: float) -> int | float:
-    """Items a run for the unpaired test of two proportions to find them different, at ALPHA and POWER.
+    """Number of items per run that the unpaired test of two proportions needs, at ALPHA and POWER.
 
-    (z_α √(2 p̄ (1 - p̄)) + z_β √(p (1 - p) + q (1 - q)))² / (p - q)². Infinite where they are equal.
+    (z_α √(2 p̄ (1 - p̄)) + z_β √(p (1 - p) + q (1 - q)))² / (p - q)². Infinite if p equals q. Raises ValueError unless
+    both are fractions.
     """
     shares("p, q", [p, q])
     if p == q:
@@ -97,10 +102,11 @@ def items_to_settle(p: float, q: float) -> int | float:
 
 
 def seeds_to_settle(gap: float, sd: float, paired: bool = False) -> int | float:
-    """Seeds a mixer for the t-test over seeds to find a gap, at ALPHA and POWER; at least 2, infinite if the gap is 0.
+    """Number of seeds per mixer that the t-test over seeds needs to find a gap, at ALPHA and POWER.
 
-    sd: standard deviation over seeds of one mixer, or, where paired, of the differences of the pairs. Paired, it also
-    counts the items for continuous scores, with the standard deviation of the items' differences.
+    At least 2; infinite if the gap is 0. sd: standard deviation over seeds of one mixer, or of the pairs' differences
+    if paired. With the standard deviation of the items' differences, the paired form also gives the number of items
+    for continuous scores. Raises ValueError if gap or sd is not finite, or sd is negative.
     """
     if not (math.isfinite(gap) and math.isfinite(sd) and sd >= 0):
         raise ValueError(f"sd: {sd} with a gap of {gap}; give finite numbers, a standard deviation from 0")
@@ -108,7 +114,7 @@ def seeds_to_settle(gap: float, sd: float, paired: bool = False) -> int | float:
         return math.inf if gap == 0 else 2
     samples = 1 if paired else 2
     normal = samples * ((Z_LEVEL + Z_POWER) * sd / gap) ** 2
-    if normal > 1e6:  # here t differs from the normal distribution by less than one seed in a million
+    if normal > 1e6:  # t differs from the normal distribution by less than one seed in a million
         return math.ceil(normal) if math.isfinite(normal) else math.inf
     k = max(2, math.floor(normal))
     while t_power(abs(gap) / sd * math.sqrt(k / samples), samples * (k - 1)) < POWER:
@@ -117,7 +123,7 @@ def seeds_to_settle(gap: float, sd: float, paired: bool = False) -> int | float:
 
 
 def t_power(shift: float, df: float) -> float:
-    """Probability that a two-sided t-test at ALPHA rejects, where t is shifted by so many standard errors."""
+    """Power of the two-sided t-test at ALPHA for a difference of `shift` standard errors."""
     bound = float(stdtrit(df, 1 - ALPHA / 2))
     return float(1 - nctdtr(df, shift, bound) + nctdtr(df, shift, -bound))
 
@@ -126,7 +132,10 @@ Z_LEVEL, Z_POWER = float(ndtri(1 - ALPHA / 2)), float(ndtri(POWER))
 
 
 def proportion_stderr(p: float, n: int) -> float:
-    """Binomial standard error √(p (1 - p) / n), and `stats.proportion_floor` where that would be less."""
+    """Binomial standard error √(p (1 - p) / n), but at least `stats.proportion_floor`.
+
+    Raises ValueError if p is not a fraction or n is less than 1.
+    """
     (share,) = shares("p", [p])
     if n < 1:
         raise ValueError(f"n: {n} samples; a proportion has at least one")
@@ -134,15 +143,16 @@ def proportion_stderr(p: float, n: int) -> float:
 
 
 def printed_gap(a: float | Sequence[float], b: float | Sequence[float], n: int | Sequence[int]) -> Comparison:
-    """Compare two printed accuracies of n samples each, or the averages of a's and of b's tasks, of n[t] samples each.
+    """Compare two printed accuracies of n samples each, or the averages of two rows' tasks with n[t] samples each.
 
-    Fractions. Scores by item are not published, so the items' part that two mixers share cannot cancel: the test is
-    that of two independent samples, z with the errors of `proportion_stderr`, and is cautious as long as mixers tend
-    to solve the same items. Each printed number is of one training run; its seed's variation is not in it.
+    a, b: fractions. Scores by item are not published, so what two mixers have in common on the items does not cancel.
+    The test treats them as independent samples (z with the errors of `proportion_stderr`), which is conservative as
+    long as mixers tend to solve the same items. Each printed number comes from one training run; variation over seeds
+    is not included. Raises ValueError if a, b and n differ in length or a value is not a fraction.
     """
     lists = [np.atleast_1d(np.asarray(v, dtype=np.float64)) for v in (a, b, n)]
     if len({v.size for v in lists}) != 1:
-        raise ValueError(f"n: {lists[2].size} sizes for {lists[0].size} and {lists[1].size} numbers; give one a task")
+        raise ValueError(f"n: {lists[2].size} sizes for {lists[0].size} and {lists[1].size} numbers; give one per task")
     p, q = shares("a", lists[0]), shares("b", lists[1])
     errors = [proportion_stderr(x, int(size)) for v in (p, q) for x, size in zip(v, lists[2], strict=True)]
     delta, stderr = float(p.mean() - q.mean()), math.hypot(*errors) / p.size
@@ -151,8 +161,9 @@ def printed_gap(a: float | Sequence[float], b: float | Sequence[float], n: int |
 
 
 def shares(name: str, values: Sequence[float]) -> np.ndarray:
+    """Values as float64 [n]. Raises ValueError if one is not in [0, 1]."""
     x = finite(name, values)
     outside = x[(x < 0) | (x > 1)]
     if outside.size:
-        raise ValueError(f"{name}: {outside[0]} is no proportion; give fractions, 0.5 for 50%")
+        raise ValueError(f"{name}: {outside[0]} is not a proportion; give fractions, 0.5 for 50%")
     return x

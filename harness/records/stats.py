@@ -1,22 +1,22 @@
-"""Errors of numbers, and whether two numbers differ by more than them.
+"""Standard errors of numbers, and tests of the difference between two numbers.
 
-Seeds and samples are both drawn at random. The score of item i under seed s is taken to be
+Seeds and samples are both random. The model for the score of item i under seed s is
 
     y_si = μ + S_s + I_i + E_si        with variances σ_S², σ_I², σ_E², k seeds, n items,
 
-so the mean over both has the variance σ_S²/k + σ_I²/n + σ_E²/kn. The items' part is not divided by k: every seed is
-scored on the same items, and more seeds do not make the items more. The variance is estimated in two parts that add:
+so the mean over both has variance σ_S²/k + σ_I²/n + σ_E²/kn. The items' part is not divided by k: every seed is scored
+on the same items, so more seeds do not add items. The variance is estimated as a sum of two parts:
 
-    seeds     sd²/k of the seeds' means, k ≥ 2: expects σ_S²/k + σ_E²/kn
-    samples   of a number: the sampling variance of one run, averaged over the runs: expects (σ_I² + σ_E²)/n
-              of a difference item by item: sd²/n of the items' differences, averaged over seeds: σ_I²/n + σ_E²/kn,
-              where σ_I² is what is left of the items once what two mixers share has cancelled
+    seeds     sd²/k of the seeds' means, k ≥ 2; expectation σ_S²/k + σ_E²/kn
+    samples   for one number: the sampling variance of a run, averaged over runs; expectation (σ_I² + σ_E²)/n
+              for a difference item by item: sd²/n of the items' differences, averaged over seeds; expectation
+              σ_I²/n + σ_E²/kn, where σ_I² is the item variance that the two mixers do not share
 
-The sum is too wide by σ_E²/n or σ_E²/kn, never too narrow. With one seed σ_S² is unknown and left out: such an error
-says nothing about another seed of the same mixer. Degrees of freedom are Satterthwaite's, so two seeds are not trusted
-as twenty are. Of an average over tasks the parts are those of its tasks' means, whose items are independent.
+The sum is too large by σ_E²/n or σ_E²/kn, never too small. With one seed, σ_S² is unknown and left out: such an error
+says nothing about another seed of the same mixer. Degrees of freedom are Satterthwaite's, so two seeds count for less
+than twenty. For an average over tasks, the parts are those of the tasks' means, whose items are independent.
 
-What a table says of many comparisons at once is in `significance.py`.
+`significance.py` handles many comparisons at once.
 """
 
 from __future__ import annotations
@@ -28,24 +28,26 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import bdtr, ndtr, ndtri, stdtr, stdtrit
 
+from harness.records.metrics import METRICS
+
 ALPHA = 0.05
-"""Two-sided level at which two numbers count as different; intervals cover 1 - ALPHA."""
+"""Two-sided significance level; intervals cover 1 - ALPHA."""
 
 BOOTSTRAP_FROM = 30
-"""Items from which the bootstrap is used. The widest mean that it can draw from fewer may lie inside the interval."""
+"""Fewest items for the bootstrap. With fewer, even its most extreme mean may lie inside the interval."""
 
 REACH, STEPS = 16, 20
-"""The bootstrap's grid: to 16 standard errors either side, where the worst outlier that n scores can hold, √n standard
-deviations away, would have to be drawn 16 times; and at least 20 steps in the standard deviation of a score, which
-widen an interval by less than 0.1%."""
+"""The bootstrap's grid reaches REACH standard errors to either side and has at least STEPS steps per standard deviation
+of a score. The worst outlier among n scores lies √n standard deviations away; to leave the grid, it would have to be
+drawn 16 times. Steps this small widen an interval by less than 0.1%."""
 
 Scores = Sequence[Sequence[float]]
-"""Per-sample scores of the runs of one row, [seeds][items]."""
+"""Per-sample scores of one row's runs, [seeds][items]."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A component of a variance: its value and the degrees of freedom it was estimated with."""
+    """A component of a variance, with the degrees of freedom of its estimate."""
 
     variance: float
     df: float
@@ -55,8 +57,8 @@ class Part:
 class Estimate:
     """A number with its error.
 
-    sd: standard deviation over seeds, None with one seed. seeds_part, samples_part: the parts of the squared
-    standard error, None where unknown. items: samples behind each seed's value, the fewest where seeds differ.
+    sd: standard deviation over seeds, None with one seed. seeds_part, samples_part: parts of the squared standard
+    error, None if unknown. items: samples per seed, the fewest if seeds differ.
     """
 
     value: float
@@ -68,27 +70,28 @@ class Estimate:
 
     @property
     def parts(self) -> list[Part]:
+        """The known parts of the squared standard error."""
         return [part for part in (self.seeds_part, self.samples_part) if part is not None]
 
     @property
     def stderr(self) -> float | None:
-        """Standard error, None where neither seeds nor samples give one."""
+        """Standard error; None if neither seeds nor samples give one."""
         return math.sqrt(total(self.parts).variance) if self.parts else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The t-interval at level ALPHA from the parts that are known; None where none is."""
+        """t-interval at level ALPHA from the known parts; None if no part is known."""
         return around(self.value, total(self.parts)) if self.parts else None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """a - b, its interval at level ALPHA and its two-sided p.
+    """The difference a - b, its interval at level ALPHA and its two-sided p-value.
 
-    low, high: None where the data do not vary, so that nothing says how far off the difference may be.
-    p: None where no test is possible; `test` then begins with "none" and says why.
-    test: the test that gave p. n: items compared or, where the test is over seeds alone, seeds; the fewer of a's and
-    b's where they are not paired.
+    low, high: None if the data do not vary, so that the error of the difference is unknown.
+    p: None if no test is possible; `test` then begins with "none" and gives the reason.
+    test: the test that gave p. n: number of items compared, or of seeds if the test is over seeds alone; if a and b are
+    not paired, the smaller of their numbers.
     """
 
     difference: float
@@ -100,7 +103,7 @@ class Comparison:
 
 
 def finite(name: str, values: Sequence[float]) -> np.ndarray:
-    """Values as float64 [n], or ValueError where there are none or one is no finite number."""
+    """Values as float64 [n]. Raises ValueError if there are none or one is not finite."""
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or x.size == 0:
         raise ValueError(f"{name}: {'none' if x.size == 0 else f'shape {x.shape}'}; give a list of at least one number")
@@ -111,7 +114,7 @@ def finite(name: str, values: Sequence[float]) -> np.ndarray:
 
 
 def mean_stderr(samples: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and its standard error, sd / √n; no error with one sample. ValueError without samples."""
+    """Mean and its standard error sd / √n, None with one sample. Raises ValueError without samples."""
     x = np.asarray(samples, dtype=np.float64)
     if x.size == 0:
         raise ValueError("samples: none; a mean needs at least one")
@@ -119,16 +122,18 @@ def mean_stderr(samples: Sequence[float]) -> tuple[float, float | None]:
 
 
 def perplexity(nll: Sequence[float], units: Sequence[float]) -> tuple[float, float | None, tuple[float, ...]]:
-    """exp(Σ nll / Σ units) over documents: (value, standard error, per-document scores).
+    """exp(Σ nll / Σ units) over documents, as (value, standard error, per-document scores).
 
-    nll: negative log-likelihood of each document in nats. units: what it is divided by: its words, or 1 each.
-    The logarithm r = Σ nll / Σ units is a ratio, linearised about itself (the delta method): document i scores
-    r + N (nll_i - r · units_i) / Σ units. The scores' mean is r, their standard error that of r, and the
-    perplexity's is that times the perplexity. Two models' scores on the same documents may be paired.
+    nll: negative log-likelihood of each document in nats. units: divisor per document, its words or 1.
+
+    The ratio r = Σ nll / Σ units is linearised (the delta method): document i of N scores
+    r + N (nll_i - r · units_i) / Σ units. These scores have mean r and the standard error of r; the standard error of
+    the perplexity is that times the perplexity. Scores of two models on the same documents may be paired.
+    Raises ValueError for empty or unequal lists, and for units whose sum is not positive.
     """
     losses, weights = np.asarray(nll, dtype=np.float64), np.asarray(units, dtype=np.float64)
     if losses.shape != weights.shape or losses.size == 0 or not weights.sum() > 0:
-        raise ValueError(f"nll, units: {losses.size} losses over {weights.size} units; give one of each a document")
+        raise ValueError(f"nll, units: {losses.size} losses over {weights.size} units; give one of each per document")
     r = losses.sum() / weights.sum()
     scores = r + losses.size * (losses - r * weights) / weights.sum()
     _, stderr = mean_stderr(scores)
@@ -138,38 +143,56 @@ def perplexity(nll: Sequence[float], units: Sequence[float]) -> tuple[float, flo
 
 
 def proportion_floor(n: int) -> float:
-    """The standard error to report for a proportion of which all n samples agree, where the usual one is 0.
+    """Standard error of a proportion if all n samples agree, so that the usual formula gives 0.
 
-    √(p (1 - p) / n) at p = 1 / (n + 1), one dissenter in one sample more, which is 1 / (n + 1): all right out of 3
-    says less than all right out of 500.
+    It is √(p (1 - p) / n) at p = 1 / (n + 1), one dissenter among n + 1 samples, which equals 1 / (n + 1). So 3 right
+    answers out of 3 are less certain than 500 out of 500.
     """
     return 1 / (n + 1)
 
 
+def agreed(metric: str, value: float, stderr: float | None) -> bool:
+    """Whether all samples of a recorded proportion scored the same, so that its usual error is 0."""
+    return METRICS[metric].percent and stderr == 0 and value in (0.0, 1.0)
+
+
+def sampling_error(metric: str, value: float, stderr: float | None, n: int) -> float | None:
+    """Standard error of a recorded number over its n samples: `proportion_floor` if all agreed, None if not finite."""
+    if agreed(metric, value, stderr):
+        return proportion_floor(n)
+    return stderr if stderr is not None and math.isfinite(stderr) else None
+
+
 def total(parts: Sequence[Part]) -> Part:
-    """The sum of variances, with Satterthwaite's degrees of freedom."""
+    """Sum of variances, with Satterthwaite's degrees of freedom."""
     variance = sum(part.variance for part in parts)
     known = [part for part in parts if part.variance > 0]
-    # Relative to the sum, so that the squares of tiny variances do not vanish.
+    # Relative to the sum, so that squares of tiny variances do not underflow.
     share = sum((part.variance / variance) ** 2 / part.df for part in known)
     return Part(variance, 1 / share if known else sum(part.df for part in parts))
 
 
 def around(value: float, error: Part) -> tuple[float, float]:
+    """t-interval at level ALPHA."""
     half = float(stdtrit(error.df, 1 - ALPHA / 2)) * math.sqrt(error.variance)
     return value - half, value + half
 
 
 def seeds_part(values: np.ndarray) -> Part | None:
-    """The seeds' part of the squared standard error of the mean of values, one a seed; None with one seed."""
+    """Seeds' part of the squared standard error of the mean of values, one per seed; None with one seed."""
     k = len(values)
     return Part(float(values.var(ddof=1)) / k, k - 1) if k > 1 else None
 
 
 def estimate(values: Sequence[float], stderrs: Sequence[float | None], counts: Sequence[int]) -> Estimate:
-    """Combine the runs of one row, a value a seed, with their sampling errors and sample counts."""
+    """Combine the runs of one row: value, sampling error and number of samples per seed.
+
+    Raises ValueError if the lists are empty or differ in length, or a value is not finite.
+    """
     if not len(values) == len(stderrs) == len(counts) > 0:
-        raise ValueError(f"values: {len(values)} with {len(stderrs)} errors and {len(counts)} counts; give one a seed")
+        raise ValueError(
+            f"values: {len(values)} with {len(stderrs)} errors and {len(counts)} counts; give one per seed"
+        )
     x = finite("values", values)
     known = [e for e in stderrs if e is not None]
     complete = len(known) == x.size and min(counts) > 1
@@ -184,10 +207,11 @@ def estimate(values: Sequence[float], stderrs: Sequence[float | None], counts: S
 
 
 def average(values: Scores, stderrs: Sequence[Sequence[float | None]], counts: Sequence[Sequence[int]]) -> Estimate:
-    """The mean over tasks of their scores, each task counting alike; arguments are [tasks][seeds].
+    """Mean over tasks, all with the same weight. Arguments are [tasks][seeds].
 
-    The tasks' items are independent, so the samples' part is the sum of their variances over tasks². A seed moves its
-    tasks together, so the seeds' part is that of the seeds' averages. items: those of all tasks.
+    Items of different tasks are independent, so the samples' part is the sum of the tasks' variances over tasks². A
+    seed moves all of its tasks together, so the seeds' part is that of the seeds' averages. `items` counts all tasks.
+    Raises ValueError if tasks have different numbers of seeds, or there are none.
     """
     if not values or len({len(v) for v in values}) != 1:
         raise ValueError(f"values: {[len(v) for v in values]} seeds by task; average runs that have every task")
@@ -205,14 +229,14 @@ def average(values: Scores, stderrs: Sequence[Sequence[float | None]], counts: S
 
 
 def paired(a: Sequence[float], b: Sequence[float]) -> Comparison:
-    """Compare the scores of one run with those of another on the same items in the same order.
+    """Compare the scores of two runs on the same items in the same order.
 
-    0/1 scores: McNemar's exact test on the items that only one solves; the interval is Bonett and Price's (2012, Stat.
-    Methods Med. Res. 21), a Wald interval with one more item on each side. The test keeps its level at any number of
-    such items and is cautious where they are few; p may then exceed ALPHA though the interval excludes 0.
-    Other scores: from BOOTSTRAP_FROM items the bootstrap of the mean difference (`bootstrap`), below it the paired
-    t-test. Where all differences are the same, their sign is all there is to test, and there is no interval.
-    ValueError where lengths differ or a score is not finite.
+    0/1 scores: McNemar's exact test on the items that only one run solves, with the interval of Bonett and Price (2012,
+    Stat. Methods Med. Res. 21), a Wald interval with one more item on each side. The test keeps its level for any
+    number of such items and is conservative for few; p may then exceed ALPHA although the interval excludes 0.
+    Other scores: the bootstrap of the mean difference (`bootstrap`) from BOOTSTRAP_FROM items, the paired t-test below.
+    If all differences are equal, only their sign can be tested, and there is no interval.
+    Raises ValueError if lengths differ or a score is not finite.
     """
     x, y = finite("a", a), finite("b", b)
     if x.size != y.size:
@@ -229,16 +253,17 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Comparison:
 
 
 def is_binary(x: np.ndarray) -> bool:
+    """Whether all scores are 0 or 1."""
     return bool(np.isin(x, (0.0, 1.0)).all())
 
 
 def constant(d: np.ndarray, *scores: np.ndarray) -> bool:
-    """Whether differences vary by no more than rounding of the scores."""
+    """Whether differences vary by no more than the rounding of the scores."""
     return float(np.ptp(d)) <= 1e-12 * max(float(np.abs(s).max()) for s in scores)
 
 
 def mcnemar(d: np.ndarray) -> Comparison:
-    """d: 1 where only a is right, -1 where only b is, 0 where they agree."""
+    """McNemar's exact test. d: per item 1 if only a is right, -1 if only b is, 0 if they agree."""
     only_a, only_b = int((d > 0).sum()), int((d < 0).sum())
     p = min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
     center = (only_a - only_b) / (d.size + 2)
@@ -248,20 +273,22 @@ def mcnemar(d: np.ndarray) -> Comparison:
 
 
 def matched_variance(d: np.ndarray) -> float:
-    """Squared standard error of the mean of d, differences of 0/1 scores on the same items (averaged over seeds, if
-    there are several), with one more item on each side: not 0 where no item tells the two apart."""
+    """Squared standard error of the mean of d, with one more item on each side: not 0 even if no item tells a from b.
+
+    d: differences of 0/1 scores on the same items, averaged over seeds if there are several.
+    """
     n = d.size + 2
     return float((np.square(d).sum() + 2) / n - (d.sum() / n) ** 2) / n
 
 
 def bootstrap(d: np.ndarray) -> Comparison:
-    """The percentile bootstrap of the mean of d, expanded for small n.
+    """Percentile bootstrap of the mean of d, expanded for small n.
 
-    No draws: the mean of n draws from d is distributed as the n-fold convolution of d's own distribution, which the
-    Fourier transform gives on a grid. It is what seeded draws approach as they become many, the same at every call,
-    and as fast for 10,000 items as for 500. Quantiles are taken at Φ(√(n/(n-1)) t) instead of Φ(z), which makes up for
-    the divisor n in the bootstrap's variance (Hesterberg 2015, Am. Stat. 69, "expanded percentile"). p is the level
-    at which the interval would begin at 0; below some 1e-11 it is not resolved.
+    Nothing is drawn: the mean of n draws from d follows the n-fold convolution of d's own distribution, which the
+    Fourier transform gives on a grid. It is the limit of many draws, and the same at every call. Quantiles are taken at
+    Φ(√(n/(n-1)) t) instead of Φ(z), which corrects for the divisor n in the bootstrap's variance (Hesterberg 2015, Am.
+    Stat. 69, "expanded percentile"). p is the level at which the interval would begin at 0; it is not resolved below
+    about 1e-11.
     """
     n, mean = d.size, float(d.mean())
     grid, cdf = bootstrap_distribution(d)
@@ -274,29 +301,29 @@ def bootstrap(d: np.ndarray) -> Comparison:
 
 
 def bootstrap_distribution(d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distribution of the mean of d.size draws from d, less the mean of d: (grid, cumulative probability).
+    """Distribution of the mean of d.size draws from d, minus the mean of d, as (grid, cumulative probability).
 
-    A score between two grid points is shared between them such that its mean stays.
+    A score between two grid points is split between them so that its mean is kept.
     """
     n = d.size
     size = 1 << math.ceil(math.log2(2 * REACH * math.sqrt(n) * STEPS))
     step = 2 * REACH * math.sqrt(n) * float(d.std()) / size
-    place = (d - d.mean()) / step
-    left = np.floor(place)
-    share, left = place - left, left.astype(np.int64)
+    position = (d - d.mean()) / step
+    left = np.floor(position)
+    share, left = position - left, left.astype(np.int64)
     mass = np.bincount(left % size, 1 - share, size) + np.bincount((left + 1) % size, share, size)
     sums = np.fft.fftshift(np.fft.irfft(np.fft.rfft(mass / n) ** n, size))
-    # Half of a point's probability lies below it. Rounding leaves negative ones of 1e-18, and a cdf must not fall.
+    # Half of a point's probability lies below it. Rounding leaves probabilities of -1e-18, but a cdf must not fall.
     cdf = np.maximum.accumulate(np.cumsum(sums) - sums / 2)
     return (np.arange(size) - size // 2) * (step / n), cdf
 
 
 def average_difference(a: Sequence[Scores], b: Sequence[Scores]) -> Comparison:
-    """Compare the mean over tasks of a's and of b's scores, item by item; each is [tasks][seeds][items].
+    """Compare the means over tasks of two rows item by item. Each is [tasks][seeds][items].
 
-    Items are drawn within tasks: variances of the tasks' mean differences add, over tasks². The seeds' parts of a's and
-    b's averages add to it; seeds of the two are taken as independent, though they may have numbers in common.
-    ValueError where tasks, seeds of one row or items of one task differ in number.
+    Items are sampled within tasks, so the variances of the tasks' mean differences add up, over tasks². The seeds'
+    parts of both averages are added. Seeds of a and b count as independent, even if they have the same number.
+    Raises ValueError if a and b differ in tasks, a row's seeds in items, or a task's items between a and b.
     """
     if len(a) != len(b) or not a:
         raise ValueError(f"b: {len(b)} tasks beside {len(a)} of a; average the same tasks, at least one")
@@ -320,18 +347,18 @@ def average_difference(a: Sequence[Scores], b: Sequence[Scores]) -> Comparison:
 
 
 def matrix(name: str, scores: Scores) -> np.ndarray:
-    """[seeds, items], or ValueError where seeds have different items or none."""
+    """Scores as [seeds, items]. Raises ValueError if there are none or seeds differ in their number of items."""
     if len({len(s) for s in scores}) != 1:
         raise ValueError(f"{name}: seeds of {[len(s) for s in scores]} scores; score every seed on the same items")
     return np.stack([finite(name, s) for s in scores])
 
 
 def difference(a: Estimate, b: Estimate, scores: tuple[Scores, Scores] | None = None) -> Comparison:
-    """Compare a and b, as sharply as is known.
+    """Compare a and b by the sharpest test that the data allow.
 
-    scores: the per-sample scores of a's and of b's seeds, on the same items in the same order; the difference is then
-    in their unit. One seed each: `paired`. More: `average_difference` of the one task. Without scores, or where every
-    item differs by the same amount and their spread says nothing, Welch's t with the parts of a and b added.
+    scores: per-sample scores of a's and b's seeds, on the same items in the same order; the difference is then in their
+    unit. With one seed each: `paired`. With more: `average_difference` of the single task. Without scores, or if no
+    test over them is possible: Welch's t-test with the parts of a and b added.
     """
     if scores is not None:
         one = all(len(s) == 1 for s in scores)
@@ -346,7 +373,7 @@ def difference(a: Estimate, b: Estimate, scores: tuple[Scores, Scores] | None = 
 
 
 def tested(delta: float, parts: Sequence[Part], test: str, n: int) -> Comparison:
-    """The t-test of a difference of which the parts of the squared error are known."""
+    """t-test of a difference from the parts of its squared error."""
     error = total(parts)
     if error.variance == 0:
         return Comparison(delta, None, None, None, f"none: no spread for {test}", n)

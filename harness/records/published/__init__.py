@@ -1,6 +1,6 @@
-"""The numbers that the Gated DeltaNet-2 paper printed (arXiv 2605.22791v1), as data, and its names of columns.
+"""The numbers printed in the Gated DeltaNet-2 paper (arXiv 2605.22791v1), and its names of tasks and columns.
 
-The CSV files are laid out as the paper's tables; README.md beside them says where each comes from.
+The CSV files next to this module are laid out as the paper's tables; README.md says where each comes from.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import pandas as pd
 from harness.records.metrics import METRICS
 
 PAPER = "arXiv 2605.22791v1"
-SCALE = "1.3B parameters, 100B tokens of FineWeb-Edu"
+PARAMETERS = "1.3B parameters"
+SCALE = f"{PARAMETERS}, 100B tokens of FineWeb-Edu"
 
 TABLES = {
     "table2": ("table2_language.csv", "language"),
@@ -23,6 +24,10 @@ TABLES = {
     "table5": ("table5_ablations.csv", None),
     "figure2": ("figure2_throughput.csv", "throughput"),
 }
+"""File and suite by table; table 5 has columns of several suites."""
+
+AVERAGE = "avg"
+"""The task of a column that averages the table's accuracies."""
 
 TASK_NAMES = {
     "wikitext": "Wiki.",
@@ -35,7 +40,7 @@ TASK_NAMES = {
     "openbookqa": "OBQA",
     "social_iqa": "SIQA",
     "boolq": "BoolQ",
-    "avg": "Avg.",
+    AVERAGE: "Avg.",
     "s_niah_1": "S-NIAH-1",
     "s_niah_2": "S-NIAH-2",
     "s_niah_3": "S-NIAH-3",
@@ -47,7 +52,7 @@ TASK_NAMES = {
     "nq": "NQ",
     "drop": "DROP",
 }
-"""The paper's heading of each of its tasks. A stand-in is never shown under it."""
+"""The paper's heading for each of its tasks. A stand-in is never shown under it."""
 
 VARIANTS = {
     "w_only": "w only (scalar erase gate)",
@@ -56,22 +61,26 @@ VARIANTS = {
     "expanded": "expanded (erase range 2)",
 }
 """The rows of table 5."""
+WHOLE = "full"
+"""The row of table 5 that is the unablated model."""
+ABLATED = {"mixer": "gdn2", "layout": "recurrent"}
+"""The model that all rows of table 5 vary."""
 
 SUFFIXES = {"word_perplexity": "_ppl", "perplexity": "_ppl", "acc": "_acc", "acc_norm": "_acc_norm", "contains": ""}
-"""What a column's name appends to the task for the metrics of the paper; other metrics append their own name."""
+"""Suffix of a column's name for each metric of the paper; other metrics append `_` and their own name."""
 
 ROW_COLUMNS = ("mixer", "layout", "variant", "erase_gate", "write_gate", "erase_range", "source")
 RETRIEVAL_AVERAGE = "retrieval_avg"
 
 
 def column_name(task: str, metric: str, length: int | None = None) -> str:
-    """A column as files name it: `wikitext_ppl`, `hellaswag_acc_norm`, `s_niah_2@4096`."""
+    """Name of a column in files: `wikitext_ppl`, `hellaswag_acc_norm`, `s_niah_2@4096`."""
     name = task + SUFFIXES.get(metric, f"_{metric}")
     return name if length is None else f"{name}@{length}"
 
 
 def parse_column(column: str) -> tuple[str, str, int | None]:
-    """(task, metric, length) of a column of the paper's tables: the inverse of `column_name` for them."""
+    """(task, metric, length) of a column of the paper's tables; the inverse of `column_name` for these columns."""
     name, _, length = column.partition("@")
     if name.endswith("_ppl"):
         task = name.removesuffix("_ppl")
@@ -84,11 +93,12 @@ def parse_column(column: str) -> tuple[str, str, int | None]:
 
 @cache
 def published(table: str) -> pd.DataFrame:
-    """One of `table2` … `table5`, `figure2`, tidy: suite, mixer, layout, task, metric, length, value, source.
+    """Return `table2` … `table5` or `figure2` as a tidy frame, one printed number per row.
 
-    Values are in the metrics' own units, as records hold them: accuracies are fractions, throughput is in tokens
-    a second. `table5` adds variant, erase_gate, write_gate and erase_range; `figure2` adds batch. Do not modify
-    the frame: it is read once. Raises ValueError for a table that is not known.
+    Columns: suite, mixer, layout, task, metric, length, value, source. `table5` adds variant, erase_gate, write_gate
+    and erase_range; `figure2` adds batch. Values are in the metrics' own units, as in records: accuracies are
+    fractions, throughput is in tokens per second. The frame is cached; do not modify it. Raises ValueError for an
+    unknown table.
     """
     if table not in TABLES:
         raise ValueError(f"table: {table!r} is not published; choose from {', '.join(TABLES)}")
@@ -99,26 +109,25 @@ def published(table: str) -> pd.DataFrame:
         row = {name: printed[name] for name in ROW_COLUMNS if name in wide.columns}
         row["source"] = ", ".join(filter(None, (f"{PAPER}, {table}", row.get("source"))))
         if table == "table5":
-            row = {"mixer": "gdn2", "layout": "recurrent", **row}
+            row = {**ABLATED, **row}
         for column in wide.columns:
             if column not in ROW_COLUMNS:
-                cell = figure2_cell(column) if table == "figure2" else table_cell(column, suite)
+                cell = _figure2_cell(column) if table == "figure2" else _table_cell(column, suite)
                 scale = cell.pop("scale")
                 rows.append({**row, **cell, "value": float(printed[column]) * scale})
     return pd.DataFrame(rows).astype({"length": "Int64"})
 
 
-def table_cell(column: str, suite: str | None) -> dict:
-    """What a column of a table measures, and what turns its printed value into the metric's own unit."""
-    task, metric, length = ("avg", "contains", None) if column == RETRIEVAL_AVERAGE else parse_column(column)
+def _table_cell(column: str, suite: str | None) -> dict:
+    """The measurement of a column of a table, and the factor from its printed value to the metric's own unit."""
+    task, metric, length = (AVERAGE, "contains", None) if column == RETRIEVAL_AVERAGE else parse_column(column)
     if suite is None:
         suite = "retrieval" if column == RETRIEVAL_AVERAGE else "ruler" if length else "language"
-    scale = 0.01 if METRICS[metric].percent else 1.0
-    return {"suite": suite, "task": task, "metric": metric, "length": length, "scale": scale}
+    return {"suite": suite, "task": task, "metric": metric, "length": length, "scale": 1 / METRICS[metric].scale}
 
 
-def figure2_cell(column: str) -> dict:
-    """A column `<sequence length>x<batch>` of figure 2, in thousands of tokens a second."""
+def _figure2_cell(column: str) -> dict:
+    """Measurement of a column `<sequence length>x<batch>` of figure 2; printed in thousands of tokens per second."""
     length, batch = map(int, column.split("x"))
     cell = {"suite": "throughput", "task": f"batch_{batch}", "metric": "train_tokens_per_second", "length": length}
     return {**cell, "batch": batch, "scale": 1e3}
@@ -126,8 +135,10 @@ def figure2_cell(column: str) -> dict:
 
 @cache
 def printed_values() -> dict[tuple[str, str, str, str, str, int | None], float]:
-    """The paper's tables 2 to 4 and figure 2 by (mixer, layout, suite, task, metric, length), in the metrics' own
-    units."""
+    """Numbers of tables 2 to 4 and figure 2, in the metrics' own units.
+
+    Keys: (mixer, layout, suite, task, metric, length).
+    """
     frame = pd.concat([published(table) for table in ("table2", "table3", "table4", "figure2")])
     keys = ["mixer", "layout", "suite", "task", "metric", "length"]
     return {
@@ -138,7 +149,7 @@ def printed_values() -> dict[tuple[str, str, str, str, str, int | None], float]:
 
 @cache
 def task_sizes() -> dict[str, int]:
-    """Samples behind the paper's printed numbers by its name of the task: published/sizes.csv, which has sources.
+    """Number of samples of each of the paper's tasks, from sizes.csv, which names the sources.
 
     The paper does not print them; they are the sizes of the sets that its tasks read. RULER's are per length.
     """

@@ -170,7 +170,7 @@ def test_what_cannot_be_is_refused_before_a_sample_size_is_named():
     for call, complaint in (
         (lambda: items_to_settle_paired(0.3, 0.2), "discordance: 0.2 with a gap of 0.3"),
         (lambda: items_to_settle_paired(math.nan, 0.2), "discordance: 0.2 with a gap of nan"),
-        (lambda: items_to_settle(50.0, 60.0), "p, q: 50.0 is no proportion; give fractions"),
+        (lambda: items_to_settle(50.0, 60.0), "p, q: 50.0 is not a proportion; give fractions"),
         (lambda: seeds_to_settle(1.0, -1.0), "sd: -1.0"),
         (lambda: seeds_to_settle(math.nan, 1.0), "gap of nan"),
     ):
@@ -197,7 +197,7 @@ def test_a_printed_proportion_is_never_certain():
     assert proportion_stderr(1.0, 500) == proportion_stderr(0.0, 500) == proportion_floor(500)
     with pytest.raises(ValueError, match="n: 0 samples"):
         proportion_stderr(0.5, 0)
-    with pytest.raises(ValueError, match="a: 93.0 is no proportion; give fractions"):
+    with pytest.raises(ValueError, match="a: 93.0 is not a proportion; give fractions"):
         printed_gap(93.0, 89.0, 500)
 
 
