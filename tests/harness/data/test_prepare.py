@@ -6,16 +6,23 @@ import json
 import resource
 from itertools import islice
 from pathlib import Path
+from unittest import mock
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from typer.testing import CliRunner
 
+import harness.data.prepare
+import harness.data.workers
 from harness.data import corpus
-from harness.data.prepare import prepare
+from harness.data.prepare import finish, plan, prepare, work_folder
 from harness.data.shards import TokenData
-from harness.data.sources import documents, open_source
+from harness.data.tokenise import Preparation
 from harness.data.tokenizer import load_tokenizer
+from harness.data.workers import do_parts
+from run import app
+from tests.harness.data.preparations import THIRDS, expected, file_contents, finished_shards, inodes, jsonl, streams
 
 TEXTS = [f"Document {i} tells of {word}.\n\nIt ends." for i in range(20) for word in ("kings", "ships", "wax")]
 HALVES = {"validation_fraction": 0.2, "test_fraction": 0.2}
@@ -102,8 +109,8 @@ def test_a_second_call_uses_what_is_there_and_another_text_or_setting_gets_anoth
 
 def test_a_damaged_output_is_prepared_again(folder, tmp_path):
     data = prepare(folder, out_dir=tmp_path / "out")
-    for name, content in ((data.index["shards"][0]["name"], b"\0\0"), ("index.json", b"{")):
-        (data.folder / name).write_bytes(content)
+    for name, damaged in ((data.index["shards"][0]["name"], b"\0\0"), ("index.json", b"{")):
+        (data.folder / name).write_bytes(damaged)
         lines: list[str] = []
         again = prepare(folder, out_dir=tmp_path / "out", progress=lines.append)
         assert again.index == data.index and name in lines[0] and "the data are prepared again" in lines[0]
@@ -118,7 +125,7 @@ def test_an_output_folder_that_holds_other_things_is_left_alone(folder, tmp_path
     assert (folder / "a.txt").read_text(encoding="utf-8") == TEXTS[0]
 
 
-def test_a_failure_half_way_leaves_nothing_behind(tmp_path):
+def test_a_failure_half_way_leaves_nothing(tmp_path):
     rows = [{"text": text} for text in TEXTS * 20] + [{"body": "x"}]
     source = write_jsonl(tmp_path / "a.jsonl", rows)
     with pytest.raises(ValueError, match=f"no 'text' in line {len(rows)} of .*; its fields: body; .*--text-field"):
@@ -126,7 +133,7 @@ def test_a_failure_half_way_leaves_nothing_behind(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == [".out.lock", "a.jsonl"]
 
 
-def test_a_full_disk_is_one_clear_line_and_leaves_nothing_behind(tmp_path):
+def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path):
     source = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in TEXTS * 50])
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     # A file cannot grow beyond it, the tokenizer's here: the kernel's own error.
@@ -206,7 +213,135 @@ def test_wrong_arguments_are_named_with_their_value(folder, tmp_path, monkeypatc
             prepare(*positional, out_dir=tmp_path / "out", **named)
 
 
-def test_opening_a_source_reads_no_text_yet(tmp_path):
-    source = open_source(write_jsonl(tmp_path / "a.jsonl", [{"body": "x"}]), None, "text", None, None, None)
-    with pytest.raises(ValueError, match="no 'text'"):
-        list(documents(source.parts[0]))
+@pytest.mark.parametrize("step", ["rename", "write_json", "_publish", "_retire"])
+def test_assembling_resumes_wherever_it_is_interrupted(
+    source: Path, tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, calls = tmp_path / "out", 0
+    assert plan(source, out_dir=out, **THIRDS) == (out, None)
+    do_parts(Preparation(work_folder(out)), 1)
+    before = finished_shards(out)
+    rename = Path.rename
+
+    def interrupted(path: Path, *arguments: object) -> Path:
+        nonlocal calls
+        calls += 1
+        if step == "rename" and calls <= 5:
+            return rename(path, *arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        if step == "rename":
+            patch.setattr(Path, "rename", interrupted)
+        else:
+            patch.setattr(harness.data.prepare, step, interrupted)
+        finish(out, 1)
+    assert out.exists() == (step == "_retire")
+    finish(out, 1)
+    prepare(source, out_dir=tmp_path / "whole", processes=1, **THIRDS)
+    assert file_contents(out) == file_contents(tmp_path / "whole") and inodes(out) == set(before.values())
+    assert not work_folder(out).exists()
+
+
+def test_shards_already_moved_are_made_again_when_a_file_changes(
+    source: Path, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(harness.data.prepare, "_publish", mock.Mock(side_effect=KeyboardInterrupt))
+        prepare(source, out_dir=out, processes=1, **THIRDS)
+    jsonl(source / "d.jsonl", texts[200:250])
+    assert streams(prepare(source, out_dir=out, processes=1, **THIRDS)) == expected(texts[:160] + texts[200:350])
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": ', r"^source: line 90 of \S+d.jsonl is not JSON"),
+        ('{"text": [5]}', r"'text' holds list in line 90 of"),
+    ],
+)
+def test_a_bad_text_is_one_line_and_only_its_file_is_read_again_once_corrected(
+    source: Path, texts: list[str], tmp_path: Path, processes: int, line: str, message: str
+) -> None:
+    out, bad = tmp_path / "out", source / "d.jsonl"
+    lines = bad.read_text().splitlines()
+    bad.write_text("\n".join([*lines[:89], line, *lines[90:]]))
+    with pytest.raises(ValueError, match=message) as error:
+        prepare(source, out_dir=out, processes=processes, **THIRDS)
+    assert "\n" not in str(error.value) and not out.exists()
+    before = {
+        path: inode
+        for path, inode in finished_shards(out).items()
+        if "d.jsonl" not in str(plan_of(out, Path(path).parent.name)["identity"])
+    }
+    assert before
+    jsonl(bad, texts[160:250])
+    assert streams(prepare(source, out_dir=out, processes=processes, **THIRDS)) == expected(texts[:350])
+    assert set(before.values()) <= inodes(out)
+
+
+def plan_of(out: Path, key: str) -> dict:
+    (part,) = [part for part in Preparation(work_folder(out)).plan["parts"] if part["key"] == key]
+    return part
+
+
+def test_finished_parts_of_other_settings_are_kept_and_named_and_unfinished_ones_are_not(
+    source: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    plan(source, out_dir=out, max_tokens=5, **THIRDS)
+    plan(source, out_dir=out, **THIRDS)  # nothing was done for the other one
+    preparation = Preparation(work_folder(out))
+    preparation.write(0, preparation.keys[0], None, lambda: None)
+    with pytest.raises(
+        ValueError, match=rf"{preparation.folder} holds 1 of \d+ parts of another max_tokens; give the argum"
+    ):
+        prepare(source, out_dir=out, max_tokens=5, **THIRDS)
+    with (
+        preparation.claim(1),
+        pytest.raises(ValueError, match="another process prepares .* with another fractions; wait, or"),
+    ):
+        prepare(source, out_dir=out)
+    before, text = finished_shards(out), (source / "d.jsonl").read_bytes()
+    (source / "d.jsonl").write_bytes(text[:-1])
+    with pytest.raises(ValueError, match="of another max_tokens"):
+        plan(source, out_dir=out, max_tokens=5, **THIRDS)
+    (source / "d.jsonl").write_bytes(text)
+    prepare(source, out_dir=out, processes=1, **THIRDS)
+    assert before and set(before.values()) <= inodes(out)
+
+
+def test_the_command_accounts_for_every_document(source: Path, tmp_path: Path) -> None:
+    command = ["data", "prepare", str(source), "--out", str(tmp_path / "out"), "--processes", "1"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    counts = TokenData(tmp_path / "out").index["documents"]
+    assert result.stdout.splitlines()[-1] == (
+        f"documents: 353 read = {counts['train']} train + {counts['validation']} validation + {counts['test']} test "
+        "+ 3 empty"
+    )
+    cut = [*command[:4], str(tmp_path / "cut"), "--max-tokens", "1000", "--processes", "1"]
+    assert "; max_tokens 1,000 left others unread" in CliRunner().invoke(app, cut).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "source, dataset: neither given"),
+        (["embedded", "--dataset", "owner/name"], "source, dataset: both given"),
+        (["--dataset", "./texts"], "dataset: './texts' is not a name on the Hub"),
+        (["embedded", "--processes", "0"], "--processes: 0 cannot be; give at least 1"),
+        (["embedded", "--jobs", "2"], "--jobs: 2 jobs cannot be; give at least 1, with --cluster PROFILE"),
+        (["embedded", "--cluster", "slurm", "--jobs", "0"], "--jobs: 0 jobs cannot be"),
+        (["embedded", "--cluster", "moon"], "--cluster: no profile moon"),
+        (["embedded", "--cluster", "local"], "--cluster: local is this machine"),
+        (["embedded", "--cluster", "slurm", "--processes", "2"], "none with --cluster"),
+    ],
+)
+def test_wrong_use_of_the_command_is_one_line(words: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, ["data", "prepare", *words])
+    assert result.exit_code == 2
+    (line,) = result.output.splitlines()
+    assert line.startswith("error: ") and message in line

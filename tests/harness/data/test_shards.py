@@ -13,8 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.data import corpus
-from harness.data.order import permute, sample_order
+from harness.data.order import sample_order
 from harness.data.prepare import prepare
 from harness.data.shards import TokenData, TokenStream
 from harness.data.tokenizer import load_tokenizer, tokenizer_hash
@@ -31,38 +30,6 @@ def data(tmp_path_factory) -> TokenData:
     rows = [{"text": " ".join(rng.choice(WORDS, rng.integers(5, 60)))} for _ in range(120)]
     (root / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return prepare(root / "a.jsonl", out_dir=root / "out", validation_fraction=0.1, test_fraction=0, shard_tokens=500)
-
-
-@given(st.integers(1, 3000), st.text(max_size=5))
-def test_permute_is_a_permutation_of_any_size(size, key):
-    assert sorted(permute(np.arange(size), size, key).tolist()) == list(range(size))
-
-
-@given(st.integers(1, 200), st.integers(-(2**70), 2**70), st.integers(0, 5), st.integers(1, 60), st.data())
-def test_an_epoch_reads_every_window_once_however_it_is_sliced(windows, seed, epoch, batch, draw):
-    whole = sample_order(windows, seed, epoch * windows, windows)
-    assert sorted(whole.tolist()) == list(range(windows))
-    long = sample_order(windows, seed, 0, (epoch + 1) * windows)
-    assert long[epoch * windows :].tolist() == whole.tolist()
-    step = draw.draw(st.integers(0, len(long) // batch))
-    part = sample_order(windows, seed, step * batch, batch)
-    assert part[: len(long) - step * batch].tolist() == long[step * batch : (step + 1) * batch].tolist()
-
-
-def test_orders_of_epochs_and_seeds_are_unrelated():
-    orders = [sample_order(1000, seed, epoch * 1000, 1000) for seed in range(5) for epoch in range(5)]
-    for i, a in enumerate(orders):
-        for b in [np.arange(1000), *orders[:i]]:
-            # Matches of two random permutations are Poisson with mean 1: 13 or more has probability 6e-11.
-            assert (a == b).sum() < 13
-            # The rank correlation has standard deviation 1/sqrt(999) = 0.032; 5 of them.
-            assert abs(np.corrcoef(a, b)[0, 1]) < 0.16
-
-
-def test_first_window_of_an_epoch_is_uniform():
-    first = np.array([permute(np.zeros(1, np.int64), 10, f"{seed} 0")[0] for seed in range(2000)])
-    # 200 expected in each of 10 cells, standard deviation 13.4; 5 of them.
-    assert (np.abs(np.bincount(first, minlength=10) - 200) < 67).all()
 
 
 def test_a_far_step_needs_no_earlier_one(data):
@@ -172,40 +139,6 @@ def test_the_tokenizer_beside_the_data_is_the_one_that_made_it(data):
     tokenizer = data.tokenizer()
     assert tokenizer_hash(tokenizer) == data.index["tokenizer_hash"] == tokenizer_hash(load_tokenizer())
     assert tokenizer.bos_token_id == data.index["bos_token_id"] == data.tokens("train")[:1].item()
-
-
-def test_a_tokenizer_loads_from_file_and_folder_alike_and_calls_do_not_change_its_hash(tmp_path):
-    tokenizer = load_tokenizer("embedded")
-    digest = tokenizer_hash(tokenizer)
-    tokenizer("some words", truncation=True, max_length=1)
-    assert tokenizer_hash(tokenizer) == digest
-    (tmp_path / "tokenizer.json").write_bytes(corpus.TOKENIZER.read_bytes())
-    assert tokenizer_hash(load_tokenizer(tmp_path)) == tokenizer_hash(load_tokenizer(tmp_path / "tokenizer.json"))
-    tokenizer.save_pretrained(tmp_path / "saved")
-    assert tokenizer_hash(load_tokenizer(tmp_path / "saved")) == digest
-
-
-def test_another_tokenizer_has_another_hash(tmp_path):
-    definition = json.loads(corpus.TOKENIZER.read_text(encoding="utf-8"))
-    definition["model"]["merges"].pop()
-    (tmp_path / "tokenizer.json").write_text(json.dumps(definition), encoding="utf-8")
-    assert tokenizer_hash(load_tokenizer(tmp_path)) != tokenizer_hash(load_tokenizer())
-
-
-def test_a_tokenizer_that_cannot_be_had_is_named_with_the_remedy(tmp_path, monkeypatch):
-    (tmp_path / "broken.json").write_text("{", encoding="utf-8")
-    bare = corpus.TOKENIZER.read_text(encoding="utf-8").replace("<|bos|>", "<|other|>")
-    (tmp_path / "bare.json").write_text(bare, encoding="utf-8")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    for name, message in [
-        (tmp_path / "no.json", "no file .*no.json; give a tokenizer.json"),
-        (tmp_path, "no file .*tokenizer.json"),
-        (tmp_path / "broken.json", "is not a tokenizer.json"),
-        (tmp_path / "bare.json", "has none of the BOS tokens"),
-        ("owner/name", "'owner/name' .*HF_HUB_OFFLINE is set: unset it"),
-    ]:
-        with pytest.raises(ValueError, match=f"^tokenizer: .*{message}"):
-            load_tokenizer(name)
 
 
 def test_the_cache_is_where_the_environment_says_else_in_the_checkout_wherever_one_stands(tmp_path, monkeypatch):

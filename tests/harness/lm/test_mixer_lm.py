@@ -1,71 +1,23 @@
-"""The lm-eval model: the same numbers as lm-eval's own HFLM, as a plain forward pass, and as re-reading the prefix."""
+"""The lm-eval model agrees with lm-eval's own HFLM, with a plain forward pass and with rereading the prefix."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from transformers import PreTrainedTokenizerFast
 
-from harness.data.tokenizer import load_tokenizer
-from harness.lm.export import to_llama, with_bos
-from harness.lm.generate import cut, generate, generate_text
+from harness.lm.export import to_llama
 from harness.lm.mixer_lm import MixerLM
-from harness.model.language_model import LanguageModel, ModelConfig, build_model
+from harness.model.language_model import build_model
+from tests.harness.lm.models import CONTEXTS, MODELS, TOLERANCE, ask, greedy_by_rereading, tokenizer
 
-# fp32 rounding of two orders of summation over sequences of up to 200 tokens: sums of log-likelihoods differ by
-# about 1e-5; 1e-4 is the agreement asked for.
-TOLERANCE = 1e-4
-
-CONTEXTS = ["The king", "It is a truth universally acknowledged, that a single man", "Climate: tropical\nArea:"]
 ENDINGS = [" went up", " must be in want of a wife.", " 21", " the the the", " went up to the hill of the LORD"]
 PAIRS = [(c, e) for c in CONTEXTS for e in ENDINGS] + [("One lonely context with", " an ending"), ("", "No context.")]
 DOCUMENTS = ["A short one.", "", " ".join(f"verse {i} of the psalm," for i in range(40)), "The same length again?"]
 
 
-def tokenizer(add_bos: bool = False) -> PreTrainedTokenizerFast:
-    """The corpus' tokenizer; with add_bos it puts the BOS itself, as LLaMA's does."""
-    return with_bos(load_tokenizer()) if add_bos else load_tokenizer()
-
-
-def model(mixer: str, layout: str, options: dict, attention: dict | None = None, seed: int = 0) -> LanguageModel:
-    """A small model with weights large enough that what it says depends on what it has read."""
-    config = ModelConfig(
-        layout=layout,
-        mixer=mixer,
-        mixer_options=options,
-        attention_options=attention or {},
-        d_model=32,
-        mlp_widths=[64, 64],
-        vocab_size=len(tokenizer()),
-    )
-    built = build_model(config, seed)
-    with torch.no_grad():
-        for name, weight in built.named_parameters():
-            if name.endswith("_proj.weight") or name == "embedding.weight":
-                weight.mul_(8.0)
-    return built
-
-
-MODELS = {
-    "attention": lambda: model("attention", "attention", {"heads": 2, "kv_heads": 1}),
-    "gated_deltanet": lambda: model("gated_deltanet", "recurrent", {"heads": 2, "head_dim": 16}),
-    "hybrid": lambda: model("gated_deltanet", "hybrid", {"heads": 2, "head_dim": 16}, {"heads": 2, "window": 6}),
-}
-
-
-@pytest.fixture(params=MODELS)
-def lm(request: pytest.FixtureRequest) -> MixerLM:
-    return MixerLM(MODELS[request.param](), tokenizer())
-
-
-def ask(kind: str, arguments: list[tuple]) -> list[Instance]:
-    return [Instance(kind, {}, a, i, ("test", i, 1)) for i, a in enumerate(arguments)]
-
-
 def plain_score(lm: MixerLM, context: list[int], ending: list[int]) -> tuple[float, bool]:
-    """One forward pass over everything, no state."""
+    """The score by one forward pass over the whole text, without state."""
     tokens = torch.tensor([context + ending])
     with torch.no_grad():
         logits = lm.model(tokens[:, :-1])[0][0, len(context) - 1 :]
@@ -73,17 +25,8 @@ def plain_score(lm: MixerLM, context: list[int], ending: list[int]) -> tuple[flo
     return chosen.sum().item(), bool((logits.argmax(-1) == tokens[0, len(context) :]).all())
 
 
-def greedy_by_rereading(lm: MixerLM, prompt: list[int], steps: int) -> list[int]:
-    """Greedy decoding that reads the whole prefix again for every token."""
-    tokens = list(prompt)
-    for _ in range(steps):
-        with torch.no_grad():
-            tokens.append(int(lm.model(torch.tensor([tokens]))[0][0, -1].argmax()))
-    return tokens[len(prompt) :]
-
-
 def hflm(ours: MixerLM, max_length: int, add_bos: bool = True) -> HFLM:
-    """lm-eval's own class over the same weights, in fp32."""
+    """lm-eval's own class with the same weights, in fp32."""
     return HFLM(
         pretrained=to_llama(ours.model, ours.prefix_token_id, 512),
         tokenizer=tokenizer(add_bos),
@@ -146,10 +89,6 @@ class TestAgainstHFLM:
         assert cut == theirs.generate_until(ask("generate_until", stopped), disable_tqdm=True)
         assert len(cut[0]) < len(texts[0]) and texts[0].startswith(cut[0])
 
-    def test_only_what_llama_can_hold_is_exported(self) -> None:
-        with pytest.raises(ValueError, match="layout: 'recurrent'"):
-            to_llama(MODELS["gated_deltanet"](), 0, 64)
-
 
 def test_endings_that_share_a_context_score_as_in_one_forward_pass(lm: MixerLM) -> None:
     requests = [(pair, *lm._encode_pair(*pair)) for pair in PAIRS if pair[0]]
@@ -167,11 +106,6 @@ def test_an_ending_is_greedy_only_when_every_token_of_it_is(lm: MixerLM) -> None
     endings = [best, [*best[:2], other], [other, *greedy_by_rereading(lm, [*context, other], 2)], best[:1], [other]]
     scores = lm._loglikelihood_tokens([(None, context, ending) for ending in endings])
     assert [greedy for _, greedy in scores] == [True, best[2] == other, False, True, False]
-
-
-def test_text_ends_before_the_first_of_several_stop_strings() -> None:
-    assert cut("one two three", ["three", "two", "four"]) == "one "
-    assert cut("one two three", ["four"]) == "one two three"
 
 
 @pytest.mark.parametrize("batch_tokens, batch_rows", [(1, 1), (40, 3), (4096, 64)])
@@ -194,26 +128,6 @@ def test_a_document_read_in_pieces_scores_as_read_whole(lm: MixerLM) -> None:
         ids = lm.tok_encode(document, add_special_tokens=False)
         expected = plain_score(lm, [lm.prefix_token_id], ids)[0] if ids else 0.0
         assert score == pytest.approx(expected, rel=1e-5, abs=TOLERANCE)
-
-
-def test_decoding_from_state_gives_the_tokens_of_rereading_the_prefix(lm: MixerLM) -> None:
-    prompts = [lm.tok_encode(c) for c in [*CONTEXTS, "One"]]
-    expected = [greedy_by_rereading(lm, p, 16) for p in prompts]
-    assert generate(lm.model, prompts, 16, batch_tokens=8, batch_rows=3) == expected
-    # Rows that end early leave the batch and change nothing for the others.
-    stop = expected[1][4]
-    ends = [e[: e.index(stop)] if stop in e else e for e in expected]
-    assert generate(lm.model, prompts, 16, stop_tokens={stop}) == ends
-
-
-def test_sampling_repeats_with_its_seed_and_ignores_its_neighbours(lm: MixerLM) -> None:
-    prompts = [lm.tok_encode(c) for c in CONTEXTS]
-    drawn = generate(lm.model, prompts, 12, temperature=1.0, seed=3)
-    assert generate(lm.model, prompts[:1], 12, temperature=1.0, seed=3) == drawn[:1]
-    assert generate(lm.model, prompts, 12, temperature=1.0, seed=4) != drawn
-    assert generate(lm.model, prompts, 12) != drawn
-    text = generate_text(lm.model, lm.tokenizer, CONTEXTS[0], 12, temperature=1.0, seed=3)
-    assert text == lm.tokenizer.decode(drawn[0], skip_special_tokens=True)
 
 
 def test_bos_is_read_once_and_never_scored(lm: MixerLM) -> None:
@@ -243,7 +157,7 @@ def test_what_cannot_be_scored_is_named() -> None:
         MixerLM(small, tokenizer())
 
 
-def test_decoding_ends_with_the_answer_when_nothing_behind_it_is_wanted(lm: MixerLM) -> None:
+def test_decoding_ends_once_the_text_holds_the_answer(lm: MixerLM) -> None:
     options = {"until": ["\n"], "max_gen_toks": 20}
     whole = lm.generate_until(ask("generate_until", [(c, dict(options)) for c in CONTEXTS]))
     wanted = [[text[2:5].upper(), text[4:7]] for text in whole]
