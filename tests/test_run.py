@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 from harness.data.tokenizer import load_tokenizer
 from harness.files import CHECKOUT
 from harness.lm.export import to_llama
+from harness.lm.load import load_trained
+from harness.run_folder import RunFolder
 from harness.training import checkpoint
-from harness.training.run_folder import load_trained, read_summary
 from run import app
 
 cli = CliRunner()
@@ -61,7 +62,7 @@ def test_training_that_is_told_to_end_saves_first_and_the_same_command_goes_on(t
     for runs in ("told", "untold"):
         assert cli.invoke(app, [*arguments, str(trained / runs)]).exit_code == 0
     (other,) = trained.glob("untold/kda-*")
-    assert read_summary(run).weights_sha256 == read_summary(other).weights_sha256
+    assert RunFolder(run).read_summary().weights_sha256 == RunFolder(other).read_summary().weights_sha256
 
 
 def run_folder(trained: Path, mixer: str) -> str:

@@ -31,6 +31,7 @@ from harness.figures.style import LOOK, OTHERS, STYLE, Look, looks
 from harness.figures.training import curves, front, pareto
 from harness.files import write_atomic
 from harness.records.store import load, load_samples
+from harness.run_folder import Collection
 
 if TYPE_CHECKING:
     from harness.lm.mixer_lm import MixerLM
@@ -70,12 +71,12 @@ Columns = list[str] | None
 
 
 def _records(folder: Path) -> pd.DataFrame:
-    _file(folder, "records.parquet", "nothing collected there; run collect first")
+    Collection(folder).require()
     return load(folder)
 
 
 def _curves(folder: Path, columns: Columns) -> Figure:
-    return curves(pd.read_parquet(_file(folder, "curves.parquet", "no training curves there; run collect again")))
+    return curves(Collection(folder).read_curves())
 
 
 def _scores(folder: Path, columns: Columns) -> Figure:
@@ -84,9 +85,7 @@ def _scores(folder: Path, columns: Columns) -> Figure:
 
 def _pareto(folder: Path, columns: Columns) -> Figure:
     numbers = _columns(measured(_records(folder)), columns, "pareto")
-    runs = pd.DataFrame(
-        json.loads(_file(folder, "runs.json", "nothing collected there; run collect first").read_text())
-    )
+    runs = Collection(folder).read_runs()
     return pareto(numbers, runs)
 
 
@@ -96,7 +95,7 @@ def _ablations(folder: Path, columns: Columns) -> Figure:
 
 def _throughput(folder: Path, columns: Columns) -> Figure:
     found = []
-    if (folder / "records.parquet").is_file():
+    if Collection(folder).records.is_file():
         found.append(throughput_numbers(load(folder)))
     if rows := [row for file in sorted(folder.glob("throughput*.json")) for row in json.loads(file.read_text())]:
         found.append(bench_numbers(rows))

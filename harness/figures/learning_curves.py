@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from harness.experiments.schema import RunConfig
+from harness.run_folder import RunFolder
 
 IDENTITY = ("label", "mixer", "layout", "preset", "seed")
 MEASURED = ("step", "tokens", "loss", "grad_norm", "lr", "tokens_per_second")
@@ -24,7 +25,7 @@ def read_curves(runs: Mapping[Path, RunConfig]) -> pd.DataFrame:
     """
     rows = []
     for folder, config in runs.items():
-        path = folder / "metrics.jsonl"
+        path = RunFolder(folder).metrics
         lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
         identity = {"run": config.run_id} | {name: getattr(config, name) for name in IDENTITY}
         for number, line in enumerate(lines, 1):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -16,6 +15,7 @@ from harness.experiments.schema import Experiment
 from harness.figures import FIGURES, WITH_COLUMNS, write_figure
 from harness.files import write_atomic
 from harness.records.store import load
+from harness.run_folder import Collection
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto; max-width: 1180px;
@@ -71,10 +71,12 @@ def report(folder: Path, experiment: Experiment, columns: list[str] | None = Non
     says so. Raises ValueError when nothing was collected there.
     """
     records = load(folder)
-    runs = pd.DataFrame(json.loads((folder / "runs.json").read_text()))
+    runs = Collection(folder).read_runs()
     drawn, lacking = _figures(folder, columns)
     tables = [path.read_text() for path in sorted(folder.glob("table*.html"))]
-    names = [name for name in ("records.parquet", "samples.json", "runs.json", "table.csv") if (folder / name).exists()]
+    files = Collection(folder)
+    raw_files = [files.records, files.samples, files.runs, files.table("table", "csv")]
+    names = [path.name for path in raw_files if path.exists()]
     raw = [f'<a href="{name}">{name}</a>' for name in names]
     parts = [
         f"<h1>{escape(experiment.name)}</h1><p>{escape(experiment.description)}</p>",
@@ -94,7 +96,7 @@ def report(folder: Path, experiment: Experiment, columns: list[str] | None = Non
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(experiment.name)} – Mixerbench</title><style>{STYLE}</style></head><body>"
     )
-    path = folder / "report.html"
+    path = Collection(folder).report
     write_atomic(path, "\n".join([head, *filter(None, parts), "</body></html>\n"]).encode())
     return path
 

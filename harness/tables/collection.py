@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-
-import pandas as pd
 
 from harness.experiments.schema import Experiment
 from harness.files import write_atomic
 from harness.records.store import load, load_samples
+from harness.run_folder import Collection
 from harness.tables.comparison import comparison
 from harness.tables.forms import Table
 from harness.tables.paper import PAPER_TABLES, belongs, paper_table
@@ -24,10 +22,9 @@ def write_table(
     table2.md and so on, and that is returned, unless `columns` are asked for or none of the table's are there.
     Raises ValueError when nothing was collected there, or when records of a column were measured differently.
     """
-    if not (folder / "records.parquet").is_file():
-        raise ValueError(f"{folder}: nothing collected there; run collect first")
+    Collection(folder).require()
     frame, samples = load(folder), load_samples(folder)
-    runs = pd.DataFrame(json.loads((folder / "runs.json").read_text()))
+    runs = Collection(folder).read_runs()
     expected = None if experiment is None else experiment.expectation
     shown = write_forms(folder, "table", comparison(frame, columns, runs, samples, allow_mixed, expected))
     which = experiment.expected.table if experiment is not None and experiment.expected is not None else None
@@ -41,5 +38,5 @@ def write_forms(folder: Path, name: str, table: Table) -> str:
     shown = table.markdown()
     forms = {"md": shown, "tex": table.latex(name), "csv": table.csv(), "html": table.html()}
     for ending, text in forms.items():
-        write_atomic(folder / f"{name}.{ending}", text.encode())
+        write_atomic(Collection(folder).table(name, ending), text.encode())
     return shown

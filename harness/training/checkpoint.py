@@ -24,7 +24,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from harness.files import atomic, file_sha256, write_atomic
+from harness.files import atomic, file_sha256, write_atomic, write_json
+from harness.run_folder import RunFolder
 from harness.training.distributed import World, whole
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class CheckpointError(ValueError):
 
 
 def _index(folder: Path) -> dict[str, dict[str, Any]]:
-    path = folder / "index.json"
+    path = RunFolder(folder.parent).checkpoint_index
     if not path.exists():
         return {}
     try:
@@ -53,7 +54,7 @@ def _index(folder: Path) -> dict[str, dict[str, Any]]:
 def save(run_dir: Path, step: int, content: Content, milestones: int | None = None) -> Path:
     """Write the checkpoint of a step and drop all but the last KEEP, those of every `milestones` steps, and any of
     later steps: they are damaged ones that the run went back behind. Raises OSError when the disk refuses."""
-    folder = run_dir / "checkpoints"
+    folder = RunFolder(run_dir).checkpoints
     _clear(folder)
     path = folder / f"step_{step:08d}.pt"
     with atomic(path) as file:
@@ -88,7 +89,7 @@ def save_sharded(run_dir: Path, step: int, content: Content, here: World, milest
     from torch.distributed import checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
 
-    folder = run_dir / "checkpoints"
+    folder = RunFolder(run_dir).checkpoints
     path = folder / f"step_{step:08d}.dcp"
     partial = path.with_name(f"{path.name}.partial")
     tensors, rest = _tensors(content), _without_tensors(content)
@@ -215,7 +216,7 @@ def _list(path: Path, step: int, entry: dict[str, Any], milestones: int | None) 
     index[path.name] = {"step": step} | entry
     steps = kept_steps([known["step"] for known in index.values()], milestones)
     kept = {name: index[name] for name in sorted(index) if index[name]["step"] in steps}
-    write_atomic(folder / "index.json", json.dumps(kept, indent=1).encode())
+    write_json(RunFolder(folder.parent).checkpoint_index, kept)
     for old in [*folder.glob("step_*.pt"), *folder.glob("step_*.dcp")]:
         if old.name not in kept:
             _remove(old)
@@ -229,8 +230,8 @@ def kept_steps(saved: Iterable[int], milestones: int | None) -> set[int]:
 
 def latest(run_dir: Path) -> Path | None:
     """The newest complete checkpoint of a run, if it has one."""
-    index = _index(run_dir / "checkpoints")
-    return run_dir / "checkpoints" / max(index) if index else None
+    index = _index(RunFolder(run_dir).checkpoints)
+    return RunFolder(run_dir).checkpoints / max(index) if index else None
 
 
 def latest_sound(run_dir: Path) -> tuple[Path | None, list[str]]:
@@ -238,7 +239,7 @@ def latest_sound(run_dir: Path) -> tuple[Path | None, list[str]]:
 
     Raises CheckpointError when there are checkpoints and all of them are damaged.
     """
-    folder = run_dir / "checkpoints"
+    folder = RunFolder(run_dir).checkpoints
     faults: list[str] = []
     for name in sorted(_index(folder), reverse=True):
         try:
@@ -257,7 +258,7 @@ def load(path: Path) -> Content:
     try:
         _verify(path)
     except CheckpointError as fault:
-        again = path.parent.parent / "train.json"
+        again = RunFolder(path.parent.parent).summary
         raise CheckpointError(f"{fault}; delete {again} and submit again to train on from the one before") from None
     if path.suffix == ".pt":
         return torch.load(path, map_location="cpu", weights_only=True)

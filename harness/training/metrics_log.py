@@ -16,6 +16,7 @@ import torch
 
 from harness.experiments.schema import RunConfig, TrainConfig
 from harness.files import write_atomic
+from harness.run_folder import RunFolder
 
 PROFILE_STEPS = 3  # recorded ones, behind as many that are not
 
@@ -32,11 +33,11 @@ def metrics_files(run_dir: Path, step: int) -> Iterator[Write]:
     """
     from torch.utils.tensorboard import SummaryWriter
 
-    path = run_dir / "metrics.jsonl"
+    path = RunFolder(run_dir).metrics
     if path.exists():
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
         write_atomic(path, "".join(line + "\n" for line in lines).encode())
-    writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step or None)
+    writer = SummaryWriter(str(RunFolder(run_dir).tensorboard), purge_step=step or None)
     with contextlib.closing(writer), open(path, "a", encoding="utf-8") as file:
 
         def write(line: dict[str, float]) -> None:

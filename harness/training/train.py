@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 from harness.experiments.schema import RunConfig
-from harness.files import write_atomic
 from harness.records.provenance import provenance
+from harness.run_folder import RunFolder, Summary
 from harness.training.distributed import Sharding, World, world
 from harness.training.metrics_log import metrics_files, profiled, tracked
-from harness.training.run_folder import Summary, read_summary
 from harness.training.trainer import LOG_EVERY, Progress, Trainer, TrainingInterrupted, log
 
 
@@ -39,7 +37,7 @@ def train(
     thing.
     """
     with world() as here, _reported(here):
-        if (summary := here.on_first(lambda: read_summary(run_dir))) is not None:
+        if (summary := here.on_first(lambda: RunFolder(run_dir).read_summary())) is not None:
             return summary
         trainer = Trainer(config, run_dir, here, sharding)
         with contextlib.ExitStack() as files:
@@ -103,6 +101,5 @@ def _finish(trainer: Trainer, weights_sha256: str, command: str | None) -> Summa
     )
     backend = trainer.model.backend(trainer.dtype)
     birth = provenance(config.hash, trainer.device, trainer.dtype, backend=backend, command=command)
-    content = asdict(summary) | {"provenance": asdict(birth) | {"gradient_check": trainer.gradient_check}}
-    write_atomic(trainer.run_dir / "train.json", json.dumps(content, indent=1).encode())
+    RunFolder(trainer.run_dir).write_summary(summary, asdict(birth) | {"gradient_check": trainer.gradient_check})
     return summary

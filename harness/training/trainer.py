@@ -20,15 +20,14 @@ from typing import Any, get_args
 
 import torch
 import torch.utils.checkpoint
-import yaml
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.data.tokenizer import load_tokenizer
 from harness.experiments.schema import RunConfig, TrainConfig
-from harness.files import write_atomic
 from harness.model.language_model import LanguageModel, build_model
 from harness.model.loss import linear_cross_entropy
+from harness.run_folder import RunFolder
 from harness.training import checkpoint
 from harness.training.batches import BatchLoader, Position, data_sha256, open_data, pieces, position
 from harness.training.device import ceiling, peak_memory, recipe_dtype, this_device
@@ -158,8 +157,7 @@ class Trainer:
             )
 
     def _find_checkpoint(self) -> tuple[Path | None, list[str]]:
-        content = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
-        write_atomic(self.run_dir / "config.yaml", content.encode())
+        RunFolder(self.run_dir).write_config(self.config)
         return checkpoint.latest_sound(self.run_dir)
 
     def _restore(self, path: Path) -> None:

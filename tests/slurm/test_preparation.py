@@ -15,8 +15,8 @@ from harness.data.prepare import plan, prepare, work_folder
 from harness.data.tokenise import Preparation
 from slurm.preparation import submit
 from slurm.profile import load_profile
+from tests.slurm.cluster.client import TINY, Client
 from tests.slurm.cluster.minislurm import MiniSlurm
-from tests.slurm.test_slurm import TINY, Site
 
 pytestmark = pytest.mark.slurm
 
@@ -46,8 +46,8 @@ def test_jobs_of_which_some_are_killed_and_some_cancelled_write_what_one_process
 ) -> None:
     monkeypatch.setattr("harness.data.sources.PART_BYTES", 1_500_000)
     source, out = write_texts(tmp_path / "texts.jsonl", 48), tmp_path / "out"
-    (tmp_path / "site.yaml").write_text(yaml.safe_dump({"prepare": TINY, "signal_delay_s": 20}))
-    profile = load_profile(tmp_path / "site.yaml")
+    (tmp_path / "profile.yaml").write_text(yaml.safe_dump({"prepare": TINY, "signal_delay_s": 20}))
+    profile = load_profile(tmp_path / "profile.yaml")
     assert plan(source, out_dir=out) == (out, None)
     parts = len(Preparation(work_folder(out)).parts)
     assert parts >= 6
@@ -84,19 +84,19 @@ def test_jobs_of_which_some_are_killed_and_some_cancelled_write_what_one_process
 def test_the_command_submits_says_how_far_it_is_and_accounts_for_every_document(
     slurm_cluster: MiniSlurm, tmp_path: Path
 ) -> None:
-    site = Site(slurm_cluster, tmp_path)
+    client = Client(slurm_cluster, tmp_path)
     source = write_texts(tmp_path / "texts.jsonl", 1)
-    command = ["data", "prepare", str(source), "--out", "out", "--runs", "runs", "--cluster", "site.yaml"]
-    assert "--jobs: 1000000 is no number of jobs for this cluster" in site.call(*command, "--jobs", "1000000", code=2)
-    assert not site.cluster.squeue()
-    output = site.call(*command, "--jobs", "4")
+    command = ["data", "prepare", str(source), "--out", "out", "--runs", "runs", "--cluster", "profile.yaml"]
+    assert "--jobs: 1000000 is no number of jobs for this cluster" in client.call(*command, "--jobs", "1000000", code=2)
+    assert not client.cluster.squeue()
+    output = client.call(*command, "--jobs", "4")
     assert "0 of 1 parts" in output and "1 jobs tokenise" in output, "no more jobs than parts"
-    site.finish()
+    client.finish()
     documents = len(source.read_text().splitlines())
-    assert f"documents: {documents:,} read = " in site.call(*command), "all is there"
+    assert f"documents: {documents:,} read = " in client.call(*command), "all is there"
 
 
 def test_a_wrong_profile_is_refused_before_anything_is_read(slurm_cluster: MiniSlurm, tmp_path: Path) -> None:
-    site = Site(slurm_cluster, tmp_path, partition="moon")
-    (line,) = site.call("data", "prepare", "nowhere.jsonl", "--cluster", "site.yaml", code=2).splitlines()
+    client = Client(slurm_cluster, tmp_path, partition="moon")
+    (line,) = client.call("data", "prepare", "nowhere.jsonl", "--cluster", "profile.yaml", code=2).splitlines()
     assert "partition: unknown partition 'moon'" in line

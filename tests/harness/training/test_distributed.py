@@ -18,18 +18,19 @@ from typing import Any
 
 import pytest
 import torch
-from test_train import TINY, after, run_config
 
 from harness.experiments.schema import RunConfig
 from harness.files import CHECKOUT
+from harness.lm.load import load_trained
 from harness.model.language_model import build_model
+from harness.run_folder import Summary
 from harness.training import checkpoint
 from harness.training.batches import pieces, step_rows
 from harness.training.distributed import ALONE, World, local, shard, world
 from harness.training.optim import build_optimizer
-from harness.training.run_folder import Summary, load_trained
 from harness.training.train import train
 from harness.training.trainer import MaskedLoss, Trainer
+from tests.harness.training.test_train import TINY, after, run_config
 
 STEPS = 6  # four of the first mixture, two of the second
 

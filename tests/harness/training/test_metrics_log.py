@@ -14,22 +14,23 @@ from typing import Any
 
 import pytest
 import torch
-from test_train import after, run_config
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from harness.experiments.schema import RunConfig, TrainConfig
 from harness.model import loss
 from harness.model.language_model import ModelConfig, build_model
+from harness.run_folder import RunFolder
 from harness.training import batches, checkpoint
-from harness.training import metrics_log as watch
 from harness.training.batches import BatchLoader, step_rows
+from harness.training.device import ceiling
 from harness.training.distributed import ALONE
 from harness.training.gradient_check import GradientsWrong, check_gradients
-from harness.training.run_folder import read_birth, read_summary
+from harness.training.metrics_log import metrics_files
 from harness.training.train import train
 from harness.training.trainer import Trainer, TrainingInterrupted, TrainingStopped, is_spike
 from mixers.interface import Mixer
+from tests.harness.training.test_train import after, run_config
 from tests.mixers.interpreter import upstream_kernels
 
 
@@ -96,7 +97,7 @@ def test_a_skipped_step_is_null_in_the_metrics_and_counted_in_the_summary(
     summary = train(run_config(small_data, steps=2), tmp_path)
     (line,) = lines(tmp_path)
     assert line["grad_norm"] is None and math.isfinite(line["loss"]) and line["skipped"] == 1
-    assert summary.skipped == 1 == read_summary(tmp_path).skipped
+    assert summary.skipped == 1 == RunFolder(tmp_path).read_summary().skipped
 
 
 def test_a_spike_is_a_loss_far_above_the_last_ones() -> None:
@@ -128,7 +129,7 @@ def test_metrics_say_how_fast_how_large_and_how_long_it_waited(tmp_path: Path, s
     assert line["flops_per_second"] == pytest.approx(line["tokens_per_second"] * flops)
     # What matrix products reach was measured on the same CPU, which others may have been using then.
     assert 0 < line["mfu"] < 10
-    assert line["mfu"] == pytest.approx(line["flops_per_second"] / watch.ceiling(torch.device("cpu"), torch.float32, 1))
+    assert line["mfu"] == pytest.approx(line["flops_per_second"] / ceiling(torch.device("cpu"), torch.float32, 1))
     assert 2**20 < line["memory_bytes"] < 2**40
     assert line["data_wait_seconds"] >= 0 and (line["skipped"], line["spikes"]) == (0, 0)
 
@@ -298,7 +299,7 @@ def test_a_kernel_with_a_wrong_gradient_is_refused(monkeypatch: pytest.MonkeyPat
 
 def test_what_was_found_of_gradients_is_in_the_provenance(tmp_path: Path, small_data: Path) -> None:
     train(run_config(small_data, steps=2), tmp_path)
-    assert read_birth(tmp_path)["gradient_check"] == []
+    assert RunFolder(tmp_path).read_training_provenance()["gradient_check"] == []
 
 
 def test_lines_of_steps_that_are_done_again_are_dropped(tmp_path: Path, small_data: Path) -> None:
@@ -306,7 +307,7 @@ def test_lines_of_steps_that_are_done_again_are_dropped(tmp_path: Path, small_da
         train(run_config(small_data), tmp_path, stop=after(10))
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 11, "loss": 1.0}\n{"step": 1')
-    with watch.metrics_files(tmp_path, 10):
+    with metrics_files(tmp_path, 10):
         pass
     assert [line["step"] for line in lines(tmp_path)] == [10]
 

@@ -1,6 +1,5 @@
-"""An optimiser step: clipping is torch's bit for bit, and the benchmark compares forms that take the same steps."""
+"""Clipping of gradients: torch's bit for bit, in one process and sharded over several."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,6 @@ from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 from typer.testing import CliRunner
 
 from harness.training.optim import clip_gradients
-from run import app
-from suites.bench import optimizer as optim_speed
 
 cli = CliRunner()
 
@@ -55,35 +52,3 @@ def _clip_sharded(rank: int, folder: Path) -> None:
 
 def test_sharded_gradients_are_clipped_alike_in_all_processes(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_clip_sharded, args=(tmp_path,), nprocs=2)
-
-
-def test_the_benchmark_says_what_each_form_of_a_step_takes() -> None:
-    result = cli.invoke(app, ["bench", "optimizer", "--preset", "cpu-600k", "--steps", "2", "--json"])
-    assert result.exit_code == 0, result.output
-    rows = json.loads(result.stdout)
-    assert [(row["form"], row["clips"]) for row in rows] == [
-        ("mixerbench", True),
-        ("AdamW fused, clip_grad_norm_", True),
-        ("AdamW fused, not clipped", False),
-        ("AdamW foreach, clip_grad_norm_", True),
-        ("AdamW foreach, not clipped", False),
-        ("AdamW loop, clip_grad_norm_", True),
-        ("AdamW loop, not clipped", False),
-    ]
-    for row in rows:
-        assert 0 < row["low_ms"] <= row["ms"] <= row["high_ms"] and row["steps"] == 2
-        assert row["parameters_per_second"] == pytest.approx(1e3 * row["parameters"] / row["ms"])
-        # Least bytes a second are said of memory that is the device's own; a CPU's caches hold so small a model.
-        assert (row["bytes_per_second"] is None) == row["device"].startswith("cpu")
-    assert "AdamW loop, not clipped" in optim_speed.render(rows)
-
-
-def test_forms_that_do_not_take_the_same_steps_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(optim_speed.ADAMW, "foreach", {"foreach": True, "eps": 1e-3})
-    with pytest.raises(RuntimeError, match="AdamW foreach, clip_grad_norm_: its weights end .* are not compared"):
-        optim_speed.run("cpu-600k", 2, torch.device("cpu"))
-
-
-def test_nothing_to_time_is_refused() -> None:
-    result = cli.invoke(app, ["bench", "optimizer", "--steps", "0"])
-    assert result.exit_code == 2 and "--steps: 0 leaves nothing to time" in result.output

@@ -19,11 +19,12 @@ from harness.data.prepare import prepare
 from harness.data.tokenizer import load_tokenizer
 from harness.experiments.matching import matched_config
 from harness.experiments.schema import DataConfig, RunConfig, TrainConfig
+from harness.lm.load import load_trained
 from harness.model.language_model import ModelConfig
+from harness.run_folder import RunFolder
 from harness.training import checkpoint
 from harness.training.batches import data_sha256, open_data, position
 from harness.training.optim import build_optimizer, decays, learning_rate
-from harness.training.run_folder import load_trained, read_summary
 from harness.training.train import train
 from harness.training.trainer import Trainer, TrainingInterrupted, TrainingStopped
 
@@ -111,7 +112,7 @@ def test_a_run_told_to_stop_after_every_step_ends_with_the_same_bits(tmp_path: P
         assert (told.value.step, told.value.total) == (step, 12)
         newest = checkpoint.latest(tmp_path / "stopped")
         assert newest is not None and checkpoint.load(newest)["step"] == step
-        assert read_summary(tmp_path / "stopped") is None
+        assert RunFolder(tmp_path / "stopped").read_summary() is None
     # After the last step nothing is left to stop.
     assert train(config, tmp_path / "stopped", stop=lambda: True).weights_sha256 == whole.weights_sha256
     lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "stopped")]
@@ -185,7 +186,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path: Path, 
         trainer.model.blocks[0].mlp.up_proj.weight[0, 0] = torch.inf
     with pytest.raises(TrainingStopped, match=r"step 6: loss nan.*last good checkpoint: .*step_00000005.pt; batch: "):
         next(steps)
-    assert read_summary(tmp_path) is None
+    assert RunFolder(tmp_path).read_summary() is None
 
 
 def damage(path: Path) -> None:

@@ -97,7 +97,7 @@ def test_a_cluster_ends_when_its_process_is_killed(tmp_path: Path) -> None:
             print(cluster.base, flush=True)
             time.sleep(600)
     """
-    folder = Path(__file__).parent / "cluster"
+    folder = Path(__file__).parent
     owner = subprocess.Popen([sys.executable, "-c", source], cwd=folder, stdout=subprocess.PIPE, text=True)
     cluster = MiniSlurm(Path(owner.stdout.readline().strip()))
     pids = cluster.processes()

@@ -1,13 +1,9 @@
-"""The local half of the orchestrator, with real processes: done once, continued after a kill, errors beforehand."""
+"""Runs on this machine, with real processes: done once, resumed after a kill, given up, interrupted."""
 
 import json
 import os
-import shutil
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -16,37 +12,16 @@ import yaml
 from typer.testing import CliRunner
 
 from harness.experiments.load import load_experiment
-from harness.files import CHECKOUT, cache_dir
 from harness.records.store import load
 from harness.run_folder import RunFolder
 from harness.training.train import train
 from run import app
 from slurm.plan import plan
-from slurm.snapshot import PARTS
-from slurm.state import at_work, events, exclusively
+from slurm.state import at_work, exclusively
 from suites.units import TRAIN
+from tests.slurm.experiments import RUN, data_config, experiment, wait_for
 
-RUN = [sys.executable, str(CHECKOUT / "run.py")]
 cli = CliRunner()
-
-
-def data_config(data: Path, steps: int) -> dict:
-    phase = {"tokens": steps * 4 * 64, "seq_len": 64, "rows": {"text": 2, "mqar": 2}}
-    return {"source": str(data), "phases": [phase]}
-
-
-def experiment(folder: Path, shards: Path, **changes: object) -> Path:
-    content = {
-        "name": "tiny",
-        "preset": "cpu-600k",
-        "mixers": ["gated_deltanet", "attention"],
-        "data": data_config(shards, steps=4),
-        "train": {"lr": 1e-3, "checkpoint_every": 2, "threads": 1},
-        "suites": {"recall": {"pairs": [2], "samples": 12}},
-    }
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(content | changes))
-    return path
 
 
 def test_submit_trains_and_evaluates_once_and_the_table_comes_out(tmp_path: Path, small_data: Path) -> None:
@@ -99,20 +74,13 @@ def test_a_job_that_is_killed_or_told_to_leave_starts_again_and_ends_with_the_sa
     os.kill(json.loads((work.folder / "state" / "train.json").read_text())["pid"], number)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    (ended,) = [event for event in events(work.folder, TRAIN) if event["event"] == "ended"]
+    (ended,) = [event for event in RunFolder(work.folder).read_attempts(TRAIN) if event["event"] == "ended"]
     assert ended["outcome"] == ("failed" if number == signal.SIGKILL else "left")
     summary = RunFolder(work.folder).read_summary()
     assert summary is not None
     assert summary.weights_sha256 == train(work.config, tmp_path / "uninterrupted").weights_sha256
     kept = yaml.safe_load((work.folder / "config.yaml").read_text())
     assert kept["seed"] == work.config.seed
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.time() + seconds
-    while not condition():
-        assert time.time() < deadline, f"not within {seconds} s"
-        time.sleep(0.05)
 
 
 def test_a_run_that_fails_twice_alike_is_given_up_the_others_are_finished_and_retry_tries_again(
@@ -127,7 +95,7 @@ def test_a_run_that_fails_twice_alike_is_given_up_the_others_are_finished_and_re
     assert result.exit_code == 1
     assert f"failed: {broken.config.run_id}: train: " in result.output and "cannot be written" in result.output
     assert RunFolder(sound.folder).read_summary() is not None
-    assert sum(event["event"] == "started" for event in events(broken.folder, TRAIN)) == 2
+    assert sum(event["event"] == "started" for event in RunFolder(broken.folder).read_attempts(TRAIN)) == 2
     collected = cli.invoke(app, ["collect", str(path), "--runs", str(runs)])
     assert f"incomplete: {broken.config.run_id}" in collected.output
     rows = json.loads(cli.invoke(app, ["status", str(path), "--runs", str(runs), "--json"]).output)
@@ -135,37 +103,11 @@ def test_a_run_that_fails_twice_alike_is_given_up_the_others_are_finished_and_re
     assert "checkpoints" in cli.invoke(app, ["logs", broken.config.run_id, "--runs", str(runs)]).output
     again = cli.invoke(app, ["submit", str(path), *options])
     assert again.exit_code == 1 and "failed twice in the same way; `retry` tries again" in again.output
-    assert sum(event["event"] == "started" for event in events(broken.folder, TRAIN)) == 2
+    assert sum(event["event"] == "started" for event in RunFolder(broken.folder).read_attempts(TRAIN)) == 2
     (broken.folder / "checkpoints").unlink()
     retried = cli.invoke(app, ["retry", str(path), "--failed", *options])
     assert retried.exit_code == 0, retried.output
     assert RunFolder(broken.folder).read_summary() is not None
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["mixers=[gdn9]"], "mixer: unknown name 'gdn9'; known: attention"),
-        (["data.source=nowhere"], "data.source: no index.json in nowhere; make it with"),
-        (["data.tokenizer=nowhere.json"], "nowhere.json"),
-        (["data.phases=[{tokens: 9, seq_len: 10000000, rows: {text: 1}}]"], "seq_len"),
-        (["suites.recall.pears=[1]"], "suites.recall.pears: "),
-        (["suites.recal={}"], "suites: unknown name 'recal'; known: language, ruler, retrieval, recall"),
-        (["suites.recall.pairs=[1000]"], "suites.recall: pairs: 1000 is outside 1 to"),
-        (["suites.ruler={lengths: [150], haystack: corpus}"], "suites.ruler: "),
-        (["train.lr=fast"], "train.lr: "),
-    ],
-)
-def test_wrong_use_ends_in_one_line_and_exit_code_2_before_anything_is_written(
-    tmp_path: Path, small_data: Path, overrides: list[str], message: str
-) -> None:
-    path, runs = experiment(tmp_path, small_data), tmp_path / "runs"
-    options = [part for override in overrides for part in ("--set", override)]
-    result = cli.invoke(app, ["submit", str(path), "--runs", str(runs), *options])
-    assert result.exit_code == 2
-    (line,) = [line for line in result.output.splitlines() if line]
-    assert line.startswith("error: ") and message in line
-    assert not runs.exists()
 
 
 def test_an_interrupted_submit_stops_its_jobs_and_status_says_so(tmp_path: Path, small_data: Path) -> None:
@@ -196,7 +138,7 @@ def test_two_submits_at_once_train_every_run_once_and_both_wait_for_the_end(tmp_
     for work in plan(load_experiment(path), runs):
         assert not work.missing
         for unit in (TRAIN, "recall"):
-            assert [event["event"] for event in events(work.folder, unit)] == ["started"]
+            assert [event["event"] for event in RunFolder(work.folder).read_attempts(unit)] == ["started"]
 
 
 def test_a_run_that_another_process_works_on_is_not_touched(tmp_path: Path, small_data: Path) -> None:
@@ -208,37 +150,3 @@ def test_a_run_that_another_process_works_on_is_not_touched(tmp_path: Path, smal
     assert result.exit_code == 1
     assert "another process is working on train of this run; wait for it or stop it" in result.output
     assert RunFolder(work.folder).read_summary() is None
-
-
-def test_editing_the_checkout_does_not_change_a_job_that_waits(tmp_path: Path, small_data: Path) -> None:
-    checkout = tmp_path / "checkout"
-    checkout.mkdir()
-    for part in PARTS:
-        if (CHECKOUT / part).is_dir():
-            shutil.copytree(CHECKOUT / part, checkout / part, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(CHECKOUT / part, checkout / part)
-    path = experiment(tmp_path, small_data, data=data_config(small_data, steps=100))
-    command = [sys.executable, str(checkout / "run.py"), "submit", str(path), "--parallel", "1"]
-    environment = os.environ | {"MIXERBENCH_CACHE": str(cache_dir())}
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    first, second = plan(load_experiment(path), tmp_path / "runs")
-    wait_for((first.folder / "state" / "train.json").exists)
-    assert not (second.folder / "state").exists()
-    for module in ("train.py", "model.py"):
-        (checkout / "harness" / module).write_text("raise SystemError('edited')\n")
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    assert RunFolder(second.folder).read_summary() is not None
-
-
-def test_params_gives_every_mixer_and_layout_as_json() -> None:
-    result = cli.invoke(app, ["params", "--preset", "release-1.3b", "--json"])
-    rows = json.loads(result.output)
-    assert len(rows) == 13
-    for row in rows:
-        assert row["non_embedding_params"] > 1.29e9 and row["flops_per_token"] > 7.7e9
-        assert {"embedding_params", "state_floats_per_layer", "mlp_widths"} <= set(row)
-    assert cli.invoke(app, ["params", "--preset", "2b"]).exit_code == 2

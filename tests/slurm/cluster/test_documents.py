@@ -10,9 +10,9 @@ import pytest
 from harness.experiments.load import load_experiment
 from slurm.plan import plan
 from tests.documented import commands
+from tests.slurm.cluster.client import Client
 from tests.slurm.cluster.minislurm import MiniSlurm
-from tests.slurm.test_slurm import Site
-from tests.slurm.test_submit import data_config, experiment
+from tests.slurm.experiments import data_config, experiment
 
 pytestmark = pytest.mark.slurm
 
@@ -20,10 +20,10 @@ AFTER_IT = ["python run.py logs RUN", "python run.py cancel EXPERIMENT"]
 
 
 def test_the_documented_commands_work_on_a_cluster(slurm_cluster: MiniSlurm, tmp_path: Path, small_data: Path) -> None:
-    site = Site(slurm_cluster, tmp_path)
+    client = Client(slurm_cluster, tmp_path)
     path = experiment(tmp_path, small_data, mixers=["attention"], data=data_config(small_data, 4))
     path.write_text(path.read_text() + "scales: {125m: {description: of the same size}}\n")
-    (work,) = plan(load_experiment(path), site.runs)
+    (work,) = plan(load_experiment(path), client.runs)
     # Not what reads a data set of the Hub: tests/slurm/test_preparation.py has a file instead.
     shown = [c.text for c in commands() if "--cluster PROFILE" in c.text and "HuggingFaceFW/" not in c.text]
     texts = list(dict.fromkeys(shown))
@@ -32,11 +32,11 @@ def test_the_documented_commands_work_on_a_cluster(slurm_cluster: MiniSlurm, tmp
         words = text.split()[2:]
         if words[0] in ("submit", "retry", "cancel"):
             words[1] = str(path)
-        words = [{"PROFILE": "site.yaml", "RUN": work.config.run_id}.get(word, word) for word in words]
-        runs = [] if words[0] == "doctor" else ["--runs", str(site.runs)]
+        words = [{"PROFILE": "profile.yaml", "RUN": work.config.run_id}.get(word, word) for word in words]
+        runs = [] if words[0] == "doctor" else ["--runs", str(client.runs)]
         if words[0] == "logs":
-            site.finish()
-        output = site.call(*words, *runs)
+            client.finish()
+        output = client.call(*words, *runs)
         if words[0] == "submit" and "--dry-run" in words:
             assert re.search(r"^train-0 +1 ", output, re.MULTILINE)
-    assert {row["state"] for row in site.rows(path).values()} == {"done"}
+    assert {row["state"] for row in client.rows(path).values()} == {"done"}
