@@ -1,4 +1,4 @@
-"""Token mixers behind one interface. Knows torch and kernels; knows nothing of data, training or suites."""
+"""Token mixers behind one interface, which knows torch and kernels but not data, training or suites."""
 
 from mixers.interface import Cost, Mixer, MixerConfig, State
 from mixers.registry import build_mixer, register_mixer

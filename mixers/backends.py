@@ -1,7 +1,7 @@
-"""Which implementation computes a mixer on a device, and why another one does not.
+"""The choice of the implementation that computes a mixer on a device, and the reasons against the others.
 
-Every mixer has a form in plain torch, which serves everywhere and in float64. On a CUDA device it runs by itself on the
-kernels that its authors maintain. Nothing of another package is imported before it is used.
+Every mixer has a form in plain torch, which serves on every device and in float64. On a CUDA device a mixer defaults to
+the kernels that its authors maintain. Other packages are imported only when they are used.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ Absent = Callable[[torch.device, torch.dtype, Any], "str | None"]
 
 @dataclass(frozen=True)
 class Backend:
-    """A way to compute a mixer.
+    """An implementation of a mixer.
 
-    absent: (device, dtype of the activations, the mixer's configuration or None) → None where it serves, else in one
-    line what is missing and what would bring it.
+    absent: (device, dtype of the activations, the mixer's configuration or None) → None if the backend serves, else one
+    line that says what is missing and how to get it.
     """
 
     name: str
@@ -42,36 +42,38 @@ TORCH = Backend("torch", lambda device, dtype, config: None)
 def reasons(
     backends: tuple[Backend, ...], device: torch.device, dtype: torch.dtype, config: Any = None
 ) -> dict[str, str | None]:
-    """Of each backend by name: None where it serves, else why it does not."""
+    """Return for each backend, by name, None if it serves and otherwise the reason why not."""
     return {backend.name: backend.absent(device, dtype, config) for backend in backends}
 
 
 def choose(
     backends: tuple[Backend, ...], asked: str, device: torch.device, dtype: torch.dtype, config: Any = None
 ) -> str:
-    """The name of the backend that serves. `auto` is the first that does, and torch on a CPU; another name is that
-    backend or a ValueError with the reason."""
+    """Return the name of the backend to use. `auto` is torch on a CPU and the first one that serves elsewhere.
+
+    Raises ValueError if `asked` is an unknown name, or a backend that does not serve, with the reason.
+    """
     if asked == "auto":
-        if device.type == "cpu":  # under Triton's interpreter kernels do run there, for tests, when asked by name
+        if device.type == "cpu":  # tests run kernels there under Triton's interpreter, but ask for them by name
             return TORCH.name
         return next(backend.name for backend in backends if backend.absent(device, dtype, config) is None)
-    found = reasons(backends, device, dtype, config)
-    if asked not in found:
-        raise ValueError(f"backend: unknown name {asked!r}; known: auto, {', '.join(found)}")
-    if found[asked] is not None:
-        raise ValueError(f"backend: {asked!r} does not serve {dtype} on {device}: {found[asked]}")
+    absences = reasons(backends, device, dtype, config)
+    if asked not in absences:
+        raise ValueError(f"backend: unknown name {asked!r}; known: auto, {', '.join(absences)}")
+    if absences[asked] is not None:
+        raise ValueError(f"backend: {asked!r} does not serve {dtype} on {device}: {absences[asked]}")
     return asked
 
 
 def interpreted() -> bool:
-    """Whether Triton runs its kernels in its interpreter, on CPU tensors: TRITON_INTERPRET=1 when it was imported."""
+    """Whether Triton interprets its kernels, on CPU tensors: TRITON_INTERPRET was 1 when triton was imported."""
     from triton import knobs
 
     return knobs.runtime.interpret
 
 
 def needs_gpu(device: torch.device, dtype: torch.dtype) -> str | None:
-    """What keeps Triton's kernels from running, whoever wrote them."""
+    """Return why no Triton kernel can run on this device with this dtype, or None if it can."""
     if device.type == "cpu" and interpreted():
         return None
     if device.type != "cuda":
@@ -82,7 +84,10 @@ def needs_gpu(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def fla_absent(device: torch.device, dtype: torch.dtype, config: Any) -> str | None:
-    """flash-linear-attention's gated operators: 0.6.0 or newer, and a Triton that compiles them rightly."""
+    """Return why flash-linear-attention's gated operators cannot run, or None if they can.
+
+    They need version 0.6.0 or newer, and a Triton that compiles them correctly.
+    """
     if (reason := needs_gpu(device, dtype)) is not None:
         return reason
     if _parts("flash-linear-attention") < (0, 6):
@@ -98,7 +103,7 @@ def fla_absent(device: torch.device, dtype: torch.dtype, config: Any) -> str | N
 
 
 def mamba_ssm_absent(device: torch.device, dtype: torch.dtype, config: Any) -> str | None:
-    """mamba-ssm's Triton kernels, which need no CUDA build of it."""
+    """Return why mamba-ssm's Triton kernels cannot run, or None if they can. They need no CUDA build of it."""
     if (reason := needs_gpu(device, dtype)) is not None:
         return reason
     if not _installed("mamba_ssm"):
@@ -116,10 +121,10 @@ MAMBA_SSM = Backend("mamba-ssm", mamba_ssm_absent)
 
 
 def mamba_ssm(module: str) -> Any:
-    """A module of mamba-ssm, by its name below the package.
+    """Import and return a module of mamba-ssm, by its name below the package.
 
-    mamba-ssm 2.3.2 imports the CUDA extension of Mamba-1 as soon as anything of it is imported, though Mamba-2 and
-    Mamba-3 are Triton. Where that extension was not built, a module takes its place that says so when it is used.
+    mamba-ssm 2.3.2 imports the CUDA extension of Mamba-1 at once, although Mamba-2 and Mamba-3 are written in Triton.
+    If that extension was not built, a stub takes its place and raises ImportError when it is used.
     """
     if "mamba_ssm" not in sys.modules and not _installed("selective_scan_cuda"):
         stub = types.ModuleType("selective_scan_cuda")
@@ -140,12 +145,12 @@ def _no_selective_scan(name: str) -> Any:
 
 @cache
 def convolution() -> str:
-    """What computes short causal convolutions beside kernels: causal-conv1d, else flash-linear-attention."""
+    """Return the package that computes short causal convolutions for kernel backends: causal-conv1d if installed."""
     return "causal-conv1d" if _installed("causal_conv1d") else "fla"
 
 
 def activation_dtype(x: torch.Tensor) -> torch.dtype:
-    """The dtype that a linear layer gives for x: autocast's where it is on."""
+    """Return the dtype of a linear layer's output on x: autocast's dtype where autocast is on, else that of x."""
     kind = x.device.type
     if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(kind)
@@ -159,7 +164,7 @@ def _installed(module: str) -> bool:
 
 @cache
 def _parts(distribution: str) -> tuple[int, ...]:
-    """The leading numbers of an installed version; none if it is not installed."""
+    """Return the first three numbers of an installed version, or an empty tuple if it is not installed."""
     try:
         return tuple(map(int, re.findall(r"\d+", version(distribution).split("+")[0])))[:3]
     except PackageNotFoundError:

@@ -1,7 +1,7 @@
-"""The one interface of everything that is compared.
+"""The interface of all token mixers: configuration, state, cost and the base class.
 
-A token mixer maps [B, T, D] to [B, T, D] causally and can stop and continue: a sequence fed whole, in pieces
-through `state`, or token by token gives the same output, and packed sequences never see each other.
+A token mixer maps [B, T, D] to [B, T, D] causally and can stop and resume. A sequence fed whole, in pieces through
+`state`, or token by token gives the same output. Packed sequences never see each other.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ State = dict[str, Tensor]
 
 
 class MixerConfig(BaseModel):
-    """Base of every mixer's options. Closed: a key that the mixer does not know is an error, never ignored."""
+    """Base of every mixer's options. Unknown keys are errors, and values cannot change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a mixer costs a sequence of some length, from its shapes alone. FLOPs are two per multiply-add.
+    """The cost of a mixer on a sequence of a given length, from its shapes alone. A multiply-add is two FLOPs.
 
     parameters: learnable numbers.
-    state_floats: numbers that the recurrence carries per sequence, convolution tails not counted;
-        for attention the keys and values of the whole context (or window).
-    flops_per_token: of the forward pass in its recurrent form, averaged over the sequence; training takes three times
-        as many. A chunked form does more: what is counted is the work that the function asks for, not a kernel's.
-    decode_flops: of one more token behind the sequence.
-    decode_bytes: what that token reads and writes of the state, for each sequence of a batch, in the dtypes that the
-        state has under bf16 activations. Beside them a step reads all weights once, whatever the batch.
+    state_floats: numbers that the recurrence carries per sequence, without convolution tails; for attention, the keys
+        and values of the whole context or window.
+    flops_per_token: FLOPs of the forward pass in its recurrent form, averaged over the sequence. Training takes three
+        times as many. A chunked form does more work; this counts what the function needs, not what a kernel does.
+    decode_flops: FLOPs of one more token after the sequence.
+    decode_bytes: bytes of state that this token reads and writes per sequence of a batch, in the state's dtypes under
+        bf16 activations. A step also reads all weights once, whatever the batch.
     """
 
     parameters: int
@@ -48,10 +48,11 @@ class Cost:
 
     @classmethod
     def recurrent(cls, parameters: int, products: int, state: int, flops_per_state: int, tail_bytes: int = 0) -> Cost:
-        """A recurrence with an fp32 state of fixed size: every token costs the same.
+        """Return the cost of a recurrence with an fp32 state of fixed size, where every token costs the same.
 
-        products: weights of linear layers and convolutions, each one multiply-add a token. flops_per_state: FLOPs for
-        each number of the state. tail_bytes: of what else is carried, such as a convolution's last inputs.
+        parameters: learnable numbers. products: weights of linear layers and convolutions, one multiply-add per token
+        each. state: numbers in the state. flops_per_state: FLOPs per token for each of them. tail_bytes: bytes carried
+        next to the state, such as a convolution's last inputs.
         """
         flops = 2 * products + flops_per_state * state
         return cls(parameters, state, flops, flops, 2 * (4 * state + tail_bytes))
@@ -60,15 +61,15 @@ class Cost:
 class Mixer(nn.Module):
     """Base class of all token mixers.
 
-    Subclasses set `config_class`, take `(d_model, config)` and implement `mix` and `cost`. One with more than one
-    implementation lists them in `backends`, best first and torch last, and asks `implementation` which to use.
+    A subclass sets `config_class`, takes `(d_model, config)` and implements `mix` and `cost`. If it has several
+    implementations, it lists them in `backends`, best first and torch last, and asks `implementation` which one to use.
     """
 
     config_class: type[MixerConfig]
     backends: ClassVar[tuple[Backend, ...]] = (TORCH,)
-    # Whether biases of linear layers start as the mixer has set them, and not at 0 as the training recipe has it.
+    # Whether biases of linear layers keep the mixer's initial values instead of the training recipe's 0.
     keeps_biases: ClassVar[bool] = False
-    # Which implementation to use. Not part of the configuration: all compute the same function of the same weights.
+    # The implementation to use. Not part of the configuration, since all compute the same function of the weights.
     backend: str = "auto"
 
     def __init__(self, d_model: int, config: MixerConfig):
@@ -84,10 +85,11 @@ class Mixer(nn.Module):
         cu_seqlens: Tensor | None = None,
         return_state: bool = False,
     ) -> tuple[Tensor, State | None]:
-        """x: [B, T, D] → (y [B, T, D], state or None).
+        """Mix x [B, T, D] along T. Returns y [B, T, D] and the state after the last token, or None if not asked for.
 
-        cu_seqlens: [N+1] integer offsets of N sequences packed along T, with B = 1; then `state` is batched over
-        N. `state` is never modified in place. Raises ValueError for shapes outside this contract.
+        state: what an earlier call returned, to resume after it; it is never modified in place. cu_seqlens: [N+1]
+        integer offsets of N sequences packed along T, with B = 1; `state` is then batched over N. Raises ValueError for
+        shapes outside this contract.
         """
         if x.dim() != 3 or x.shape[-1] != self.d_model:
             raise ValueError(f"x: expected [B, T, {self.d_model}], got {list(x.shape)}")
@@ -96,43 +98,50 @@ class Mixer(nn.Module):
         return self.mix_packed(x, state, cu_seqlens, return_state)
 
     def mix(self, x: Tensor, state: State | None, return_state: bool) -> tuple[Tensor, State | None]:
-        """The mixer itself on sequences of one length: what `forward` promises, without packing."""
+        """Compute `forward` on sequences of one length, without packing. Subclasses implement it."""
         raise NotImplementedError
 
     def mix_packed(
         self, x: Tensor, state: State | None, cu_seqlens: Tensor, return_state: bool
     ) -> tuple[Tensor, State | None]:
-        """The same on packed sequences; `mix` on those of each length, unless a mixer has a better way."""
+        """Compute `forward` on packed sequences. The default runs `mix` once per distinct length."""
         return packed(self.mix, x, state, cu_seqlens, return_state)
 
     def serving(self, device: torch.device, dtype: torch.dtype) -> str:
-        """The implementation that computes activations of a dtype on a device. Raises ValueError for a `backend` that
-        does not serve there, with the reason."""
+        """Return the name of the implementation that computes activations of this dtype on this device.
+
+        Raises ValueError with the reason if `backend` names one that does not serve there.
+        """
         key = (self.backend, device, dtype)
-        if key not in self._served:  # asked at every call, and what is installed does not change
+        if key not in self._served:  # asked at every call, and the answer never changes within a process
             self._served[key] = choose(self.backends, self.backend, device, dtype, self.config)
         return self._served[key]
 
     def implementation(self, x: Tensor) -> str:
-        """The implementation that computes the present input, under the present autocast."""
+        """Return the name of the implementation that computes x under the current autocast."""
         return self.serving(x.device, activation_dtype(x))
 
     def cost(self, seq_len: int) -> Cost:
-        """Parameters, state, FLOPs and bytes at sequences of `seq_len` tokens."""
+        """Return the cost on sequences of `seq_len` tokens. Subclasses implement it."""
         raise NotImplementedError
 
     @staticmethod
     def cat_states(states: list[State]) -> State:
-        """Join states along the batch. Attention overrides it, since its caches differ in length."""
+        """Join states along the batch. Attention overrides this, since its caches differ in length."""
         return {key: torch.cat([s[key] for s in states]) for key in states[0]}
 
     def parameter_count(self) -> int:
+        """Return the number of learnable numbers."""
         return sum(p.numel() for p in self.parameters())
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered mixer: its class, the name that tables print, and options that the name itself fixes."""
+    """A registered mixer.
+
+    name: as in experiment files. display: as in tables. cls: its class. fixed: options that the name implies, such as
+    mimo=True for `mamba3_mimo`.
+    """
 
     name: str
     display: str
@@ -159,12 +168,12 @@ def one_line(error: ValidationError, subject: str, known: Iterable[str] = ()) ->
 
 
 def index_state(state: State, index: Tensor | slice | list[int]) -> State:
-    """Pick, repeat or reorder the sequences of a state."""
+    """Return a state with its sequences picked, repeated or reordered by `index`."""
     return {key: value[index] for key, value in state.items()}
 
 
 def check_cu_seqlens(x: Tensor, cu_seqlens: Tensor) -> list[int]:
-    """Offsets as a list, or ValueError naming what is wrong with them."""
+    """Return the offsets as a list. Raises ValueError unless they rise from 0 to the length of x [1, T, …]."""
     offsets = cu_seqlens.tolist()
     if x.shape[0] != 1:
         raise ValueError(f"cu_seqlens: packed sequences need a batch of 1, got {x.shape[0]}")
@@ -180,7 +189,10 @@ def packed(
     cu_seqlens: Tensor,
     return_state: bool,
 ) -> tuple[Tensor, State | None]:
-    """Run `mix` over packed sequences, those of equal length together: no padding, no masks."""
+    """Run `mix` on packed sequences, batching those of equal length, without padding or masks.
+
+    Arguments and results are those of `Mixer.forward`. Raises ValueError for offsets that do not fit x.
+    """
     offsets = check_cu_seqlens(x, cu_seqlens)
     by_length: dict[int, list[int]] = {}
     for i, (a, b) in enumerate(zip(offsets, offsets[1:], strict=False)):

@@ -1,7 +1,7 @@
-"""Names of mixers, and how to build one from its name and options.
+"""Names of mixers, and how to build a mixer from its name and options.
 
-Beside the built-in ones a name can be `fla:<Layer>` for a layer of flash-linear-attention, come from an installed
-package through the entry point group `mixerbench.mixers`, or from a single Python file.
+Besides the built-in mixers there are layers of flash-linear-attention, named `fla:<Layer>`, mixers of installed
+packages (entry point group `mixerbench.mixers`), and mixers defined in a single Python file.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ PLUGINS = "mixerbench.mixers"
 
 
 class MixerFile(BaseModel):
-    """The file that defines a mixer. path: absolute. sha256: of its content when it was loaded."""
+    """The Python file that defines a mixer."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     path: str
+    """Absolute path."""
     sha256: str
+    """SHA-256 of the content when it was loaded, in hex."""
 
 
 _entries: dict[str, Entry] = {}
@@ -43,7 +45,10 @@ _files: dict[str, MixerFile] = {}  # by the name of the mixer
 
 
 def register_mixer(name: str, *, display: str, **fixed: Any) -> Callable[[type[Mixer]], type[Mixer]]:
-    """Class decorator: make a Mixer available as `name`, shown as `display`. `fixed` options belong to the name."""
+    """Decorate a Mixer class to make it available as `name`, shown as `display`.
+
+    fixed: options that the name implies. Raises ValueError if `name` cannot name a folder or is already taken.
+    """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise ValueError(f"mixer: {name!r} cannot name a run's folder; use letters, digits, _, . and -")
 
@@ -57,7 +62,7 @@ def register_mixer(name: str, *, display: str, **fixed: Any) -> Callable[[type[M
 
 
 def entries() -> dict[str, Entry]:
-    """All registered mixers by name: the built-in ones, those of installed packages, those of files loaded so far."""
+    """Return all registered mixers by name: built-in ones, those of installed packages and of files loaded so far."""
     for module in BUILT_IN:
         import_module(f"mixers.{module}")
     _load_plugins()
@@ -66,7 +71,7 @@ def entries() -> dict[str, Entry]:
 
 @contextmanager
 def _whole_or_not_at_all() -> Iterator[None]:
-    """Code that fails half-way leaves no mixer behind."""
+    """Unregister whatever the block registered if it raises."""
     before = dict(_entries)
     try:
         yield
@@ -78,7 +83,7 @@ def _whole_or_not_at_all() -> Iterator[None]:
 
 @cache
 def _load_plugins() -> None:
-    """Mixers of installed packages; one that cannot be loaded is left out with a warning."""
+    """Load the mixers of installed packages. A package that cannot be loaded is left out with a warning."""
     for point in entry_points(group=PLUGINS):
         try:
             with _whole_or_not_at_all():
@@ -92,8 +97,10 @@ def _load_plugins() -> None:
 
 
 def _load_plugin(point: EntryPoint) -> None:
-    """A module, which registers on import; a Mixer, under the entry point's name if it has none; or what registers
-    when called."""
+    """Load an entry point: a module that registers on import, a Mixer class, or a function that registers when called.
+
+    A class that does not register itself gets the name of the entry point.
+    """
     loaded = point.load()
     if isinstance(loaded, types.ModuleType):
         return
@@ -104,9 +111,9 @@ def _load_plugin(point: EntryPoint) -> None:
 
 
 def load_file(path: str | Path) -> list[str]:
-    """Run a Python file that registers mixers; returns their names. Content that is loaded already is not run again.
+    """Run a Python file that registers mixers and return their names. Content already loaded is not run again.
 
-    Raises ValueError for a file that is missing, fails, registers nothing, or takes a name that is taken.
+    Raises ValueError if the file is missing, raises, registers nothing, or registers a name that is already taken.
     """
     path = Path(path).resolve()
     if not path.is_file():
@@ -116,7 +123,7 @@ def load_file(path: str | Path) -> list[str]:
     if names := [name for name, file in _files.items() if file.sha256 == sha256]:
         return names
     before = set(entries())
-    # Found by pickle and inspect, so that dataclasses, annotations and Triton kernels of the file work.
+    # In sys.modules, pickle and inspect find it, so that the file's dataclasses, annotations and Triton kernels work.
     module = types.ModuleType(f"mixer_file_{sha256[:16]}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
@@ -137,12 +144,12 @@ def load_file(path: str | Path) -> list[str]:
 
 
 def file_of(name: str) -> MixerFile | None:
-    """The file that defines a mixer, if it was loaded from one."""
+    """Return the file that a mixer was loaded from, or None if it came from elsewhere."""
     return _files.get(name)
 
 
 def require_file(file: MixerFile | None) -> None:
-    """Load the file that a run's mixer comes from, if any. Raises ValueError unless it is there and unchanged."""
+    """Load the file that defines a run's mixer, if any. Raises ValueError if the file is missing or has changed."""
     if file is None:
         return
     path = Path(file.path)
@@ -157,7 +164,7 @@ def require_file(file: MixerFile | None) -> None:
 
 
 def get(name: str) -> Entry:
-    """The entry of `name`; ValueError listing the known names otherwise."""
+    """Return the entry of `name`. Raises ValueError with the known names if there is none."""
     if name.startswith(FLA_PREFIX):
         return fla_entry(name)
     known = entries()
@@ -170,7 +177,7 @@ def get(name: str) -> Entry:
 
 
 def mixer_config(name: str, options: dict[str, Any]) -> MixerConfig:
-    """Validated options of a mixer; ValueError naming the mixer, the field and the value otherwise."""
+    """Validate the options of a mixer. Raises ValueError naming the mixer, the field and the value if one is wrong."""
     entry = get(name)
     clash = sorted(set(options) & set(entry.fixed))
     if clash:
@@ -183,5 +190,5 @@ def mixer_config(name: str, options: dict[str, Any]) -> MixerConfig:
 
 
 def build_mixer(name: str, d_model: int, options: dict[str, Any] | None = None) -> Mixer:
-    """A new mixer of width `d_model`. Raises ValueError for unknown names, options and impossible shapes."""
+    """Build a new mixer of width `d_model`. Raises ValueError for unknown names and options, and impossible shapes."""
     return get(name).cls(d_model, mixer_config(name, options or {}))

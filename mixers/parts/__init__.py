@@ -1,1 +1,1 @@
-"""Pieces that several mixers share: norms, convolutions, decays, and the two families of recurrences."""
+"""Parts that several mixers share: norms, convolutions, decays and the two families of recurrences."""

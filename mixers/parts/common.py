@@ -1,4 +1,4 @@
-"""Small modules that several mixers share."""
+"""Small parts of mixers: convolution, norms, initial time steps and checks of options."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mixers.backends import TORCH, convolution
 
 
 def accumulator_dtype(*tensors: Tensor) -> torch.dtype:
-    """fp32, or fp64 when an input is: what states and sums are kept in."""
+    """Return the dtype of states and sums: fp32, or fp64 if any input is fp64."""
     dtype = torch.float32
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
@@ -22,8 +22,8 @@ def accumulator_dtype(*tensors: Tensor) -> torch.dtype:
 class ShortConvolution(nn.Module):
     """Causal depthwise convolution over time, then SiLU.
 
-    `weight` is [C, 1, W] and `bias` [C], as in `torch.nn.Conv1d`, so that the weights of fla's ShortConvolution
-    and of mamba-ssm's conv1d load by name.
+    `weight` is [C, 1, W] and `bias` is [C], as in `torch.nn.Conv1d`, so that the weights of fla's ShortConvolution and
+    of mamba-ssm's conv1d load by name.
     """
 
     def __init__(self, channels: int, width: int = 4, bias: bool = False):
@@ -33,16 +33,17 @@ class ShortConvolution(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """As torch.nn.Conv1d initialises a depthwise kernel: uniform in ±1/√W."""
+        """Draw weight and bias uniformly in ±1/√W, as torch.nn.Conv1d does for a depthwise kernel."""
         bound = 1 / math.sqrt(self.weight.shape[-1])
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Tensor, tail: Tensor | None = None, backend: str = TORCH.name) -> tuple[Tensor, Tensor]:
-        """x: [B, T, C]; tail: the last W-1 inputs before it, [B, W-1, C], zeros if None → (y, new tail).
+        """Convolve x [B, T, C]. Returns y like x, and the tail for the tokens that follow.
 
-        backend: of the mixer. Beside kernels, whichever, stands `mixers.backends.convolution()`: one for all mixers.
+        tail: the last W-1 inputs before x, [B, W-1, C], zeros if None. backend: the mixer's. Any backend but torch uses
+        the kernel of `mixers.backends.convolution()`, the same for all mixers.
         """
         channels, _, width = self.weight.shape
         if tail is None:
@@ -60,7 +61,7 @@ class ShortConvolution(nn.Module):
         weight = self.weight.squeeze(1).to(x.dtype)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         channels, width = weight.shape
-        # What causal-conv1d is compiled for: up to four taps, rows of channels that start at multiples of 16 bytes.
+        # causal-conv1d is compiled for two to four taps, and for rows of channels that start at multiples of 16 bytes.
         if convolution() == "causal-conv1d" and 2 <= width <= 4 and channels % 8 == 0 and x.shape[1] > 1:
             from causal_conv1d import causal_conv1d_fn
 
@@ -74,7 +75,7 @@ class ShortConvolution(nn.Module):
             return y.transpose(1, 2)
         from fla.modules.causal_conv1d import causal_conv1d
 
-        # fla keeps the last W inputs, of which the first is not read again.
+        # fla keeps the last W inputs, but never reads the first of them again.
         cache = F.pad(tail.transpose(1, 2), (1, 0))
         return causal_conv1d(x.contiguous(), weight, bias, initial_state=cache, activation="silu")[0]
 
@@ -88,24 +89,30 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x normalised and weighted, in the dtype of x."""
         h = x.to(accumulator_dtype(x))
         h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + self.eps)
         return (h * self.weight).to(x.dtype)
 
 
 def inverse_softplus_dt(size: int, dt_min: float = 0.001, dt_max: float = 0.1, floor: float = 1e-4) -> Tensor:
-    """Time steps log-uniform in [dt_min, dt_max], floored, as the inverse softplus that `dt_bias` stores."""
+    """Draw time steps log-uniformly in [dt_min, dt_max], floored. Returns their inverse softplus, for `dt_bias`."""
     dt = torch.exp(torch.rand(size) * (math.log(dt_max) - math.log(dt_min)) + math.log(dt_min)).clamp(min=floor)
     return dt + torch.log(-torch.expm1(-dt))
 
 
 def require(condition: bool, message: str) -> None:
-    """ValueError with `message` (field, value, remedy) unless the condition holds."""
+    """Raise ValueError with `message` (field, value, remedy) unless the condition holds."""
     if not condition:
         raise ValueError(message)
 
 
+def is_power_of_two(size: int) -> bool:
+    """Whether size is 1, 2, 4, …"""
+    return size > 0 and size & (size - 1) == 0
+
+
 def l2_normalise(x: Tensor, eps: float = 1e-6) -> Tensor:
-    """x / √(Σ x² + eps) over the last axis, computed in at least fp32."""
+    """Return x / √(Σ x² + eps) over the last axis, computed in at least fp32, in the dtype of x."""
     h = x.to(accumulator_dtype(x))
     return (h * torch.rsqrt(h.square().sum(-1, keepdim=True) + eps)).to(x.dtype)

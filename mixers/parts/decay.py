@@ -1,9 +1,9 @@
-"""Sums of log-decays between tokens, without ever subtracting two cumulative sums.
+"""Sums of log-decays between tokens, computed without ever subtracting two cumulative sums.
 
-A difference of cumulative sums loses all digits behind one step that forgets everything, and the factored form
-exp(G_r) · exp(-G_s) overflows. Here blocks are doubled: within a pair of neighbouring blocks the decay from a
-token s on the left to a token r on the right is (what lies behind s on the left) + (the right up to r). Both are
-sums of numbers of one sign, so both factors of the product of exponentials lie in [0, 1].
+A difference of cumulative sums loses all digits after one step that forgets everything, and the factored form
+exp(G_r) · exp(-G_s) overflows. Here blocks are doubled instead. Within a pair of neighbouring blocks, the log-decay
+from a token s on the left to a token r on the right is the sum over the left block after s plus the sum over the right
+block up to r. Both are sums of numbers of one sign, so both exponentials lie in [0, 1].
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from torch import Tensor
 
 
 def double_sums(prefix: Tensor, suffix: Tensor) -> tuple[Tensor, Tensor]:
-    """Prefix and suffix sums of blocks of m tokens → of blocks of 2m tokens.
+    """Turn prefix and suffix sums of blocks of m tokens into those of blocks of 2m tokens.
 
-    prefix, suffix: [..., n, m, K] with an even n; prefix includes the token itself, suffix is what follows it.
+    prefix, suffix: [..., n, m, K] with an even n. A prefix includes its own token; a suffix starts at the next one.
     Returns both as [..., n/2, 2m, K].
     """
     left_p, right_p = prefix.unflatten(-3, (-1, 2)).unbind(-3)
@@ -27,18 +27,18 @@ def double_sums(prefix: Tensor, suffix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def segment_sums(g: Tensor) -> Tensor:
-    """Log-decays of a chunk → the decay between every two of its tokens, each summed on its own.
+    """Return the log-decay between every two tokens of a chunk, each summed separately.
 
-    g: [..., C], g ≤ 0. Returns D: [..., C, C], D[r, s] = Σ_{s<i≤r} g_i for s ≤ r and -inf above the diagonal, so
+    g: [..., C], g ≤ 0. Returns D [..., C, C] with D[r, s] = Σ_{s<i≤r} g_i for s ≤ r and -inf above the diagonal, so
     that exp(D) is the causal decay matrix.
     """
     size = g.shape[-1]
     causal = torch.ones(size, size, dtype=torch.bool, device=g.device).tril()
-    own = g.unsqueeze(-1).expand(*g.shape, size).masked_fill(~causal.tril(-1), 0)
-    return own.cumsum(-2).masked_fill(~causal, -torch.inf)
+    terms = g.unsqueeze(-1).expand(*g.shape, size).masked_fill(~causal.tril(-1), 0)
+    return terms.cumsum(-2).masked_fill(~causal, -torch.inf)
 
 
 def prefix_suffix(g: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Inclusive prefix sums of g along `dim`, and the sums of all that follows each entry."""
+    """Return the inclusive prefix sums of g along `dim`, and the sums of all entries after each one."""
     following = torch.cat([g.narrow(dim, 1, g.shape[dim] - 1), torch.zeros_like(g.narrow(dim, 0, 1))], dim)
     return g.cumsum(dim), following.flip(dim).cumsum(dim).flip(dim)

@@ -1,7 +1,7 @@
-"""What Gated DeltaNet, KDA and Gated DeltaNet-2 have in common around their operators.
+"""The layer around the operators of Gated DeltaNet, KDA and Gated DeltaNet-2.
 
-q, k, v projections, each through a short convolution and SiLU; q and k L2-normalised per head; the operator; RMSNorm
-per head, gated; output projection. Parameter names are those of flash-linear-attention's layers.
+Projections to q, k and v, each through a short convolution and SiLU; q and k L2-normalised per head; the operator;
+gated RMSNorm per head; output projection. Parameter names are those of flash-linear-attention's layers.
 """
 
 from __future__ import annotations
@@ -16,32 +16,37 @@ from torch import Tensor, nn
 
 from mixers.backends import TORCH
 from mixers.interface import Cost, Mixer, MixerConfig, State
-from mixers.parts.common import ShortConvolution, accumulator_dtype, require
+from mixers.parts.common import ShortConvolution, accumulator_dtype, is_power_of_two, require
 
 
 class DeltaConfig(MixerConfig):
-    """heads key heads of head_dim; value_heads (default heads) of value_dim (default head_dim).
-
-    conv_width: taps of the short convolutions. chunk_size: tokens a chunk of the torch form, a power of two.
-    """
+    """Options that all delta-rule mixers share."""
 
     heads: PositiveInt
+    """Query and key heads."""
     head_dim: PositiveInt
+    """Channels per query and key head."""
     value_heads: PositiveInt | None = None
+    """Value heads, a multiple of `heads`; None for as many as `heads`."""
     value_dim: PositiveInt | None = None
+    """Channels per value head; None for `head_dim`."""
     conv_width: PositiveInt = 4
+    """Taps of the short convolutions over q, k and v."""
     chunk_size: PositiveInt = 64
+    """Tokens per chunk, a power of two. It changes the speed, never the result."""
     norm_eps: float = 1e-5
+    """Number added to the mean square in the output RMSNorm."""
 
 
 class ScalarWriteConfig(DeltaConfig):
-    """beta_range: 1 for write strengths β in [0, 1], 2 for [0, 2], which lets states change sign (arXiv 2411.12537)."""
+    """Options of delta-rule mixers with one write strength β per head."""
 
     beta_range: Literal[1, 2] = 1
+    """Upper end of β: 1 for [0, 1], 2 for [0, 2], which lets the state change sign (arXiv 2411.12537)."""
 
 
 class GatedNorm(nn.Module):
-    """RMSNorm of each head's output times an activation of the gate."""
+    """RMSNorm of each head's output, times an activation of the gate."""
 
     def __init__(self, size: int, eps: float, activation: Literal["silu", "sigmoid"]):
         super().__init__()
@@ -50,7 +55,7 @@ class GatedNorm(nn.Module):
         self.activation = activation
 
     def forward(self, o: Tensor, gate: Tensor, backend: str = TORCH.name) -> Tensor:
-        """o, gate: [..., size]. Beside kernels, whichever, stands fla's fused form of it: one for all mixers."""
+        """Norm and gate o. o, gate: [..., size] → like o. Any backend but torch uses fla's fused kernel."""
         if backend != TORCH.name:
             from fla.modules.norm.fused_norm_gate import rms_norm_gated
 
@@ -64,8 +69,8 @@ class GatedNorm(nn.Module):
 class DeltaMixer(Mixer):
     """Base of the delta-rule mixers. Subclasses add their gates' parameters and implement `operate` and `gate`.
 
-    State: `conv` [B, conv_width - 1, 2·H·K + HV·V], the last inputs of the convolutions over q, k, v; `recurrent`
-    [B, HV, K, V], fp32.
+    State: `conv` [B, conv_width - 1, 2·H·K + HV·V], the last inputs of the convolutions over q, k and v; `recurrent`
+    [B, HV, K, V], in fp32.
     """
 
     config: DeltaConfig
@@ -77,10 +82,10 @@ class DeltaMixer(Mixer):
         self.value_dim = config.value_dim or config.head_dim
         require(
             self.value_heads % self.heads == 0,
-            f"value_heads: {self.value_heads} is no multiple of heads={self.heads}; choose one",
+            f"value_heads: {self.value_heads} is no multiple of heads={self.heads}; choose a multiple",
         )
         require(
-            config.chunk_size & (config.chunk_size - 1) == 0,
+            is_power_of_two(config.chunk_size),
             f"chunk_size: {config.chunk_size} is no power of two; choose 16, 32, 64 or 128",
         )
         key_width, value_width = self.heads * self.head_dim, self.value_heads * self.value_dim
@@ -97,17 +102,19 @@ class DeltaMixer(Mixer):
     def operate(
         self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, recurrent: Tensor | None, backend: str
     ) -> tuple[Tensor, Tensor]:
-        """Gates from x [B, T, D], then the operator. q, k: [B, T, H, K], not yet L2-normalised; v: [B, T, HV, V].
+        """Compute the gates from x [B, T, D], then run the operator on q, k and v. Subclasses implement it.
 
-        Returns o like v, and the final state [B, HV, K, V].
+        q, k: [B, T, H, K], not yet L2-normalised; v: [B, T, HV, V]; recurrent: [B, HV, K, V] or None; backend: the
+        implementation to use. Returns o like v, and the final state [B, HV, K, V].
         """
         raise NotImplementedError
 
     def gate(self, x: Tensor) -> Tensor:
-        """The output gate before its activation, [B, T, HV·V]."""
+        """Return the output gate before its activation, [B, T, HV·V]. Subclasses implement it."""
         raise NotImplementedError
 
     def mix(self, x: Tensor, state: State | None, return_state: bool) -> tuple[Tensor, State | None]:
+        """Project, convolve, run the operator, norm, gate and project back; see `Mixer.forward`."""
         backend = self.implementation(x)
         tails = (None, None, None) if state is None else state["conv"].split(self.widths, -1)
         q, q_tail = self.q_conv1d(self.q_proj(x), tails[0], backend)
@@ -123,19 +130,21 @@ class DeltaMixer(Mixer):
         return y, {"conv": torch.cat([q_tail, k_tail, v_tail], -1), "recurrent": recurrent}
 
     def form(self, steps: int) -> Literal["recurrent", "chunked"]:
-        """Of the operator in torch: one token needs no chunk."""
+        """Return the form of the operator in torch: recurrent for a single token, chunked for more."""
         return "recurrent" if steps == 1 else "chunked"
 
     def cost(self, seq_len: int) -> Cost:
-        """For each number of the state: decay 1, erase read 2, rank-one write 2, output read 2. Norms, gates and
-        activations are not counted."""
+        """Return the cost. FLOPs per number of the state: decay 1, erase read 2, rank-one write 2, output read 2.
+
+        Norms, gates and activations are not counted.
+        """
         products = sum(m.weight.numel() for m in self.modules() if isinstance(m, (nn.Linear, ShortConvolution)))
         tail = 2 * (self.config.conv_width - 1) * sum(self.widths)
         state = self.value_heads * self.head_dim * self.value_dim
         return Cost.recurrent(self.parameter_count(), products, state, 7, tail)
 
 
-FLA_SHORT = 64  # tokens up to which fla's layers decode token by token where no gradient is wanted
+FLA_SHORT = 64  # fla's layers run up to this many tokens one by one if no gradient is needed
 
 
 def by_fla(
@@ -145,10 +154,10 @@ def by_fla(
     initial_state: Tensor | None,
     beta_range: int,
 ) -> tuple[Tensor, Tensor]:
-    """One of two operators of flash-linear-attention, as its layers call them.
+    """Run one of two operators of flash-linear-attention, chosen as fla's layers choose.
 
-    inputs: q, k, v as they leave the convolutions; g, beta before their activation; A_log, dt_bias. Returns o and the
-    final state [B, HV, K, V].
+    chunked, recurrent: the operators. inputs: q, k, v from the convolutions; g, beta before their activation; A_log,
+    dt_bias. initial_state: [B, HV, K, V] or None. beta_range: as in ScalarWriteConfig. Returns o and the final state.
     """
     gradient = torch.is_grad_enabled() and any(
         t.requires_grad for t in (*inputs.values(), initial_state) if t is not None

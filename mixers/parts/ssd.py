@@ -1,13 +1,13 @@
 """State space duality: the scan with one decay per head and token that Mamba-2 and Mamba-3 share.
 
-Per head, with a state S of P × N numbers, R inputs x of P and R pairs B, C of N numbers a token (R = 1 unless MIMO):
+Per head, the state S is P × N, and each token has R inputs x of P numbers and R pairs B, C of N (R = 1 unless MIMO):
 
     S_t = exp(g_t) · (S_{t-1} + before_t · Σ_r x_{t-1,r} B_{t-1,r}ᵀ) + now_t · Σ_r x_{t,r} B_{t,r}ᵀ
     y_{t,r} = S_t C_{t,r}
 
-Mamba-2 (Dao and Gu, arXiv 2405.21060) has before = 0 and now = dt. Mamba-3's trapezoidal rule weights the previous
-token's input too. Unrolled, token s reaches token t > s with exp(g_{s+1} + … + g_t) · (now_s + before_{s+1}) and
-itself with now_s, so both are one masked product within a chunk and one state from chunk to chunk.
+Mamba-2 (Dao and Gu, arXiv 2405.21060) has before = 0 and now = dt. Mamba-3's trapezoidal rule also weights the previous
+token's input. Unrolled, token s reaches token t > s with exp(g_{s+1} + … + g_t) · (now_s + before_{s+1}) and itself
+with now_s. So both models are one masked product within a chunk and one state from chunk to chunk.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from mixers.parts.common import accumulator_dtype
 from mixers.parts.decay import prefix_suffix, segment_sums
 
 Previous = tuple[Tensor, Tensor]
-"""x [b, H, R, P] and B [b, G, R, N] of the token before the first one."""
+"""x [b, H, R, P] and B [b, G, R, N] of the token before the first."""
 
 
 def outer(x: Tensor, B: Tensor) -> Tensor:
-    """Σ_r x_r B_rᵀ. x: [b, H, R, P], B: [b, G, R, N] with G dividing H → [b, H, P, N]."""
+    """Return Σ_r x_r B_rᵀ, [b, H, P, N]. x: [b, H, R, P]; B: [b, G, R, N] with G dividing H."""
     share = x.shape[1] // B.shape[1]
     return (x.transpose(-1, -2).unflatten(1, (-1, share)) @ B.unsqueeze(2)).flatten(1, 2)
 
@@ -39,11 +39,11 @@ def ssd_recurrent(
     before: Tensor | None = None,
     previous: Previous | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The scan, token by token, as in the equations above.
+    """Run the scan token by token, following the equations of the module's docstring.
 
-    x: [b, T, H, R, P]; log_decay (g ≤ 0), now, before: [b, T, H]; B, C: [b, T, G, R, N], head h using group
-    h·G/H; initial_state: [b, H, P, N], zeros if None; before = None is Mamba-2, otherwise `previous` is needed.
-    Returns y [b, T, H, R, P] and the last state, both in fp32, or fp64 when an input is.
+    x: [b, T, H, R, P]; log_decay (g ≤ 0), now, before: [b, T, H]; B, C: [b, T, G, R, N], where head h uses group
+    h·G/H; initial_state: [b, H, P, N], zeros if None. before is None for Mamba-2; otherwise `previous` is required.
+    Returns y [b, T, H, R, P] and the last state, both in fp32, or in fp64 if an input is fp64.
     """
     with torch.autocast(x.device.type, enabled=False):
         x, log_decay, now, B, C, state, before, previous = _prepare(
@@ -73,7 +73,7 @@ def ssd_chunked(
     previous: Previous | None = None,
     chunk_size: int = 32,
 ) -> tuple[Tensor, Tensor]:
-    """The same scan in chunks of `chunk_size` tokens, a power of two: arguments and results of `ssd_recurrent`."""
+    """Run the scan in chunks of `chunk_size` tokens, a power of two; else like `ssd_recurrent`."""
     with torch.autocast(x.device.type, enabled=False):
         x, log_decay, now, B, C, state, before, previous = _prepare(
             x, log_decay, now, B, C, initial_state, before, previous
@@ -82,32 +82,32 @@ def ssd_chunked(
         groups, size = B.shape[2], B.shape[4]
         share = heads // groups
         length = min(chunk_size, 1 << (steps - 1).bit_length())
-        later = now  # what a token weighs in all tokens after it; `now` is what it weighs in its own output
+        later = now  # a token's weight in all later outputs; `now` is its weight in its own output
         if before is not None:
             state = state + before[:, 0, :, None, None] * outer(*previous)
             later = now + F.pad(before[:, 1:], (0, 0, 0, 1))
 
-        # Tokens that fill up the last chunk neither decay the state nor write to it, so they change nothing.
+        # Padding of the last chunk neither decays the state nor writes to it, so it changes nothing.
         x, g, now, later, B, C = (_split_chunks(t, length) for t in (x, log_decay, now, later, B, C))
         keys, queries = (t.transpose(2, 3).flatten(3, 4) for t in (B, C))  # [b, n, G, L·R, N]
         inputs = x.unflatten(3, (groups, share)).permute(0, 1, 3, 2, 5, 4, 6)  # [b, n, G, L, R, H/G, P]
         prefix, suffix = prefix_suffix(g, 2)  # [b, n, L, H]
 
-        # Within a chunk: the products C·B of a group serve all its heads.
+        # Within a chunk, all heads of a group share the products C·B.
         weights = segment_sums(g.transpose(2, 3)).exp()  # [b, n, H, L, L]
         if before is None:
             inputs = inputs * _per_input(now, groups)
-            kept = inputs * _per_input(suffix.exp(), groups)
+            decayed = inputs * _per_input(suffix.exp(), groups)
         else:
-            kept = inputs * _per_input(suffix.exp() * later, groups)
+            decayed = inputs * _per_input(suffix.exp() * later, groups)
             weights = weights * later.transpose(2, 3).unsqueeze(-2)
             weights = torch.diagonal_scatter(weights, now.transpose(2, 3), dim1=-2, dim2=-1)
         scores = (queries @ keys.transpose(-1, -2)).view(batch, -1, groups, 1, length, rank, length, rank)
         scores = scores * weights.view(batch, -1, groups, share, length, 1, length, 1)
         within = scores.flatten(-2).flatten(-3, -2) @ inputs.permute(0, 1, 2, 5, 3, 4, 6).flatten(-3, -2)
 
-        # Between chunks, all heads of a group side by side: states are [b, G, N, H/G · P].
-        written = keys.transpose(-1, -2) @ kept.flatten(5, 6).flatten(3, 4)  # [b, n, G, N, H/G · P]
+        # Between chunks, the heads of a group are side by side: states are [b, G, N, H/G · P].
+        written = keys.transpose(-1, -2) @ decayed.flatten(5, 6).flatten(3, 4)  # [b, n, G, N, H/G · P]
         fade = prefix[:, :, -1].exp().view(batch, -1, groups, 1, share, 1)
         fade = fade.expand(-1, -1, -1, -1, -1, width).flatten(4, 5)
         state = state.view(batch, groups, share * width, size).transpose(-1, -2)
@@ -124,7 +124,7 @@ def ssd_chunked(
 
 
 def _prepare(x, log_decay, now, B, C, initial_state, before, previous):
-    """Everything in the accumulator's dtype; the state of a sequence's start is zeros."""
+    """Cast the arguments of a scan to the accumulator's dtype and fill in a zero initial state."""
     dtype = accumulator_dtype(x, log_decay, B, C)
     x, log_decay, now, B, C = (t.to(dtype) for t in (x, log_decay, now, B, C))
     if initial_state is None:
@@ -135,7 +135,7 @@ def _prepare(x, log_decay, now, B, C, initial_state, before, previous):
 
 
 def _split_chunks(t: Tensor, length: int) -> Tensor:
-    """[b, T, ...] → [b, n, length, ...], filled up with zeros."""
+    """[b, T, ...] → [b, n, length, ...], the last chunk padded with zeros."""
     missing = -t.shape[1] % length
     if missing:
         t = F.pad(t, [0, 0] * (t.dim() - 2) + [0, missing])
@@ -143,5 +143,5 @@ def _split_chunks(t: Tensor, length: int) -> Tensor:
 
 
 def _per_input(t: Tensor, groups: int) -> Tensor:
-    """[b, n, L, H] → [b, n, G, L, 1, H/G, 1], to scale what is [b, n, G, L, R, H/G, P]."""
+    """[b, n, L, H] → [b, n, G, L, 1, H/G, 1], to scale tensors of shape [b, n, G, L, R, H/G, P]."""
     return t.unflatten(3, (groups, -1)).transpose(2, 3)[..., None, :, None]
