@@ -1,4 +1,4 @@
-"""A data set as the Hub serves it, on this machine: what `huggingface_hub` and `datasets` ask for, and no more."""
+"""A local server of one Hub data set, with just the requests that `huggingface_hub` and `datasets` make."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COMMIT = "c0ffee" + 34 * "0"
 
 @contextmanager
 def served(name: str, folder: Path) -> Iterator[str]:
-    """The address under which the files of a folder are the data set `name`, at COMMIT; for HF_ENDPOINT."""
+    """Serve the files of a folder as the data set `name` at COMMIT. Yields the address for HF_ENDPOINT."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

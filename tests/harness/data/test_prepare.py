@@ -1,4 +1,4 @@
-"""From texts to shards: what is written, and what happens when something is wrong."""
+"""From texts to shards: the files written, resuming, the command, and errors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write_jsonl(path: Path, rows: list) -> Path:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A folder with the same kind of texts as txt, jsonl and parquet, and a file that is none of them."""
+    """A folder with texts as txt, jsonl and parquet, and a file that is none of these."""
     root = tmp_path / "texts"
     (root / "sub").mkdir(parents=True)
     (root / "a.txt").write_text(TEXTS[0], encoding="utf-8")
@@ -136,7 +136,7 @@ def test_a_failure_half_way_leaves_nothing(tmp_path):
 def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path):
     source = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in TEXTS * 50])
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # A file cannot grow beyond it, the tokenizer's here: the kernel's own error.
+    # No file can grow beyond this; the tokenizer's hits the limit first, and the kernel itself raises the error.
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
         with pytest.raises(ValueError, match=r"^out_dir: no room to write \S+ \(File too large\); free space"):
@@ -283,6 +283,7 @@ def test_a_bad_text_is_one_line_and_only_its_file_is_read_again_once_corrected(
 
 
 def plan_of(out: Path, key: str) -> dict:
+    """The plan of one part."""
     (part,) = [part for part in Preparation(work_folder(out)).plan["parts"] if part["key"] == key]
     return part
 
@@ -292,7 +293,7 @@ def test_finished_parts_of_other_settings_are_kept_and_named_and_unfinished_ones
 ) -> None:
     out = tmp_path / "out"
     plan(source, out_dir=out, max_tokens=5, **THIRDS)
-    plan(source, out_dir=out, **THIRDS)  # nothing was done for the other one
+    plan(source, out_dir=out, **THIRDS)  # nothing was done for the first plan
     preparation = Preparation(work_folder(out))
     preparation.write(0, preparation.keys[0], None, lambda: None)
     with pytest.raises(

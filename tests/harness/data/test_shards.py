@@ -1,4 +1,4 @@
-"""Reading prepared data: verification, tokenizers, and the sampler."""
+"""Reading prepared data: verification, streams across shards, and batches as a function of seed and step."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def data(tmp_path_factory) -> TokenData:
     return prepare(root / "a.jsonl", out_dir=root / "out", validation_fraction=0.1, test_fraction=0, shard_tokens=500)
 
 
-def test_a_far_step_needs_no_earlier_one(data):
+def test_a_distant_step_needs_no_earlier_one(data):
     tokens = data.batch("train", 0, 10**12, 4, 16)
     assert tokens.shape == (4, 17) and torch.equal(tokens, data.batch("train", 0, 10**12, 4, 16))
 
@@ -135,13 +135,13 @@ def test_a_folder_without_index_is_named_with_the_remedy(tmp_path):
         TokenData(tmp_path)
 
 
-def test_the_tokenizer_beside_the_data_is_the_one_that_made_it(data):
+def test_the_tokenizer_next_to_the_data_is_the_one_that_made_them(data):
     tokenizer = data.tokenizer()
     assert tokenizer_hash(tokenizer) == data.index["tokenizer_hash"] == tokenizer_hash(load_tokenizer())
     assert tokenizer.bos_token_id == data.index["bos_token_id"] == data.tokens("train")[:1].item()
 
 
-def test_the_cache_is_where_the_environment_says_else_in_the_checkout_wherever_one_stands(tmp_path, monkeypatch):
+def test_the_cache_is_where_the_environment_says_or_in_the_checkout_whatever_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("MIXERBENCH_CACHE", str(tmp_path / "elsewhere"))
     assert cache_dir() == tmp_path / "elsewhere"
     monkeypatch.delenv("MIXERBENCH_CACHE")

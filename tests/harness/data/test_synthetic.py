@@ -1,4 +1,4 @@
-"""Training rows of recall: what they list, what they ask, and what a difficulty changes. Rows are read back as text."""
+"""Training rows of the recall tasks, read back as text: their listings, their answers and the effect of difficulty."""
 
 import hashlib
 from collections import Counter
@@ -33,13 +33,13 @@ def test_every_counted_answer_is_the_last_value_that_the_text_before_it_gives_it
         assert row[0] == tokenizer.bos_token_id
         words = tokenizer.decode(row[1:]).split()
         assert len(words) == len(row) - 1
-        told: dict[tuple[str, ...], str] = {}
+        values: dict[tuple[str, ...], str] = {}
         for at in range(0, len(words) - key_words, key_words + 1):
             key, value = tuple(words[at : at + key_words]), words[at + key_words]
             asked = mask[at + key_words]
-            assert not asked or told[key] == value
-            repeated += not asked and key in told
-            told[key] = value
+            assert not asked or values[key] == value
+            repeated += not asked and key in values
+            values[key] = value
         assert any(mask) and not any(mask[at] for at in range(len(mask)) if at % (key_words + 1) != key_words)
     assert (repeated > 0) == (task in ("overwrite", "protect"))  # keys are written again
 
@@ -53,7 +53,7 @@ def test_a_row_is_a_function_of_its_task_seed_and_number(task: str) -> None:
     assert not torch.equal(tokens[0], tokens[1]) and not torch.equal(tokens[0], rows(task, 4, 0, 1, 128)[0][0])
 
 
-def test_rows_of_mqar_are_those_that_committed_results_were_trained_on() -> None:
+def test_rows_of_mqar_equal_those_that_committed_results_were_trained_on() -> None:
     digest = hashlib.sha256()
     for part in (*rows("mqar", 0, 0, 8, 64), *rows("mqar", 3, 5, 4, 256)):
         digest.update(part.numpy().tobytes())

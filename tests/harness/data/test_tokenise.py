@@ -1,4 +1,4 @@
-"""Many processes on one preparation: the same bytes whoever does what, whatever is killed, and every document once."""
+"""Any number of processes, killed or not, writes the same bytes with every document once and max_tokens exact."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_killed_preparation_resumes_after_the_finished_parts(
     wait_for(lambda: len(list(work_folder(out).glob("*/part.json"))) >= moment)
     process.kill()
     process.communicate()
-    wait_for(lambda: is_idle(out))  # its workers end with it
+    wait_for(lambda: is_idle(out))  # its workers exit with it
     before = finished_shards(out)
     assert not out.exists() and before
     prepare(source, out_dir=out, processes=1, **THIRDS)
@@ -71,7 +71,7 @@ def test_simultaneous_preparations_share_the_work(source: Path, tmp_path: Path) 
 
 
 def limits(texts: list[str]) -> Iterator[int]:
-    """Numbers of train tokens at, before and behind the end of a document, in several parts, and of all."""
+    """Limits just before, at and after the end of a document, in several parts, and around the total."""
     sizes = [len(expected([text])["train"]) for text in texts]
     ends = list(accumulate(sizes))
     for index in (0, 200):
@@ -86,7 +86,7 @@ def test_max_tokens_is_exact(source: Path, texts: list[str], tmp_path: Path) -> 
         alone = prepare(source, out_dir=tmp_path / f"{limit}", processes=1, max_tokens=limit, **THIRDS)
         assert streams(alone) == expected(used, limit)
         assert alone.index["whole_source"] == (streams(alone) == whole)
-        # All parts are done before it is known where the limit falls, the last ones first.
+        # Here all parts are done, last first, before it is known where the limit falls.
         out = tmp_path / f"{limit}-late"
         plan(source, out_dir=out, max_tokens=limit, **THIRDS)
         preparation = Preparation(work_folder(out))

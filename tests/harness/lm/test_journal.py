@@ -1,4 +1,4 @@
-"""An evaluation that is killed goes on behind the last answers it wrote, and ends with the same numbers."""
+"""A killed evaluation resumes after the last answers it wrote and ends with the same numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.lm.journal import Journal
 
 
 class Counting(LM):
-    """Answers from the text alone, counts what it is asked, and can be made to fail."""
+    """A model that answers from the text alone, records its requests, and can be made to fail."""
 
     tokenizer = "its tokenizer"
 
@@ -45,7 +45,7 @@ KINDS = ["loglikelihood", "loglikelihood_rolling", "generate_until"]
 
 
 def requests(kind: str, count: int = 20) -> list[Instance]:
-    """Two a document, the last of all a repetition of the first."""
+    """Two requests per document; the last request repeats the first."""
     second: object = {"until": ["\n"], "max_gen_toks": 4} if kind == "generate_until" else "an ending"
     texts = [f"Text {i} — “é”" for i in range(count - 1)] + ["Text 0 — “é”"]
     arguments = [(text,) if kind == "loglikelihood_rolling" else (text, second) for text in texts]
@@ -53,7 +53,7 @@ def requests(kind: str, count: int = 20) -> list[Instance]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_killed_evaluation_asks_only_for_what_is_missing(
+def test_a_resumed_evaluation_asks_only_for_missing_answers(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("harness.lm.journal.CHUNK", 6)
@@ -91,7 +91,7 @@ def test_the_endings_of_one_document_are_asked_for_together(tmp_path: Path, monk
     assert len(inner.asked) == 4
 
 
-def test_kinds_do_not_answer_for_each_other_and_the_rest_is_the_models(tmp_path: Path) -> None:
+def test_kinds_do_not_answer_for_each_other_and_other_attributes_are_the_models(tmp_path: Path) -> None:
     journal = Journal(Counting(), tmp_path / "a.jsonl")
     assert journal.tokenizer == "its tokenizer"
     journal.loglikelihood(requests("loglikelihood"))

@@ -39,13 +39,13 @@ def test_a_hybrid_alternates_the_mixer_with_sliding_window_attention() -> None:
 
 
 @pytest.mark.parametrize("tie", [False, True])
-def test_a_model_reads_a_text_whole_in_pieces_and_packed_alike(tie: bool) -> None:
+def test_a_text_read_whole_in_pieces_and_packed_gives_the_same_logits(tie: bool) -> None:
     model = build_model(config(tie_embeddings=tie), seed=0).double()
     tokens = torch.randint(0, 50, (1, 24))
     whole, _ = model(tokens)
     head, state = model(tokens[:, :10], return_state=True)
     tail, _ = model(tokens[:, 10:], state)
-    # float64: the same sums in another order differ by 1e-15.
+    # In float64, sums in a different order differ by about 1e-15.
     torch.testing.assert_close(torch.cat([head, tail], 1), whole, rtol=1e-9, atol=1e-11)
     other = torch.randint(0, 50, (1, 7))
     packed, _ = model(torch.cat([tokens, other], 1), cu_seqlens=torch.tensor([0, 24, 31]))
@@ -53,7 +53,7 @@ def test_a_model_reads_a_text_whole_in_pieces_and_packed_alike(tie: bool) -> Non
     torch.testing.assert_close(packed[:, 24:], model(other)[0], rtol=1e-9, atol=1e-11)
 
 
-def test_initialisation_is_the_recipes_and_does_not_depend_on_what_was_drawn_before() -> None:
+def test_initialisation_follows_the_recipe_and_depends_on_the_seed_alone() -> None:
     torch.rand(7)
     first = build_model(config(d_model=256, mlp_widths=[256, 256], mixer_options=DELTA | {"heads": 8}), seed=3)
     torch.rand(1)
@@ -67,14 +67,14 @@ def test_initialisation_is_the_recipes_and_does_not_depend_on_what_was_drawn_bef
     assert torch.equal(first.blocks[0].mixer.g_proj[1].bias, torch.zeros(8 * 16))
 
 
-def test_cost_counts_what_exists_and_three_forward_passes_a_training_token() -> None:
+def test_cost_counts_the_parameters_and_three_forward_passes_per_training_token() -> None:
     for tie in (False, True):
         model = LanguageModel(config(tie_embeddings=tie))
         cost = model.cost(64)
         assert cost.embedding_params == 50 * 32 * (1 if tie else 2)
         assert cost.non_embedding_params + cost.embedding_params == sum(p.numel() for p in model.parameters())
         assert cost.state_floats_per_layer == 2 * 16 * 16
-        # Every matrix weight is used once a token, forward 2 and backward 4 operations; the rest comes on top.
+        # Every matrix weight is used once per token, with 2 operations forward and 4 backward; mixers add to that.
         matrices = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
         assert 6 * matrices < cost.flops_per_token < 6 * matrices * 1.5
 
@@ -133,6 +133,6 @@ def test_steps_are_spread_evenly() -> None:
         ({"layout": "attention"}, "layout: 'attention' does not go with mixer 'gdn2'"),
     ],
 )
-def test_a_model_that_contradicts_itself_is_refused(changes: dict, message: str) -> None:
+def test_a_contradictory_configuration_is_refused(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config(**changes)

@@ -1,4 +1,4 @@
-"""Cross-entropy in chunks: equal to the plain one, and never with more logits than it says."""
+"""Cross-entropy in chunks equals the plain one and never holds more logits than its limit."""
 
 from typing import Any
 
@@ -31,9 +31,9 @@ def _seven_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "LIVE_LOGITS", 7 * VOCAB + 5)
 
 
-# Sums of 16 and 50 addends in another order, rounded at 6e-8 and 1e-16.
+# Sums of up to 96 terms in a different order, rounded at 6e-8 and 1e-16.
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
-def test_loss_and_gradients_are_those_of_all_logits_at_once(dtype: torch.dtype, rtol: float) -> None:
+def test_loss_and_gradients_equal_those_of_all_logits_at_once(dtype: torch.dtype, rtol: float) -> None:
     found, expected = [], []
     for function, results in ((linear_cross_entropy, found), (plain, expected)):
         hidden, weight, targets = inputs(dtype)
@@ -44,7 +44,7 @@ def test_loss_and_gradients_are_those_of_all_logits_at_once(dtype: torch.dtype, 
         torch.testing.assert_close(ours, theirs, rtol=rtol, atol=rtol)
 
 
-def test_under_autocast_it_rounds_where_the_plain_one_does() -> None:
+def test_autocast_rounds_where_the_plain_loss_does() -> None:
     found, expected = [], []
     for function, results in ((linear_cross_entropy, found), (plain, expected)):
         hidden, weight, targets = inputs(torch.float32)
@@ -54,13 +54,13 @@ def test_under_autocast_it_rounds_where_the_plain_one_does() -> None:
         assert value.dtype == torch.float32 and weight.grad.dtype == torch.float32
         results += [value.detach(), hidden.grad, weight.grad]
     torch.testing.assert_close(found[0], expected[0], rtol=1e-6, atol=0)
-    # Gradients of the weight are bf16 sums of the chunks there, and one bf16 sum here: bf16 rounds at 2^-8.
+    # One side sums the weight's gradient over chunks in bf16, the other in one bf16 product; bf16 rounds at 2^-8.
     for ours, theirs in zip(found[1:], expected[1:], strict=True):
         assert (ours - theirs).norm() < 2**-8 * theirs.norm()
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "weight", "both"])
-def test_what_needs_no_gradient_gets_none(frozen: str) -> None:
+def test_a_frozen_input_gets_no_gradient(frozen: str) -> None:
     hidden, weight, targets = inputs(torch.float64)
     expected = torch.autograd.grad(plain(hidden, weight, targets), [hidden, weight])
     hidden.requires_grad_(frozen == "weight")
@@ -76,7 +76,7 @@ def test_what_needs_no_gradient_gets_none(frozen: str) -> None:
 
 
 class LargestLogits(TorchDispatchMode):
-    """Rows of the largest tensor that has a number for each token of the vocabulary."""
+    """Records the rows of the largest matrix with as many columns as the vocabulary."""
 
     rows = 0
 
@@ -87,12 +87,12 @@ class LargestLogits(TorchDispatchMode):
         return out
 
 
-def test_no_more_logits_live_than_said() -> None:
+def test_no_more_rows_of_logits_exist_than_the_limit() -> None:
     assert rows_at_once(VOCAB) == 7
     hidden, weight, targets = inputs(torch.float32)
     with LargestLogits() as seen:
         linear_cross_entropy(hidden, weight, targets).backward()
-    # The head's weight seen from its other side has as many columns and fewer rows.
+    # The transposed weight of the head also has VOCAB columns, but fewer rows.
     assert seen.rows == 7 > WIDTH
     with LargestLogits() as seen:
         plain(*inputs(torch.float32)).backward()
@@ -103,7 +103,7 @@ def test_a_vocabulary_larger_than_the_limit_still_gets_one_row() -> None:
     assert rows_at_once(10**9) == 1
 
 
-def test_no_rows_are_no_loss() -> None:
+def test_zero_rows_give_zero_loss() -> None:
     hidden, weight, _ = inputs(torch.float32)
     value = linear_cross_entropy(hidden[:0], weight, torch.zeros(0, dtype=torch.long))
     value.backward()

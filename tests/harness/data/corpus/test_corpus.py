@@ -1,4 +1,4 @@
-"""The embedded corpus and its tokenizer."""
+"""The embedded corpus: its splits, its clean texts, its factbook fields and its tokenizer."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_sources_can_be_chosen_and_unknown_names_are_errors_that_list_the_known_
         next(corpus.documents("test", ["henry"]))
 
 
-def test_a_factbook_field_stands_once_in_its_text_and_has_a_short_answer():
+def test_a_factbook_field_occurs_once_in_its_text_and_has_a_short_answer():
     fields = corpus.factbook_fields("test")
     texts = {d.text for d in EVERY if d.source == "factbook" and d.split == "test"}
     assert len(fields) > 3000 and {text for _, text, _, _ in fields} <= texts
