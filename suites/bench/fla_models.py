@@ -1,4 +1,4 @@
-"""flash-linear-attention's own language models of the shapes of ours, to be timed beside them."""
+"""flash-linear-attention's own language models in the shapes of ours, for the training benchmark."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from harness.model.language_model import ModelConfig
 from mixers.backends import mamba_ssm, mamba_ssm_absent
 from mixers.upstream import COUNTERPARTS
 
-# The first part of the names of a configuration and a model class in fla.models, 0.6.0.
 CLASSES = {
     "gated_deltanet": "GatedDeltaNet",
     "kda": "KDA",
@@ -21,17 +20,18 @@ CLASSES = {
     "mamba3_mimo": "Mamba3",
     "attention": "Transformer",
 }
+"""Mixer → the name, before `Config` and `ForCausalLM`, of its classes in fla.models 0.6.0."""
 WITHOUT_MLP = ("mamba2", "mamba3_siso", "mamba3_mimo")
-KERNELS_OF_MAMBA_SSM = WITHOUT_MLP  # fla's layers call them, and have a loop in torch or nothing in their place
-STEP = 8  # of MLP widths: bf16 rows that start at multiples of 16 bytes, without which matrix products are slower
+KERNELS_OF_MAMBA_SSM = WITHOUT_MLP  # fla's layers call these kernels; without them they loop in torch or fail
+STEP = 8  # of MLP widths: bf16 rows then start at multiples of 16 bytes, else matrix products are slower
 
 
 @dataclass(frozen=True)
 class FlaModel:
-    """A model class of fla as built.
+    """A model of fla, built.
 
-    mlp_width: of every block; None where its blocks have no MLP. differs: what it has not that ours has, else None.
-    non_embedding_params: counted from the model.
+    name: its class. mlp_width: the width of every block's MLP, None if blocks have none. differs: the part of our
+    architecture that it lacks, or None. non_embedding_params: parameters without embeddings, counted from the model.
     """
 
     model: nn.Module
@@ -41,32 +41,35 @@ class FlaModel:
     non_embedding_params: int
 
     def loss(self, tokens: Tensor) -> Tensor:
-        """Mean cross-entropy of tokens [B, T + 1] by its fused form. It shifts its targets itself, so that each row has
-        T - 1 of them; logits are computed for all T."""
+        """Return the mean cross-entropy of tokens [B, T + 1] in fla's fused form.
+
+        The model shifts its targets itself, so each row has T - 1 of them; logits are computed for all T.
+        """
         return self.model(input_ids=tokens[:, :-1], labels=tokens[:, :-1], use_cache=False).loss
 
 
 def fla_absent(mixer: str) -> str | None:
-    """Why fla has no model to compare a mixer with; None where it has one."""
+    """Return the reason why fla has no model to compare a mixer with, or None if it has one."""
     if mixer in CLASSES:
         return None
     return f"fla 0.6.0 has no causal language model class for {mixer}"
 
 
 def load_kernels() -> None:
-    """Import what fla's Mamba layers look for once, when fla is first imported. Without it they run as loops in torch
-    for good, which `build_fla` refuses to pass for fla's speed."""
+    """Import the mamba-ssm kernels before fla is first imported, which is when fla's Mamba layers look for them.
+
+    Without them the layers run as loops in torch, and `build_fla` refuses to time that as fla's speed.
+    """
     if mamba_ssm_absent(torch.device("cuda"), torch.bfloat16, None) is None:
         mamba_ssm("ops.triton.ssd_combined")
 
 
 def build_fla(config: ModelConfig, device: torch.device) -> FlaModel:
-    """fla's class with the width, depth, heads, key and value widths, vocabulary and tied embeddings of a configuration
-    of ours, weights in fp32. All that its configuration allows is one MLP width for all blocks: the mean of ours, to
-    the next multiple of STEP.
+    """Build fla's model with our configuration's width, depth, heads, key and value widths, vocabulary and tying.
 
-    Raises ValueError for a mixer or an option that fla has no class for, ImportError for what is not installed, and
-    RuntimeError for a Mamba on a GPU without mamba-ssm's kernels.
+    Weights are in fp32. fla's configuration allows one MLP width for all blocks: the mean of ours, rounded to a
+    multiple of STEP. Raises ValueError if fla has no class for the mixer or one of its options, ImportError if a
+    package is not installed, and RuntimeError for a Mamba on a GPU without mamba-ssm's kernels.
     """
     if (reason := fla_absent(config.mixer)) is not None:
         raise ValueError(reason)
@@ -93,7 +96,7 @@ def build_fla(config: ModelConfig, device: torch.device) -> FlaModel:
 
 
 def _shape(config: ModelConfig) -> dict[str, object]:
-    """Width, heads and key and value widths, as fla's configuration names them: as its layer does."""
+    """Return width, heads, and key and value widths under the names of fla's configuration, which are its layer's."""
     mixer = meta_model(config).blocks[0].mixer
     if config.mixer == "attention":
         options = mixer.config

@@ -1,4 +1,9 @@
-"""How fast rows are read, beside torch's own DataLoader over the same shards."""
+"""Reading training rows against torch's own DataLoader over the same shards: tokens per second.
+
+Compared: our loader, from memory and from disk, with a shuffling DataLoader without and with worker processes. On:
+windows of the embedded corpus, `steps` steps of `rows` rows. How often: REPEATS passes per loader, after one untimed
+pass. Spread: the lowest and highest pass next to the median.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +28,7 @@ REPEATS = 5
 
 
 class Windows(Dataset[Tensor]):
-    """The windows of a split, one an item, as a reader without a sampler of its own would have them."""
+    """The windows of the train split as a map-style data set, one window per item."""
 
     def __init__(self, data: TokenData, seq_len: int):
         self.stream, self.seq_len, self.windows = data.tokens("train"), seq_len, data.windows("train", seq_len)
@@ -37,12 +42,15 @@ class Windows(Dataset[Tensor]):
 
 
 def run(seq_len: int, rows: int, steps: int, workers: int) -> list[dict[str, Any]]:
-    """Tokens a second of text rows: ours in this process, where training reads them ahead in a thread, from memory and
-    from the disk, the shards' pages being dropped before a pass; and, from memory, a shuffling DataLoader with
-    `workers` processes and with none. Medians of REPEATS passes over `steps` steps, after one that is not counted.
-    Raises ValueError when the embedded corpus has fewer windows than one pass needs."""
+    """Return one row per loader: the median, lowest and highest tokens per second over REPEATS passes.
+
+    Our loader runs in this process (training reads ahead in a thread), from memory and from disk, where the shards'
+    pages are dropped before each pass. The DataLoader reads from memory. seq_len: tokens per row. rows: rows per step.
+    steps: steps per pass. workers: processes of the DataLoader. Raises ValueError if the embedded corpus has fewer
+    windows than one pass needs.
+    """
     phase = {"tokens": steps * rows * seq_len, "seq_len": seq_len, "rows": {"text": rows}}
-    content = {"name": "feed", "preset": "cpu-600k", "mixers": ["attention"], "data": {"phases": [phase]}}
+    content = {"name": "loader", "preset": "cpu-600k", "mixers": ["attention"], "data": {"phases": [phase]}}
     experiment = Experiment.model_validate(content)
     tokenizer, data = load_tokenizer(), open_data(experiment.data)
     windows = Windows(data, seq_len)
@@ -59,27 +67,27 @@ def run(seq_len: int, rows: int, steps: int, workers: int) -> list[dict[str, Any
         for _, batch in zip(range(steps), loader, strict=False):
             yield batch
 
-    def cold() -> Iterator[Tensor]:
-        forget(data)
+    def ours_from_disk() -> Iterator[Tensor]:
+        drop_cached_pages(data)
         return ours()
 
-    forms = {"mixerbench": ours, "mixerbench, from disk": cold, "DataLoader, no workers": lambda: theirs(0)}
+    loaders = {"mixerbench": ours, "mixerbench, from disk": ours_from_disk, "DataLoader, no workers": lambda: theirs(0)}
     if workers:
-        forms[f"DataLoader, {workers} workers"] = lambda: theirs(workers)
-    found = []
-    for name, form in forms.items():
-        rates = [_rate(form(), seq_len) for _ in range(1 + REPEATS)][1:]
-        middle = statistics.median(rates)
-        found.append({"loader": name, "tokens_per_second": middle, "low": min(rates), "high": max(rates)})
-    return [row | {"seq_len": seq_len, "rows": rows, "steps": steps, "repeats": REPEATS} for row in found]
+        loaders[f"DataLoader, {workers} workers"] = lambda: theirs(workers)
+    results = []
+    for name, batches in loaders.items():
+        rates = [_rate(batches(), seq_len) for _ in range(1 + REPEATS)][1:]
+        median = statistics.median(rates)
+        results.append({"loader": name, "tokens_per_second": median, "low": min(rates), "high": max(rates)})
+    return [row | {"seq_len": seq_len, "rows": rows, "steps": steps, "repeats": REPEATS} for row in results]
 
 
-def forget(data: TokenData) -> None:
-    """Have the next reader of the train split's shards find none of them in memory."""
+def drop_cached_pages(data: TokenData) -> None:
+    """Drop the train split's shards from the page cache, so that the next reader reads from disk."""
     for shard in data.tokens("train").shards:
-        shard._mmap.madvise(mmap.MADV_DONTNEED)  # mapped pages are not dropped from the cache
+        shard._mmap.madvise(mmap.MADV_DONTNEED)  # mapped pages stay in the cache
         with open(shard.filename, "rb") as file:
-            os.fsync(file.fileno())  # nor are dirty ones
+            os.fsync(file.fileno())  # and so do dirty ones
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
@@ -91,8 +99,13 @@ def _rate(batches: Iterator[Tensor], seq_len: int) -> float:
 
 
 def render(rows: list[dict[str, Any]]) -> str:
-    """The rows as text."""
-    lines = [f"{'loader':26}{'tokens/s':>14}{'lowest–highest':>28}"]
+    """Return the rows as text, under a header that says what was read."""
+    first = rows[0]
+    lines = [
+        f"{first['steps']} steps of {first['rows']} rows of {first['seq_len']:,} tokens; medians of {first['repeats']} "
+        "passes, lowest and highest",
+        f"{'loader':26}{'tokens/s':>14}{'lowest–highest':>28}",
+    ]
     for r in rows:
         spread = f"{r['low']:,.0f}–{r['high']:,.0f}"
         lines.append(f"{r['loader']:26}{r['tokens_per_second']:14,.0f}{spread:>28}")

@@ -1,9 +1,16 @@
-"""How fast an optimiser step of training is, beside other ways to take the same one with torch."""
+"""An optimiser step of training against other ways to take the same step with torch: milliseconds.
+
+Compared: training's own clipping and AdamW with torch's fused, foreach and loop forms, clipped and not. On: the
+parameters of a preset's Gated DeltaNet-2. How often: `steps` turns, in each of which every form takes one step; the
+forms take turns at going first. Spread: the fastest and slowest step next to the median.
+
+Forms are timed only if they take the same steps: the gradients are fixed, with half the norm that training clips at,
+as in most steps of training, so clipping changes nothing.
+"""
 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,13 +21,14 @@ from torch import Tensor, nn
 from harness.experiments.matching import matched_config
 from harness.experiments.schema import TrainConfig
 from harness.model.language_model import build_model
-from harness.training.device import wait
 from harness.training.optim import build_optimizer, clip_gradients, learning_rate, parameter_groups
+from suites.shared.timing import time_calls
 
 RECIPE = TrainConfig()
-CHECKED = 3  # steps from equal weights, untimed, that every form takes before any is timed
+CHECKED = 3  # untimed steps that every form takes from equal weights before any form is timed
 ADAMW = {"fused": {"fused": True}, "foreach": {"foreach": True}, "loop": {"fused": False, "foreach": False}}
-# Of how far the weights move. A step moves a weight of size 1e-2 to 1 by 4e-4, where fp32 rounds it by 1e-9 to 6e-8.
+# Relative to how far the weights move. A step moves a weight of size 1e-2 to 1 by 4e-4, and fp32 rounds it by 1e-9 to
+# 6e-8.
 TOLERANCE = 1e-4
 
 Row = dict[str, Any]
@@ -28,21 +36,21 @@ Weights = list[Tensor]
 
 
 def run(preset: str, steps: int, device: torch.device) -> list[Row]:
-    """Milliseconds of one step of each form: gradients clipped where it clips, the learning rate set, and AdamW's step;
-    over the parameters of the preset's Gated DeltaNet-2. Medians of `steps` turns in which every form takes one step.
-    On CUDA also bytes a second, of those that a step must move: weight and both moments read and written, gradient
-    read, and read once more for its norm.
+    """Return one row per form: milliseconds of a step, that is, clipping if the form clips, and AdamW's update.
 
-    Gradients are fixed, their norm half the limit, as in most steps of training: so to clip them changes nothing, and
-    all forms take the same steps. First each takes CHECKED of them from the same weights; RuntimeError where they end
-    further apart than TOLERANCE of the way. Then all go on with the same weights and moments, in the same memory.
+    On CUDA a row also has the bytes per second of the traffic that a step needs: weight and both moments read and
+    written, the gradient read, and read once more for its norm.
+
+    Each form first takes CHECKED steps from the same weights. Raises RuntimeError if a form ends further from
+    training's weights than TOLERANCE of the distance that they moved. All forms are then timed on the same weights and
+    moments in the same memory.
     """
     model = build_model(matched_config(preset, "recurrent", "gdn2"), seed=0).to(device)
     parameters, total = list(model.parameters()), CHECKED + steps
     for parameter, gradient in zip(parameters, _gradients(model), strict=True):
         parameter.grad = gradient
     start, moments = _copy(parameters), [(torch.zeros_like(p), torch.zeros_like(p)) for p in parameters]
-    wanted: Weights | None = None
+    reference: Weights | None = None
     forms: dict[str, Callable[[int], None]] = {}
     for name, (clip, make) in _forms().items():
         optimizer = make(model)
@@ -50,11 +58,11 @@ def run(preset: str, steps: int, device: torch.device) -> list[Row]:
         _restore(parameters, start)
         for number in range(1, CHECKED + 1):
             forms[name](number)
-        wanted = wanted or _copy(parameters)
-        apart = (_distance(parameters, wanted) / _distance(start, wanted)).item()
+        reference = reference or _copy(parameters)
+        apart = (_distance(parameters, reference) / _distance(start, reference)).item()
         if not apart <= TOLERANCE:
             raise RuntimeError(
-                f"{name}: its weights end {apart:.1e} of the way that they moved from mixerbench's, more than "
+                f"{name}: its weights end {apart:.1e} of the distance moved away from mixerbench's, more than "
                 f"{TOLERANCE:g}; times of different steps are not compared"
             )
         for parameter, (mean, square) in zip(parameters, moments, strict=True):
@@ -64,14 +72,14 @@ def run(preset: str, steps: int, device: torch.device) -> list[Row]:
     for turn in range(steps):
         first = turn % len(forms)
         for name in [*list(forms)[first:], *list(forms)[:first]]:
-            times[name].append(_seconds(partial(forms[name], CHECKED + 1 + turn), device))
+            times[name].append(time_calls(partial(forms[name], CHECKED + 1 + turn), 1, device))
     count = sum(p.numel() for p in parameters)
     common = {"preset": preset, "steps": steps, "threads": torch.get_num_threads(), "version_torch": torch.__version__}
     return [_row(name, times[name], count, device) | common for name in forms]
 
 
 def _forms() -> dict[str, tuple[Callable[..., Any] | None, Callable[[nn.Module], torch.optim.Optimizer]]]:
-    """By name: what clips, and what makes the optimiser; training's first."""
+    """Return the clipping function, if any, and the maker of the optimiser by form; training's own form is first."""
     forms: dict[str, Any] = {"mixerbench": (clip_gradients, partial(build_optimizer, config=RECIPE))}
     for name, options in ADAMW.items():
 
@@ -94,7 +102,7 @@ def _step(
 
 
 def _gradients(model: nn.Module) -> list[Tensor]:
-    """One for each parameter, from a fixed seed; their norm is half of what training clips at."""
+    """Return one gradient per parameter, from a fixed seed, with half the norm that training clips at."""
     generator = torch.Generator().manual_seed(0)
     drawn = [torch.randn(p.shape, generator=generator).to(p.device) for p in model.parameters()]
     scale = 0.5 * RECIPE.clip / torch.nn.utils.get_total_norm(drawn)
@@ -116,34 +124,31 @@ def _distance(one: Weights, other: Weights) -> Tensor:
     return torch.stack([(p - q).norm() for p, q in zip(one, other, strict=True)]).norm()
 
 
-def _seconds(work: Callable[[], None], device: torch.device) -> float:
-    wait(device)
-    started = time.perf_counter()
-    work()
-    wait(device)
-    return time.perf_counter() - started
-
-
 def _row(name: str, times: list[float], parameters: int, device: torch.device) -> Row:
-    middle, clips = statistics.median(times), "not clipped" not in name
+    median, clips = statistics.median(times), "not clipped" not in name
     moved = 4 * parameters * (7 + clips)
     return {
         "form": name,
         "clips": clips,
         "parameters": parameters,
-        "ms": 1e3 * middle,
+        "ms": 1e3 * median,
         "low_ms": 1e3 * min(times),
         "high_ms": 1e3 * max(times),
-        "parameters_per_second": parameters / middle,
-        "bytes_per_second": moved / middle if device.type == "cuda" else None,
+        "parameters_per_second": parameters / median,
+        "bytes_per_second": moved / median if device.type == "cuda" else None,
         "device": str(device),
     }
 
 
 def render(rows: list[Row]) -> str:
-    """The rows as text."""
-    on_gpu = rows[0]["bytes_per_second"] is not None
-    lines = [f"{'form':32}{'ms a step':>12}{'lowest–highest':>20}{'parameters/s':>18}" + "      GB/s" * on_gpu]
+    """Return the rows as text, under a header that says what was measured."""
+    first = rows[0]
+    on_gpu = first["bytes_per_second"] is not None
+    lines = [
+        f"{first['preset']}, {first['parameters']:,} parameters, {first['device']}, threads={first['threads']}, "
+        f"torch {first['version_torch']}; medians of {first['steps']} steps, lowest and highest",
+        f"{'form':32}{'ms per step':>12}{'lowest–highest':>20}{'parameters/s':>18}" + "      GB/s" * on_gpu,
+    ]
     for r in rows:
         spread = f"{r['low_ms']:.2f}–{r['high_ms']:.2f}"
         line = f"{r['form']:32}{r['ms']:12.2f}{spread:>20}{r['parameters_per_second']:18,.0f}"

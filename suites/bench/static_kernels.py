@@ -1,4 +1,9 @@
-"""Every configuration of our kernels, compiled for GPUs that need not be there: registers, spills, shared memory."""
+"""Every configuration of our kernels compiled for GPUs that may be absent: registers, spills, shared memory.
+
+Compared: what a configuration needs with what a GPU generation has. On: the launches of the layer's operator for head
+shapes SHAPES, forward, backward and one decoding step. How often: once; compilation is deterministic, so there is no
+spread, and nothing is timed.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,6 @@ import torch
 from mixers.backends import interpreted
 from mixers.gdn2.kernels.launch import SHARED_MEMORY, AbsentGPU, Launch, recording, resources
 
-# What the layers of the paper launch, first; then what else the kernels promise to serve.
 SHAPES: dict[str, dict[str, Any]] = {
     "paper": dict(K=128, V=128, dtype="bfloat16"),
     "small": dict(K=64, V=64, dtype="bfloat16"),
@@ -21,27 +25,28 @@ SHAPES: dict[str, dict[str, Any]] = {
     "odd": dict(K=80, V=48, dtype="float16", HV=8),
     "fp32": dict(K=128, V=128, dtype="float32"),
 }
-BATCH, STEPS, HEADS = 8, 4096, 4  # of the recorded launches: the code does not depend on them
+"""Head shapes by name: the one that the paper's layers launch, then others that the kernels support."""
+BATCH, STEPS, HEADS = 8, 4096, 4  # of the recorded launches; the compiled code does not depend on them
 
 
 def launches(K: int, V: int, dtype: str, HV: int = HEADS) -> list[Launch]:
-    """Forward, backward and a decoding step of the layer's operator, as launched for tensors of these sizes."""
+    """Return the launches of the layer's operator for these sizes: forward, backward and one decoding step."""
     from mixers.gdn2.operator import gated_delta_rule_2
 
-    def new(*shape: int, of: str = dtype) -> torch.Tensor:
-        return torch.empty(*shape, dtype=getattr(torch, of), device="meta", requires_grad=True)
+    def empty(*shape: int, dtype: str = dtype) -> torch.Tensor:
+        return torch.empty(*shape, dtype=getattr(torch, dtype), device="meta", requires_grad=True)
 
     key, value = (BATCH, STEPS, HEADS, K), (BATCH, STEPS, HV, V)
-    tensors = [new(*key), new(*key), new(*value), new(*key), new(*key), new(*value)]
-    gates = dict(A_log=new(HEADS, of="float32"), dt_bias=new(HEADS * K, of="float32"), use_qk_l2norm=True)
-    with recording() as noted:
+    tensors = [empty(*key), empty(*key), empty(*value), empty(*key), empty(*key), empty(*value)]
+    gates = dict(A_log=empty(HEADS, dtype="float32"), dt_bias=empty(HEADS * K, dtype="float32"), use_qk_l2norm=True)
+    with recording() as recorded:
         o, _ = gated_delta_rule_2(*tensors, **gates, backend="triton")
         o.backward(torch.empty_like(o))
         with torch.no_grad():
-            state = new(BATCH, HV, K, V, of="float32")
+            state = empty(BATCH, HV, K, V, dtype="float32")
             step = [x[:, :1] for x in tensors]
             gated_delta_rule_2(*step, **gates, initial_state=state, output_final_state=True, backend="triton")
-    return noted
+    return recorded
 
 
 def _compile(shape: str, index: int, choice: int, capability: int) -> dict[str, Any]:
@@ -61,10 +66,10 @@ def _compile(shape: str, index: int, choice: int, capability: int) -> dict[str, 
         "tokens_heads": BATCH * STEPS * HEADS,
     }
     try:
-        found = resources(launch.kernel.compile(launch.arguments, candidate))
-    except Exception as error:  # the compiler's own failures are of many types; a row tells which configuration it was
+        used = resources(launch.kernel.compile(launch.arguments, candidate))
+    except Exception as error:  # the compiler raises many error classes; the row names the configuration
         return row | {"fits": False, "error": f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"}
-    return row | vars(found) | {"fits": found.fit(SHARED_MEMORY[capability])}
+    return row | vars(used) | {"fits": used.fit(SHARED_MEMORY[capability])}
 
 
 def run(
@@ -72,7 +77,12 @@ def run(
     capabilities: list[int] | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[dict[str, Any]]:
-    """A row per shape, kernel, configuration and GPU; `fits` is False where it spills or needs too much."""
+    """Return one row per shape, kernel, configuration and GPU generation.
+
+    `fits` is False if the configuration spills registers or needs more shared memory than the GPU has. shapes: names of
+    SHAPES, by default `paper`. capabilities: 80, 90, 100, by default all. Raises ValueError naming an unknown shape or
+    capability, and RuntimeError if the kernels are interpreted.
+    """
     shapes, capabilities = shapes or ["paper"], capabilities or list(SHARED_MEMORY)
     for shape in shapes:
         if shape not in SHAPES:
@@ -90,7 +100,7 @@ def run(
         for choice in range(len(launch.kernel.candidates(launch.arguments, capability)))
     ]
     rows = {}
-    # Processes that forget the pretended GPU when they end; the longest compilations, those of the gradients, first.
+    # Separate processes, because the absent GPU stays set in a process. The gradients compile longest and come first.
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
         order = sorted(tasks, key=lambda task: task[1] != 3)
         waiting = {pool.submit(_compile, *task): task for task in order}
@@ -101,7 +111,7 @@ def run(
 
 
 def render(rows: list[dict[str, Any]]) -> str:
-    """A line a row, with bytes and FLOPs for each token and head beside."""
+    """Return one line per row, with bytes and FLOPs per token and head."""
     lines = [
         f"{'shape':7}{'kernel':17}{'GPU':>7}  {'configuration':36}{'regs':>5}{'spill':>6}{'shared':>8}"
         f"{'B/token·head':>14}{'kFLOP':>8}  matrix instructions"

@@ -1,4 +1,9 @@
-"""How long it takes from files of records to a table of the paper, for sweeps of many seeds."""
+"""Time from files of records to table 2 of the paper, for sweeps of many seeds.
+
+Compared: the time to load records with the time to make a table of them. On: records of the paper's 13 models, with as
+many seeds as it takes, every number of tables 2 to 4 and values drawn at random. How often: REPEATS times. Spread: the
+fastest and slowest total next to the medians, and processor time, which other work on the machine does not lengthen.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,15 +23,17 @@ from harness.records.store import load
 from harness.tables.cells import Column
 from harness.tables.paper import PAPER_TABLES, paper_table, printed_columns
 
+Row = dict[str, Any]
+
 REPEATS = 3
 
 
-def run(records: int) -> dict[str, float]:
-    """Seconds to load `records` records and to make table 2 of them, medians of REPEATS, and of the processor for both
-    (`cpu_s`), which others on the machine do not lengthen; `records` and `runs` are how many there were.
+def run(records: int) -> list[Row]:
+    """Return one row: the median seconds to load about `records` records, to make table 2 of them, and of both.
 
-    The records are those of the paper's 13 models with as many seeds as it takes, each with every number of tables 2 to
-    4, with values drawn at random. Writing them is not timed. Raises ValueError below one seed.
+    `cpu_s` is the processor's time for both, `low_s` and `high_s` are the fastest and the slowest total, and `records`
+    and `runs` are the numbers actually used. Writing the records is not timed. Raises ValueError if `records` is less
+    than one seed takes.
     """
     columns = [c for name in PAPER_TABLES[:3] for c in printed_columns(name) if c.task != "avg"]
     models = published("table2")[["mixer", "layout"]].drop_duplicates().values.tolist()
@@ -48,8 +56,20 @@ def run(records: int) -> dict[str, float]:
             tabulating.append(time.perf_counter() - loaded)
             processor.append(time.process_time() - busy)
     load_s, table_s = statistics.median(loading), statistics.median(tabulating)
-    found = {"records": len(frame), "runs": frame["run"].nunique(), "load_s": load_s, "table_s": table_s}
-    return found | {"total_s": load_s + table_s, "cpu_s": statistics.median(processor)}
+    totals = [a + b for a, b in zip(loading, tabulating, strict=True)]
+    return [
+        {
+            "records": len(frame),
+            "runs": frame["run"].nunique(),
+            "load_s": load_s,
+            "table_s": table_s,
+            "total_s": load_s + table_s,
+            "cpu_s": statistics.median(processor),
+            "low_s": min(totals),
+            "high_s": max(totals),
+            "repeats": REPEATS,
+        }
+    ]
 
 
 def write_run(
@@ -61,13 +81,27 @@ def write_run(
     rng: np.random.Generator,
     birth: Provenance,
 ) -> None:
-    """The files of one run."""
+    """Write the record files of one run, with values from `rng`, to `folder`."""
     run_id = f"{mixer}-{layout}-s{seed}"
-    own = {"run": run_id, "label": mixer, "mixer": mixer, "layout": layout, "preset": "none", "seed": seed}
+    fields = {"run": run_id, "label": mixer, "mixer": mixer, "layout": layout, "preset": "none", "seed": seed}
     (folder / run_id / "records").mkdir(parents=True)
     for suite in dict.fromkeys(c.suite for c in columns):
         values = {c: float(rng.uniform(0.4, 0.6)) for c in columns if c.suite == suite}
-        found = [Measurement(suite, c.task, c.metric, value, 0.01, 500, c.length) for c, value in values.items()]
-        lines = [record_line(Record.of(m, birth, **own)) for m in found]
-        # Not by write_records, which waits for the disk at every file.
+        measurements = [Measurement(suite, c.task, c.metric, value, 0.01, 500, c.length) for c, value in values.items()]
+        lines = [record_line(Record.of(m, birth, **fields)) for m in measurements]
+        # write_records would wait for the disk at every file.
         (folder / run_id / "records" / f"{suite}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def render(rows: list[Row]) -> str:
+    """Return the rows as text, under a header that says what was timed."""
+    lines = [
+        f"{'records':>9}{'runs':>7}{'load, s':>9}{'table, s':>10}{'total, s':>10}{'fastest–slowest':>18}{'CPU, s':>8}"
+    ]
+    for r in rows:
+        spread = f"{r['low_s']:.2f}–{r['high_s']:.2f}"
+        lines.append(
+            f"{r['records']:9,}{r['runs']:7,}{r['load_s']:9.2f}{r['table_s']:10.2f}{r['total_s']:10.2f}{spread:>18}"
+            f"{r['cpu_s']:8.2f}"
+        )
+    return "\n".join([f"table 2 from files of records, medians of {rows[0]['repeats']}", *lines])

@@ -1,4 +1,10 @@
-"""Training throughput of all matched models of a preset on this machine, beside fla's own model classes if asked."""
+"""Training throughput of the matched models of a preset on this machine, optionally against fla's model classes.
+
+Compared: the preset's mixers with each other and, with `against_fla`, each with fla's model class of the same shape
+(`suites.bench.fla_models`). On: whole training steps of [batch, length] random tokens, optimiser step included. How
+often: up to `Config.windows` windows of `steps` steps after warm-up, as many as the mixer's share of the time allows;
+ours and fla's take windows in turns. Spread: the 20th and 80th percentile over windows next to the median.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +27,26 @@ from harness.training.device import matmul_rate, recipe_dtype
 from harness.training.optim import build_optimizer
 from mixers import registry
 from suites.bench.fla_models import build_fla, fla_absent, load_kernels
-from suites.shared.timing import Shape, random_tokens, release_memory, time_calls
+from suites.bench.rendering import aligned, commit_text
+from suites.shared.timing import (
+    Shape,
+    error_line,
+    in_turns,
+    median_p20_p80,
+    random_tokens,
+    release_memory,
+    time_calls,
+)
 from suites.throughput import Config, mean_loss, training_step
 
 Row = dict[str, Any]
 Step = Callable[[], None]
 
-OURS = "mixerbench"
+OURS, FLA = "mixerbench", "fla"
 RECIPE = TrainConfig()
 
 
-def bench(
+def run(
     preset: str,
     mixers: list[str] | None = None,
     layout: Layout = "recurrent",
@@ -43,19 +58,20 @@ def bench(
     progress: Callable[[str], Any] = print,
     against_fla: bool = False,
 ) -> list[Row]:
-    """A row for each mixer of the preset, or for those named: tokens/s of training steps at [batch, length] tokens, and
-    the model's own FLOPs as a part of what matrix products reach on the device. layout: of all but attention.
+    """Return one row per mixer of the preset, or per named mixer: training tokens/s and utilisation.
 
-    against_fla: behind each a row of fla's model class of the same shape (suites.bench.fla_models), in turns with ours:
-    same tokens, recipe and clipping, windows one by one, each model first in every other turn. `parameter_ratio` is
-    fla's over ours; where the architecture is the same, `speed_ratio` is ours over fla's in tokens/s, and utilisation
-    follows from our count of FLOPs at its MLP width; elsewhere `differs` says why neither is given. Both models are on
-    the device at the same time; peak memory is without what lies there of the other.
+    utilisation: the model's own FLOPs per second as a fraction of the rate that matrix products reach on the device.
+    layout: of every mixer except attention, which has its own. seconds: shared by all mixers; a step that has begun is
+    finished, so they can be exceeded by one step.
 
-    Median, 20th and 80th percentile are over windows of `steps` steps, as many as the mixer's share of `seconds` allows
-    and Config's at most, after warm-up. What cannot be matched or built, does not fit the memory or fails has
-    `refused`, what the time did not suffice for has `left_out`, and neither has a number. A step that has begun is
-    finished, so `seconds` can be exceeded by one. Raises ValueError naming the argument, before any work.
+    against_fla: adds, after each row, a row of fla's model class of the same shape. Both get the same tokens, recipe
+    and clipping, and take windows in turns. `parameter_ratio` is fla's over ours. If the architecture is the same,
+    `speed_ratio` is ours over fla's in tokens/s, and utilisation follows from our FLOP count at fla's MLP width;
+    otherwise `differs` says why neither is given. Both models are on the device at the same time, and the peak memory
+    of each excludes the memory that the other holds.
+
+    A model that cannot be matched or built, does not fit in memory or fails has `refused`; one that the time did not
+    suffice for has `left_out`. Neither has a number. Raises ValueError naming the argument, before any work.
     """
     scale = find_preset(preset)
     names = list(scale.mixers) if mixers is None else mixers
@@ -90,23 +106,23 @@ def bench(
     }
     rows: list[Row] = []
     for i, name in enumerate(names):
-        own: Layout = "attention" if name == "attention" else layout
-        base = common | {"mixer": name, "display": registry.get(name).display, "layout": own}
+        mixer_layout: Layout = "attention" if name == "attention" else layout
+        base = common | {"mixer": name, "display": registry.get(name).display, "layout": mixer_layout}
         base |= {"refused": None, "left_out": None, "differs": None, "tokens_per_s": None}
         left = deadline - time.perf_counter()
         if left <= 0:
-            unmeasured = {"left_out": f"not started: {seconds:g} s were used up"}
-            found = {which: unmeasured for which in ((OURS, "fla") if against_fla else (OURS,))}
+            omission = {"left_out": f"not started: {seconds:g} s were used up"}
+            fields = {which: omission for which in ((OURS, FLA) if against_fla else (OURS,))}
         else:
             share = time.perf_counter() + left / (len(names) - i)
-            found = _measured(preset, own, name, against_fla, where, dtype, config, share)
-        for which, values in found.items():
-            row = base | {"implementation": which} | values
+            fields = _measure_mixer(preset, mixer_layout, name, against_fla, where, dtype, config, share)
+        for which, measured in fields.items():
+            row = base | {"implementation": which} | measured
             if row["tokens_per_s"] is not None and row.get("flops_per_token") is not None:
                 row["flop_per_s"] = row["tokens_per_s"] * row["flops_per_token"]
                 row["utilisation"] = row["flop_per_s"] / ceiling
             rows.append(row)
-            progress(f"{name}{'' if which == OURS else ', fla'}: {_result(row)}")
+            progress(f"{name}{'' if which == OURS else ', fla'}: {_result_text(row)}")
     return rows
 
 
@@ -132,7 +148,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _measured(
+def _measure_mixer(
     preset: str,
     layout: Layout,
     mixer: str,
@@ -142,24 +158,27 @@ def _measured(
     config: Config,
     until: float,
 ) -> dict[str, Row]:
-    """What was found of each implementation, by its name, until a moment of time.perf_counter."""
+    """Return the measured fields of each implementation, by name.
+
+    until: the moment of time.perf_counter at which the mixer's share of the time ends.
+    """
     try:
         model_config = matched_config(preset, layout, mixer)
     except ValueError as error:
-        return {OURS: {"refused": _reason(error)}}
+        return {OURS: {"refused": error_line(error)}}
     (shape,) = config.shapes
     rows: dict[str, Row] = {OURS: {}}
     builders = {OURS: partial(_ours, model_config, shape, device, dtype, rows[OURS])}
     if against_fla:
-        rows["fla"] = {}
+        rows[FLA] = {}
         if (absent := fla_absent(mixer)) is None:
-            builders["fla"] = partial(_fla, model_config, shape, device, dtype, rows["fla"])
+            builders[FLA] = partial(_fla, model_config, shape, device, dtype, rows[FLA])
         else:
-            rows["fla"]["refused"] = absent
-    for which, found in time_in_turns(builders, config, device, until).items():
-        rows[which] |= found if isinstance(found, dict) else _times(*found, config)
-    if against_fla and "non_embedding_params" in rows["fla"] and "non_embedding_params" in rows[OURS]:
-        ours, theirs = rows[OURS], rows["fla"]
+            rows[FLA]["refused"] = absent
+    for which, result in time_in_turns(builders, config, device, until).items():
+        rows[which] |= result if isinstance(result, dict) else _time_fields(*result, config)
+    if against_fla and "non_embedding_params" in rows[FLA] and "non_embedding_params" in rows[OURS]:
+        ours, theirs = rows[OURS], rows[FLA]
         theirs["parameter_ratio"] = theirs["non_embedding_params"] / ours["non_embedding_params"]
         if theirs["differs"] is None and "tokens_per_s" in ours and "tokens_per_s" in theirs:
             theirs["speed_ratio"] = ours["tokens_per_s"] / theirs["tokens_per_s"]
@@ -167,7 +186,7 @@ def _measured(
 
 
 def _ours(config: ModelConfig, shape: Shape, device: torch.device, dtype: torch.dtype, row: Row) -> Step:
-    """A training step of our model; what the model is goes into its row."""
+    """Return a training step of our model; its size, backend and MLP widths are added to `row`."""
     model = build_model(config, seed=0).to(device)
     cost = model.cost(shape.length)
     row |= asdict(cost) | {"backend": model.backend(dtype), "mlp_widths": config.mlp_widths}
@@ -176,13 +195,13 @@ def _ours(config: ModelConfig, shape: Shape, device: torch.device, dtype: torch.
 
 
 def _fla(config: ModelConfig, shape: Shape, device: torch.device, dtype: torch.dtype, row: Row) -> Step:
-    """The same of fla's model."""
+    """Return a training step of fla's model; its size, class and difference from ours are added to `row`."""
     built = build_fla(config, device)
     row |= {"backend": built.name, "non_embedding_params": built.non_embedding_params, "differs": built.differs}
     if built.differs is None:
         widths = [built.mlp_width] * config.layers
-        same = meta_model(config.model_copy(update={"mlp_widths": widths})).cost(shape.length)
-        row |= {"mlp_widths": widths, "flops_per_token": same.flops_per_token}
+        cost = meta_model(config.model_copy(update={"mlp_widths": widths})).cost(shape.length)
+        row |= {"mlp_widths": widths, "flops_per_token": cost.flops_per_token}
     tokens = random_tokens(shape, config.vocab_size, device)
     optimizer = build_optimizer(built.model, RECIPE)
     return partial(training_step, partial(built.loss, tokens), built.model, optimizer, RECIPE, dtype)
@@ -191,11 +210,12 @@ def _fla(config: ModelConfig, shape: Shape, device: torch.device, dtype: torch.d
 def time_in_turns(
     builders: dict[str, Callable[[], Step]], config: Config, device: torch.device, until: float = math.inf
 ) -> dict[str, tuple[list[float], float | None] | Row]:
-    """Of each, by name: seconds of its windows of steps after warm-up, and on CUDA its peak of memory in bytes, without
-    what the others hold; or a row of why there are none, `refused` or `left_out`.
+    """Return per name the seconds of each window and on CUDA the peak memory in bytes, else fields that say why not.
 
-    builders: from a name to what makes its step; one after another, each warmed up before the next is made. Then they
-    take windows in turns, the first of a turn being the last of the next, until a moment of time.perf_counter.
+    builders: functions that build a training step, by name. They run one after another, and each step warms up before
+    the next is built; then the steps take windows in turns, and the first in a turn is the last in the next. until: a
+    moment of time.perf_counter after which no window starts. The peak memory of each excludes the memory that the
+    others hold. A name without a result has `refused` (an error, on one line) or `left_out`.
     """
     steps: dict[str, Step] = {}
     held: dict[str, int] = {}
@@ -204,12 +224,11 @@ def time_in_turns(
     peaks: dict[str, int] = {}
 
     def attempt(name: str, work: Callable[[], Any]) -> Any:
-        """What work returns; where it fails, which no match, no memory and a kernel that does not compile do, the
-        reason is the result."""
+        """Return what `work` returns; if it raises, drop the step of `name` and record the error as its result."""
         try:
             return work()
         except Exception as error:
-            missing[name] = {"refused": _reason(error)}
+            missing[name] = {"refused": error_line(error)}
         steps.pop(name, None)
 
     for name, build in builders.items():
@@ -218,12 +237,12 @@ def time_in_turns(
             steps[name] = step
             attempt(name, partial(time_calls, step, config.warm_up, device, until))
         step = None
-        if name in missing:  # now that nothing holds its model any more
+        if name in missing:  # nothing holds its model any more
             release_memory(device)
         held[name] = _allocated(device) - before
     turn = 0
     while turn < config.windows and time.perf_counter() < until:
-        for name in list(steps) if turn % 2 == 0 else list(steps)[::-1]:
+        for name in in_turns(steps, turn):
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
             took = attempt(name, partial(time_calls, steps[name], config.steps, device, until))
@@ -238,7 +257,7 @@ def time_in_turns(
     for name in steps:
         if not times[name]:
             missing[name] = {"left_out": "its share of the time did not last for warm-up and one window of steps"}
-    steps.clear()  # before the next mixer's are built
+    steps.clear()  # frees the models before the next mixer's are built
     release_memory(device)
     return {
         name: missing[name] if name in missing else (times[name], float(peaks[name]) if device.type == "cuda" else None)
@@ -250,18 +269,14 @@ def _allocated(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
-
-
-def _times(times: list[float], peak: float | None, config: Config) -> Row:
+def _time_fields(times: list[float], peak: float | None, config: Config) -> Row:
     (shape,) = config.shapes
     rates = [config.steps * shape.batch * shape.length / t for t in times]
-    # One window has no spread, and to say 0 would claim one.
-    low, *_, high = statistics.quantiles(rates, n=5, method="inclusive") if len(rates) > 1 else (None, None)
+    # One window has no spread; 0 would claim one.
+    median, low, high = median_p20_p80(rates) if len(rates) > 1 else (rates[0], None, None)
     return {
         "windows": len(rates),
-        "tokens_per_s": statistics.median(rates),
+        "tokens_per_s": median,
         "tokens_per_s_p20": low,
         "tokens_per_s_p80": high,
         "ms_per_step": 1e3 * statistics.median(times) / config.steps,
@@ -269,35 +284,35 @@ def _times(times: list[float], peak: float | None, config: Config) -> Row:
     }
 
 
-def _result(row: Row) -> str:
+def _result_text(row: Row) -> str:
     if row["tokens_per_s"] is None:
         return f"refused: {row['refused']}" if row["refused"] else f"left out: {row['left_out']}"
-    return f"{row['tokens_per_s']:,.0f} tokens/s{_spread(row)}"
+    return f"{row['tokens_per_s']:,.0f} tokens/s{_spread_text(row)}"
 
 
-def _spread(row: Row) -> str:
+def _spread_text(row: Row) -> str:
     if row["tokens_per_s_p20"] is None:
         return ""
     return f" [{row['tokens_per_s_p20']:,.0f}–{row['tokens_per_s_p80']:,.0f}]"
 
 
-def _name(row: Row) -> str:
+def _model_name(row: Row) -> str:
     return row["display"] if row["implementation"] == OURS else f"{row['display']}, fla's"
 
 
 def render(rows: list[Row]) -> str:
-    """The rows of `bench` as a table; below it, what was refused or left out, and how fla's models differ."""
+    """Return the rows as a table, followed by refusals, omissions and the differences of fla's models."""
     first = rows[0]
-    beside = any(row["implementation"] != OURS for row in rows)
+    with_fla = any(row["implementation"] == FLA for row in rows)
     lines = [
-        f"{first['preset']}, {first['batch']} × {first['length']} tokens a step, {first['dtype']}, {first['device']}, "
-        f"threads={first['threads']}, torch {first['version_torch']}, commit {(first['git_commit'] or 'unknown')[:10]}",
+        f"{first['preset']}, {first['batch']} × {first['length']} tokens per step, {first['dtype']}, "
+        f"{first['device']}, threads={first['threads']}, torch {first['version_torch']}, {commit_text(first)}",
         f"tokens/s: median [20th–80th percentile] of up to {Config().windows} windows of {first['steps']} training "
         "steps, optimiser step included; parameters without embeddings; utilisation: model FLOPs of "
         f"{first['matmul_flop_per_s'] / 1e12:.3g} TFLOP/s, the best that square matrix products reached here",
     ]
     table = [["mixer", "layout", "parameters", "tokens/s", "ms/step", "TFLOP/s", "utilisation", "peak GiB", "windows"]]
-    if beside:
+    if with_fla:
         lines.append(
             f"fla's: its own model classes, flash-linear-attention {first['version_fla']}, in turns with ours; "
             "ours / fla's: tokens/s, where the architecture is the same"
@@ -309,23 +324,22 @@ def render(rows: list[Row]) -> str:
         memory = row["peak_memory_bytes"]
         table.append(
             [
-                _name(row),
+                _model_name(row),
                 row["layout"],
                 f"{row['non_embedding_params']:,}",
-                f"{row['tokens_per_s']:,.0f}{_spread(row)}",
+                f"{row['tokens_per_s']:,.0f}{_spread_text(row)}",
                 f"{row['ms_per_step']:.1f}",
                 f"{row['flop_per_s'] / 1e12:.3g}" if "flop_per_s" in row else "–",
                 f"{row['utilisation']:.1%}" if "utilisation" in row else "–",
                 "–" if memory is None else f"{memory / 2**30:.2f}",
                 str(row["windows"]),
             ]
-            + ([f"{row['speed_ratio']:.2f}" if "speed_ratio" in row else ""] if beside else [])
+            + ([f"{row['speed_ratio']:.2f}" if "speed_ratio" in row else ""] if with_fla else [])
         )
-    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
-    lines += ["  ".join(cell.ljust(n) for cell, n in zip(line, widths, strict=True)).rstrip() for line in table]
+    lines += aligned(table)
     lines += [
-        f"{_name(r)}: {r['differs']}; {r['parameter_ratio']:.0%} of our parameters"
+        f"{_model_name(r)}: {r['differs']}; {r['parameter_ratio']:.0%} of our parameters"
         for r in rows
         if r["differs"] is not None and "parameter_ratio" in r
     ]
-    return "\n".join([*lines, *(f"{_name(r)}: {_result(r)}" for r in rows if r["tokens_per_s"] is None)])
+    return "\n".join([*lines, *(f"{_model_name(r)}: {_result_text(r)}" for r in rows if r["tokens_per_s"] is None)])

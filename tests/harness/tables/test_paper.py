@@ -14,7 +14,6 @@ from harness.records.published import published, task_sizes
 from harness.records.significance import printed_gap
 from harness.tables.comparison import comparison
 from harness.tables.paper import PAPER_TABLES, averaged, paper_table, printed_columns, printed_table
-from suites.bench import tables as table_speed
 from tests.harness.tables.table_records import TOKENS, expectation, of_table2, of_table5, record, run_row, store
 
 
@@ -155,11 +154,3 @@ def test_averages_of_paired_items_tell_more_apart_than_their_errors(tmp_path):
 def test_every_experiment_of_the_paper_names_a_table_that_can_be_laid_out():
     for which in PAPER_TABLES:
         assert load_experiment(which).expected.table == which and printed_columns(which)
-
-
-def test_the_speed_of_tables_is_measured_on_as_many_records_as_asked_for():
-    found = table_speed.run(2 * 13 * 31)
-    assert (found["records"], found["runs"]) == (2 * 13 * 31, 26)
-    assert found["total_s"] == found["load_s"] + found["table_s"] > 0
-    with pytest.raises(ValueError, match="records: 10 are less than one seed; give at least 403"):
-        table_speed.run(10)

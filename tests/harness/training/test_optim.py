@@ -7,11 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
-from typer.testing import CliRunner
 
 from harness.training.optim import clip_gradients
-
-cli = CliRunner()
 
 
 def with_gradients(norm: float) -> list[nn.Parameter]:

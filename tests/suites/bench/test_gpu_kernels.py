@@ -39,7 +39,7 @@ def test_a_row_is_wrong_if_an_error_exceeds_the_bound() -> None:
     assert gpu_kernels.is_wrong(row | {"gradient_error": 1.1 * WRONG})
 
 
-def test_the_table_has_ratios_refusals_and_what_was_left_out() -> None:
+def test_the_table_has_ratios_refusals_and_omissions() -> None:
     rows = made_rows(BOTH, LENGTHS[1]) + made_rows(DECODE, DECODING[2])
     lines = gpu_kernels.render(rows).splitlines()
     both = next(line for line in lines if line.startswith("forward+backward"))
@@ -64,6 +64,6 @@ def test_without_cuda_the_kernels_are_not_measured(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_no_time_is_refused(tmp_path: Path) -> None:
+def test_a_run_without_time_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="seconds"):
         gpu_kernels.run(tmp_path, seconds=0)

@@ -66,7 +66,7 @@ def test_a_right_implementation_is_within_the_bound_in_bf16(form, call, directio
     errors = case_errors(form, call, case, direction, "cpu")
     present = [error for error in errors.values() if error is not None]
     assert len(present) == (1 if direction == FORWARD else 2)
-    # The output is rounded to bf16, so no error is nought; the state of a decoding step stays in fp32.
+    # The output is rounded to bf16, so its error is not zero; the state of a decoding step stays in fp32.
     assert errors["output_error"] > 1e-4 and max(present) < WRONG / 3
 
 

@@ -1,4 +1,4 @@
-"""Every configuration of the Triton kernels compiles for every GPU generation, without a GPU, and fits it."""
+"""Every configuration of the Triton kernels compiles for every GPU generation, without a GPU, and fits."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from run import app
 
 
 def test_all_configurations_fit_all_gpus_without_spills(tmp_path: Path) -> None:
-    # In a process of its own: this one may have imported triton as an interpreter.
+    # A separate process, because this one may have imported triton as an interpreter.
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "run.py", "bench", "kernels", "--static", "--json"]
     done = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True)
@@ -28,7 +28,7 @@ def test_all_configurations_fit_all_gpus_without_spills(tmp_path: Path) -> None:
         assert 0 < row["registers"] <= 255, row
         assert row["shared"] <= SHARED_MEMORY[row["capability"]], row
         assert row["bytes"] > 0 and row["flops"] > 0, row
-        if row["kernel"] != "recurrent_steps":  # a step is one vector against the state: nothing for them to do
+        if row["kernel"] != "recurrent_steps":  # a step multiplies a vector by the state
             assert sum(row["matrix_instructions"].values()) > 0, row
 
 
@@ -62,7 +62,6 @@ def test_a_configuration_that_does_not_fit_fails_the_command(monkeypatch: pytest
     ],
 )
 def test_unknown_shapes_and_gpus_are_refused(arguments: list[str], message: str) -> None:
-
     result = CliRunner().invoke(app, ["bench", "kernels", "--static", *arguments])
     assert result.exit_code == 2
     assert message in result.output

@@ -30,13 +30,13 @@ def test_three_operators_in_both_forms_are_timed_and_right(rows: list[dict]) -> 
     }
     assert len(rows) == 6
     for r in rows:
-        # fp32 rounds at 6e-8 and both forms sum some hundred terms; a wrong term would show at 1e-2.
+        # fp32 rounds at 6e-8, and both forms sum a few hundred terms; a wrong term would show at 1e-2.
         assert 0 < r["output_error"] < 1e-4 and 0 < r["gradient_error"] < 1e-4
         assert 0 < r["total_ms_p20"] <= r["total_ms"] <= r["total_ms_p80"]
         assert max(r["forward_ms"], r["backward_ms"]) < r["total_ms_p80"]
 
 
-def test_rows_and_header_say_under_what_they_were_measured(rows: list[dict]) -> None:
+def test_rows_and_header_state_the_settings(rows: list[dict]) -> None:
     assert {r["form"]: r["chunk_size"] for r in rows} == {OURS: 32, FLA: 64}
     for r in rows:
         assert (r["device"], r["threads"], r["repeats"], r["torch"]) == ("cpu", 1, 3, torch.__version__)
@@ -61,6 +61,6 @@ def test_threads_are_left_as_they_were(measured: tuple[list[dict], int]) -> None
 
 
 @pytest.mark.parametrize(("repeats", "threads", "message"), [(2, 1, "--repeats: 2"), (3, 0, "--threads: 0")])
-def test_settings_that_measure_nothing_are_refused(repeats: int, threads: int, message: str) -> None:
+def test_too_few_repeats_or_threads_are_refused(repeats: int, threads: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run(repeats, threads)
