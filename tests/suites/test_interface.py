@@ -1,0 +1,96 @@
+"""The suite of docs/suites.md: it runs from a file, and its column has the title and direction that it declares."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from harness.files import CHECKOUT
+from suites.interface import Suite
+from suites.registry import suite
+
+(EXAMPLE,) = re.findall(r"```python\n(.*?)```", (CHECKOUT / "docs" / "suites.md").read_text("utf-8"), re.DOTALL)
+
+
+def run(folder: Path, *command: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(CHECKOUT / "run.py"), *command], cwd=folder, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, small_data: Path) -> Path:
+    """An experiment with the example in its suite_files, submitted and collected."""
+    folder = tmp_path_factory.mktemp("copying")
+    (folder / "copy.py").write_text(EXAMPLE)
+    content = {
+        "name": "copying",
+        "preset": "cpu-600k",
+        "mixers": ["attention"],
+        "suite_files": ["copy.py"],
+        "data": {"source": str(small_data), "phases": [{"tokens": 256, "seq_len": 64, "rows": {"text": 2}}]},
+        "train": {"threads": 1},
+        "suites": {"copy": {"lengths": [4, 8], "samples": 8}, "recall": {"pairs": [2], "samples": 4}},
+    }
+    (folder / "mine.yaml").write_text(yaml.safe_dump(content))
+    run(folder, "submit", "mine.yaml")
+    run(folder, "collect", "mine.yaml")
+    return folder
+
+
+def test_the_documented_suite_is_short() -> None:
+    assert EXAMPLE.count("\n") < 60
+
+
+def test_a_suite_from_a_file_has_its_columns_in_a_table_made_without_it(folder: Path) -> None:
+    (folder / "copy.py").rename(folder / "away.py")
+    try:
+        table = run(folder, "table", "mine.yaml")
+        run(folder, "report", "mine.yaml")
+    finally:
+        (folder / "away.py").rename(folder / "copy.py")
+    (header,) = [line for line in table.splitlines() if line.startswith("| ") and "copied words" in line]
+    assert "| list copied words @4 words ↑ | list copied words @8 words ↑ |" in header
+
+
+def test_its_units_are_done_and_status_needs_neither_the_file_nor_the_experiment(folder: Path) -> None:
+    (work,) = (folder / "runs").glob("attention-*")
+    assert {path.stem for path in work.glob("records/*.done")} == {"copy@4", "copy@8", "recall"}
+    (status,) = json.loads(run(folder, "status", "copying", "--json"))
+    assert (status["state"], status["finished"], status["units"]) == ("done", 3, 3)
+
+
+def test_an_edited_suite_is_another_evaluation_and_the_other_suites_stay_done(folder: Path) -> None:
+    (work,) = (folder / "runs").glob("attention-*")
+    (folder / "copy.py").write_text(EXAMPLE + "\n# edited\n")
+    try:
+        planned = run(folder, "submit", "mine.yaml", "--dry-run")
+    finally:
+        (folder / "copy.py").write_text(EXAMPLE)
+    assert "copy@4 → copy@8" in planned and "recall" not in planned and "train" not in planned.splitlines()[0]
+    assert "done" in run(folder, "submit", "mine.yaml", "--dry-run")
+
+
+def test_eval_runs_a_suite_from_a_file(folder: Path) -> None:
+    (work,) = (folder / "runs").glob("attention-*")
+    command = ["eval", "copy", "--suite-file", "copy.py", "--run", str(work), "--set", "lengths=[4]", "--limit", "8"]
+    (measured,) = json.loads(run(folder, *command, "--json"))
+    assert (measured["metric"], measured["length"], measured["n"]) == ("copied", 4, 8)
+    (collected,) = json.loads((folder / "runs" / "collected" / "copying" / "metrics.json").read_text()).items()
+    assert collected[0] == "copied" and collected[1]["higher_is_better"]
+
+
+def test_defaults_of_the_interface_are_one_unit_no_data_and_no_baseline() -> None:
+    recall = suite("recall")
+    config = recall.Config()
+    assert recall.units(config) == {"recall": config}
+    assert list(recall.prefetch(config, None)) == [] == list(recall.baselines(config))
+    assert not recall.fresh and suite("decode").fresh
+    with pytest.raises(NotImplementedError):
+        Suite().run(None, config)

@@ -1,0 +1,51 @@
+"""Units of evaluation: what identifies them, and which of them a run lacks."""
+
+import json
+from pathlib import Path
+
+from harness.run_folder import RunFolder
+from suites.units import TRAIN, Evaluation, SuiteFile, missing
+
+UNITS = {"recall": Evaluation({"samples": 8}), "ruler@256": Evaluation({"lengths": [256]})}
+
+
+def trained(folder: Path, weights: str) -> RunFolder:
+    folder.mkdir(exist_ok=True)
+    (folder / "train.json").write_text(json.dumps({"weights_sha256": weights}))
+    return RunFolder(folder)
+
+
+def test_an_evaluation_is_its_options_and_weights_and_the_content_of_a_suite_file() -> None:
+    plain = Evaluation({"samples": 8})
+    # A key as the .done files of earlier runs have it.
+    assert plain.key("0") == "79bd8bb9ef0c9e05fe79a1701742b23abb49802aabc9c1e7a8500540d09acd0c"
+    assert plain.key("0") != plain.key("1") != Evaluation({"samples": 9}).key("1")
+    here, there = SuiteFile("/here/copy.py", "a" * 64), SuiteFile("/there/copy.py", "a" * 64)
+    edited = SuiteFile("/here/copy.py", "b" * 64)
+    keys = [Evaluation({"samples": 8}, suite_file=file).key("0") for file in (here, there, edited)]
+    assert keys[0] == keys[1] != keys[2] and plain.key("0") not in keys
+
+
+def test_weights_do_not_count_for_a_fresh_model() -> None:
+    fresh = Evaluation({"steps": 1}, fresh=True)
+    assert fresh.key("0") == fresh.key(None) == Evaluation({"steps": 1}).key(None)
+
+
+def test_a_run_lacks_training_and_every_unit_at_first_and_then_what_was_measured_on_other_weights(
+    tmp_path: Path,
+) -> None:
+    assert missing(tmp_path / "new", UNITS) == [TRAIN, "recall", "ruler@256"]
+    run = trained(tmp_path / "run", "0")
+    run.write_done("recall", UNITS["recall"].key("0"))
+    assert missing(run.path, UNITS) == ["ruler@256"]
+    run.write_done("ruler@256", Evaluation({"lengths": [512]}).key("0"))
+    assert missing(run.path, UNITS) == ["ruler@256"]
+    trained(tmp_path / "run", "1")
+    assert missing(run.path, UNITS) == ["recall", "ruler@256"]
+
+
+def test_fresh_models_are_not_trained_unless_another_suite_needs_it(tmp_path: Path) -> None:
+    decode = {"decode": Evaluation({}, fresh=True)}
+    assert missing(tmp_path, decode) == ["decode"]
+    assert missing(tmp_path, decode | UNITS) == [TRAIN, "decode", "recall", "ruler@256"]
+    assert missing(tmp_path, {}) == [TRAIN]
