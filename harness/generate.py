@@ -1,3 +1,3 @@
-"""Refuses folders that were exported before `harness` handed on what they need: their code imports this module."""
+"""Refuse folders that earlier versions exported, whose code imports this module instead of `harness`."""
 
 raise ImportError("an earlier version exported this folder: export the run again with `python run.py export`")

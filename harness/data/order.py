@@ -14,16 +14,16 @@ def sample_order(windows: int, seed: int, start: int, count: int) -> NDArray[np.
     Sample g reads window π(g mod windows), where π is the permutation of epoch g // windows. This is a pure function of
     its arguments: samples may be split over steps, devices and calls in any way. Memory does not grow with `windows`.
     """
-    epochs, places = np.divmod(np.arange(start, start + count, dtype=np.int64), windows)
+    epochs, positions = np.divmod(np.arange(start, start + count, dtype=np.int64), windows)
     order = np.empty(count, np.int64)
     for epoch in np.unique(epochs).tolist():
         chosen = epochs == epoch
-        order[chosen] = permute(places[chosen], windows, f"{seed} {epoch}")
+        order[chosen] = permute(positions[chosen], windows, f"{seed} {epoch}")
     return order
 
 
-def permute(places: NDArray[np.int64], size: int, key: str, rounds: int = 6) -> NDArray[np.int64]:
-    """Map each of `places` by the pseudo-random permutation of 0 … size - 1 that `key` selects.
+def permute(positions: NDArray[np.int64], size: int, key: str, rounds: int = 6) -> NDArray[np.int64]:
+    """Map each of `positions` by the pseudo-random permutation of 0 … size - 1 that `key` selects.
 
     A balanced Feistel network over the next even number of bits, applied repeatedly until the value is in range
     (cycle walking; Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
@@ -31,7 +31,7 @@ def permute(places: NDArray[np.int64], size: int, key: str, rounds: int = 6) -> 
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     mask = (np.uint64(1) << half) - np.uint64(1)
     keys = np.frombuffer(hashlib.shake_256(key.encode()).digest(8 * rounds), dtype="<u8").astype(np.uint64)
-    values = places.astype(np.uint64)
+    values = positions.astype(np.uint64)
     todo = np.arange(len(values))
     while len(todo):
         left, right = values[todo] >> half, values[todo] & mask

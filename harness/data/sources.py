@@ -73,8 +73,8 @@ def open_source(
     source, or unless exactly one of the two is given.
     """
     if (source is None) == (dataset is None):
-        given = "both" if source is not None else "neither"
-        raise ValueError(f"source, dataset: {given} given; give a source, or the name of a data set on the Hub")
+        which = "both" if source is not None else "neither"
+        raise ValueError(f"source, dataset: {which} given; give a source, or the name of a data set on the Hub")
     if dataset is not None:
         if not HUB_NAME.fullmatch(dataset):
             raise ValueError(
@@ -107,16 +107,19 @@ def documents(part: Part) -> Texts:
 
 
 def _embedded() -> Source:
+    """The embedded corpus as one part."""
     description = {"kind": "embedded", "sha256": corpus.fingerprint()}
     return Source("embedded", description, [Part(description, {}, 1)], has_splits=True)
 
 
 def _embedded_documents(part: Part) -> Texts:
+    """The documents of the embedded corpus, each with its split."""
     for split in reversed(corpus.SPLITS):  # train comes last, so that stopping early keeps the held-out splits whole
         yield from ((document.text, split) for document in corpus.documents(split))
 
 
 def _local(path: Path, text_field: str) -> Source:
+    """A file, or a folder of files, cut into parts of about PART_BYTES. Hashes every file."""
     files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
     used = [f for f in files if f.suffix in SUFFIXES]
     if not used:
@@ -188,6 +191,7 @@ def _groups(pieces: Iterable[Piece], limit: int) -> Iterator[list[Piece]]:
 
 
 def _local_documents(part: Part) -> Texts:
+    """The documents of a part of local files. Raises ValueError if a file has changed."""
     for (name, _, start, stop), stamp in zip(part.identity["ranges"], part.place["stamps"], strict=True):
         file = Path(part.place["root"]) / name
         reader = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}[file.suffix]
@@ -242,6 +246,7 @@ def _line_of(file: Path, at: int) -> str:
 
 
 def _open_parquet(file: Path) -> Any:
+    """Open a parquet file. Raises ValueError if it is not one."""
     import pyarrow
     import pyarrow.parquet
 
@@ -306,6 +311,7 @@ def _hub(name: str, asked: str, text_field: str, config: str | None, split: str,
 
 @lru_cache(maxsize=1)
 def _stream(name: str, config: str | None, split: str, commit: str) -> IterableDataset:
+    """Stream a data set of the Hub at a commit."""
     from datasets import load_dataset
 
     # A bare name would load a folder of that name in the current directory, if there is one.
@@ -313,6 +319,7 @@ def _stream(name: str, config: str | None, split: str, commit: str) -> IterableD
 
 
 def _hub_documents(part: Part) -> Texts:
+    """The documents of one file of a data set of the Hub."""
     chosen = {key: part.identity[key] for key in ("name", "config", "split", "commit")}
     rows, shard, shards = _stream(**chosen), part.identity["shard"], part.identity["of"]
     if rows.num_shards != shards:

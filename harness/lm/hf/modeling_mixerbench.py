@@ -1,6 +1,7 @@
-"""Models of mixerbench as transformers models: `AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)`.
+"""Models of mixerbench as transformers models.
 
-`run.py export` copies this file next to the weights. The model itself comes from the installed package mixerbench.
+Load one with `AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)`. `run.py export` copies
+this file next to the weights. The model itself comes from the installed package mixerbench.
 
 dtype=float32, the exported dtype, computes in fp32. bfloat16 and float16 compute as training does under autocast: the
 weights of linear layers have that dtype, all others (embedding, norms, convolutions, A_log, dt_bias) stay in fp32.

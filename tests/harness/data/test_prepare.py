@@ -55,11 +55,11 @@ def decoded(data: TokenData, split: str) -> list[str]:
 
 def test_every_document_of_txt_jsonl_and_parquet_lands_once_in_one_split(folder, tmp_path):
     data = prepare(folder, out_dir=tmp_path / "out", **HALVES)
-    found = {split: decoded(data, split) for split in corpus.SPLITS}
-    assert sorted(sum(found.values(), [])) == sorted(TEXTS)
-    assert all(found.values()), "with these fractions every split has documents"
+    by_split = {split: decoded(data, split) for split in corpus.SPLITS}
+    assert sorted(sum(by_split.values(), [])) == sorted(TEXTS)
+    assert all(by_split.values()), "with these fractions every split has documents"
     counts = data.index["documents"]
-    assert counts == {"read": 62, "empty": 2, **{split: len(texts) for split, texts in found.items()}}
+    assert counts == {"read": 62, "empty": 2, **{split: len(texts) for split, texts in by_split.items()}}
     assert data.index["tokens"] == {split: len(data.tokens(split)) for split in corpus.SPLITS}
     assert data.index["settings"]["source"]["files_not_read"] == ["notes.md"]
 

@@ -47,8 +47,8 @@ def test_the_tokenizer_adds_one_bos_and_pads_on_the_left(one: Path) -> None:
     assert set(batch) == {"input_ids", "attention_mask"}
     assert torch.equal(batch["attention_mask"], padded(PROMPTS, "left")["attention_mask"])
     model, ours = load(one / "out"), load_trained(one / "run")[0]
-    found = model.generate(**batch, do_sample=False, max_new_tokens=10)
-    assert new_tokens(found, batch["input_ids"].shape[1], BOS) == greedy(ours, BOS)
+    output = model.generate(**batch, do_sample=False, max_new_tokens=10)
+    assert new_tokens(output, batch["input_ids"].shape[1], BOS) == greedy(ours, BOS)
     assert model.generation_config.eos_token_id == BOS
 
 

@@ -29,11 +29,11 @@ def test_continuing_from_a_shared_prefix_equals_reading_the_whole_text(
 @torch.no_grad()
 def test_hidden_vectors_of_last_tokens_alone_equal_those_of_all() -> None:
     model, rows, tails = small_model("attention"), [[1, 2, 3, 4], [5, 6], [7, 8, 9]], [2, 0, 3]
-    for given in (rows, [row[:2] for row in rows]):
-        wanted = [min(n, len(row)) for n, row in zip(tails, given, strict=True)]
-        every, some = advance(model, given)[0], advance(model, given, tails=wanted)[0]
-        for function in (some, read(model, given, tails=wanted)):
-            for row, vectors, n in zip(every, function, wanted, strict=True):
+    for batch in (rows, [row[:2] for row in rows]):
+        wanted = [min(n, len(row)) for n, row in zip(tails, batch, strict=True)]
+        every, some = advance(model, batch)[0], advance(model, batch, tails=wanted)[0]
+        for part in (some, read(model, batch, tails=wanted)):
+            for row, vectors, n in zip(every, part, wanted, strict=True):
                 torch.testing.assert_close(vectors, row[len(row) - n :], rtol=1e-4, atol=1e-4)
 
 

@@ -66,8 +66,8 @@ def test_a_resumed_evaluation_asks_only_for_missing_answers(
     with open(tmp_path / "answers.jsonl", "a") as file:
         file.write('{"key": "cut off when the proc')
     again, said = Counting(), []
-    found = getattr(Journal(again, tmp_path / "answers.jsonl", said.append), kind)(requests(kind))
-    assert found == wanted
+    answers = getattr(Journal(again, tmp_path / "answers.jsonl", said.append), kind)(requests(kind))
+    assert answers == wanted
     assert len(again.asked) == 19 - 12 and not set(again.asked) & set(inner.asked)
     assert said[-1].startswith("task: 7/7 requests, 0 s left")
     third = Counting()

@@ -14,20 +14,20 @@ from tests.harness.lm.models import texts_of_a_tree
 def test_every_text_appears_once_under_one_of_its_prefixes(seed: int) -> None:
     texts = texts_of_a_tree(seed)
     limits = [random.Random(seed + i).randrange(len(text)) for i, text in enumerate(texts)]
-    found = []
+    visited = []
 
     def visit(node: Prefix, start: int) -> None:
         assert node.stop % STEP == 0 and (node.stop > start or node.stop == 0)
         assert node.texts > 1 or node.stop == 0
         for i in node.members:
             assert node.stop <= limits[i] and texts[i][: node.stop] == texts[node.text][: node.stop]
-            found.append(i)
+            visited.append(i)
         for inner in node.longer:
             assert texts[inner.text][: node.stop] == texts[node.text][: node.stop]
             visit(inner, node.stop)
 
     visit(tree(texts, limits), 0)
-    assert sorted(found) == list(range(len(texts)))
+    assert sorted(visited) == list(range(len(texts)))
 
 
 def test_texts_that_leave_a_common_one_at_different_positions_share_everything_before() -> None:

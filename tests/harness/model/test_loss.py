@@ -34,28 +34,28 @@ def _seven_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 # Sums of up to 96 terms in a different order, rounded at 6e-8 and 1e-16.
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 def test_loss_and_gradients_equal_those_of_all_logits_at_once(dtype: torch.dtype, rtol: float) -> None:
-    found, expected = [], []
-    for function, results in ((linear_cross_entropy, found), (plain, expected)):
+    chunked, expected = [], []
+    for function, results in ((linear_cross_entropy, chunked), (plain, expected)):
         hidden, weight, targets = inputs(dtype)
         value = function(hidden, weight, targets)
         (value * 0.3).backward()
         results += [value.detach(), hidden.grad, weight.grad]
-    for ours, theirs in zip(found, expected, strict=True):
+    for ours, theirs in zip(chunked, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=rtol, atol=rtol)
 
 
 def test_autocast_rounds_where_the_plain_loss_does() -> None:
-    found, expected = [], []
-    for function, results in ((linear_cross_entropy, found), (plain, expected)):
+    chunked, expected = [], []
+    for function, results in ((linear_cross_entropy, chunked), (plain, expected)):
         hidden, weight, targets = inputs(torch.float32)
         with torch.autocast("cpu", torch.bfloat16):
             value = function(hidden, weight, targets)
         value.backward()
         assert value.dtype == torch.float32 and weight.grad.dtype == torch.float32
         results += [value.detach(), hidden.grad, weight.grad]
-    torch.testing.assert_close(found[0], expected[0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(chunked[0], expected[0], rtol=1e-6, atol=0)
     # One side sums the weight's gradient over chunks in bf16, the other in one bf16 product; bf16 rounds at 2^-8.
-    for ours, theirs in zip(found[1:], expected[1:], strict=True):
+    for ours, theirs in zip(chunked[1:], expected[1:], strict=True):
         assert (ours - theirs).norm() < 2**-8 * theirs.norm()
 
 

@@ -107,8 +107,8 @@ def test_logits_are_the_same_in_pieces_with_a_cache(ours: LanguageModel, theirs:
         cache = out.past_key_values
         logits.append(out.logits)
     assert cache.get_seq_length() == width
-    for row, real, found in zip(tokens, marks.bool(), torch.cat(logits, 1), strict=True):
-        torch.testing.assert_close(found[real], ours(row[real][None])[0][0], **TOLERANCE)
+    for row, real, pieces in zip(tokens, marks.bool(), torch.cat(logits, 1), strict=True):
+        torch.testing.assert_close(pieces[real], ours(row[real][None])[0][0], **TOLERANCE)
 
 
 def test_greedy_generation_equals_ours_and_ends_at_eos(ours: LanguageModel, theirs: PreTrainedModel) -> None:
@@ -117,8 +117,8 @@ def test_greedy_generation_equals_ours_and_ends_at_eos(ours: LanguageModel, thei
     batch = padded(PROMPTS, "left")
     width = batch["input_ids"].shape[1]
     options = {"do_sample": False, "max_new_tokens": 10, "eos_token_id": stop}
-    found = theirs.generate(**batch, **options)
-    assert new_tokens(found, width, stop) == greedy(ours, stop)
+    output = theirs.generate(**batch, **options)
+    assert new_tokens(output, width, stop) == greedy(ours, stop)
     alone = theirs.generate(torch.tensor([PROMPTS[1]]), **options)
     assert alone.shape[1] == len(PROMPTS[1]) + free[1].index(stop) + 1
 
@@ -189,8 +189,8 @@ def test_lm_eval_loads_the_folder_and_scores_as_ours(exported: tuple[LanguageMod
     hf = HFLM(pretrained=str(folder), trust_remote_code=True, batch_size=4, device="cpu")
     mine = MixerLM(model, TOKENIZER)
     values = [v for v, _ in mine.loglikelihood(ask("loglikelihood", pairs))]
-    found = hf.loglikelihood(ask("loglikelihood", pairs), disable_tqdm=True)
-    assert [v for v, _ in found] == pytest.approx(values, abs=1e-4)
+    scores = hf.loglikelihood(ask("loglikelihood", pairs), disable_tqdm=True)
+    assert [v for v, _ in scores] == pytest.approx(values, abs=1e-4)
     texts = [(text, {"until": ["\n"], "max_gen_toks": 8, "do_sample": False}) for text in TEXTS]
     assert hf.generate_until(ask("generate_until", texts), disable_tqdm=True) == mine.generate_until(
         ask("generate_until", texts)
@@ -210,17 +210,17 @@ def test_a_cache_resumes_where_it_stopped(one: Path) -> None:
     batch = padded(PROMPTS[:2], "left")
     with torch.no_grad():
         cache = model(**batch, use_cache=True).past_key_values
-    kept = copy.deepcopy(cache)
+    copied = copy.deepcopy(cache)
     more = torch.cat([batch["input_ids"], torch.tensor([[5, 6], [8, 9]])], 1)
     mask = torch.cat([batch["attention_mask"], torch.ones(2, 2, dtype=torch.long)], 1)
     options = {"do_sample": False, "max_new_tokens": 5, "eos_token_id": None}
     expected = generate(ours, [[*PROMPTS[0], 5, 6], [*PROMPTS[1], 8, 9]], 5)
-    for given in (cache, kept):
-        found = model.generate(more, attention_mask=mask, past_key_values=given, **options)
-        assert [row[more.shape[1] :].tolist() for row in found] == expected
-    kept.reset()
-    assert kept.get_seq_length() == 0
-    chunks = model.generate(**batch, past_key_values=kept, prefill_chunk_size=2, **options)
+    for resumed in (cache, copied):
+        output = model.generate(more, attention_mask=mask, past_key_values=resumed, **options)
+        assert [row[more.shape[1] :].tolist() for row in output] == expected
+    copied.reset()
+    assert copied.get_seq_length() == 0
+    chunks = model.generate(**batch, past_key_values=copied, prefill_chunk_size=2, **options)
     assert torch.equal(chunks, model.generate(**batch, **options))
 
 
@@ -230,9 +230,9 @@ def test_buffers_that_checkpoints_leave_out_exist_after_loading(tmp_path: Path) 
     model = finished_run(tmp_path / "run", model_config("fla:MultiScaleRetention", "recurrent", **options))
     for dtype in (torch.float32, torch.bfloat16):
         loaded = load(export(tmp_path / "run", tmp_path / "out"), dtype=dtype)
-        found, expected = dict(loaded.model.named_buffers()), dict(model.named_buffers())
-        assert expected and found.keys() == expected.keys()
-        assert all(torch.equal(found[name], value) for name, value in expected.items())
+        buffers, expected = dict(loaded.model.named_buffers()), dict(model.named_buffers())
+        assert expected and buffers.keys() == expected.keys()
+        assert all(torch.equal(buffers[name], value) for name, value in expected.items())
     if not torch.cuda.is_available():
         with torch.no_grad(), upstream_kernels():
             tokens = torch.tensor([PROMPTS[0]])
