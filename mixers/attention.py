@@ -1,6 +1,6 @@
 """Softmax attention with rotary positions, full or over a sliding window: the baseline, and half of every hybrid.
 
-Parameter names and the rotate-half pairing of RoPE are LLaMA's, so that weights move to and from transformers.
+Parameter names and the rotate-half pairing of RoPE are those of LLaMA, so that weights move to and from transformers.
 """
 
 from __future__ import annotations
@@ -15,42 +15,44 @@ from mixers.parts.common import accumulator_dtype, require
 from mixers.registry import register_mixer
 
 QUERY_BLOCK = 1024
-# Tokens that a cache has room for at least when it is copied; a longer one has half its length.
+# Free room of a copied cache, in tokens. A long cache gets half its length instead.
 ROOM = 64
 
 
 class AttentionConfig(MixerConfig):
-    """heads × head_dim is the inner width; kv_heads < heads shares keys and values among heads.
-
-    window: how many tokens a query sees, itself included; None is all. rope_base: RoPE's base.
-    """
+    """Options of attention."""
 
     heads: PositiveInt
+    """Query heads."""
     head_dim: PositiveInt | None = None
+    """Channels per head, an even number; None for the model's width divided by `heads`."""
     kv_heads: PositiveInt | None = None
+    """Key and value heads, a divisor of `heads`; None for as many as `heads`. With fewer, query heads share them."""
     window: PositiveInt | None = None
+    """Tokens that a query sees, its own included; None for all."""
     rope_base: PositiveFloat = 10000.0
+    """Base of RoPE's frequencies."""
 
 
 def turns(positions: Tensor, half: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of RoPE's angles, [B, T, 1, half] each. positions: [B, T]."""
+    """Return the cosines and sines of RoPE's angles, each [B, T, 1, half]. positions: [B, T]."""
     frequencies = base ** (-torch.arange(half, device=positions.device, dtype=dtype) / half)
     angles = positions.to(dtype)[..., None, None] * frequencies
     return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE. x: [B, T, H, D] with an even D → the same shape; `turns` of at least fp32 that broadcast over the batch."""
+    """Apply RoPE to x [B, T, H, D] with an even D. cos, sin: from `turns`, in at least fp32. Returns y like x."""
     a, b = x.to(cos.dtype).split(x.shape[-1] // 2, -1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
 
 
 def appended(past: Tensor, new: Tensor) -> Tensor:
-    """past [B, S, H, D] and new [B, T, H, D] along time. Copies `past` only where there is no room behind it.
+    """Append new [B, T, H, D] to past [B, S, H, D] along time. Copies `past` only if there is no free room after it.
 
-    Without gradients the result is a view of a buffer, [B, H, room, D] since attention reads head by head, which notes
-    how much of it is written. Whoever continues from the end of that takes the room; a second continuation of the same
-    state finds it taken and copies. So what a caller holds never changes.
+    Without gradients the result is a view of a buffer [B, H, room, D], laid out by head as attention reads it. The
+    buffer notes how much of it is written. The first continuation of a state takes the room after it; a second
+    continuation of the same state finds the room taken and copies. So a state that a caller holds never changes.
     """
     held, total = past.shape[1], past.shape[1] + new.shape[1]
     if torch.is_grad_enabled() or past.dtype != new.dtype:
@@ -58,8 +60,8 @@ def appended(past: Tensor, new: Tensor) -> Tensor:
     buffer, first = past._base, 0
     if hasattr(buffer, "written"):
         first = past.storage_offset() // past.stride(1)
-        place = buffer.transpose(1, 2)[:, first : buffer.written]
-        whole = (place.shape, place.stride()) == (past.shape, past.stride())
+        written = buffer.transpose(1, 2)[:, first : buffer.written]
+        whole = (written.shape, written.stride()) == (past.shape, past.stride())
     if not hasattr(buffer, "written") or not whole or first + total > buffer.shape[2]:
         batch, _, heads, size = past.shape
         buffer, first = past.new_empty(batch, heads, total + max(ROOM, total // 2), size), 0
@@ -72,9 +74,9 @@ def appended(past: Tensor, new: Tensor) -> Tensor:
 
 @register_mixer("attention", display="Transformer")
 class Attention(Mixer):
-    """Multi-head attention. State: `k`, `v` [B, S, kv_heads, D] aligned to the right, `length` [B] tokens seen.
+    """Multi-head attention. State: `k`, `v` [B, S, kv_heads, D], aligned to the right; `length` [B], the tokens seen.
 
-    A row that has seen fewer tokens than S has padding on its left, which the mask hides, so sequences of
+    A row that has seen fewer than S tokens is padded on the left, and the mask hides the padding, so sequences of
     different lengths decode in one batch.
     """
 
@@ -100,6 +102,7 @@ class Attention(Mixer):
         self.o_proj = nn.Linear(self.heads * self.head_dim, d_model, bias=False)
 
     def mix(self, x: Tensor, state: State | None, return_state: bool) -> tuple[Tensor, State | None]:
+        """Attend from the tokens of x to the cache and to themselves; see `Mixer.forward`."""
         batch, steps, _ = x.shape
         window = self.config.window
         positions = torch.arange(steps, device=x.device)[None]
@@ -117,12 +120,12 @@ class Attention(Mixer):
         cached = k.shape[1] - steps
         ragged = cached > 0 and bool((seen < cached).any())
         queries, keys, values = (t.transpose(1, 2) for t in (q, k, v))
-        if steps == 1:  # heads that share keys stand where time would, and no key is repeated
+        if steps == 1:  # heads that share keys take the place of time, so no key is repeated
             queries = queries.reshape(batch, self.kv_heads, -1, self.head_dim)
         elif self.kv_heads < self.heads:
             keys, values = (t.repeat_interleave(self.heads // self.kv_heads, 1) for t in (keys, values))
         blocks, starts = [], range(0, steps, QUERY_BLOCK)
-        # Without a mask of ours torch takes its flash kernels; else in blocks, so that scores never exist all at once.
+        # Without an explicit mask torch uses its flash kernels. With one, blocks of queries bound the memory of scores.
         within = window is None or cached + steps <= window
         if within and not ragged and (cached == 0 or steps == 1):
             blocks.append(F.scaled_dot_product_attention(queries, keys, values, is_causal=steps > 1))
@@ -150,6 +153,7 @@ class Attention(Mixer):
 
     @staticmethod
     def cat_states(states: list[State]) -> State:
+        """Join states along the batch, with the shorter caches padded on the left."""
         longest = max(s["k"].shape[1] for s in states)
         pad = {
             key: torch.cat([F.pad(s[key], (0, 0, 0, 0, longest - s[key].shape[1], 0)) for s in states])
@@ -158,8 +162,9 @@ class Attention(Mixer):
         return {**pad, "length": torch.cat([s["length"] for s in states])}
 
     def cost(self, seq_len: int) -> Cost:
+        """Return the cost. The FLOPs of a query grow with the number of keys that it sees."""
         window = min(self.config.window or seq_len, seq_len)
-        # A query at position t sees min(t + 1, window) keys; the mean over the sequence, exactly.
+        # A query at position t sees min(t + 1, window) keys. This is the exact mean over the sequence.
         visible = (window * (window + 1) / 2 + (seq_len - window) * window) / seq_len
         parameters = self.parameter_count()
         width = self.heads * self.head_dim
@@ -173,6 +178,6 @@ class Attention(Mixer):
             state_floats=floats * window,
             flops_per_token=flops(visible),
             decode_flops=flops(min(self.config.window or seq_len + 1, seq_len + 1)),
-            # Keys and values in bf16: those seen so far are read, those of the token written.
+            # Keys and values in bf16: a step reads all earlier ones and writes its own.
             decode_bytes=2 * floats * (window + 1),
         )

@@ -1,7 +1,7 @@
-"""Any recurrent layer of flash-linear-attention as a mixer, by the name `fla:<Layer>`, such as `fla:DeltaNet`.
+"""Any recurrent layer of flash-linear-attention as a mixer, named `fla:<Layer>`, such as `fla:DeltaNet`.
 
-Options are the keyword arguments of the layer. Every block holds a layer of its own with layer_idx = 0: RWKV-7 is then
-in each block what it is in its first, without values carried over from another. Nothing of fla is imported before
+Its options are the layer's keyword arguments. Every block has its own layer with layer_idx = 0. RWKV-7 therefore
+behaves in each block as in its first one, with no values carried over from another block. fla is imported only when
 such a name is used.
 """
 
@@ -25,7 +25,7 @@ from mixers.interface import Cost, Entry, Mixer, MixerConfig, State, check_cu_se
 FLA_PREFIX = "fla:"
 SET_HERE = {"hidden_size", "d_model", "layer_idx", "device", "dtype"}
 DEFAULTS = {
-    # Only a layer's place among the blocks depends on it, and the first is the first of any number.
+    # It only scales a layer's position among the blocks, and position 0 is the same for any number of blocks.
     "RWKV7Attention": {"num_hidden_layers": 2},
 }
 SOFTMAX = "is softmax attention, whose state grows with the context; use `attention`"
@@ -40,30 +40,34 @@ REFUSED = {
     ),
     **dict.fromkeys(("YOCOCrossAttention", "YOCOSharedKVBuilder"), "shares keys and values with other layers"),
     **dict.fromkeys(("BasedLinearAttention", "ReBasedLinearAttention"), "has no cache in fla, so it cannot decode"),
-    "ABCAttention": "does not continue from its cache as it would have gone on without a stop (fla 0.6.0)",
+    "ABCAttention": "does not resume from its cache with the output of an uninterrupted run (fla 0.6.0)",
     "LogLinearMamba2": "has a state that grows with the length",
-    "MomAttention": "needs a loss for its router beside that of the language model",
+    "MomAttention": "needs a loss for its router next to that of the language model",
 }  # fmt: skip
 
 
 class FLAConfig(MixerConfig):
-    """Beside the layer's own arguments, for a layer whose costs this module does not know:
+    """Options of a layer of flash-linear-attention besides the layer's own arguments.
 
-    state_floats: numbers that its recurrence carries for a sequence. flops_per_state: FLOPs of a token for each.
+    A layer whose cost this module does not know needs both.
     """
 
+    spelt_out: ClassVar[bool] = False
+
     state_floats: NonNegativeInt | None = None
+    """Numbers that the recurrence carries per sequence; None for the known value."""
     flops_per_state: PositiveInt | None = None
+    """FLOPs per token for each of these numbers; None for the known value."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a layer.
+    """The cost and the quirks of a layer.
 
-    state: (layer) → numbers of its state a sequence. flops: (layer) → FLOPs of a token for each of them: decay 1,
-    reading 2, writing 2. packs: takes cu_seqlens. positions: reads how many tokens its cache has seen. shifts: also
-    carries its last input. one_by_one: behind a cache it takes one token at a time. no_fp32: its chunked kernels take
-    no fp32, so that without a gradient it goes step by step there.
+    state: (layer) → numbers in its state per sequence. flops: (layer) → FLOPs per token for each of them: decay 1, read
+    2, write 2. packs: accepts cu_seqlens. positions: reads how many tokens its cache has seen. shifts: also carries its
+    last input. one_by_one: accepts only one token at a time after a cache. no_fp32: its chunked kernels do not accept
+    fp32, so in fp32 it runs step by step.
     """
 
     state: Callable[[Any], int]
@@ -76,19 +80,19 @@ class Known:
 
 
 def _matrix(heads: str = "num_heads", key: str = "head_k_dim", value: str = "head_v_dim") -> Callable[[Any], int]:
-    """A matrix for each head."""
+    """Return a function that counts one matrix per head, from a layer's attributes."""
     return lambda layer: getattr(layer, heads) * getattr(layer, key) * getattr(layer, value)
 
 
 def _features(layer: Any) -> int:
-    """Numbers that linear attention's feature map makes of a key."""
+    """Return the length of a key after linear attention's feature map."""
     weight = layer.k_proj.weight
     with torch.no_grad():
         return layer.feature_map_k(weight.new_zeros(1, 1, 1, layer.head_k_dim)).shape[-1]
 
 
 def _linear_state(layer: Any) -> int:
-    """With the denominator where there is one."""
+    """Return the size of linear attention's state, including the denominator if there is one."""
     return layer.num_heads * _features(layer) * (layer.head_v_dim + int(layer.do_feature_map_norm))
 
 
@@ -104,7 +108,7 @@ KNOWN: dict[str, Known] = {
         lambda layer: layer.num_heads * layer.num_slots * (layer.head_k_dim + layer.head_v_dim), lambda layer: 5
     ),
     "HGRN2Attention": Known(_matrix(key="head_f_dim", value="head_i_dim"), lambda layer: 5),
-    # A vector, to which what is written is added, and which is read as it is.
+    # The state is a vector. Writes are added to it, and the output reads it as it is.
     "HGRNAttention": Known(lambda layer: layer.input_dim, lambda layer: 2, packs=False),
     "KimiDeltaAttention": Known(_matrix("num_v_heads"), lambda layer: 7),
     "LinearAttention": Known(_linear_state, lambda layer: 4),
@@ -114,7 +118,7 @@ KNOWN: dict[str, Known] = {
     "Mamba2": Known(
         _matrix(key="head_dim", value="ssm_state_size"), lambda layer: 5, packs=False, one_by_one=True
     ),
-    # Two matrices of one size, both decayed and written; one is read once, the other at every step of the solver.
+    # Two matrices of equal size, both decayed and written. One is read once, the other at every step of the solver.
     "MesaNet": Known(
         lambda layer: 2 * layer.num_heads * layer.head_dim**2, lambda layer: 4 + layer.max_cg_step_training
     ),
@@ -125,30 +129,31 @@ KNOWN: dict[str, Known] = {
 
 
 class FLALayer(Mixer):
-    """A layer of flash-linear-attention. It has one implementation, theirs, which needs a CUDA device.
+    """A layer of flash-linear-attention. Its only implementation is fla's, which needs a CUDA device.
 
-    State: what the layer leaves in its cache, by flat names (`recurrent_state`, `conv_state.0`, …), and `length` [B],
-    the tokens seen. Subclasses, one for each layer, are made by `entry`.
+    State: the contents of the layer's cache under flat names (`recurrent_state`, `conv_state.0`, …), and `length` [B],
+    the tokens seen. `entry` makes one subclass per layer.
     """
 
     name: ClassVar[str]
     layer_class: ClassVar[type[nn.Module]]
     backends = (FLA,)
-    keeps_biases = True  # decays and gates of many layers start in them
+    keeps_biases = True  # many layers set their initial decays and gates by biases
     config: FLAConfig
 
     def __init__(self, d_model: int, config: FLAConfig):
         super().__init__(d_model, config)
         layer = self.layer_class.__name__
-        given = {key: getattr(config, key) for key in config.model_fields_set - set(FLAConfig.model_fields)}
+        options = {key: getattr(config, key) for key in config.model_fields_set - set(FLAConfig.model_fields)}
         try:
-            self.layer = self.layer_class(hidden_size=d_model, layer_idx=0, **DEFAULTS.get(layer, {}) | given)
+            self.layer = self.layer_class(hidden_size=d_model, layer_idx=0, **DEFAULTS.get(layer, {}) | options)
         except (AssertionError, ArithmeticError, TypeError, ValueError, NotImplementedError, RuntimeError) as error:
-            raise ValueError(f"{self.name}: the layer refuses width {d_model} and options {given}: {error}") from None
+            raise ValueError(f"{self.name}: the layer refuses width {d_model} and options {options}: {error}") from None
         self.known = KNOWN.get(layer)
         self.mode = getattr(self.layer, "mode", None)
 
     def serving(self, device: torch.device, dtype: torch.dtype) -> str:
+        """Return `fla`. Raises ValueError with the reason if fla does not serve on this device in this dtype."""
         if self.backend not in ("auto", FLA.name):
             raise ValueError(f"backend: {self.name} has no form {self.backend!r}; known: auto, {FLA.name}")
         if device.type != "cuda" and not (device.type == "cpu" and interpreted()):
@@ -160,6 +165,7 @@ class FLALayer(Mixer):
     def mix_packed(
         self, x: Tensor, state: State | None, cu_seqlens: Tensor, return_state: bool
     ) -> tuple[Tensor, State | None]:
+        """Compute `forward` on packed sequences, in one call if the layer accepts cu_seqlens and needs no state."""
         if state is None and not return_state and self.known is not None and self.known.packs:
             self._prepare(x)
             check_cu_seqlens(x, cu_seqlens)
@@ -167,16 +173,17 @@ class FLALayer(Mixer):
         return super().mix_packed(x, state, cu_seqlens, return_state)
 
     def mix(self, x: Tensor, state: State | None, return_state: bool) -> tuple[Tensor, State | None]:
+        """Run the layer. Rows whose states have seen different numbers of tokens run apart if positions matter."""
         self._prepare(x)
         if state is None:
             return self._run(x, None, 0, return_state)
         if self.known is not None and not self.known.positions:
-            return self._run(x, state, 1, return_state)  # whatever the number, it is not read
+            return self._run(x, state, 1, return_state)  # the layer does not read the number
         lengths = state["length"].tolist()
         order = sorted(set(lengths))
         if len(order) == 1:
             return self._run(x, state, order[0], return_state)
-        # The layer counts tokens for a batch as a whole: rows of one length together.
+        # The layer counts tokens for the batch as a whole, so rows run in groups of equal length.
         groups = [[row for row, length in enumerate(lengths) if length == seen] for seen in order]
         parts = [
             self._run(x[rows], index_state(state, rows), seen, return_state)
@@ -187,13 +194,13 @@ class FLALayer(Mixer):
         return y, index_state(self.cat_states([after for _, after in parts]), back) if return_state else None
 
     def _prepare(self, x: Tensor) -> None:
-        """Raise where the layer cannot run, and choose its kernels where it would choose some that take no x."""
+        """Raise ValueError if the layer cannot run on x, and keep it from choosing kernels that do not accept x."""
         self.implementation(x)
         if self.known is not None and self.known.no_fp32:
             self.layer.mode = "fused_recurrent" if activation_dtype(x) == torch.float32 else self.mode
 
     def _run(self, x: Tensor, state: State | None, seen: int, return_state: bool) -> tuple[Tensor, State | None]:
-        """The layer on sequences of which `seen` tokens lie before x."""
+        """Run the layer on x, after `seen` tokens. Returns y and the new state, or None if not asked for."""
         batch, steps, _ = x.shape
         keep = return_state or state is not None
         past = _cache(state, seen) if keep else None
@@ -209,7 +216,7 @@ class FLALayer(Mixer):
         return y, after | {"length": before + steps}
 
     def _flat(self, held: dict[str, Any]) -> State:
-        """A layer's cache, of which every part is None, a tensor or a sequence of tensors, by flat names."""
+        """Return a layer's cache under flat names. Each part of it is None, a tensor or a sequence of tensors."""
         flat: dict[str, Any] = {}
         for name, value in held.items():
             if isinstance(value, (tuple, list)):
@@ -221,36 +228,38 @@ class FLALayer(Mixer):
         return flat
 
     def cost(self, seq_len: int) -> Cost:
-        """Linear layers and convolutions, and the FLOPs of the state as in the table KNOWN or the options. Norms,
-        gates and activations are not counted."""
+        """Return the cost of linear layers, convolutions and the state. The latter comes from KNOWN or the options.
+
+        Norms, gates and activations are not counted. Raises ValueError if the cost of the state is unknown.
+        """
         c = self.config
         if self.known is None and (c.state_floats is None or c.flops_per_state is None):
             raise ValueError(
-                f"{self.name}.state_floats, flops_per_state: the costs of this layer are not known; give the numbers "
-                "of its state for a sequence, and the FLOPs of a token for each of them"
+                f"{self.name}.state_floats, flops_per_state: the cost of this layer is not known; give the numbers in "
+                "its state per sequence, and the FLOPs per token for each of them"
             )
         state = self.known.state(self.layer) if c.state_floats is None else c.state_floats
         flops = self.known.flops(self.layer) if c.flops_per_state is None else c.flops_per_state
         products, tail = 0, 0
         for name, module in self.layer.named_modules():
             if isinstance(module, (nn.Linear, nn.Conv1d)):
-                each_head = name.startswith("feature_map")
-                products += module.weight.numel() * (self.layer.num_heads if each_head else 1)
+                per_head = name.startswith("feature_map")
+                products += module.weight.numel() * (self.layer.num_heads if per_head else 1)
             if isinstance(module, nn.Conv1d):
-                tail += module.weight.numel()  # fla keeps as many inputs as there are taps
+                tail += module.weight.numel()  # fla carries one input per tap
         if self.known is not None and self.known.shifts:
             tail += self.d_model
         return Cost.recurrent(self.parameter_count(), products, state, flops, 2 * tail)
 
 
 def _cache(state: State | None, seen: int) -> Any:
-    """fla's cache for one layer, of copies: layers update convolutions' and Mamba's states in place."""
+    """Return fla's cache for one layer, made of copies: layers update some states in place."""
     from fla.models.cache_utils import Cache
 
     if state is None:
         return Cache()
     held: dict[str, Any] = dict.fromkeys(("recurrent_state", "attn_state", "conv_state", "ffn_state"))
-    for key in sorted(state.keys() - {"length"}, key=lambda key: (len(key), key)):  # .10 after .9
+    for key in sorted(state.keys() - {"length"}, key=lambda key: (len(key), key)):  # so that .10 comes after .9
         name, sequence, _ = key.partition(".")
         held[name] = (*(held[name] or ()), state[key].clone()) if sequence else state[key].clone()
     return Cache.from_legacy_cache((held,), seen_tokens=seen)
@@ -258,8 +267,10 @@ def _cache(state: State | None, seen: int) -> Any:
 
 @cache
 def entry(name: str) -> Entry:
-    """The registry's entry of `fla:<Layer>`. Raises ValueError if fla is missing, does not know the layer, or has a
-    layer that is no recurrence on its own."""
+    """Return the registry's entry of `fla:<Layer>`.
+
+    Raises ValueError if fla is missing or has no such layer, or if the layer is no recurrence by itself.
+    """
     layer = name.removeprefix(FLA_PREFIX)
     if find_spec("fla") is None:
         raise ValueError(f"mixer: {name!r} needs flash-linear-attention; pip install flash-linear-attention")

@@ -1,4 +1,4 @@
-"""Mamba-2 (Dao and Gu, arXiv 2405.21060), parameters and computation as in mamba-ssm 2.3.2.post1's Mamba2.
+"""Mamba-2 (Dao and Gu, arXiv 2405.21060), with the parameters and computation of Mamba2 in mamba-ssm 2.3.2.post1.
 
     [z, x, B, C, dt] = in_proj(u)
     x, B, C = SiLU(causal depthwise convolution of [x, B, C])
@@ -6,7 +6,7 @@
     S_t = exp(g_t) · S_{t-1} + dt_t · x_t B_tᵀ,  y_t = S_t C_t + D · x_t          S: P × N per head
     out_proj(RMSNorm(y · SiLU(z)))                                                 the norm over each group's heads
 
-B and C are shared by the heads of a group. A is drawn from U(1, 16), dt log-uniform in [0.001, 0.1].
+The heads of a group share B and C. At initialisation, A is drawn from U(1, 16) and dt log-uniformly in [0.001, 0.1].
 """
 
 from __future__ import annotations
@@ -20,26 +20,28 @@ from torch import Tensor, nn
 
 from mixers.backends import MAMBA_SSM, TORCH, mamba_ssm
 from mixers.interface import Cost, Mixer, MixerConfig, State
-from mixers.parts.common import ShortConvolution, accumulator_dtype, inverse_softplus_dt, require
+from mixers.parts.common import ShortConvolution, accumulator_dtype, inverse_softplus_dt, is_power_of_two, require
 from mixers.parts.ssd import ssd_chunked, ssd_recurrent
 from mixers.registry import register_mixer
 
-KERNEL_CHUNK = 256  # tokens a chunk of mamba-ssm's kernels, as its layer sets it
+KERNEL_CHUNK = 256  # tokens per chunk of mamba-ssm's kernels, the value that its layer uses
 
 
 class Mamba2Config(MixerConfig):
-    """d_inner (twice the width if None) / head_dim heads, each with a state of head_dim × d_state numbers.
-
-    n_groups: how many B and C there are for all heads. conv_width: taps of the short convolution.
-    chunk_size: tokens a chunk of the torch form, a power of two; it changes the speed, never the result.
-    """
+    """Options of Mamba-2, with d_inner / head_dim heads that have a state of head_dim × d_state numbers each."""
 
     d_inner: PositiveInt | None = None
+    """Inner width; None for twice the model's width."""
     d_state: PositiveInt = 64
+    """State numbers per channel of a head: the length of B and C."""
     head_dim: PositiveInt = 64
+    """Channels per head, a divisor of `d_inner`."""
     n_groups: PositiveInt = 1
+    """Groups of heads that share one B and one C; a divisor of the number of heads."""
     conv_width: PositiveInt = 4
+    """Taps of the short convolution."""
     chunk_size: PositiveInt = 32
+    """Tokens per chunk of the torch form, a power of two. It changes the speed, never the result."""
 
 
 class GatedRMSNorm(nn.Module):
@@ -52,7 +54,7 @@ class GatedRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, y: Tensor, z: Tensor, backend: str = TORCH.name) -> Tensor:
-        """y, z: [..., size] → in y's dtype."""
+        """Gate y by z, then norm. y, z: [..., size] → like y, in its dtype."""
         if backend == MAMBA_SSM.name:
             norm = mamba_ssm("ops.triton.layernorm_gated").rmsnorm_fn
             group_size = y.shape[-1] // self.groups
@@ -64,7 +66,10 @@ class GatedRMSNorm(nn.Module):
 
 @register_mixer("mamba2", display="Mamba-2")
 class Mamba2(Mixer):
-    """State: `conv` [B, conv_width - 1, channels], the convolution's last inputs, and `ssm` [B, H, P, N]."""
+    """The Mamba-2 layer.
+
+    State: `conv` [B, conv_width - 1, channels], the convolution's last inputs, and `ssm` [B, H, P, N].
+    """
 
     config_class = Mamba2Config
     backends = (MAMBA_SSM, TORCH)
@@ -83,7 +88,7 @@ class Mamba2(Mixer):
             f"mamba2.n_groups: {c.n_groups} does not divide the {self.heads} heads; choose a divisor",
         )
         require(
-            c.chunk_size & (c.chunk_size - 1) == 0,
+            is_power_of_two(c.chunk_size),
             f"mamba2.chunk_size: {c.chunk_size} is not a power of two; take 32 or another power of two",
         )
         self.shared = c.n_groups * c.d_state
@@ -97,6 +102,7 @@ class Mamba2(Mixer):
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
 
     def mix(self, x: Tensor, state: State | None, return_state: bool) -> tuple[Tensor, State | None]:
+        """Project, convolve, scan, norm and project back; see `Mixer.forward`."""
         c, backend = self.config, self.implementation(x)
         tail, ssm = (None, None) if state is None else (state["conv"], state["ssm"])
         z, xBC, dt = self.in_proj(x).split([self.d_inner, self.d_inner + 2 * self.shared, self.heads], -1)
@@ -110,7 +116,7 @@ class Mamba2(Mixer):
         return y, {"conv": tail, "ssm": ssm} if return_state else None
 
     def _in_torch(self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, ssm: Tensor | None) -> tuple[Tensor, Tensor]:
-        """x: [B, T, H, P]; dt before its activation [B, T, H]; B, C: [B, T, G, N] → y like x, the state."""
+        """Scan in torch. x: [B, T, H, P]; dt, before softplus: [B, T, H]; B, C: [B, T, G, N] → y like x, the state."""
         dtype = accumulator_dtype(x, self.A_log)
         dt = F.softplus(dt.to(dtype) + self.dt_bias)
         g = -self.A_log.to(dtype).exp() * dt
@@ -119,13 +125,13 @@ class Mamba2(Mixer):
         return y.squeeze(3) + self.D[:, None] * x, ssm
 
     def _by_mamba_ssm(self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, ssm: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The same by mamba-ssm's kernels."""
+        """Compute `_in_torch` with mamba-ssm's kernels."""
         A = -self.A_log.float().exp()
         if x.shape[1] == 1 and ssm is not None and not torch.is_grad_enabled():
             per_head = (self.heads, self.config.head_dim)
             update = mamba_ssm("ops.triton.selective_state_update").selective_state_update
-            ssm = ssm.clone()  # updated in place
-            # Strides of 0 tell the kernel that a head's channels share A, dt, dt_bias and D.
+            ssm = ssm.clone()  # the kernel updates it in place
+            # Expanded axes have stride 0: it tells the kernel that the channels of a head share A, dt, dt_bias and D.
             y = update(
                 ssm,
                 x[:, 0],
@@ -145,7 +151,10 @@ class Mamba2(Mixer):
         )  # fmt: skip
 
     def cost(self, seq_len: int) -> Cost:
-        """For each number of the state 5: decay 1, write 2, read 2. Norms, gates and activations are not counted."""
+        """Return the cost. FLOPs per number of the state: decay 1, write 2, read 2.
+
+        Norms, gates and activations are not counted.
+        """
         products = self.in_proj.weight.numel() + self.out_proj.weight.numel() + self.conv1d.weight.numel()
         tail = 2 * (self.config.conv_width - 1) * self.conv1d.weight.shape[0]
         return Cost.recurrent(self.parameter_count(), products, self.d_inner * self.config.d_state, 5, tail)

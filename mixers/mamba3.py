@@ -1,10 +1,11 @@
-"""Mamba-3, SISO and MIMO, parameters and computation as in mamba-ssm 2.3.2.post1's Mamba3 (its kernels in
-ops/triton/mamba3 and ops/tilelang/mamba3, its decoding step in ops/cute/mamba3).
+"""Mamba-3, SISO and MIMO, with the parameters and computation of Mamba3 in mamba-ssm 2.3.2.post1.
+
+There the kernels are in ops/triton/mamba3 and ops/tilelang/mamba3, and MIMO's decoding step is in ops/cute/mamba3.
 
     [z, x, B, C, dd_dt, dd_A, trap, angle] = in_proj(u)                    dd_dt, dd_A, trap per head
     dt_t = softplus(dd_dt + dt_bias)
     A_t  = min(-softplus(dd_A), -1e-4),  g_t = A_t · dt_t,  λ_t = σ(trap)
-    θ_t  = θ_{t-1} + π · tanh(angle_t) · dt_t                              per head; angle shared by the heads
+    θ_t  = θ_{t-1} + π · tanh(angle_t) · dt_t                              per head; all heads share angle
     B_t  = rotate(RMSNorm(B) + B_bias, θ_t),  C_t = rotate(RMSNorm(C) + C_bias, θ_t)
 
 SISO, with a state S of P × N per head (exponential-trapezoidal discretisation):
@@ -12,13 +13,13 @@ SISO, with a state S of P × N per head (exponential-trapezoidal discretisation)
     S_t = exp(g_t) · S_{t-1} + exp(g_t) · (1 - λ_t) · dt_t · x_{t-1} B_{t-1}ᵀ + λ_t · dt_t · x_t B_tᵀ
     y_t = (S_t C_t + D · x_t) · SiLU(z_t)
 
-The previous token's term is weighted by the present token's λ, dt and decay; the first token has no previous one.
-MIMO of rank R has R pairs B_r, C_r a token and x_r = x · mimo_x[r]: both terms are summed over r, and
+The λ, dt and decay of the current token weight the term of the previous token; the first token has no previous one.
+MIMO of rank R has R pairs B_r, C_r per token and x_r = x · mimo_x[r]. Both terms are summed over r, and
 
     y_t = Σ_r mimo_o[r] · (S_t C_{t,r} + D · x_{t,r}) · SiLU(z_t · mimo_z[r])
 
-A rotation turns (a, b) into (a cos θ - b sin θ, a sin θ + b cos θ). SISO pairs neighbours, (2i, 2i + 1), MIMO pairs
-(i, i + N/2); `rope_fraction` of the N numbers are turned, the pairs of lowest i. There is no convolution.
+A rotation turns (a, b) into (a cos θ - b sin θ, a sin θ + b cos θ). SISO pairs neighbours, (2i, 2i + 1), and MIMO pairs
+(i, i + N/2). `rope_fraction` of the N numbers rotate: the pairs with the lowest i. There is no convolution.
 """
 
 from __future__ import annotations
@@ -34,38 +35,41 @@ from torch import Tensor, nn
 
 from mixers.backends import MAMBA_SSM, TORCH, Backend, mamba_ssm, mamba_ssm_absent
 from mixers.interface import Cost, Mixer, MixerConfig, State
-from mixers.parts.common import RMSNorm, accumulator_dtype, inverse_softplus_dt, require
+from mixers.parts.common import RMSNorm, accumulator_dtype, inverse_softplus_dt, is_power_of_two, require
 from mixers.parts.ssd import ssd_chunked, ssd_recurrent
 from mixers.registry import register_mixer
 
 A_FLOOR = 1e-4
-KERNEL_CHUNK = 64  # rows, tokens × rank, a chunk of mamba-ssm's kernels, as its layer recommends
-MIMO_STATES, MIMO_HEADS = (16, 32, 64, 128, 256), (32, 64, 128)  # sizes that mamba-ssm has tested its kernels with
-# Of the chunk sizes that agree, the fastest on a CPU has about this many rows, tokens × rank.
+KERNEL_CHUNK = 64  # rows (tokens × rank) per chunk of mamba-ssm's kernels, the value that its layer recommends
+MIMO_STATES, MIMO_HEADS = (16, 32, 64, 128, 256), (32, 64, 128)  # sizes that mamba-ssm tests its kernels with
+# Rows (tokens × rank) per chunk of the torch form. About this many are fastest on a CPU.
 CHUNK_ROWS = 32
 
 
 class Mamba3Config(MixerConfig):
-    """d_inner (twice the width if None) / head_dim heads, each with a state of head_dim × d_state numbers.
-
-    mimo, rank: rank pairs B, C a token (4 if None) where mimo is set, else one. rope_fraction: the part of d_state
-    that rotates. chunk_size: tokens a chunk, a power of two, None for 32 / rank; it changes the speed, never the
-    result.
-    """
+    """Options of Mamba-3, with d_inner / head_dim heads that have a state of head_dim × d_state numbers each."""
 
     mimo: bool
+    """Whether there are several inputs and outputs per head (MIMO) or one (SISO). The mixer's name fixes it."""
     rank: PositiveInt | None = None
+    """Pairs B, C per token; None for 4. Only for MIMO: SISO has one."""
     d_inner: PositiveInt | None = None
+    """Inner width; None for twice the model's width."""
     d_state: PositiveInt = 64
+    """State numbers per channel of a head: the length of B and C, an even number."""
     head_dim: PositiveInt = 64
+    """Channels per head, a divisor of `d_inner`."""
     rope_fraction: Literal[0.5, 1.0] = 0.5
+    """Fraction of `d_state` that rotates."""
     chunk_size: PositiveInt | None = None
+    """Tokens per chunk of the torch form, a power of two; None for about 32 / rank. It never changes the result."""
 
 
 def advance_angles(angle: Tensor, dt: Tensor, start: Tensor | None) -> Tensor:
-    """θ of every token, in [0, 2π]. angle: [b, T, K] raw, dt: [b, T, H], start: [b, H, K] or None → [b, T, H, K].
+    """Return θ of every token, [b, T, H, K], in [0, 2π].
 
-    Summed in fp64: in fp32 the angle of a late token would have lost the digits that the turns took up.
+    angle: before its tanh, [b, T, K]; dt: [b, T, H]; start: θ of the token before the first, [b, H, K], or None. The
+    sum is in fp64, because in fp32 the full turns would take up the digits of a late token's angle.
     """
     angles = math.pi * (angle.tanh().unsqueeze(2) * dt.unsqueeze(-1)).double().cumsum(1)
     if start is not None:
@@ -74,7 +78,10 @@ def advance_angles(angle: Tensor, dt: Tensor, start: Tensor | None) -> Tensor:
 
 
 def rotate(x: Tensor, angles: Tensor, pairwise: bool) -> Tensor:
-    """Turn the K lowest pairs of the last axis. x: [..., H, R, N] with an even N, angles: [..., H, K], 2K ≤ N."""
+    """Rotate the K lowest pairs of the last axis. x: [..., H, R, N] with an even N; angles: [..., H, K], 2K ≤ N.
+
+    pairwise: pair neighbours (2i, 2i + 1); otherwise pair (i, i + N/2). Returns a tensor like x.
+    """
     cos, sin = angles.cos().unsqueeze(-2), angles.sin().unsqueeze(-2)
     turned = cos.shape[-1]
     if pairwise:
@@ -84,10 +91,6 @@ def rotate(x: Tensor, angles: Tensor, pairwise: bool) -> Tensor:
     first, second = x.chunk(2, -1)
     a, b = first[..., :turned], second[..., :turned]
     return torch.cat([a * cos - b * sin, first[..., turned:], a * sin + b * cos, second[..., turned:]], -1)
-
-
-def _power_of_two(size: int, least: int) -> bool:
-    return size >= least and size & (size - 1) == 0
 
 
 def _absent(device: torch.device, dtype: torch.dtype, config: Mamba3Config | None) -> str | None:
@@ -101,7 +104,7 @@ def _absent(device: torch.device, dtype: torch.dtype, config: Mamba3Config | Non
 def _siso_absent(device: torch.device, dtype: torch.dtype, config: Mamba3Config | None) -> str | None:
     if config is not None:
         for name, size in (("d_state", config.d_state), ("head_dim", config.head_dim)):
-            if not _power_of_two(size, 16):
+            if size < 16 or not is_power_of_two(size):
                 return f"its kernels take {name} in powers of two from 16, not {size}; use torch"
         if int(config.d_state * config.rope_fraction) // 2 % 2:
             return f"its kernels take an even number of angles, which d_state={config.d_state} has not; use torch"
@@ -126,15 +129,18 @@ def _mimo_absent(device: torch.device, dtype: torch.dtype, config: Mamba3Config 
 
 
 def cute_missing() -> str | None:
-    """What keeps mamba-ssm's step of MIMO from running; torch does it then."""
+    """Return why mamba-ssm's decoding step of MIMO cannot run, or None if it can. Torch decodes if it cannot."""
     if find_spec("cutlass") is None or find_spec("quack") is None:
         return "CuTe is missing; pip install nvidia-cutlass-dsl quack-kernels"
     return None
 
 
 class Mamba3(Mixer):
-    """State: `angle` [B, H, K] θ of the last token, `ssm` [B, H, P, N], and the last token's `k` [B, H, R, N], its B
-    after rotation, and `v` [B, H, P], its x before mimo_x."""
+    """The Mamba-3 layer.
+
+    State: `angle` [B, H, K], θ of the last token; `ssm` [B, H, P, N]; `k` [B, H, R, N], the last token's B after
+    rotation; `v` [B, H, P], the last token's x before mimo_x.
+    """
 
     config_class = Mamba3Config
 
@@ -161,7 +167,7 @@ class Mamba3(Mixer):
         )
         self.chunk_size = c.chunk_size or 1 << max(0, (CHUNK_ROWS // self.rank).bit_length() - 1)
         require(
-            self.chunk_size & (self.chunk_size - 1) == 0,
+            is_power_of_two(self.chunk_size),
             f"{name}.chunk_size: {c.chunk_size} is not a power of two; take 32 or another power of two",
         )
         per_head = (self.heads, self.rank, c.head_dim)
@@ -180,6 +186,7 @@ class Mamba3(Mixer):
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
 
     def mix(self, x: Tensor, state: State | None, return_state: bool) -> tuple[Tensor, State | None]:
+        """Project, scan, gate and project back; see `Mixer.forward`."""
         c = self.config
         z, v, B, C, dd_dt, dd_A, trap, angle = self.in_proj(x).split(self.parts, -1)
         z, v = (t.unflatten(-1, (self.heads, c.head_dim)) for t in (z, v))
@@ -200,8 +207,11 @@ class Mamba3(Mixer):
         self, z: Tensor, v: Tensor, B: Tensor, C: Tensor, dt: Tensor, g: Tensor, trap: Tensor, angle: Tensor,
         state: State | None,
     ) -> tuple[Tensor, State]:  # fmt: skip
-        """z, v: [b, T, H, P]; B, C after their norm: [b, T, R, N]; dt, g, trap: [b, T, H]; angle: [b, T, K]; trap and
-        angle before their activations → gated y [b, T, H, P] and the state."""
+        """Rotate, scan and gate in torch. Returns the gated y [b, T, H, P] and the state.
+
+        z, v: [b, T, H, P]; B, C after their norm: [b, T, R, N]; dt, g, trap: [b, T, H]; angle: [b, T, K]. trap and
+        angle are before their activations.
+        """
         c = self.config
         if state is None:
             start, ssm = None, None
@@ -227,8 +237,10 @@ class Mamba3(Mixer):
         return y.sum(-2), {"angle": angles[:, -1], "ssm": ssm, "k": B[:, -1], "v": v[:, -1]}
 
     def _kernels_serve(self, steps: int, state: State | None, return_state: bool) -> bool:
-        """Whether mamba-ssm has a kernel for what is asked. MIMO's take no state, and give none a gradient; its step
-        needs CuTe."""
+        """Whether mamba-ssm has a kernel for this call.
+
+        MIMO's scan accepts no state and gives the final state no gradient. MIMO's step needs CuTe.
+        """
         if not self.config.mimo:
             return True
         if state is None:
@@ -239,7 +251,7 @@ class Mamba3(Mixer):
         self, z: Tensor, v: Tensor, B: Tensor, C: Tensor, dt: Tensor, g: Tensor, trap: Tensor, angle: Tensor,
         state: State | None,
     ) -> tuple[Tensor, State]:  # fmt: skip
-        """As `_in_torch`, by mamba-ssm's Triton kernels; in bf16, whatever the input."""
+        """Compute `_in_torch` with mamba-ssm's Triton kernels, which work in bf16 whatever the input."""
         angle = angle.unsqueeze(2).expand(-1, -1, self.heads, -1)
         biases = self.C_bias.squeeze(1), self.B_bias.squeeze(1)
         entering = None
@@ -263,7 +275,7 @@ class Mamba3(Mixer):
         self, z: Tensor, v: Tensor, B: Tensor, C: Tensor, dt: Tensor, g: Tensor, trap: Tensor, angle: Tensor,
         state: State | None,
     ) -> tuple[Tensor, State]:  # fmt: skip
-        """As `_in_torch`, by mamba-ssm's TileLang kernels, and by its CuTe kernel for one token behind a state."""
+        """Compute `_in_torch` with mamba-ssm's TileLang kernels, or its CuTe kernel for one token after a state."""
         angle = angle.unsqueeze(2).expand(-1, -1, self.heads, -1)
         if state is not None:
             return self._mimo_step(
@@ -285,6 +297,7 @@ class Mamba3(Mixer):
         self, z: Tensor, v: Tensor, B: Tensor, C: Tensor, dt: Tensor, g: Tensor, trap: Tensor, angle: Tensor,
         state: State,
     ) -> tuple[Tensor, State]:  # fmt: skip
+        """Decode one token with mamba-ssm's CuTe kernel. Arguments as in `_in_torch`, without T."""
         rotated = mamba_ssm("ops.triton.mamba3.mamba3_mimo_rotary_step").apply_rotary_qk_inference_fwd
         step = mamba_ssm("ops.cute.mamba3.mamba3_step_fn").mamba3_step_fn
         B, C = (t.unsqueeze(2).expand(-1, -1, self.heads, -1).to(v.dtype) for t in (B, C))  # [b, R, H, N]
@@ -302,9 +315,12 @@ class Mamba3(Mixer):
         return y.unsqueeze(1), {"angle": start, "ssm": ssm, "k": B.transpose(1, 2), "v": v}
 
     def cost(self, seq_len: int) -> Cost:
-        """For each number of the state 1 for its decay and 2·R each to write the token before, to write the token and
-        to read. Rotations, norms, gates and the elementwise MIMO projections are not counted, nor, as state, are the
-        angles and the last token's B and x."""
+        """Return the cost. FLOPs per number of the state: 1 + 6·R.
+
+        The decay takes 1; writing the previous token, writing the current one and reading take 2·R each.
+        Rotations, norms, gates and the elementwise MIMO projections are not counted. The angles and the last token's B
+        and x are not counted as state.
+        """
         c = self.config
         tail = 4 * self.heads * self.angles + 4 * self.heads * self.rank * c.d_state + 2 * self.d_inner
         products = self.in_proj.weight.numel() + self.out_proj.weight.numel()
@@ -314,9 +330,13 @@ class Mamba3(Mixer):
 
 @register_mixer("mamba3_siso", display="Mamba-3 SISO", mimo=False)
 class Mamba3SISO(Mamba3):
+    """Mamba-3 with one input and one output per head."""
+
     backends = (Backend(MAMBA_SSM.name, _siso_absent), TORCH)
 
 
 @register_mixer("mamba3_mimo", display="Mamba-3 MIMO", mimo=True)
 class Mamba3MIMO(Mamba3):
+    """Mamba-3 with `rank` inputs and outputs per head."""
+
     backends = (Backend(MAMBA_SSM.name, _mimo_absent), TORCH)

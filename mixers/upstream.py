@@ -1,7 +1,7 @@
-"""Weights to and from the layers that the mixers' authors publish: flash-linear-attention's and mamba-ssm's.
+"""Conversion between mixers and the published layers of flash-linear-attention and mamba-ssm, weights included.
 
-Parameters have the same names on both sides, so a state_dict loads as it is. What differs is how a layer is told its
-shape, and which of its variants the mixers here have.
+Parameters have the same names on both sides, so a state_dict loads unchanged. The two sides differ in how a layer's
+shape is given, and in the variants of a layer that exist.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ Library = Literal["fla", "mamba-ssm"]
 
 @dataclass(frozen=True)
 class Counterpart:
-    """A published layer and the mixer that computes the same.
+    """A published layer and the mixer that computes the same function.
 
-    layer: its class. width: its attribute for D. options: from a layer to the mixer's options. arguments: from a mixer
-    to what its class is built with. fixed: attributes that must have these values, since no mixer has the others.
+    library, layer: where the layer's class is. mixer: the mixer's name. width: the layer's attribute for D. options:
+    (layer) → the mixer's options. arguments: (mixer) → the layer's constructor arguments. fixed: attributes of the
+    layer that must have these values, since the mixer has no other variant.
     """
 
     library: Library
@@ -37,7 +38,7 @@ class Counterpart:
     fixed: dict[str, Any]
 
     def load(self) -> type[nn.Module]:
-        """Its class. Raises ImportError when the library is missing."""
+        """Import and return the layer's class. Raises ImportError if the library is missing."""
         if self.library == "mamba-ssm":
             return getattr(mamba_ssm(f"modules.{self.layer.lower()}"), self.layer)
         import fla.layers
@@ -74,7 +75,7 @@ def _delta_arguments(mixer: Any) -> dict[str, Any]:
 
 
 def _ratio(size: int, base: int) -> float:
-    """What times base is cut off to size: layers multiply by it and round down."""
+    """Return size / base, rounded up where needed: layers multiply `base` by it and round down to `size`."""
     ratio = size / base
     return ratio if int(ratio * base) == size else math.nextafter(ratio, math.inf)
 
@@ -108,7 +109,7 @@ def _mamba2_expansion(mixer: Any) -> int:
     if mixer.d_inner % mixer.d_model:
         raise ValueError(
             f"d_inner: {mixer.d_inner} is no multiple of d_model={mixer.d_model}, and mamba-ssm's Mamba2 takes whole "
-            "multiples; take flash-linear-attention's"
+            "multiples; use flash-linear-attention's"
         )
     return mixer.d_inner // mixer.d_model
 
@@ -131,7 +132,7 @@ COUNTERPARTS = [
         lambda mixer: _delta_arguments(mixer) | {"allow_neg_eigval": mixer.config.beta_range == 2},
         DELTA | {"safe_gate": False, "lower_bound": None},
     ),
-    # fla's layer has no choice of output gate: its is a sigmoid, and the paper's SiLU has no counterpart there.
+    # fla's layer always has a sigmoid output gate. The paper's SiLU has no counterpart there.
     Counterpart(
         "fla", "gdn2", "GatedDeltaNet2", "hidden_size",
         lambda layer: _delta_options(layer) | {"output_gate": _output_gate(layer), "erase_range": _range(layer)},
@@ -188,20 +189,21 @@ COUNTERPARTS = [
 
 
 def from_upstream(layer: nn.Module) -> Mixer:
-    """The mixer that computes what a layer of flash-linear-attention or mamba-ssm does, with a copy of its weights, on
-    its device and in its dtypes.
+    """Return the mixer that computes the same as a layer of flash-linear-attention or mamba-ssm.
 
-    Raises ValueError for a layer that has no mixer here, and for a variant that its mixer does not have.
+    It has a copy of the layer's weights, on the same device and in the same dtypes. Raises ValueError if the layer has
+    no mixer, or is a variant that its mixer does not have.
     """
     library = {"fla": "fla", "mamba_ssm": "mamba-ssm"}.get(type(layer).__module__.partition(".")[0])
-    found = [c for c in COUNTERPARTS if (c.library, c.layer) == (library, type(layer).__name__)]
-    if not found:
+    candidates = [c for c in COUNTERPARTS if (c.library, c.layer) == (library, type(layer).__name__)]
+    if not candidates:
         known = ", ".join(sorted({f"{c.library} {c.layer}" for c in COUNTERPARTS}))
         raise ValueError(f"layer: {type(layer).__qualname__} has no mixer here; known: {known}")
-    chosen = next((c for c in found if c.fixed.get("is_mimo", False) == getattr(layer, "is_mimo", False)), found[0])
+    is_mimo = getattr(layer, "is_mimo", False)
+    chosen = next((c for c in candidates if c.fixed.get("is_mimo", False) == is_mimo), candidates[0])
     for name, value in chosen.fixed.items():
-        if (given := getattr(layer, name)) != value:
-            raise ValueError(f"{chosen.layer}.{name}: {given!r} is no variant of {chosen.mixer}; it has {value!r}")
+        if (theirs := getattr(layer, name)) != value:
+            raise ValueError(f"{chosen.layer}.{name}: {theirs!r} is no variant of {chosen.mixer}; it has {value!r}")
     mixer = build_mixer(chosen.mixer, getattr(layer, chosen.width), chosen.options(layer))
     state = layer.state_dict()
     _same_names(set(state), set(mixer.state_dict()), f"{chosen.library}'s {chosen.layer}")
@@ -210,10 +212,10 @@ def from_upstream(layer: nn.Module) -> Mixer:
 
 
 def to_upstream(mixer: Mixer, library: Library) -> nn.Module:
-    """The layer of a library that computes what a mixer does, with a copy of its weights, on its device.
+    """Return the layer of a library that computes the same as a mixer, with a copy of its weights, on its device.
 
-    Raises ValueError for a mixer or an option that the library has no layer for, and ImportError when the library is
-    not installed.
+    Raises ValueError if the library has no layer for the mixer or for one of its options, and ImportError if the
+    library is not installed.
     """
     name = next(name for name, entry in entries().items() if entry.cls is type(mixer))
     chosen = next((c for c in COUNTERPARTS if (c.library, c.mixer) == (library, name)), None)
@@ -239,13 +241,13 @@ def to_upstream(mixer: Mixer, library: Library) -> nn.Module:
 
 
 def _resolved(mixer: Mixer, option: str) -> Any:
-    """What an option of a mixer stands for once its defaults are filled in."""
+    """Return the value of a mixer's option with its default filled in, or None if the mixer has no such option."""
     return getattr(mixer, option, getattr(mixer.config, option, None))
 
 
-def _same_names(given: set[str], expected: set[str], subject: str) -> None:
-    if given != expected:
+def _same_names(actual: set[str], expected: set[str], subject: str) -> None:
+    if actual != expected:
         raise ValueError(
-            f"{subject}: parameters on one side alone: {', '.join(sorted(given ^ expected))}; the layer may be of "
+            f"{subject}: parameters on one side only: {', '.join(sorted(actual ^ expected))}; the layer may be of "
             "another version"
         )
