@@ -1,8 +1,8 @@
-"""Decoding: how fast a model reads a context, how fast it goes on from the state behind it, and how large that is.
+"""Decoding: the speed of reading a context, the speed of decoding after it, and the size of the state.
 
-It reads as `harness.lm.generate` does, all rows of a batch together as far as that reads them at once, and decodes
-greedily, the chosen tokens staying on the device; what is left out is stopping, sampling and text. Tokens are random
-and models fresh: weights do not change how much is computed.
+Reading works as in `harness.lm.generate`, with as many rows at once as it takes. Decoding is greedy, and the chosen
+tokens stay on the device; stopping, sampling and text are not timed. Tokens are random and models are fresh, since
+weights do not change the amount of computation.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ from suites.shared.timing import Shape, check_distinct_shapes, median_stderr, ti
 
 
 class Config(SuiteConfig):
-    """shapes: a batch of contexts, and the tokens of each. new_tokens: that are decoded behind it in a window. windows:
-    that are timed, each from a context read anew, behind one that is not."""
+    """Options of the decode suite."""
 
     shapes: list[Shape] = Field(
         default=[Shape(batch=b, length=n) for b in (1, 16) for n in (2048, 8192, 32768)], min_length=1
     )
+    """Batches of contexts."""
     new_tokens: PositiveInt = 64
+    """Tokens to decode per window, after the context."""
     windows: int = Field(default=5, ge=2)
+    """Timed windows per shape. Each reads its context anew; one untimed window runs first."""
 
-    _different = field_validator("shapes")(check_distinct_shapes)
+    _distinct = field_validator("shapes")(check_distinct_shapes)
 
 
 @register_suite("decode", title="tokens per second of reading and decoding, and bytes of state, of a fresh model")
@@ -51,7 +53,7 @@ class Decode(Suite):
         device = model.embedding.weight.device
         dtype = recipe_dtype(recipe, device)
         settings = config.model_dump(exclude={"shapes"}) | {"vocab_size": model.config.vocab_size, "compile": "none"}
-        found: list[Measurement] = []
+        measurements: list[Measurement] = []
         for shape in config.shapes:
             where = {"suite": self.name, "task": f"batch_{shape.batch}", "length": shape.length}
             where["settings"] = {"batch": shape.batch} | settings
@@ -59,24 +61,24 @@ class Decode(Suite):
                 taken = unless_out_of_memory(lambda shape=shape: time_windows(model, shape, config), device)
             if taken is None:
                 progress(f"{shape.batch} × {shape.length}: out of memory")
-                found.append(Measurement(metric="decode_out_of_memory", value=1.0, stderr=None, n=1, **where))
+                measurements.append(Measurement(metric="decode_out_of_memory", value=1.0, stderr=None, n=1, **where))
                 continue
             reading, decoding, size = taken
             read, read_error = median_stderr([shape.batch * shape.length / t for t in reading])
             new, new_error = median_stderr([shape.batch * config.new_tokens / t for t in decoding])
             progress(f"{shape.batch} × {shape.length}: {read:,.0f} tokens/s read, {new:,.0f} decoded")
-            found += [
+            measurements += [
                 Measurement(
                     metric="prefill_tokens_per_second", value=read, stderr=read_error, n=config.windows, **where
                 ),
                 Measurement(metric="decode_tokens_per_second", value=new, stderr=new_error, n=config.windows, **where),
                 Measurement(metric="state_bytes", value=float(size), stderr=None, n=1, **where),
             ]
-        return found
+        return measurements
 
 
 def time_windows(model: LanguageModel, shape: Shape, config: Config) -> tuple[list[float], list[float], int]:
-    """Seconds of reading and of decoding in each window, and bytes of a row's state behind its context."""
+    """Return the seconds of reading and of decoding in each window, and the bytes of one row's state."""
     device = model.embedding.weight.device
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.config.vocab_size, (shape.batch, shape.length), generator=generator).to(device)
@@ -96,17 +98,17 @@ def time_windows(model: LanguageModel, shape: Shape, config: Config) -> tuple[li
         hidden, state = model.hidden(chosen[:, None], state, None, True)
         hidden = hidden[:, 0]
 
-    for _ in range(config.windows + 1):  # in the first, kernels are compiled and tuned
-        state = []  # two states at once may be more than the memory holds
+    for _ in range(config.windows + 1):  # kernels are compiled and tuned in the first one
+        state = []  # two states at once may not fit into memory
         reading.append(time_calls(read, 1, device))
         size = state_bytes(state) // shape.batch
-        step()  # attention moves its keys and values into a place with room once, and not at every token
+        step()  # attention moves its cache to a larger buffer here, once, and not at every token
         decoding.append(time_calls(step, config.new_tokens, device))
     return reading[1:], decoding[1:], size
 
 
 def prefill(model: LanguageModel, tokens: Tensor) -> tuple[Tensor, ModelState]:
-    """tokens: [B, T] → what the head reads behind each row, [B, D], and the state."""
+    """Read tokens [B, T]; return the last hidden vector of each row, [B, D], and the state."""
     rows = max(1, tokens_at_once(model) // tokens.shape[1])
     last, states = [], []
     for part in tokens.split(rows):
@@ -118,5 +120,5 @@ def prefill(model: LanguageModel, tokens: Tensor) -> tuple[Tensor, ModelState]:
 
 
 def state_bytes(state: ModelState) -> int:
-    """Bytes of the numbers of a state, whatever else their places in memory hold."""
+    """Return the bytes of a state's numbers; spare room of their buffers does not count."""
     return sum(tensor.numel() * tensor.element_size() for layer in state for tensor in layer.values())

@@ -1,8 +1,8 @@
 """Language modelling and common-sense reasoning, zero-shot: the paper's table 2, and held-out prose.
 
 Nine of the ten tasks have an offline copy of the paper's own data (`suites.shared.offline`); WikiText has none.
-`heldout` is the word perplexity of the embedded corpus' test split, a task of ours, and so is its baseline without any
-context.
+`heldout`, a task of our own, is the word perplexity of the embedded corpus' test split; its baseline is a
+unigram model.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ HELDOUT_STAND_IN = "held-out split of the embedded public-domain prose; not a ta
 
 @dataclass(frozen=True)
 class Spec:
-    """A task of table 2: lm-eval's definition of it, and the metrics that the paper prints.
+    """A task of table 2.
 
-    averaged: the metric that enters the average column.
+    definition: lm-eval's YAML file. metrics: those that the paper prints. averaged: the one in the average column.
     """
 
     definition: str
@@ -65,18 +65,16 @@ AVERAGED = tuple(task for task, spec in SPECS.items() if spec.averaged)
 
 
 class Config(SuiteConfig):
-    """What to measure.
-
-    tasks: of SPECS, and `heldout`. limit: documents of each task at most; lm-eval's tasks take the first ones,
-    heldout takes them evenly over its sources. offline: read the fetched copies (true), the Hub (false), or the
-    copies where there are any (null). heldout_words: words of each held-out document that are read, from its
-    beginning; null is all.
-    """
+    """Options of the language suite."""
 
     tasks: list[str] = Field(default=list(SPECS), min_length=1)
+    """Tasks of table 2, and `heldout`."""
     limit: PositiveInt | None = None
+    """Documents per task at most. lm-eval's tasks take the first ones; heldout takes them evenly over its sources."""
     offline: bool | None = None
+    """Read the fetched copies (true), the Hub (false), or copies where there are any and the Hub elsewhere (null)."""
     heldout_words: PositiveInt | None = None
+    """Words to read of each held-out document, from its beginning; null reads all."""
 
     @field_validator("tasks")
     @classmethod
@@ -85,7 +83,7 @@ class Config(SuiteConfig):
             if task not in SPECS and task != HELDOUT:
                 raise ValueError(f"unknown task {task!r}; known: {', '.join([*SPECS, HELDOUT])}")
         if len(set(tasks)) != len(tasks):
-            raise ValueError(f"{tasks} names one twice; a run has one value of a metric, name each once")
+            raise ValueError(f"{tasks} names one twice; name each once")
         return tasks
 
 
@@ -96,29 +94,30 @@ class Language(Suite):
     Config = Config
 
     def run(self, lm: LM, config: Config, progress: Progress = silent) -> list[Measurement]:
-        """The measurements of every task, and the average column when all nine of its tasks are there.
+        """Return the measurements of every task, and the average if all nine of its tasks are among them.
 
-        Raises ValueError naming the task whose data cannot be had, before anything is measured.
+        Raises ValueError that names the task whose data are missing, before anything is measured.
         """
         self.check(config)
         loaded = {task: load(task, config.offline) for task in config.tasks if task != HELDOUT}
-        found: list[Measurement] = []
+        measurements: list[Measurement] = []
         for task in config.tasks:
             progress(f"{SUITE}: {task}")
             if task == HELDOUT:
-                found.append(heldout(lm, config))
+                measurements.append(heldout(lm, config))
                 continue
             definition, data = loaded[task]
             samples = run_tasks(lm, [definition], config.limit)[task]
             settings = {"data": data, **lm_settings(lm)}
-            found += [task_measurement(samples, metric, settings, suite=SUITE) for metric in SPECS[task].metrics]
-        columns = [m for m in found if m.task in AVERAGED and m.metric == SPECS[m.task].averaged]
+            metrics = SPECS[task].metrics
+            measurements += [task_measurement(samples, metric, settings, suite=SUITE) for metric in metrics]
+        columns = [m for m in measurements if m.task in AVERAGED and m.metric == SPECS[m.task].averaged]
         if len(columns) == len(AVERAGED):
-            found.append(average(columns))
-        return found
+            measurements.append(average(columns))
+        return measurements
 
     def check(self, config: Config, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-        """ValueError when offline data are asked for that are not there; nothing is loaded."""
+        """Raise ValueError if `offline: true` asks for data that are not on this machine. Loads nothing."""
         if not config.offline:
             return
         for task in config.tasks:
@@ -132,7 +131,7 @@ class Language(Suite):
     def prefetch(
         self, config: Config, tokenizer: PreTrainedTokenizerBase | None, progress: Progress = silent
     ) -> Iterator[Item]:
-        """Loads every task once: from the Hub, whose cache keeps it, or from the offline copy, which is checked."""
+        """Load every task once, from the Hub into its cache, or from the offline copy, whose hash is checked."""
         for task in config.tasks:
             if task != HELDOUT:
                 yield hashed_item(f"{SUITE} {task}", partial(documents_sha256, task, config.offline))
@@ -145,13 +144,13 @@ class Language(Suite):
 
 
 def documents_sha256(task: str, use_offline: bool | None) -> str:
-    """The hash of a task's documents, once they are on this machine. Raises ValueError when they cannot be had."""
+    """Load a task and return the hash of its documents. Raises ValueError if they cannot be had."""
     definition, _ = load(task, use_offline)
     return fingerprint(definition.eval_docs)
 
 
 def load(task: str, use_offline: bool | None) -> tuple[Task, str]:
-    """A task with its data, and where these are from."""
+    """Return a task with its data, and their source. Raises ValueError if they cannot be had."""
     spec = SPECS[task]
     copied = task in offline.SOURCES
     if use_offline or (use_offline is None and copied and offline.available()):
@@ -164,11 +163,12 @@ def load(task: str, use_offline: bool | None) -> tuple[Task, str]:
 
 
 def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type if the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def average(columns: list[Measurement]) -> Measurement:
-    """The paper's Avg.: the plain mean of the nine accuracies, errors added as of independent sets."""
+    """Return the paper's Avg.: the plain mean of nine accuracies, with their errors taken as independent."""
     variance = sum((m.stderr or 0.0) ** 2 for m in columns)
     limits = [m.limit for m in columns if m.limit is not None]
     return Measurement(
@@ -184,7 +184,7 @@ def average(columns: list[Measurement]) -> Measurement:
 
 
 def heldout_texts(config: Config) -> tuple[list[str], int]:
-    """The held-out documents as they are scored, and how many there are in all."""
+    """Return the held-out documents as they are scored, and the number of all of them."""
     texts = [document.text for document in documents("test")]
     count = min(config.limit or len(texts), len(texts))
     picked = [texts[i * len(texts) // count] for i in range(count)]
@@ -192,21 +192,21 @@ def heldout_texts(config: Config) -> tuple[list[str], int]:
 
 
 def batched(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Lists of `size` texts, the last one shorter."""
+    """Yield lists of `size` texts; the last one may be shorter."""
     texts = iter(texts)
     while batch := list(islice(texts, size)):
         yield batch
 
 
 def beginning(text: str, words: int | None) -> str:
-    """The first so many words of a text, spacing untouched."""
+    """Return the first `words` words of a text with their spacing, or all of it."""
     if words is None:
         return text
     return text[: max(word.end() for word in islice(re.finditer(r"\S+", text), words))]
 
 
 def heldout_stand_in(config: Config) -> str:
-    """Why `heldout` is not the paper's, and how much of each document it reads where not all of it."""
+    """Say why `heldout` is not a measurement of the paper's, and how much of each document it reads."""
     if config.heldout_words is None:
         return HELDOUT_STAND_IN
     return f"{HELDOUT_STAND_IN}; first {config.heldout_words} words of each document"
@@ -215,6 +215,10 @@ def heldout_stand_in(config: Config) -> str:
 def heldout_measurement(
     nll: list[float], texts: list[str], total: int, config: Config, reader: dict[str, Any]
 ) -> Measurement:
+    """Return the word perplexity of the held-out texts from their negative log-likelihoods, in nats.
+
+    total: number of all held-out documents. reader: settings of the model that read them.
+    """
     return perplexity_measurement(
         "word_perplexity",
         nll,
@@ -233,7 +237,7 @@ def heldout_measurement(
 
 
 def heldout(lm: LM, config: Config) -> Measurement:
-    """Word perplexity of the held-out documents, each read alone from its beginning."""
+    """Measure the word perplexity of the held-out documents, each read alone from its beginning."""
     texts, total = heldout_texts(config)
     requests = [Instance("loglikelihood_rolling", {}, (text,), i, (HELDOUT, i, 1)) for i, text in enumerate(texts)]
     nll = [-float(value) for value in lm.loglikelihood_rolling(requests)]
@@ -241,7 +245,7 @@ def heldout(lm: LM, config: Config) -> Measurement:
 
 
 def unigram_baseline(tokenizer: PreTrainedTokenizerBase, config: Config) -> Measurement:
-    """`heldout` of a model without context: token frequencies of the train split, one added to each (Laplace)."""
+    """Measure `heldout` with token frequencies of the train split, each count plus one (Laplace smoothing)."""
     counts: Counter[int] = Counter()
     for batch in batched((document.text for document in documents("train")), 64):
         counts.update(chain.from_iterable(tokenizer(batch, add_special_tokens=False)["input_ids"]))

@@ -1,9 +1,9 @@
-"""Recall from context, as harness.data.synthetic trains it: mqar, overwrite, protect and interference in words of the
-model's vocabulary.
+"""Recall from context: mqar, overwrite, protect and interference, in words of the model's vocabulary.
 
-A sample lists writes of values to keys and then names one key; the model recalls when the most likely next token, out
-of its whole vocabulary, is the value written to that key last. `overwrite` asks for rewritten keys and `protect` for
-the protected ones. In training they ask for all, so that no model learns to keep only those.
+The tasks are those that `harness.data.synthetic` trains. A sample writes values to keys and then names one key. The
+model recalls if its most likely next token, out of the whole vocabulary, is the value last written to that key.
+`overwrite` asks for rewritten keys only and `protect` for protected keys only; in training they ask for all keys, so no
+model learns to keep just those.
 """
 
 from __future__ import annotations
@@ -24,15 +24,20 @@ from suites.shared.lm_requests import check_distinct, fingerprint, mean_measurem
 
 
 class Config(SuiteConfig):
-    """Difficulties of every task, one that has none being left out: pairs of mqar, rewrites of overwrite, writes of
-    protect, shared of interference. samples: of each difficulty. seed: of the samples."""
+    """Options of the recall suite. A task without difficulties is left out."""
 
     pairs: list[PositiveInt] = Field(default=[4, 8, 16, 32])
+    """Difficulties of mqar: pairs of key and value."""
     rewrites: list[PositiveInt] = []
+    """Difficulties of overwrite: rewritten keys."""
     writes: list[PositiveInt] = []
+    """Difficulties of protect: later writes to other keys."""
     shared: list[PositiveInt] = []
+    """Difficulties of interference: words that keys share."""
     samples: PositiveInt = 500
+    """Samples per difficulty."""
     seed: int = 0
+    """Seed of the samples."""
 
     _each_once = field_validator("pairs", "rewrites", "writes", "shared")(check_distinct)
 
@@ -44,14 +49,17 @@ class Config(SuiteConfig):
 
     @property
     def difficulties(self) -> list[tuple[str, int]]:
-        """(task, difficulty) of all that is asked, in the order of the tasks."""
-        of = {"mqar": self.pairs, "overwrite": self.rewrites, "protect": self.writes, "interference": self.shared}
-        return [(task, difficulty) for task, difficulties in of.items() for difficulty in difficulties]
+        """Every (task, difficulty), in the order of the tasks."""
+        by_task = {"mqar": self.pairs, "overwrite": self.rewrites, "protect": self.writes, "interference": self.shared}
+        return [(task, difficulty) for task, difficulties in by_task.items() for difficulty in difficulties]
 
 
 @dataclass(frozen=True)
 class Question:
-    """context: listing and key. answer: its value. old: values that the key had before, for a task that rewrites."""
+    """A sample: a listing with the key that it asks for, and the answer.
+
+    context: the listing and the key. answer: the key's value. old: its overwritten values, if the task rewrites.
+    """
 
     context: str
     answer: str
@@ -59,7 +67,7 @@ class Question:
 
 
 def questions(words: Words, task: str, difficulty: int, count: int, seed: int) -> list[Question]:
-    """`count` samples of a task, a function of the arguments alone."""
+    """Draw `count` samples of a task. They depend on the arguments alone."""
     drawn = []
     for index in range(count):
         rng = Random(f"{task} evaluation {seed} {difficulty} {index}")

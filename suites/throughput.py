@@ -1,11 +1,10 @@
-"""Training throughput of matched models: tokens a second of whole training steps, over shapes of batch × length.
+"""Training throughput: tokens per second of whole training steps, over shapes of batch × length.
 
-A step is what training does between two batches: forward pass under training's autocast, backward pass, clipping of the
-gradients and the optimiser's step, all of it eager. Tokens are random and already on the device, and of what a step
-finds the gradients' norm alone is read back, so what is left out is the making of batches and the log. Models are
-fresh: weights do not change how much is computed.
+A step is the forward pass under training's autocast, the backward pass, gradient clipping and the optimiser's step, all
+in eager mode. Tokens are random and already on the device, and only the gradient norm is read back: making batches and
+logging are not timed. Models are fresh, since weights do not change the amount of computation.
 
-As a suite it measures one model (`measure`); suites/bench/training.py measures those of a preset.
+The suite measures one model; `suites/bench/training.py` compares all models of a preset.
 """
 
 from __future__ import annotations
@@ -36,18 +35,20 @@ from suites.shared.timing import (
 
 
 class Config(SuiteConfig):
-    """shapes: of training steps, by default the paper's (arXiv 2605.22791, figure 2): 16,384 tokens each. steps: in a
-    window. windows: that are timed. warm_up: steps at a shape before its first window: kernels are compiled and tuned
-    in the first, memory is laid out by then."""
+    """Options of the throughput suite."""
 
     shapes: list[Shape] = Field(
         default=[Shape(batch=b, length=n) for b, n in ((8, 2048), (4, 4096), (2, 8192), (1, 16384))], min_length=1
     )
+    """Batches of training steps; the default is the paper's, 16,384 tokens each (arXiv 2605.22791, figure 2)."""
     steps: PositiveInt = 10
+    """Steps per timed window."""
     windows: int = Field(default=7, ge=2)
+    """Timed windows per shape."""
     warm_up: PositiveInt = 3
+    """Untimed steps before the first window of a shape. Kernels are compiled and tuned and memory is allocated there."""
 
-    _different = field_validator("shapes")(check_distinct_shapes)
+    _distinct = field_validator("shapes")(check_distinct_shapes)
 
 
 @register_suite("throughput", title="tokens per second, MFU and memory of training steps of a fresh model")
@@ -76,31 +77,33 @@ class Throughput(Suite):
             )
             optimizer.zero_grad(
                 set_to_none=True
-            )  # those of a step that failed half-way are in the way of the next shape
-            ceiling = max(ceiling, matmul_rate(device, dtype))  # a moment in which others use the device lowers it
+            )  # a step that failed half-way leaves gradients, which would take the next shape's memory
+            ceiling = max(ceiling, matmul_rate(device, dtype))  # other work on the device lowers it for a moment
             progress(f"{shape.batch} × {shape.length}" + (": out of memory" if taken[shape] is None else ""))
         settings = config.model_dump(exclude={"shapes"}) | {
             "vocab_size": model.config.vocab_size,
             "optimizer_step": "included",
             "compile": "none",
         }
-        found = [Measurement(self.name, "device", "matmul_tflops", ceiling / 1e12, None, MATMULS * (1 + len(taken)))]
+        measurements = [
+            Measurement(self.name, "device", "matmul_tflops", ceiling / 1e12, None, MATMULS * (1 + len(taken)))
+        ]
         for shape in config.shapes:
             where = {"suite": self.name, "task": f"batch_{shape.batch}", "length": shape.length}
             where["settings"] = {"batch": shape.batch} | settings
             if (windows := taken[shape]) is None:
-                found.append(Measurement(metric="train_out_of_memory", value=1.0, stderr=None, n=1, **where))
+                measurements.append(Measurement(metric="train_out_of_memory", value=1.0, stderr=None, n=1, **where))
                 continue
             times, peak = windows
             rate, error = median_stderr([config.steps * shape.batch * shape.length / t for t in times])
             part = model.cost(shape.length).flops_per_token / ceiling
-            found += [
+            measurements += [
                 Measurement(metric="train_tokens_per_second", value=rate, stderr=error, n=len(times), **where),
                 Measurement(metric="mfu", value=rate * part, stderr=error * part, n=len(times), **where),
             ]
             if peak is not None:
-                found.append(Measurement(metric="peak_memory_bytes", value=peak, stderr=None, n=1, **where))
-        return found
+                measurements.append(Measurement(metric="peak_memory_bytes", value=peak, stderr=None, n=1, **where))
+        return measurements
 
 
 def time_windows(
@@ -111,7 +114,7 @@ def time_windows(
     shape: Shape,
     config: Config,
 ) -> tuple[list[float], float | None]:
-    """Seconds of each window of training steps, after warm-up, and on CUDA the peak of memory in them, in bytes."""
+    """Return the seconds of each window after warm-up, and the peak memory in bytes; None except on CUDA."""
     device = model.embedding.weight.device
     loss = mean_loss(model, random_tokens(shape, model.config.vocab_size, device))
 
@@ -126,7 +129,7 @@ def time_windows(
 
 
 def mean_loss(model: LanguageModel, tokens: Tensor) -> Callable[[], Tensor]:
-    """Training's loss on tokens [B, T + 1], every target counted."""
+    """Return a function that computes training's loss on tokens [B, T + 1], with every target counted."""
     counted = torch.ones_like(tokens[:, 1:], dtype=torch.bool)
     return lambda: masked_loss(model, tokens, counted) / counted.numel()
 
@@ -138,7 +141,7 @@ def training_step(
     recipe: TrainConfig,
     dtype: torch.dtype,
 ) -> None:
-    """One step down `loss`, which is called under autocast to a dtype."""
+    """Take one optimiser step on `loss`, which is computed under autocast to `dtype`."""
     device = next(model.parameters()).device
     autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
     optimizer.zero_grad(set_to_none=True)

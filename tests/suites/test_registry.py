@@ -81,7 +81,7 @@ def test_a_file_that_adds_no_sound_suite_is_refused_and_leaves_nothing(
     path.write_text(content)
     with pytest.raises(ValueError, match=f"suite_file: {path}: .*{message}"):
         registry.load_file(path)
-    assert set(registry.entries()) == suites and METRICS == metrics
+    assert set(registry.entries()) == suites and metrics == METRICS
 
 
 def test_a_missing_file_and_an_unknown_suite_are_wrong_use(tmp_path: Path) -> None:
