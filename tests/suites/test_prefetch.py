@@ -14,7 +14,6 @@ from run import app
 from suites import language, ruler
 from suites.prefetch import prefetch
 from suites.shared import offline
-from suites.shared.items import hashed_item
 
 cli = CliRunner()
 RULER = {"tasks": ["s_niah_2", "vt"], "lengths": [1024], "samples": 3, "haystack": "corpus", "steps": "unit"}
@@ -109,10 +108,3 @@ def test_unknown_suites_and_options_are_wrong_use(tmp_path: Path, small_data: Pa
     ):
         result = cli.invoke(app, ["prefetch", str(experiment(tmp_path, small_data, suites))])
         assert result.exit_code == 2 and message in result.output
-
-
-def test_a_reason_is_one_line() -> None:
-    def fail() -> str:
-        raise OSError("no\n  route")
-
-    assert str(hashed_item("data", fail)) == "data: missing: no route"

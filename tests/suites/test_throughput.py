@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 import yaml
 from typer.testing import CliRunner
 
@@ -21,7 +20,6 @@ from run import app
 from slurm.cost import cost_of
 from slurm.plan import plan
 from slurm.submission import Pending, graph
-from suites import throughput
 from suites.registry import entries, suite_config
 from suites.shared.timing import Shape
 from suites.throughput import Config, Throughput
@@ -84,21 +82,6 @@ def test_a_shape_that_does_not_fit_the_memory_is_a_result_and_the_next_one_is_me
     assert (f"batch_{10**12}", "train_tokens_per_second", 1000) not in found
     assert found["batch_1", "train_tokens_per_second", 16].value > 0
     assert said == [f"{10**12} × 1000: out of memory", "1 × 16"]
-
-
-def test_another_failure_than_of_memory_is_one() -> None:
-    def fail() -> None:
-        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-
-    with pytest.raises(RuntimeError, match="cannot be multiplied"):
-        throughput.unless_out_of_memory(fail, torch.device("cpu"))
-
-
-def test_the_error_of_a_median_is_that_of_normal_samples() -> None:
-    samples = torch.randn(4000, 25, generator=torch.Generator().manual_seed(0))
-    medians, errors = zip(*(throughput.median_stderr(row) for row in samples.tolist()), strict=True)
-    # Of 4,000 medians the deviation is known to 1.1%; √(π/2) is the limit of many samples, at 25 it is some 2% high.
-    assert torch.tensor(medians).std().item() == pytest.approx(sum(errors) / len(errors), rel=0.05)
 
 
 @pytest.mark.parametrize(

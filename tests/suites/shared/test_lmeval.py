@@ -1,0 +1,79 @@
+"""lm-eval's own tasks: loading without traces, samples in order, and measurements from what a task logs."""
+
+import logging
+import math
+import random
+
+import datasets
+import pytest
+
+from suites.shared import offline
+from suites.shared.lmeval import (
+    TASKS_ROOT,
+    TaskSamples,
+    lm_settings,
+    load_task,
+    quiet_lm_eval,
+    run_tasks,
+    task_measurement,
+)
+from tests.suites.retriever import SearchingLM
+
+
+def logged(metric: str, *entries: object) -> TaskSamples:
+    """Return the samples of a task that logged `entries` under a metric."""
+    samples = [{"arguments": [["context", str(i)]], metric: entry} for i, entry in enumerate(entries)]
+    return TaskSamples("task", samples, total=10, limit=len(samples))
+
+
+def test_lm_eval_changes_neither_random_state_nor_logging_nor_progress_bars() -> None:
+    logger, level, bars = (
+        logging.getLogger("lm_eval"),
+        logging.getLogger("lm_eval").level,
+        datasets.are_progress_bars_disabled(),
+    )
+    state = random.getstate()
+    with pytest.raises(RuntimeError), quiet_lm_eval():
+        assert logger.level == logging.ERROR and datasets.are_progress_bars_disabled()
+        random.random()
+        raise RuntimeError
+    assert (random.getstate(), logger.level, datasets.are_progress_bars_disabled()) == before
+
+
+def test_a_metric_is_the_mean_of_what_was_logged() -> None:
+    m = task_measurement(logged("acc", 1, 0, 1, 1), "acc", {"data": "offline"}, suite="suite")
+    assert (m.suite, m.task, m.metric, m.value, m.n, m.limit) == ("suite", "task", "acc", 0.75, 4, 4)
+    assert m.settings["data"] == "offline" and len(m.settings["items_sha256"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("metric", "entries", "value"),
+    [
+        ("perplexity", (-math.log(2), -math.log(8)), 4.0),
+        # Words weigh the documents: exp((6 ln 2) / (1 + 2)).
+        ("word_perplexity", ((-2 * math.log(2), 1), (-4 * math.log(2), 2)), 4.0),
+    ],
+)
+def test_perplexities_come_from_log_likelihoods(metric: str, entries: tuple, value: float) -> None:
+    assert task_measurement(logged(metric, *entries), metric, {}, suite="suite").value == pytest.approx(value)
+
+
+def test_equal_questions_have_equal_hashes() -> None:
+    assert logged("acc", 1, 0).items_sha256 == logged("acc", 0, 0).items_sha256 != logged("acc", 1).items_sha256
+
+
+def test_settings_that_a_model_does_not_expose_are_null() -> None:
+    assert lm_settings(SearchingLM(sees=True, max_length=7)) == {"bos": None, "max_length": 7}
+
+
+def test_a_loaded_task_is_zero_shot_and_its_samples_keep_the_order_of_the_documents(offline_data) -> None:
+    task = load_task(TASKS_ROOT / "piqa" / "piqa.yaml", task="piqa", **offline.overrides("piqa"))
+    assert task.config.num_fewshot == 0
+    run = run_tasks(SearchingLM(sees=False), [task], limit=3)["piqa"]
+    assert (run.task, run.total, run.limit, [sample["doc_id"] for sample in run.samples]) == (
+        "piqa",
+        1838,
+        3,
+        [0, 1, 2],
+    )
+    assert run.samples[0]["doc"]["goal"] == task.eval_docs[0]["goal"]
