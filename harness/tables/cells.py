@@ -1,4 +1,4 @@
-"""Rows, columns and cells of a comparison, and how its numbers are written. `table_forms.py` has the whole."""
+"""Rows, columns and cells of a table, and how numbers are written in them."""
 
 from __future__ import annotations
 
@@ -11,30 +11,31 @@ from harness.records.metrics import METRICS, Metric
 from harness.records.published import TASK_NAMES, column_name
 from harness.records.stats import Estimate, Scores
 
-BASELINE = "baseline"
-"""Layout of rows that no model made, such as token frequencies: nothing of theirs is said of the models."""
-
-PERPLEXITIES, HUGE = ("word_perplexity", "perplexity"), 1e5
-"""From HUGE on, a perplexity is shown in powers of ten: those of models that have hardly learnt are that large."""
+HUGE = 1e5
+"""From here on, logarithmic metrics are written in powers of ten. Perplexities of barely trained models reach it."""
 
 MISSING, NOT_FINITE, FAILED, UNREADABLE = "–", "not finite", "failed", "unreadable"
 BOLD, UNDERLINED = "bold", "underlined"
 WITHIN, BEYOND = "≈", "≠"
 
+SPEED = METRICS["train_tokens_per_second"]
 MODEL_COLUMNS = {
     "non_embedding_params": "non-embedding parameters",
     "state_floats_per_layer": "state floats/layer",
     "flops_per_token": "training FLOPs/token",
     "tokens_seen": "tokens seen",
-    "tokens_per_second": "training tokens/s ↑",
+    "tokens_per_second": f"{SPEED.display} {SPEED.arrow}",
 }
-"""What the model table shows of a run, and its headings."""
+"""Columns of the model table: keys of runs.json, with their headings."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """preset: where several are compared, else None; the label then ends with it. group: the rows that it is marked
-    among; a table of the paper shows it as a heading."""
+    """A row of a table: one model, over all its seeds.
+
+    preset: set if several are compared; the label then ends with it. group: rows of a group are compared with each
+    other; tables in the paper's layout show it as a heading.
+    """
 
     layout: str
     label: str
@@ -45,10 +46,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Column:
-    """A metric of a task.
+    """A column of a table: one metric of one task, at one length.
 
-    stand_ins: letters of the notes that say why it is not the paper's measurement. length_unit: what `length` counts,
-    tokens if None.
+    stand_ins: letters of the notes that say why it is not the paper's measurement. length_unit: what `length` counts;
+    None for tokens.
     """
 
     suite: str
@@ -60,50 +61,53 @@ class Column:
 
     @property
     def key(self) -> tuple[str, str, str, int | None]:
+        """(suite, task, metric, length)."""
         return self.suite, self.task, self.metric, self.length
 
     @property
     def name(self) -> str:
-        """As in CSV files, the paper's among them: `piqa_acc`, `s_niah_2@4096`."""
+        """Name in CSV files, ours and the paper's: `piqa_acc`, `s_niah_2@4096`."""
         return column_name(self.task, self.metric, self.length)
 
     @property
     def unit(self) -> Metric:
+        """Direction, unit and printed name of the metric."""
         return METRICS[self.metric]
 
     @property
     def short_unit(self) -> str:
-        """What a length is followed by: ` pairs` of `key-value pairs`, nothing for tokens."""
+        """Suffix of a length: ` pairs` for `key-value pairs`, empty for tokens."""
         return f" {self.length_unit.split()[-1]}" if self.length_unit else ""
 
     @property
     def title(self) -> str:
-        """The paper's name of the task, or the task's own where the measurement is not the paper's."""
+        """The paper's name of the task; the task's own name if the measurement is not the paper's."""
         return self.task if self.stand_ins else TASK_NAMES.get(self.task, self.task)
 
     @property
     def detail(self) -> str:
-        """What stands behind the title: metric, length, direction, stand-ins."""
+        """The second part of the heading: metric, length, direction, stand-ins."""
         parts = [] if self.title != self.task and self.metric == "contains" else [self.unit.display]
         if self.length is not None:
             parts.append(f"@{self.length}{self.short_unit}")
-        parts.append("↑" if self.unit.higher_is_better else "↓")
+        parts.append(self.unit.arrow)
         return " ".join([*parts, *(f"[{letter}]" for letter in self.stand_ins)])
 
     def shown(self, value: float) -> float:
         """A value in the table's unit: fractions in percent."""
-        return value * 100 if self.unit.percent else value
+        return value * self.unit.scale
 
 
 @dataclass(eq=False)
 class Cell:
     """One row's number in one column.
 
-    estimate: None where there is no record or one of them is not a number; `text` then says which.
-    paper: the printed value in the metric's own unit. tolerance: how near it should be met, in the unit that tables
-    print; None where it was measured at another scale. agreed: all samples of a run scored the same, and its sampling
-    error is `stats.proportion_floor`. scores: per-sample scores of all seeds, where every seed has them. settings: of
-    the records, one text a setting. parts: of an average, the cells of its tasks.
+    estimate: None if there is no record or one of them is not finite; `text` then gives the reason.
+    paper: the printed value in the metric's own unit. tolerance: largest difference from it that counts as equal, in
+    the table's unit; None if the row was trained at another scale. mark: BOLD, UNDERLINED or None. agreed: whether all
+    samples of some run scored the same, so that its sampling error is `stats.proportion_floor`. scores: per-sample
+    scores of all seeds, if every seed has them. settings: the distinct settings of the records, as JSON text. parts:
+    for an average, the cells of its tasks.
     """
 
     estimate: Estimate | None = None
@@ -119,8 +123,10 @@ class Cell:
 
 @dataclass
 class Tested:
-    """The rows of a group that a column compares, their p-values by pair as `significance.pairwise` gives them, and the
-    tests that gave them."""
+    """The tests behind the marks of one group in one column.
+
+    adjusted: p-values of all pairs of `rows`, from `significance.pairwise`. tests: names of the tests that gave them.
+    """
 
     rows: list[Row]
     adjusted: np.ndarray
@@ -129,8 +135,11 @@ class Tested:
 
 @dataclass(frozen=True)
 class Text:
-    """A cell as it is written. paper: the printed number, and ours less it where that is an expectation. near: whether
-    the two lie within the tolerance; None where none is stated."""
+    """A cell as it is written.
+
+    paper: the printed number and, if it is an expectation, our difference from it. near: whether the difference is
+    within the tolerance; None if none is stated.
+    """
 
     value: str
     mark: str | None = None
@@ -139,11 +148,11 @@ class Text:
 
 
 def cell_text(cell: Cell, column: Column, decimals: int) -> Text:
-    """mean ± standard error, of an average its interval, and the paper's number."""
+    """Write a cell: mean ± standard error, the interval for an average, and the paper's number."""
     value = cell.text
     if cell.estimate is not None:
         number_, stderr = cell.estimate.value, cell.estimate.stderr
-        if column.metric in PERPLEXITIES and number_ >= HUGE:
+        if column.unit.logarithmic and number_ >= HUGE:
             value = power_of_ten(number_, stderr)
         else:
             value = f"{column.shown(number_):.{decimals}f}"
@@ -160,22 +169,22 @@ def cell_text(cell: Cell, column: Column, decimals: int) -> Text:
 
 
 def deviation(cell: Cell, column: Column) -> float:
-    """Ours less the paper's, in the table's unit."""
+    """Our number minus the paper's, in the table's unit."""
     return column.shown(cell.estimate.value) - column.shown(cell.paper)
 
 
 def within(cell: Cell, column: Column) -> bool | None:
-    """Whether ours lies within the tolerance of the paper's; None where there is none or nothing to compare."""
+    """Whether our number is within the tolerance of the paper's; None without a tolerance or one of the numbers."""
     if cell.estimate is None or cell.paper is None or cell.tolerance is None:
         return None
-    # A difference equal to the tolerance, but for rounding in the sixteenth figure, is within it.
+    # A difference that equals the tolerance except for rounding in the sixteenth digit is within it.
     return abs(deviation(cell, column)) <= cell.tolerance * (1 + 1e-9)
 
 
 def power_of_ten(value: float, stderr: float | None) -> str:
-    """1.5e8 ± 0.7e8: both with the power of the value, and as many figures as the error needs to be seen."""
+    """`1.5e8 ± 0.7e8`: both with the value's power of ten, and enough digits to show the error."""
     least = math.floor(math.log10(value))
-    # Rounding may carry, 9.97 to 10.0, and the power then is the next.
+    # Rounding may carry (9.97 to 10.0), which needs the next power.
     for power in (least, least + 1):
         decimals = max(1, power - math.floor(math.log10(stderr))) if stderr else 1
         texts = [f"{x / 10**power:.{decimals}f}" for x in (value, stderr) if x is not None]
@@ -185,12 +194,12 @@ def power_of_ten(value: float, stderr: float | None) -> str:
 
 
 def number(value: float) -> str:
-    """Six figures, whole numbers in full."""
+    """Six significant digits; whole numbers in full."""
     return str(int(value)) if value == int(value) else f"{value:.6g}"
 
 
 def model_text(e: Estimate | None) -> str:
-    """A count to read: 4,096; 1.18M; 45.8k ± 0.3k over seeds."""
+    """A number of the model table: `4,096`, `1.18M`, `45,800 ± 300` over seeds."""
     if e is None:
         return MISSING
     text = count(e.value)
@@ -198,7 +207,7 @@ def model_text(e: Estimate | None) -> str:
 
 
 def count(value: float) -> str:
-    """A count in at most four figures, exact up to a million where it is whole."""
+    """A count in at most four significant digits; whole numbers up to a million in full."""
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
         if abs(value) >= size:
             return f"{value / size:.4g}{letter}"

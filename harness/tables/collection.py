@@ -16,11 +16,11 @@ from harness.tables.paper import PAPER_TABLES, belongs, paper_table
 def write_table(
     folder: Path, columns: list[str] | None, allow_mixed: bool, experiment: Experiment | None = None
 ) -> str:
-    """Compare the records of a collection; writes table.md, .tex, .csv and .html beside them, returns the markdown.
+    """Compare the records of a collection. Writes table.md, .tex, .csv and .html next to them; returns the markdown.
 
-    Where the experiment states which table of the paper it measures, the same is written in the paper's layout as
-    table2.md and so on, and that is returned, unless `columns` are asked for or none of the table's are there.
-    Raises ValueError when nothing was collected there, or when records of a column were measured differently.
+    If the experiment measures a table of the paper, the comparison is also written in the paper's layout (table2.md and
+    so on), and that markdown is returned, unless `columns` are given or no column of the paper's table has records.
+    Raises ValueError if nothing was collected, or records of a column were measured differently.
     """
     Collection(folder).require()
     frame, samples = load(folder), load_samples(folder)
@@ -34,7 +34,7 @@ def write_table(
 
 
 def write_forms(folder: Path, name: str, table: Table) -> str:
-    """Write a table as name.md, .tex, .csv and .html; returns the markdown."""
+    """Write a table as <name>.md, .tex, .csv and .html. Returns the markdown."""
     shown = table.markdown()
     forms = {"md": shown, "tex": table.latex(name), "csv": table.csv(), "html": table.html()}
     for ending, text in forms.items():

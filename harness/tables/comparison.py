@@ -1,4 +1,4 @@
-"""The comparison: mixers as rows, metrics as columns, every number with its error and the paper's beside it."""
+"""The comparison: mixers as rows, metrics as columns, every number with its error and the paper's next to it."""
 
 from __future__ import annotations
 
@@ -6,34 +6,36 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
 from harness.experiments.schema import Expected
+from harness.model.language_model import Layout
 from harness.records import stats
 from harness.records.metrics import METRICS
 from harness.records.published import column_name, printed_values
-from harness.records.record import SampleKey
+from harness.records.record import BASELINE, SampleKey, length_unit, parse_settings
 from harness.records.units import suite_of
-from harness.tables.cells import BASELINE, FAILED, MISSING, MODEL_COLUMNS, NOT_FINITE, UNREADABLE, Cell, Column, Row
+from harness.tables.cells import FAILED, MISSING, MODEL_COLUMNS, NOT_FINITE, UNREADABLE, Cell, Column, Row
 from harness.tables.forms import Table
 from harness.tables.marks import mark
 from harness.tables.notes import provenance_notes, reading_notes, table_notes
 from mixers import registry
 
-LAYOUTS = ("recurrent", "hybrid", "attention")
+LAYOUTS = get_args(Layout)
+"""Order of rows; baselines come last."""
 SUITES = ("language", "ruler", "retrieval", "recall", "throughput")
+"""Order of columns; other suites come last, by name."""
 ITEMS = ("settings", "limit", "stand_in")
-"""What says which items were scored and how; beside it dtype and versions must agree."""
+"""Fields that say which items were scored and how. Records of a column must agree on them, on dtype and versions."""
 UNUSED = ["config_hash", "time", "command", "file"]
 """Fields of a record that no table shows."""
 
 AT = " @ "
-"""Between a label and its preset."""
+"""Separates a label from its preset."""
 ROUNDING = 1.01
-"""Tokens seen may exceed those asked for by so much: phases are rounded up to whole steps."""
+"""Largest ratio of tokens seen to tokens asked for: phases are rounded up to whole steps."""
 
 Samples = Mapping[SampleKey, Sequence[float]]
 ColumnKey = tuple[str, str, str, int | None]
@@ -44,8 +46,10 @@ Printed = Callable[[Row, Column], float | None]
 
 @dataclass
 class Measured:
-    """What records say, before anything is marked: a table of every measured column, the records behind each cell by
-    row and column, reasons of stand-ins by letter, disagreements that were allowed."""
+    """A table of every measured column before anything is marked, and what it was made from.
+
+    records: the records behind each cell. stand_ins: reasons by letter. mixed: disagreements that were allowed.
+    """
 
     table: Table
     records: dict[tuple[Row, Column], Records]
@@ -54,6 +58,7 @@ class Measured:
 
     @property
     def used(self) -> Records:
+        """All records behind the table."""
         return [record for records in self.records.values() for record in records]
 
 
@@ -65,18 +70,20 @@ def comparison(
     allow_mixed: bool = False,
     expected: Expected | None = None,
 ) -> Table:
-    """Compare the labels of a frame of records (`records.load`); where models have several presets, each in each.
+    """Compare the labels of a frame of records (`records.load`), within each preset if there are several.
 
-    columns: names of those to show, in this order; all of them if None.
-    runs: a row a run with label, mixer, layout, preset and, where known, run, seed, the keys of MODEL_COLUMNS,
-        `failure`: the reason why a run has failed, and `unreadable`: by unit, why its records cannot be read. It adds
-        the model table, and rows for labels without records. `trained_on` (machine, precision, code) and `mixture`
-        (phases of training data) of a run are noted where given.
-    samples: per-sample scores (`records.load_samples`), with which rows are compared item by item.
-    expected: of the experiment (`Experiment.expectation`); rows that `runs` says were trained at its scale are held
-        against the paper's numbers.
-    Raises ValueError when there are no records, a column is not known, a label is not one model, a seed was run
-    twice under one label, or records of a column were measured differently and allow_mixed is not set.
+    columns: names of the columns to show, in this order; None for all.
+    runs: one row per run with label, mixer, layout, preset and, if known, run, seed, the keys of MODEL_COLUMNS,
+        `failure` (why the run failed) and `unreadable` (by unit, why its records cannot be read). It adds the model
+        table, and rows for labels without records. If given, `trained_on` (machine, precision, code) and `mixture`
+        (phases of training data) become notes.
+    samples: per-sample scores (`records.load_samples`); with them rows are compared item by item.
+    allow_mixed: show a column although its records were measured differently, with a note.
+    expected: the experiment's expectation (`Experiment.expectation`). Rows that were trained at its scale, according to
+        `runs`, are compared with the paper's numbers.
+
+    Raises ValueError if there are no records, a column is unknown, a label stands for several models, a seed was run
+    twice under one label, or records of a column were measured differently and `allow_mixed` is not set.
     """
     if frame.empty:
         raise ValueError("records: none to compare; evaluate a run first")
@@ -97,7 +104,8 @@ def measure(
     samples: Samples,
     allow_mixed: bool,
 ) -> Measured:
-    """Cells of all columns that have records, and the models of the rows."""
+    """Fill in the cells of all columns that have records, and the models of the rows. Raises ValueError as `comparison`
+    does."""
     check_seeds(frame)
     groups = column_groups(frame, columns)
     letters = stand_in_letters(groups)
@@ -105,7 +113,9 @@ def measure(
     own_runs = runs_by_row(runs)
     for (suite, task, metric, length), records in groups.items():
         reasons = {letters[r["stand_in"]] for r in records if r["stand_in"] is not None}
-        column = Column(suite, task, metric, length, tuple(sorted(reasons)), length_unit(records))
+        column = Column(
+            suite, task, metric, length, tuple(sorted(reasons)), length_unit(r["settings"] for r in records)
+        )
         disagreements = differing(records, metric)
         if disagreements and not allow_mixed:
             raise ValueError(
@@ -128,7 +138,7 @@ def measure(
 def finish(
     table: Table, found: Measured, runs: pd.DataFrame | None, expected: Expected | None, paper: Printed
 ) -> Table:
-    """Add the paper's numbers, marks and notes. paper: the printed number of a row and a column."""
+    """Add the paper's numbers, marks and notes. paper: gives the printed number of a row and column."""
     own_runs = runs_by_row(runs)
     at_scale = {row for row in table.rows if meets(own_runs.get((row.layout, row.label), []), expected)}
     for (row, column), cell in table.cells.items():
@@ -148,7 +158,7 @@ def finish(
 
 
 def runs_by_row(runs: pd.DataFrame | None) -> dict[tuple[str, str], Records]:
-    """The runs of each layout and label, without the keys that are not known of them."""
+    """Runs by (layout, label), without the keys that have no value."""
     found: dict[tuple[str, str], Records] = {}
     for run in [] if runs is None else runs.to_dict("records"):
         stated = {key: value for key, value in run.items() if value is not None and value == value}
@@ -157,15 +167,14 @@ def runs_by_row(runs: pd.DataFrame | None) -> dict[tuple[str, str], Records]:
 
 
 def missing_text(own_runs: Records, suite: str) -> str:
-    """Why a row has no number in a suite's column."""
+    """Text of a cell without records: why the row has no number in a suite's column."""
     if any(suite in {suite_of(unit) for unit in run.get("unreadable", ())} for run in own_runs):
         return UNREADABLE
     return FAILED if own_runs and all("failure" in run for run in own_runs) else MISSING
 
 
 def meets(own_runs: Records, expected: Expected | None) -> bool:
-    """Whether all runs of a row were trained at the scale of what is expected: its preset, and its tokens but for the
-    last step of a phase."""
+    """Whether all runs of a row were trained at the expected scale: its preset, and its tokens up to ROUNDING."""
     if expected is None or not own_runs:
         return False
     return all(
@@ -178,8 +187,10 @@ def meets(own_runs: Records, expected: Expected | None) -> bool:
 def apart_by_preset(
     frame: pd.DataFrame, runs: pd.DataFrame | None
 ) -> tuple[pd.DataFrame, pd.DataFrame | None, dict[str, str]]:
-    """Records and runs, and the preset by label. Where the models have several, a label ends with its preset, so that
-    its seeds are of one model; else labels stay and none has a preset."""
+    """Append the preset to labels if models have several, so that all seeds of a label are of one model.
+
+    Returns records, runs and the preset by label; with a single preset, labels are unchanged and none has a preset.
+    """
     models = [f[f["layout"] != BASELINE] for f in (frame, runs) if f is not None and "preset" in f]
     known = pd.concat([f[["label", "preset"]] for f in models]).drop_duplicates()
     if known["preset"].nunique() < 2:
@@ -193,8 +204,10 @@ def apart_by_preset(
 
 
 def table_rows(frame: pd.DataFrame, runs: pd.DataFrame | None, presets: Mapping[str, str]) -> list[Row]:
-    """One row a label, by layout and then in the order of `runs` or of the records. presets: by label, where several
-    are compared."""
+    """One row per label, by layout, then in the order of `runs` and of the records.
+
+    presets: by label, if several are compared. Raises ValueError if a label stands for several mixers.
+    """
     keys = ["layout", "label", "mixer"]
     known = pd.concat([f[keys] for f in (runs, frame) if f is not None]).drop_duplicates()
     repeated = known[known.duplicated(["layout", "label"])]
@@ -207,11 +220,12 @@ def table_rows(frame: pd.DataFrame, runs: pd.DataFrame | None, presets: Mapping[
 
 
 def rank(order: Sequence[str], name: str) -> int:
+    """Position of a name in an order; unknown names come last."""
     return order.index(name) if name in order else len(order)
 
 
 def check_seeds(frame: pd.DataFrame) -> None:
-    """ValueError when a label has two runs of one seed: they are not two seeds."""
+    """Raises ValueError if a label has two runs with the same seed; they must not count as two seeds."""
     runs = frame[["layout", "label", "seed", "run"]].drop_duplicates()
     repeated = runs[runs.duplicated(["layout", "label", "seed"])]
     if not repeated.empty:
@@ -224,9 +238,10 @@ def check_seeds(frame: pd.DataFrame) -> None:
 
 
 def column_groups(frame: pd.DataFrame, columns: Sequence[str] | None) -> dict[ColumnKey, Records]:
-    """Records by (suite, task, metric, length), in the order of a table, by seed within.
+    """Records by (suite, task, metric, length) in the order of a table; within a column by seed.
 
-    Suites in their fixed order, tasks as the suite wrote them, metrics as declared, lengths rising; or as `columns`.
+    The order is SUITES, then tasks as the suite wrote them, metrics as declared, and increasing lengths; or `columns`.
+    Raises ValueError for a column without records.
     """
     groups: dict[ColumnKey, Records] = {}
     for record in plain(frame.drop(columns=UNUSED, errors="ignore")):
@@ -239,7 +254,7 @@ def column_groups(frame: pd.DataFrame, columns: Sequence[str] | None) -> dict[Co
             raise ValueError(f"columns: no records of {', '.join(unknown)}; there are {', '.join(names.values())}")
         order = {key: columns.index(name) for key, name in names.items() if name in columns}
     else:
-        tasks = {key[:2]: place for place, key in reversed(list(enumerate(groups)))}
+        tasks = {key[:2]: position for position, key in reversed(list(enumerate(groups)))}
         metrics = list(METRICS)
         order = {
             key: (rank(SUITES, key[0]), key[0], tasks[key[:2]], metrics.index(key[2]), key[3] or 0) for key in groups
@@ -248,7 +263,7 @@ def column_groups(frame: pd.DataFrame, columns: Sequence[str] | None) -> dict[Co
 
 
 def plain(frame: pd.DataFrame) -> Records:
-    """Rows as dictionaries, None where pandas has one of its missing values; a NaN measured stays NaN."""
+    """Rows as dictionaries, with None for pandas' missing values. A measured NaN stays NaN."""
     data = {name: frame[name].astype(object).tolist() for name in frame.columns}
     for name in frame.columns.drop("value"):
         data[name] = [None if null else v for v, null in zip(data[name], frame[name].isna(), strict=True)]
@@ -261,17 +276,6 @@ def stand_in_letters(groups: Mapping[ColumnKey, Records]) -> dict[str, str]:
     return {reason: letter(i) for i, reason in enumerate(reasons)}
 
 
-@lru_cache(maxsize=4096)
-def parsed(settings: str) -> dict[str, Any]:
-    """The settings of a record; many records share a text. Not to be changed."""
-    return json.loads(settings)
-
-
-def length_unit(records: Records) -> str | None:
-    """What the length of a column's records counts, None where it counts tokens."""
-    return next((unit for r in records if (unit := parsed(r["settings"]).get("length_unit"))), None)
-
-
 def letter(index: int) -> str:
     """a … z, aa, ab …"""
     head, tail = divmod(index, 26)
@@ -279,9 +283,9 @@ def letter(index: int) -> str:
 
 
 def differing(records: Records, metric: str) -> list[str]:
-    """What the records of one column disagree on, that makes them incomparable; one phrase each.
+    """Disagreements that make the records of one column incomparable, one phrase each.
 
-    Of a baseline the items count, as its settings where it has them, limit and stand_in say, and not what ran it.
+    A baseline must agree on the items (limit, stand_in, and the settings that it states), not on what ran it.
     """
     ran = ["dtype", *(name for name in records[0] if name.startswith("version_"))]
     models = [r for r in records if r["layout"] != BASELINE]
@@ -291,10 +295,10 @@ def differing(records: Records, metric: str) -> list[str]:
         if len({r[name] for r in of}) < 2:
             continue
         if name == "settings":
-            keys = sorted({key for r in records for key in parsed(r[name])})
+            keys = sorted({key for r in records for key in parse_settings(r[name])})
             for key in keys:
-                stated = [(parsed(r[name]).get(key), r) for r in records]
-                stated = [(v, r) for v, r in stated if key in parsed(r[name]) or r["layout"] != BASELINE]
+                stated = [(parse_settings(r[name]).get(key), r) for r in records]
+                stated = [(v, r) for v, r in stated if key in parse_settings(r[name]) or r["layout"] != BASELINE]
                 found += phrase(f"settings.{key}", stated)
         else:
             found += phrase(name, [(r[name], r) for r in of])
@@ -302,7 +306,7 @@ def differing(records: Records, metric: str) -> list[str]:
 
 
 def phrase(name: str, values: Iterable[tuple[Any, dict[str, Any]]]) -> list[str]:
-    """[`name differs: a (labels), b (labels)`], or nothing where all agree."""
+    """[`name differs: a (labels), b (labels)`], or an empty list if all agree."""
     labels: dict[str, dict[str, None]] = {}
     for value, record in values:
         labels.setdefault(json.dumps(value, sort_keys=True), {})[record["label"]] = None
@@ -312,7 +316,7 @@ def phrase(name: str, values: Iterable[tuple[Any, dict[str, Any]]]) -> list[str]
 
 
 def make_cell(records: Records, samples: Samples) -> Cell:
-    """The number of one row in one column, from its records, one a seed."""
+    """The cell of one row in one column, from its records, one per seed."""
     broken = [str(r["seed"]) for r in records if not math.isfinite(r["value"])]
     if broken:
         return Cell(text=f"{NOT_FINITE} (seed {', '.join(broken)})")
@@ -322,31 +326,22 @@ def make_cell(records: Records, samples: Samples) -> Cell:
     stderrs, counts = [sampling_error(r) for r in records], [r["n"] for r in records]
     return Cell(
         estimate=stats.estimate([r["value"] for r in records], stderrs, counts),
-        agreed=any(agreed(r) for r in records),
+        agreed=any(stats.agreed(r["metric"], r["value"], r["stderr"]) for r in records),
         scores=scores if whole else None,
         settings=frozenset(r["settings"] for r in records),
     )
 
 
-def agreed(record: dict[str, Any]) -> bool:
-    """Whether all samples of a proportion scored the same, so that the usual error is 0."""
-    return METRICS[record["metric"]].percent and record["stderr"] == 0 and record["value"] in (0.0, 1.0)
-
-
 def sampling_error(record: dict[str, Any]) -> float | None:
-    return stats.proportion_floor(record["n"]) if agreed(record) else known(record["stderr"])
-
-
-def known(stderr: float | None) -> float | None:
-    """A standard error that is no number is none."""
-    return stderr if stderr is not None and math.isfinite(stderr) else None
+    """Standard error of a record over its samples (`stats.sampling_error`)."""
+    return stats.sampling_error(record["metric"], record["value"], record["stderr"], record["n"])
 
 
 def printed(row: Row, column: Column) -> float | None:
-    """The number of the paper's tables 2 to 4 for a row and a column, None where they have none.
+    """The number in the paper's tables 2 to 4 for a row and column; None if there is none.
 
-    A row with a label of its own is a variant of its mixer, which the paper has not measured; its display name or its
-    registered name is what the paper measured.
+    Only rows labelled with the mixer's display name or registered name have one. Another label marks a variant, which
+    the paper has not measured.
     """
     mixers = registry.entries()
     label = row.label.removesuffix(f"{AT}{row.preset}")
@@ -356,7 +351,10 @@ def printed(row: Row, column: Column) -> float | None:
 
 
 def model_cells(runs: pd.DataFrame, row: Row) -> dict[str, stats.Estimate | None]:
-    """What the row's model is and cost, over its runs that have not failed, or all of them if none succeeded."""
+    """Cells of the model table for a row, over the runs that have not failed, or all runs if none succeeded.
+
+    Raises ValueError if runs of the row differ in anything but speed.
+    """
     own = runs[(runs["layout"] == row.layout) & (runs["label"] == row.label)]
     if "failure" in own and own["failure"].isna().any():
         own = own[own["failure"].isna()]

@@ -1,4 +1,4 @@
-"""A comparison as a whole, and its four forms: markdown and HTML to read, LaTeX for a paper, CSV to work with."""
+"""A table and its four forms: markdown and HTML to read, LaTeX for a paper, CSV to work with."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from harness.tables.cells import (
 )
 
 WIDEST = 12
-"""A suite with more columns than this is shown as one table per metric."""
+"""A suite with more columns than this is split into one table per metric."""
 
 STYLE = """\
 <style>
@@ -42,7 +42,7 @@ STYLE = """\
 </style>"""
 PREAMBLE = "needs \\usepackage{booktabs} \\usepackage{graphicx} \\usepackage[table]{xcolor}"
 NO_WIDER = "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%"
-"""Shrinks a table to the width of the text where it is wider."""
+"""Shrinks a table to the text width if it is wider."""
 LATEX = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
     **{"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "[": "{[}"},
@@ -53,7 +53,7 @@ LATEX = {
 
 @dataclass(frozen=True)
 class Block:
-    """What every form writes as one table: headings of two parts, rows by group."""
+    """One table as every form writes it: headings in two parts, rows by group."""
 
     title: str
     headings: Sequence[tuple[str, str]]
@@ -62,11 +62,12 @@ class Block:
 
 @dataclass
 class Table:
-    """cells: by row and column, every pair present. model: by row and key of MODEL_COLUMNS; empty without runs.
+    """A comparison: rows, columns, cells and notes.
 
-    notes: what a reader must know. provenance: which records, code and machine; LaTeX has it as comments.
-    tested: by group and column, where anything was. title: of a table of the paper, which is laid out as the paper's;
-    else None. percent_digits: digits after the point of numbers in percent.
+    cells: by row and column, every pair present. model: the model table, by row and key of MODEL_COLUMNS; empty without
+    runs. notes: what a reader must know. provenance: records, code and machine; LaTeX has them as comments. tested: the
+    tests by group and column, if there were any. title: set for a table in the paper's layout. percent_digits: decimals
+    of numbers in percent.
     """
 
     rows: list[Row]
@@ -81,6 +82,7 @@ class Table:
 
     @property
     def marked(self) -> bool:
+        """Whether any cell is marked."""
         return any(cell.mark for cell in self.cells.values())
 
     def groups(self) -> dict[str, list[Row]]:
@@ -91,7 +93,7 @@ class Table:
         return groups
 
     def sections(self) -> list[tuple[str, list[Column]]]:
-        """Columns by suite, wide suites by metric as well, with their titles; a table of the paper is one section."""
+        """(title, columns) by suite, and by metric for wide suites. A table in the paper's layout is one section."""
         if self.title is not None:
             return [(self.title, self.columns)]
         sections: dict[str, list[Column]] = {}
@@ -103,7 +105,7 @@ class Table:
         return list(sections.items())
 
     def decimals(self, column: Column) -> int:
-        """Digits after the point, the same down a column: about four figures of its smallest number."""
+        """Decimals of a column: about four significant digits of its smallest number."""
         if column.unit.percent:
             return self.percent_digits
         values = [abs(e.value) for row in self.rows if (e := self.cells[row, column].estimate)]
@@ -111,7 +113,7 @@ class Table:
         return 3 if smallest < 1 else 2 if smallest < 100 else 1 if smallest < 1000 else 0
 
     def blocks(self) -> list[Block]:
-        """The models, then a block a section; of a table of the paper that alone."""
+        """The model table, then one block per section. A table in the paper's layout has no model table."""
         found = []
         if self.model and self.title is None:
             shown = [key for key in MODEL_COLUMNS if any(self.model[row][key] for row in self.rows)]
@@ -132,7 +134,7 @@ class Table:
         return found
 
     def marks_note(self, bold: str, underlined: str) -> list[str]:
-        """What the marks mean, where there are some."""
+        """Note on the meaning of the marks, if there are any."""
         if not self.marked:
             return []
         among = "layout and preset" if any(row.preset for row in self.rows) else "layout"
@@ -145,23 +147,22 @@ class Table:
         ]
 
     def markdown(self) -> str:
-        """A table a block, then the notes. A comparison has the layout in a column, a table of the paper its groups as
-        rows."""
+        """All blocks, then the notes. A comparison shows the layout in a column, a table in the paper's layout shows
+        groups as rows."""
         parts = [f"### {block.title}\n\n" + markdown_block(block, self.title is None) for block in self.blocks()]
         notes = [*self.marks_note("**bold**", "<u>underlined</u>"), *self.notes, *self.provenance]
         return "\n\n".join([*parts, "\n".join(f"- {escape_bar(note)}" for note in notes)]) + "\n"
 
     def html(self) -> str:
-        """A fragment with its style. Colour says whether ours lies within the tolerance of the paper's, and so do ≈ and
-        ≠ where there is no colour."""
+        """A fragment with its own style. Colour, like ≈ and ≠, says whether our number is within the tolerance of the
+        paper's."""
         parts = [STYLE, '<div class="mixerbench">', *(html_block(block) for block in self.blocks()), "<ul>"]
         parts += [f"<li>{note}</li>" for note in self.marks_note("<b>bold</b>", "<u>underlined</u>")]
         parts += [f"<li>{escape_html(note, quote=False)}</li>" for note in [*self.notes, *self.provenance]]
         return "\n".join([*parts, "</ul>", "</div>"]) + "\n"
 
     def latex(self, label: str) -> str:
-        """A float a block, the notes below the last; provenance as comments. label: the first float is
-        `tab:<label>`."""
+        """One float per block, notes below the last one, provenance as comments. The first float is `tab:<label>`."""
         head = [f"% {PREAMBLE}", *(f"% {note}" for note in self.provenance)]
         found = self.blocks()
         beside = any(cell.paper is not None for cell in self.cells.values())
@@ -173,11 +174,11 @@ class Table:
         return "\n".join([*head, *floats]) + "\n"
 
     def csv(self) -> str:
-        """One line a row; columns named as the paper's, notes first, after #. Fractions are in percent, as in the
-        paper's tables. A cell without a number is empty.
+        """One line per row, notes first, after #. Columns have the paper's names; fractions are in percent, as in its
+        tables. A cell without a number is empty.
 
-        Beside a column stand `_se`; of an average `_low` and `_high`, its interval; `_paper` and `_tolerance` where
-        there are any.
+        Each column is followed by its standard error `_se` and, if any row has them, the interval of an average `_low`
+        and `_high`, `_paper` and `_tolerance`.
         """
         out = io.StringIO()
         for note in [*self.notes, *self.provenance]:
@@ -205,6 +206,7 @@ class Table:
 
 
 def markdown_block(block: Block, layouts: bool) -> str:
+    """A block as a markdown table. layouts: show the layout in a column instead of groups as rows."""
     width = len(block.headings)
     lines = [[*["layout"] * layouts, "mixer", *(f"{top} {detail}".strip() for top, detail in block.headings)]]
     lines.append([*["---"] * (1 + layouts), *["---:"] * width])
@@ -216,15 +218,18 @@ def markdown_block(block: Block, layouts: bool) -> str:
 
 
 def escape_bar(text: str) -> str:
+    """Text with the column separator escaped."""
     return text.replace("|", "\\|")
 
 
 def markdown_text(text: Text) -> str:
+    """A cell in markdown."""
     wrapped = {BOLD: f"**{text.value}**", UNDERLINED: f"<u>{text.value}</u>"}.get(text.mark, text.value)
     return wrapped if text.paper is None else f"{wrapped}<br>paper {text.paper}"
 
 
 def html_block(block: Block) -> str:
+    """A block as an HTML table."""
     lines = [f"<h3>{escape_html(block.title)}</h3>", "<table>"]
     tops = "".join(f'<th colspan="{n}">{escape_html(top)}</th>' for top, n in spans(block))
     details = "".join(f"<th>{escape_html(detail)}</th>" for _, detail in block.headings)
@@ -237,6 +242,7 @@ def html_block(block: Block) -> str:
 
 
 def html_text(text: Text) -> str:
+    """A cell in HTML."""
     value = escape_html(text.value)
     value = {BOLD: f"<b>{value}</b>", UNDERLINED: f"<u>{value}</u>"}.get(text.mark, value)
     if text.paper is not None:
@@ -246,11 +252,12 @@ def html_text(text: Text) -> str:
 
 
 def spans(block: Block) -> list[tuple[str, int]]:
-    """The first parts of the headings, each once over the neighbouring columns that share it."""
+    """First parts of the headings with the number of adjacent columns that share each."""
     return [(top, len(list(own))) for top, own in groupby(block.headings, key=lambda heading: heading[0])]
 
 
 def latex_block(block: Block, label: str, notes: list[str]) -> str:
+    """A block as a LaTeX float."""
     width = len(block.headings)
     tops, rules, at = [], [], 2
     for top, n in spans(block):
@@ -280,6 +287,7 @@ def latex_block(block: Block, label: str, notes: list[str]) -> str:
 
 
 def latex_text(text: Text) -> str:
+    """A cell in LaTeX."""
     value = tex(text.value)
     value = {BOLD: f"\\textbf{{{value}}}", UNDERLINED: f"\\underline{{{value}}}"}.get(text.mark, value)
     if text.paper is not None:
@@ -289,12 +297,12 @@ def latex_text(text: Text) -> str:
 
 
 def tex(text: str) -> str:
-    """Text for LaTeX: its special characters escaped; what its fonts lack is written as U+ and the code."""
+    """Text for LaTeX with special characters escaped; characters that its fonts lack become U+ and their code."""
     return "".join(LATEX.get(c, c if ord(c) < 256 else f"U+{ord(c):04X}") for c in text)
 
 
 def csv_values(cell: Cell, column: Column) -> dict[str, str]:
-    """By suffix, in the table's unit; what there is none of is left out."""
+    """Values of a cell by suffix, in the table's unit; missing ones are left out."""
     values = {} if cell.paper is None else {"_paper": number(column.shown(cell.paper))}
     if cell.tolerance is not None:
         values["_tolerance"] = number(cell.tolerance)

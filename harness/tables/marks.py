@@ -1,4 +1,4 @@
-"""What a column marks, and what would settle what it leaves open."""
+"""Marks of the best rows of a column, and the data that would settle undecided pairs."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from harness.tables.cells import BOLD, UNDERLINED, Cell, Column, Row, Tested
 from harness.tables.forms import Table
 
 SHOWN_PAIRS = 6
-"""Undecided pairs that the note on power names; the rest is counted."""
+"""Number of undecided pairs that the note on power names; the rest is counted."""
 
 
 def mark(
     cells: Mapping[Row, Cell], column: Column, compare: Callable[[Cell, Cell], stats.Comparison] | None = None
 ) -> Tested | None:
-    """Mark the best of the cells of a group, and the second, each with those not significantly worse than it
-    (`significance.tiers`). Nothing is marked where an error is not known. Returns what was tested, or None.
+    """Mark the first two tiers of a group's cells (`significance.tiers`): bold, then underlined.
 
+    Returns the tests, or None if there are fewer than two numbers or an error is unknown; then nothing is marked.
     compare: tests two cells; `compare_cells` if None.
     """
     rows = [row for row, cell in cells.items() if cell.estimate is not None]
@@ -51,7 +51,7 @@ def mark(
 
 
 def compare_cells(a: Cell, b: Cell) -> stats.Comparison:
-    """Compare two numbers, item by item where both were scored on the same items; averages task by task."""
+    """Compare two cells, item by item if both were scored on the same items; averages task by task."""
     if a.parts and b.parts and all(paired(x, y) for x, y in zip(a.parts, b.parts, strict=True)):
         result = stats.average_difference([x.scores for x in a.parts], [y.scores for y in b.parts])
         if result.p is not None:
@@ -60,13 +60,13 @@ def compare_cells(a: Cell, b: Cell) -> stats.Comparison:
 
 
 def paired(a: Cell, b: Cell) -> bool:
-    """Whether the per-sample scores of two cells are of the same items."""
+    """Whether two cells have per-sample scores on the same items."""
     same = a.settings == b.settings and len(a.settings) == 1
     return same and a.scores is not None and b.scores is not None and len(a.scores[0]) == len(b.scores[0])
 
 
 def power_notes(table: Table) -> Iterable[str]:
-    """How many samples or seeds would tell a best row from the next, for the pairs that are nearest to it."""
+    """Note on how many samples or seeds would separate a best row from the next, for the pairs that need the fewest."""
     pairs = sorted(undecided(table), key=lambda pair: pair[0])
     if pairs:
         rest = f"; {len(pairs) - SHOWN_PAIRS} more need more" if len(pairs) > SHOWN_PAIRS else ""
@@ -79,8 +79,10 @@ def power_notes(table: Table) -> Iterable[str]:
 
 
 def undecided(table: Table) -> Iterator[tuple[float, str]]:
-    """Of every group and column whose best row is not significantly better than the next: how many times more data
-    would settle it, and that as text."""
+    """Pairs of best and next row that are not significantly different, by group and column.
+
+    Yields the factor by which the data would have to grow, and the same as text.
+    """
     several = len({group for group, _ in table.tested}) > 1
     for (group, column), tested in table.tested.items():
         sign = -1 if column.unit.higher_is_better else 1
@@ -90,7 +92,7 @@ def undecided(table: Table) -> Iterator[tuple[float, str]]:
             continue
         needed, have, unit = needed_to_settle(cells[best], cells[second], column)
         if math.isfinite(needed):
-            # One comparison may be within reach of its data and still not pass the correction for all.
+            # A single comparison may have enough data and still not pass the correction for all of them.
             what = f"{needed:,} {unit}, now {have:,}" if needed > have else f"the {have:,} {unit} there are"
             where = f" ({group})" if several else ""
             pair = f"{tested.rows[best].label} − {tested.rows[second].label}"
@@ -99,8 +101,10 @@ def undecided(table: Table) -> Iterator[tuple[float, str]]:
 
 
 def needed_to_settle(a: Cell, b: Cell, column: Column) -> tuple[int | float, int, str]:
-    """(how many would settle the difference of a and b, how many there are, of what): seeds a row where both have
-    several, else samples. Infinite where nothing is known that would say it."""
+    """(number needed to settle the difference of a and b, number there is, unit).
+
+    The unit is seeds per row if both have several, else samples. The number needed is infinite if it is unknown.
+    """
     x, y = a.estimate, b.estimate
     gap = x.value - y.value
     if x.sd is not None and y.sd is not None:

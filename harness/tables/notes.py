@@ -1,4 +1,4 @@
-"""What a reader must know to believe a table: its errors, scale, stand-ins, samples, seeds and records."""
+"""The notes under a table: errors, scale, stand-ins, samples, seeds, and the records behind it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 
 from harness.records.published import PAPER, SCALE
-from harness.records.record import SCHEMA
+from harness.records.record import BASELINE, SCHEMA
 from harness.records.stats import ALPHA
-from harness.tables.cells import BASELINE, BEYOND, WITHIN, Column, Row, count
+from harness.tables.cells import BEYOND, WITHIN, Column, Row, count
 from harness.tables.forms import Table
 from harness.tables.marks import power_notes
 
@@ -18,9 +18,9 @@ Records = list[dict[str, Any]]
 
 
 def reading_notes(table: Table, used: Records, at_scale: set[Row]) -> list[str]:
-    """How the errors and the printed numbers of a table are meant, and what would settle what it leaves open.
+    """Notes on how to read a table: its errors, the paper's numbers, and the data that would settle undecided pairs.
 
-    at_scale: rows that are held against the paper's numbers.
+    at_scale: rows that are compared with the paper's numbers.
     """
     return [*error_notes(table, models_of(used)), *paper_notes(table, at_scale), *power_notes(table)]
 
@@ -28,12 +28,12 @@ def reading_notes(table: Table, used: Records, at_scale: set[Row]) -> list[str]:
 def table_notes(
     table: Table, used: Records, stand_ins: Mapping[str, str], mixed: list[str], runs: pd.DataFrame | None
 ) -> list[str]:
-    """What was measured, one line each.
+    """Notes on what was measured, one line each.
 
-    table: of all measured columns. used: the records that it shows, as dictionaries. stand_ins: reasons by letter.
-    mixed: disagreements that were allowed. runs: as `tables.comparison` takes them.
+    table: the table of all measured columns. used: the records that it shows, as dictionaries. stand_ins: reasons by
+    letter. mixed: disagreements that were allowed. runs: as for `comparison`.
 
-    What is said of seeds, scale, machine and code is said of the models and not of a baseline beside them.
+    Notes on seeds, scale, machine and code are about the models, not about a baseline next to them.
     """
     models = models_of(used)
     return [
@@ -50,7 +50,7 @@ def table_notes(
 
 
 def provenance_notes(used: Records) -> list[str]:
-    """Where the records were made, and which they are."""
+    """Notes on the machine, code and runs that made the records."""
     models = models_of(used)
     return [
         "measured on " + "; ".join(environment(models)),
@@ -60,11 +60,12 @@ def provenance_notes(used: Records) -> list[str]:
 
 
 def models_of(used: Records) -> Records:
+    """Records of models; all of them if there are only baselines."""
     return [r for r in used if r["layout"] != BASELINE] or used
 
 
 def error_notes(table: Table, used: Records) -> Iterable[str]:
-    """How the errors are meant."""
+    """Notes on the errors."""
     cells = table.cells.values()
     by_seed = len({r["seed"] for r in used}) > 1
     yield "mean ± standard error over " + (
@@ -84,7 +85,7 @@ def error_notes(table: Table, used: Records) -> Iterable[str]:
 
 
 def paper_notes(table: Table, at_scale: set[Row]) -> Iterable[str]:
-    """What a printed number beside ours says."""
+    """Notes on the printed numbers next to ours."""
     shown = {row for (row, _), cell in table.cells.items() if cell.paper is not None and cell.estimate is not None}
     held = {row in at_scale for row in shown}
     if True in held:
@@ -101,14 +102,15 @@ def paper_notes(table: Table, at_scale: set[Row]) -> Iterable[str]:
 
 
 def stand_in_note(table: Table, letter: str, reason: str) -> str:
+    """Note on the columns that are not the paper's measurement for one reason."""
     columns = [column for column in table.columns if letter in column.stand_ins]
     return f"[{letter}] not the paper's measurement: {tasks_text(table, columns)}: {one_line(reason)}"
 
 
 def tasks_text(table: Table, columns: Sequence[Column]) -> str:
-    """Columns by task, each task once, tasks of the same lengths together: `piqa, boolq and s_niah_1 @320/512`.
+    """Columns as text, each task once and tasks of the same lengths together: `piqa, boolq and s_niah_1 @320/512`.
 
-    The metrics of a task are named where the table has others of it, at the same length, that are not meant.
+    A task's metrics are named if the table has other metrics of it at the same length.
     """
     tasks: dict[tuple[str, str], list[Column]] = {}
     for column in columns:
@@ -125,7 +127,7 @@ def tasks_text(table: Table, columns: Sequence[Column]) -> str:
 
 
 def scale_note(table: Table, used: Records) -> str:
-    """At what scale the table's models are."""
+    """Note on the scale of the models: preset, parameters, tokens."""
     parts = [f"scale: preset {listed(r['preset'] for r in used)}"]
     for key, what in (("non_embedding_params", "non-embedding parameters"), ("tokens_seen", "tokens seen")):
         values = [e.value for cells in table.model.values() if (e := cells[key])]
@@ -136,7 +138,7 @@ def scale_note(table: Table, used: Records) -> str:
 
 
 def samples_note(table: Table, used: Records) -> str:
-    """Samples behind each column, and which columns were cut short."""
+    """Note on the samples behind each column, and on columns with a limit."""
     columns: dict[str, list[Column]] = {}
     counts: dict[tuple, set[tuple[int, int | None]]] = {}
     for r in used:
@@ -152,6 +154,7 @@ def samples_note(table: Table, used: Records) -> str:
 
 
 def seeds_of(used: Records) -> dict[tuple[str, str], list[int]]:
+    """Seeds by (layout, label), sorted."""
     seeds: dict[tuple[str, str], set[int]] = {}
     for r in used:
         seeds.setdefault((r["layout"], r["label"]), set()).add(r["seed"])
@@ -159,7 +162,7 @@ def seeds_of(used: Records) -> dict[tuple[str, str], list[int]]:
 
 
 def seeds_note(used: Records) -> str:
-    """The seeds, by row where rows differ."""
+    """Note on the seeds, by row if rows differ."""
     rows: dict[str, list[str]] = {}
     for (layout, label), seeds in seeds_of(used).items():
         rows.setdefault(", ".join(map(str, seeds)), []).append(f"{label} ({layout})")
@@ -169,7 +172,7 @@ def seeds_note(used: Records) -> str:
 
 
 def incomplete_notes(table: Table, used: Records, runs: pd.DataFrame | None) -> Iterable[str]:
-    """Cells that rest on fewer seeds than their row has records of, or runs."""
+    """Notes on cells with fewer seeds than their row has records or runs of."""
     seeds = {row: set(values) for row, values in seeds_of(used).items()}
     if runs is not None and "seed" in runs:
         for layout, label, seed in runs[["layout", "label", "seed"]].itertuples(index=False):
@@ -181,7 +184,7 @@ def incomplete_notes(table: Table, used: Records, runs: pd.DataFrame | None) -> 
 
 
 def run_notes(runs: pd.DataFrame | None) -> Iterable[str]:
-    """Runs that failed, and records that are there and cannot be read."""
+    """Notes on runs that failed and records that cannot be read."""
     for run in [] if runs is None else runs.to_dict("records"):
         known = "".join(f", {key} {run[key]}" for key in ("seed", "run") if key in run)
         who = f"{run['label']} ({run['layout']}{known})"
@@ -192,7 +195,7 @@ def run_notes(runs: pd.DataFrame | None) -> Iterable[str]:
 
 
 def training_notes(runs: pd.DataFrame | None, key: str, words: str) -> Iterable[str]:
-    """What `runs` says of the training of those that have not failed, by row and marked MIXED where they differ."""
+    """Note on a key of `runs`, over the runs that have not failed; by row and marked MIXED if they differ."""
     rows: dict[str, list[str]] = {}
     for run in [] if runs is None or key not in runs else runs[runs[key].notna()].to_dict("records"):
         if pd.isna(run.get("failure")):
@@ -204,6 +207,7 @@ def training_notes(runs: pd.DataFrame | None, key: str, words: str) -> Iterable[
 
 
 def environment(used: Records) -> Iterable[str]:
+    """Devices, dtypes and versions of the records."""
     yield listed(r["device"] for r in used)
     yield listed(r["dtype"] for r in used)
     for package in ("python", "torch", "lm_eval"):
@@ -211,14 +215,17 @@ def environment(used: Records) -> Iterable[str]:
 
 
 def commit_text(record: dict[str, Any]) -> str:
+    """A record's commit, abbreviated."""
     if record["git_commit"] is None:
         return "commit not known"
     return record["git_commit"][:10] + (" with uncommitted changes" if record["git_dirty"] else "")
 
 
 def listed(values: Iterable[str]) -> str:
+    """Distinct values, in order, separated by commas."""
     return ", ".join(dict.fromkeys(values))
 
 
 def one_line(text: str) -> str:
+    """A text with its whitespace collapsed."""
     return " ".join(text.split())

@@ -1,4 +1,4 @@
-"""Tables 2 to 5 laid out as the paper's, of our runs or of the paper's own numbers."""
+"""Tables 2 to 5 in the paper's layout, from our runs or from the paper's own numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 
 from harness.experiments.schema import Expected
 from harness.records import stats
-from harness.records.published import PAPER, SCALE, VARIANTS, published, task_sizes
+from harness.records.published import ABLATED, AVERAGE, PAPER, SCALE, VARIANTS, published, task_sizes
 from harness.records.significance import printed_gap, proportion_stderr
 from harness.records.stats import ALPHA
 from harness.tables.cells import BOLD, MISSING, Cell, Column, Row
@@ -43,9 +43,11 @@ TITLES = {
     "table5": "Gates and erase range of Gated DeltaNet-2",
 }
 HEADINGS = {"recurrent": "Recurrent", "attention": "Attention and hybrid", "hybrid": "Attention and hybrid"}
-"""The paper's groups: attention heads the hybrids."""
-AVERAGE = "avg"
+"""The paper's groups of rows by layout; attention comes first among the hybrids."""
 GATES = ("erase_gate", "write_gate", "erase_range")
+"""The options that tell the rows of table 5 apart."""
+AVERAGED = {"language": "table2", "retrieval": "table4"}
+"""The table whose accuracies a suite's average is over."""
 
 
 def paper_table(
@@ -56,24 +58,24 @@ def paper_table(
     allow_mixed: bool = False,
     expected: Expected | None = None,
 ) -> Table:
-    """One of the paper's tables 2 to 5 from our records: its columns and order of rows, our numbers.
+    """One of the paper's tables 2 to 5 from our records: the paper's columns and order of rows, our numbers.
 
-    Arguments are those of `tables.comparison`. Of table 5 rows are matched with the paper's by the `options` of their
-    runs. Tasks that were not measured are columns without numbers, and an average over them says how many there are.
-    Raises ValueError as `comparison` does, and when no record is of the table.
+    Arguments are those of `comparison`. Rows of table 5 are matched with the paper's by the `options` of their runs.
+    Tasks that were not measured are columns without numbers, and an average over them says how many there are.
+    Raises ValueError as `comparison` does, and if no record belongs to the table.
     """
-    columns, own = printed_columns(which), belongs(which, frame)
-    if not own.any():
+    columns, in_table = printed_columns(which), belongs(which, frame)
+    if not in_table.any():
         names = ", ".join(column.name for column in columns)
         raise ValueError(f"{which}: no records of its columns ({names}); submit and collect experiment {which} first")
     if runs is not None:
         runs = runs[
             [compares(which, mixer, layout) for mixer, layout in zip(runs["mixer"], runs["layout"], strict=True)]
         ]
-    frame, runs, presets = apart_by_preset(frame[own], runs)
+    frame, runs, presets = apart_by_preset(frame[in_table], runs)
     rows = sorted(
         (replace(row, group=heading(row)) for row in table_rows(frame, runs, presets)),
-        key=lambda row: (list(HEADINGS.values()).index(HEADINGS[row.layout]), rank(paper_order(), place(row))),
+        key=lambda row: (list(HEADINGS.values()).index(HEADINGS[row.layout]), rank(paper_order(), model_name(row))),
     )
     found = measure(frame, rows, None, runs, samples or {}, allow_mixed)
     measured = {column.key: column for column in found.table.columns}
@@ -81,50 +83,54 @@ def paper_table(
     for column in columns:
         parts = averaged(column)
         if parts is not None:
-            there = [measured[key] for key in parts if key in measured]
-            column = replace(column, stand_ins=tuple(sorted({s for c in there for s in c.stand_ins})))
+            tasks = [measured[key] for key in parts if key in measured]
+            column = replace(column, stand_ins=tuple(sorted({s for c in tasks for s in c.stand_ins})))
         column = measured.get(column.key, column)
         table.columns.append(column)
         for row in rows:
             if parts is not None:
-                table.cells[row, column] = average_cell(found, row, there, len(parts), samples or {})
+                table.cells[row, column] = average_cell(found, row, tasks, len(parts), samples or {})
             else:
                 table.cells[row, column] = found.table.cells.get((row, column), Cell())
     return finish(table, found, runs, expected, printed_variant(runs) if which == "table5" else printed)
 
 
 def belongs(which: str, frame: pd.DataFrame) -> pd.Series:
-    """Which records are of one of the paper's tables: of its columns or of the tasks of its averages, and of its rows
-    or others of their layouts."""
+    """Whether each record belongs to one of the paper's tables.
+
+    It does if its task is a column, or part of an average, and the table compares its model.
+    """
     wanted = {key for column in printed_columns(which) for key in (averaged(column) or [column.key])}
     lengths = frame["length"].astype(object).where(frame["length"].notna(), None)
-    told = zip(frame["suite"], frame["task"], frame["metric"], lengths, frame["mixer"], frame["layout"], strict=True)
-    return pd.Series([row[:4] in wanted and compares(which, *row[4:]) for row in told], frame.index, dtype=bool)
+    keys = zip(frame["suite"], frame["task"], frame["metric"], lengths, frame["mixer"], frame["layout"], strict=True)
+    return pd.Series([row[:4] in wanted and compares(which, *row[4:]) for row in keys], frame.index, dtype=bool)
 
 
 def compares(which: str, mixer: str, layout: str) -> bool:
-    """Whether a table has rows of such a model: table 5 the recurrent Gated DeltaNet-2 and its variants, the others all
-    but baselines."""
-    return (mixer, layout) == ("gdn2", "recurrent") if which == "table5" else layout in HEADINGS
+    """Whether a table compares a model: table 5 the recurrent Gated DeltaNet-2 and its variants, others all but
+    baselines."""
+    return {"mixer": mixer, "layout": layout} == ABLATED if which == "table5" else layout in HEADINGS
 
 
 def heading(row: Row) -> str:
+    """The group of a row."""
     return HEADINGS[row.layout] + (f", {row.preset}" if row.preset else "")
 
 
-def place(row: Row) -> str:
+def model_name(row: Row) -> str:
+    """A row's mixer and layout, as in `paper_order`."""
     return f"{row.mixer} {row.layout}"
 
 
 @cache
 def paper_order() -> list[str]:
-    """Mixers and layouts in the order of the paper's rows."""
+    """`mixer layout` in the order of the paper's rows."""
     return [f"{mixer} {layout}" for mixer, layout in published("table2")[["mixer", "layout"]].drop_duplicates().values]
 
 
 @cache
 def printed_columns(which: str) -> list[Column]:
-    """The columns of one of the paper's tables 2 to 5, in its order. ValueError for another table."""
+    """Columns of one of the paper's tables 2 to 5, in its order. Raises ValueError for another table."""
     if which not in PAPER_TABLES:
         raise ValueError(f"table: {which!r} is not laid out as a table; choose from {', '.join(PAPER_TABLES)}")
     keys = published(which)[["suite", "task", "metric", "length"]].drop_duplicates()
@@ -132,21 +138,24 @@ def printed_columns(which: str) -> list[Column]:
 
 
 def averaged(column: Column) -> list[ColumnKey] | None:
-    """The columns that an average is over: the accuracies of table 2, all of table 4; None for another column."""
+    """The columns that an average is over: all accuracies of table 2 or 4. None if the column is not an average."""
     if column.task != AVERAGE:
         return None
-    whole = {"language": "table2", "retrieval": "table4"}[column.suite]
-    return [c.key for c in printed_columns(whole) if c.unit.percent and c.task != AVERAGE]
+    columns = printed_columns(AVERAGED[column.suite])
+    return [c.key for c in columns if c.unit.percent and c.task != AVERAGE]
 
 
 def average_cell(found: Measured, row: Row, columns: list[Column], tasks: int, samples: Samples) -> Cell:
-    """The average of a row over its tasks, by `stats.average`, over the seeds that all of them have; what is missing
-    where there is none."""
+    """The average of a row over its tasks (`stats.average`), over the seeds that all tasks have.
+
+    columns: the tasks that were measured. tasks: number of tasks in the average. If a task or a common seed is missing,
+    the cell's text says so.
+    """
     cells = [found.table.cells[row, column] for column in columns]
-    there = sum(cell.estimate is not None for cell in cells)
-    if there < tasks:
+    scored = sum(cell.estimate is not None for cell in cells)
+    if scored < tasks:
         reasons = [cell.text for cell in cells if cell.text != MISSING and cell.estimate is None]
-        return Cell(text=f"{there} of {tasks} tasks" if there else (reasons or [MISSING])[0])
+        return Cell(text=f"{scored} of {tasks} tasks" if scored else (reasons or [MISSING])[0])
     seeds = set.intersection(*({r["seed"] for r in found.records[row, c]} for c in columns))
     if not seeds:
         return Cell(text="no seed has all tasks")
@@ -161,8 +170,10 @@ def average_cell(found: Measured, row: Row, columns: list[Column], tasks: int, s
 
 
 def printed_variant(runs: pd.DataFrame | None) -> Printed:
-    """What gives the printed number of table 5 for a row: that of the variant whose gates and erase range its runs
-    have. None where `runs` does not say."""
+    """Function that gives the printed number of table 5 for a row and column.
+
+    It is that of the variant with the gates and erase range of the row's runs; None if `runs` does not tell.
+    """
     frame = published("table5")
     variants = {tuple(v[:3]): v[3] for v in frame[[*GATES, "variant"]].drop_duplicates().itertuples(index=False)}
     values = frame.set_index(["variant", "suite", "task", "metric", "length"])["value"]
@@ -180,11 +191,11 @@ def printed_variant(runs: pd.DataFrame | None) -> Printed:
 
 
 def printed_table(which: str) -> Table:
-    """One of the paper's tables 2 to 5 as printed, with the sampling error that its numbers have at least, and what
-    they tell apart: binomial errors of the sizes in published/sizes.csv, `significance.printed_gap` with Holm.
+    """One of the paper's tables 2 to 5 as printed, with lower bounds of its errors and the marks that they allow.
 
-    Perplexities are printed without anything that would give their error. Of the averages of table 5 the tasks are not
-    printed; their spread is taken from the unablated model's in tables 2 and 4.
+    Errors are binomial, for the sample sizes in published/sizes.csv. Rows are compared by `significance.printed_gap`
+    with Holm's correction. Nothing printed gives the error of a perplexity. The tasks of table 5's averages are not
+    printed; their spread is taken from the unablated model in tables 2 and 4. Raises ValueError for another table.
     """
     columns, mixers = printed_columns(which), registry.entries()
     frame = published(which)
@@ -216,19 +227,22 @@ def printed_table(which: str) -> Table:
 
 
 def sizes(column: Column) -> list[int]:
-    """Samples behind a printed number, by task."""
+    """Number of samples behind a printed number, by task."""
     return [task_sizes()[key[1]] for key in averaged(column) or [column.key]]
 
 
 def task_shares(row: Mapping[ColumnKey, float], column: Column) -> list[float]:
-    """The accuracies behind a printed number: itself, or those of an average's tasks."""
+    """The accuracies behind a printed number: itself, or those of the tasks of an average.
+
+    If the row does not print the tasks, those of the unablated model, shifted to the printed average.
+    """
     parts = averaged(column)
     if parts is None:
         return [row[column.key]]
     if parts[0] in row and parts[1] in row:
         return [row[key] for key in parts]
-    tasks = published({"language": "table2", "retrieval": "table4"}[column.suite])
-    tasks = tasks[(tasks["mixer"] == "gdn2") & (tasks["layout"] == "recurrent")]
+    tasks = published(AVERAGED[column.suite])
+    tasks = tasks[(tasks["mixer"] == ABLATED["mixer"]) & (tasks["layout"] == ABLATED["layout"])]
     whole = dict(zip(tasks["task"] + tasks["metric"], tasks["value"], strict=True))
     own = [whole[key[1] + key[2]] for key in parts]
     shift = row[column.key] - sum(own) / len(own)
@@ -236,7 +250,7 @@ def task_shares(row: Mapping[ColumnKey, float], column: Column) -> list[float]:
 
 
 def printed_estimate(value: float, shares: list[float], column: Column) -> stats.Estimate:
-    """A printed number with its binomial error, of an average by `stats.average`; no error without shares."""
+    """A printed number with its binomial error, for an average by `stats.average`; no error without shares."""
     if not shares:
         return stats.estimate([value], [None], [1])
     counts = sizes(column)
@@ -246,6 +260,7 @@ def printed_estimate(value: float, shares: list[float], column: Column) -> stats
 
 
 def printed_notes(which: str, table: Table) -> list[str]:
+    """Notes on the errors of a printed table."""
     notes = [
         "± is the binomial standard error of one run on as many samples as the task's set has; what another seed would "
         "give was not printed and is not in it",
@@ -263,7 +278,7 @@ def printed_notes(which: str, table: Table) -> list[str]:
 
 
 def gap_notes(table: Table) -> list[str]:
-    """By group: in which columns the best row is apart from the next, and how many pairs of each column are apart."""
+    """Notes by group: how many pairs of each column differ significantly, and columns with a single best row."""
     notes = []
     for group, rows in table.groups().items():
         own = [(column, found) for (name, column), found in table.tested.items() if name == group]
