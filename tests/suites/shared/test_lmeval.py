@@ -27,12 +27,8 @@ def logged(metric: str, *entries: object) -> TaskSamples:
 
 
 def test_lm_eval_changes_neither_random_state_nor_logging_nor_progress_bars() -> None:
-    logger, level, bars = (
-        logging.getLogger("lm_eval"),
-        logging.getLogger("lm_eval").level,
-        datasets.are_progress_bars_disabled(),
-    )
-    state = random.getstate()
+    logger = logging.getLogger("lm_eval")
+    before = random.getstate(), logger.level, datasets.are_progress_bars_disabled()
     with pytest.raises(RuntimeError), quiet_lm_eval():
         assert logger.level == logging.ERROR and datasets.are_progress_bars_disabled()
         random.random()
