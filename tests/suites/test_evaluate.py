@@ -13,7 +13,7 @@ from harness.experiments.load import load_experiment
 from harness.records.store import load
 from run import app
 from slurm.plan import plan
-from tests.slurm.test_submit import RUN, experiment
+from tests.slurm.experiments import RUN, experiment
 
 cli = CliRunner()
 SUITES = {"recall": {"pairs": [2, 4, 8], "samples": 400}}

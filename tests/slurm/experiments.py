@@ -1,0 +1,61 @@
+"""Tiny experiments for tests of the orchestrator, and the command that runs our command line."""
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from harness.files import CHECKOUT
+from slurm.snapshot import PARTS
+
+RUN = [sys.executable, str(CHECKOUT / "run.py")]
+
+
+def data_config(data: Path, steps: int) -> dict:
+    """Training data of an experiment: `steps` steps of 4 rows of 64 tokens from the shards in `data`."""
+    phase = {"tokens": steps * 4 * 64, "seq_len": 64, "rows": {"text": 2, "mqar": 2}}
+    return {"source": str(data), "phases": [phase]}
+
+
+def experiment(folder: Path, shards: Path, **changes: object) -> Path:
+    """Write a tiny experiment of two mixers to `folder`; returns the file. changes: fields that differ."""
+    content = {
+        "name": "tiny",
+        "preset": "cpu-600k",
+        "mixers": ["gated_deltanet", "attention"],
+        "data": data_config(shards, steps=4),
+        "train": {"lr": 1e-3, "checkpoint_every": 2, "threads": 1},
+        "suites": {"recall": {"pairs": [2], "samples": 12}},
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content | changes))
+    return path
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    """Wait until the condition holds; AssertionError if it does not in time."""
+    deadline = time.time() + seconds
+    while not condition():
+        assert time.time() < deadline, f"not within {seconds} s"
+        time.sleep(0.05)
+
+
+def copy_checkout(folder: Path) -> Path:
+    """Copy the project's code to `folder`, which can be edited; returns it."""
+    folder.mkdir()
+    for part in PARTS:
+        if (CHECKOUT / part).is_dir():
+            shutil.copytree(CHECKOUT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(CHECKOUT / part, folder / part)
+    return folder
+
+
+def break_checkout(checkout: Path) -> None:
+    """Edit a copy of the code so that no run trains with it."""
+    for module in (checkout / "harness" / "training" / "train.py", checkout / "slurm" / "jobs.py"):
+        assert module.is_file()
+        module.write_text("raise SystemError('edited')\n")

@@ -1,0 +1,48 @@
+"""The commands on runs and jobs: wrong use ends in one line, before anything is written."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from run import app
+from tests.slurm.experiments import experiment
+
+cli = CliRunner()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["mixers=[gdn9]"], "mixer: unknown name 'gdn9'; known: attention"),
+        (["data.source=nowhere"], "data.source: no index.json in nowhere; make it with"),
+        (["data.tokenizer=nowhere.json"], "nowhere.json"),
+        (["data.phases=[{tokens: 9, seq_len: 10000000, rows: {text: 1}}]"], "seq_len"),
+        (["suites.recall.pears=[1]"], "suites.recall.pears: "),
+        (["suites.recal={}"], "suites: unknown name 'recal'; known: language, ruler, retrieval, recall"),
+        (["suites.recall.pairs=[1000]"], "suites.recall: pairs: 1000 is outside 1 to"),
+        (["suites.ruler={lengths: [150], haystack: corpus}"], "suites.ruler: "),
+        (["train.lr=fast"], "train.lr: "),
+    ],
+)
+def test_wrong_use_ends_in_one_line_and_exit_code_2_before_anything_is_written(
+    tmp_path: Path, small_data: Path, overrides: list[str], message: str
+) -> None:
+    path, runs = experiment(tmp_path, small_data), tmp_path / "runs"
+    options = [part for override in overrides for part in ("--set", override)]
+    result = cli.invoke(app, ["submit", str(path), "--runs", str(runs), *options])
+    assert result.exit_code == 2
+    (line,) = [line for line in result.output.splitlines() if line]
+    assert line.startswith("error: ") and message in line
+    assert not runs.exists()
+
+
+def test_params_gives_every_mixer_and_layout_as_json() -> None:
+    result = cli.invoke(app, ["params", "--preset", "release-1.3b", "--json"])
+    rows = json.loads(result.output)
+    assert len(rows) == 13
+    for row in rows:
+        assert row["non_embedding_params"] > 1.29e9 and row["flops_per_token"] > 7.7e9
+        assert {"embedding_params", "state_floats_per_layer", "mlp_widths"} <= set(row)
+    assert cli.invoke(app, ["params", "--preset", "2b"]).exit_code == 2

@@ -1,0 +1,38 @@
+"""Calls to Slurm's commands, and who holds a unit according to its queue."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from slurm.queue import SILENCE, Queue, ask
+from slurm.state import Status, exclusively
+from suites.units import TRAIN
+
+
+def test_a_command_without_an_answer_is_an_error_in_one_line_or_unknown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fails = ("sh", "-c", "echo first >&2; echo 'Unable to contact slurm controller' >&2; exit 1")
+    assert ask("cat", error=ValueError, script="input") == "input"
+    assert ask(*fails, error=None) is None and ask("no-such-command", error=None) is None
+    with pytest.raises(RuntimeError, match="exit 1: Unable to contact slurm controller; try again when the cluster"):
+        ask(*fails, error=RuntimeError)
+    with pytest.raises(ValueError, match="PATH: no-such-command not found; submit from a login node"):
+        ask("no-such-command", error=ValueError)
+    monkeypatch.setattr("slurm.queue.PATIENCE", 0.1)
+    with pytest.raises(ValueError, match=r"sleep 5: no answer within 0.1 s; try again when the cluster is up"):
+        ask("sleep", "5", error=ValueError)
+
+
+def test_who_holds_a_unit(tmp_path: Path) -> None:
+    queued = Status("queued", job="12_3", updated=0)
+    assert Queue({"12_3": ("PENDING", "", "")}).holds(tmp_path, TRAIN, queued) == "job 12_3"
+    assert Queue({}).holds(tmp_path, TRAIN, queued) is None
+    assert Queue(None).holds(tmp_path, TRAIN, queued) == "job 12_3"  # Slurm does not answer: it may be waiting
+    for silent, holder in ((1, "process 7 on elsewhere"), (SILENCE + 1, None)):
+        running = Status("running", node="elsewhere", pid=7, job="12_3", updated=time.time() - silent)
+        assert Queue(None).holds(tmp_path, TRAIN, running) == holder
+    here = Status("running", updated=time.time(), pid=7)
+    with exclusively(tmp_path, TRAIN):
+        assert Queue(None).holds(tmp_path, TRAIN, here) is not None
