@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.data.order import permute, sample_order
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3000), st.text(max_size=5))
 def test_permute_is_a_permutation_of_any_size(size, key):
     assert sorted(permute(np.arange(size), size, key).tolist()) == list(range(size))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200), st.integers(-(2**70), 2**70), st.integers(0, 5), st.integers(1, 60), st.data())
 def test_an_epoch_reads_every_window_once_however_it_is_sliced(windows, seed, epoch, batch, draw):
     whole = sample_order(windows, seed, epoch * windows, windows)

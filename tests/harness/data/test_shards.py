@@ -37,7 +37,7 @@ def test_a_distant_step_needs_no_earlier_one(data):
     assert tokens.shape == (4, 17) and torch.equal(tokens, data.batch("train", 0, 10**12, 4, 16))
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(1, 400), st.integers(0, 9))
 def test_an_epoch_of_batches_targets_every_token_but_the_first_and_the_tail_once(data, seq_len, seed):
     stream = data.tokens("train")[:]
