@@ -1,4 +1,4 @@
-"""Commands on what is measured: list, data fetch, prefetch, eval and the benchmarks."""
+"""Commands on suites and benchmarks: list, data fetch, prefetch, eval, bench."""
 
 from __future__ import annotations
 
@@ -84,12 +84,14 @@ def evaluate(
     suite: Annotated[str, typer.Argument(help="The suite; see `list`.")],
     run: Annotated[Path | None, typer.Option(help="The folder of a trained run.")] = None,
     lm: Annotated[str | None, typer.Option(help="Instead of a run: any model class of lm-eval, such as hf.")] = None,
-    lm_args: Annotated[str, typer.Option(help="Its arguments, as lm-eval takes them.")] = "",
+    lm_args: Annotated[str, typer.Option(help="Arguments of --lm, as lm-eval takes them.")] = "",
     untrained: Annotated[
-        str | None, typer.Option(help="Instead: PRESET/MIXER at its initial weights, for what chance gives.")
+        str | None, typer.Option(help="Instead: PRESET/MIXER at its initial weights, for the score of chance.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Samples of each task at most.")] = None,
-    answers: Annotated[Path | None, typer.Option(help="Keep answers here, and go on behind those there.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Samples per task at most.")] = None,
+    answers: Annotated[
+        Path | None, typer.Option(help="Keep answers in this file, and resume after those in it.")
+    ] = None,
     options: Annotated[list[str] | None, typer.Option("--set", help="An option of the suite: a=value.")] = None,
     suite_file: SuiteFiles = None,
     as_json: AsJson = False,
@@ -103,8 +105,10 @@ def evaluate(
     with errors():
         registry.load_files(suite_file or [])
         pairs = [option.partition("=") for option in options or []]
-        given = {key: parse_value(value, f"{key}={value}") for key, _, value in pairs}
-        config = registry.suite_config(suite, given if limit is None else _limited(suite, given, limit))
+        chosen_options = {key: parse_value(value, f"{key}={value}") for key, _, value in pairs}
+        if limit is not None:
+            chosen_options = _limited(suite, chosen_options, limit)
+        config = registry.suite_config(suite, chosen_options)
         chosen = registry.suite(suite)
         if chosen.fresh:
             raise ValueError(f"suite: {suite} measures fresh models; submit an experiment that has it under suites")
@@ -159,19 +163,17 @@ def bench_kernels(
     static: Annotated[
         bool, typer.Option("--static", help="Compile the Triton kernels for GPUs that need not be there.")
     ] = False,
-    shapes: Annotated[
-        str, typer.Option(help="With --static: which head shapes, separated by commas, or `all`.")
-    ] = "paper",
+    shapes: Annotated[str, typer.Option(help="With --static: head shapes, separated by commas, or `all`.")] = "paper",
     capabilities: Annotated[str | None, typer.Option(help="With --static: 80, 90, 100, separated by commas.")] = None,
-    out: Annotated[Path, typer.Option(help="Where results measured on a GPU go.")] = Path("results/kernels"),
-    seconds: Annotated[float, typer.Option(help="On a GPU: start no new case after so long.")] = 480,
+    out: Annotated[Path, typer.Option(help="Folder for results measured on a GPU.")] = Path("results/kernels"),
+    seconds: Annotated[float, typer.Option(help="On a GPU: start no new case after this time.")] = 480,
     as_json: AsJson = False,
 ) -> None:
-    """Time our operators beside flash-linear-attention's, same inputs, with their errors.
+    """Time our operators next to flash-linear-attention's on the same inputs, and print their errors.
 
-    On a CUDA device the Triton kernels, else the chunked torch forms. --static times nothing: it compiles every
-    configuration of the kernels for sm_80, sm_90 and sm_100, prints registers, spills, shared memory, matrix
-    instructions and the bytes and FLOPs of each launch, and fails if one spills or does not fit.
+    On a CUDA device these are the Triton kernels, else the chunked torch forms. --static times nothing: it compiles
+    every configuration of the kernels for sm_80, sm_90 and sm_100 and prints registers, spills, shared memory, matrix
+    instructions and the bytes and FLOPs of each launch. It fails if a configuration spills or does not fit.
     """
     import torch
 
@@ -213,17 +215,17 @@ def bench_throughput(
     preset: Annotated[str, typer.Option(help="A scale; see `list`.")],
     mixers: Annotated[str | None, typer.Option(help="Only these mixers, separated by commas.")] = None,
     layout: Annotated[str, typer.Option(help="recurrent or hybrid; attention is its own.")] = "recurrent",
-    length: Annotated[int, typer.Option(help="Tokens a sequence.")] = 2048,
-    batch: Annotated[int, typer.Option(help="Sequences a step.")] = 8,
-    steps: Annotated[int, typer.Option(help="Steps a timed window.")] = 10,
+    length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 2048,
+    batch: Annotated[int, typer.Option(help="Sequences per step.")] = 8,
+    steps: Annotated[int, typer.Option(help="Steps per timed window.")] = 10,
     seconds: Annotated[float, typer.Option(help="For all mixers together.")] = 300,
     against_fla: Annotated[
-        bool, typer.Option("--against-fla", help="In turns with fla's own model classes; needs a CUDA device.")
+        bool, typer.Option("--against-fla", help="Take turns with fla's own model classes; needs a CUDA device.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Also write the rows to this JSON file.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time training steps of every matched model at a scale, on this machine's device."""
+    """Time training steps of every matched model of a preset, on this machine's device."""
     from harness.files import write_atomic
     from harness.training.device import this_device
     from suites.bench.training import render, run
@@ -243,11 +245,11 @@ def bench_throughput(
 @bench_app.command("lm")
 def bench_lm(
     preset: Annotated[str, typer.Option(help="The scale of the model; see `list`.")] = "cpu-1m",
-    samples: Annotated[int, typer.Option(help="Of each kind of work.")] = 64,
-    length: Annotated[int, typer.Option(help="Tokens of the needles' haystack.")] = 512,
+    samples: Annotated[int, typer.Option(help="Samples per kind of work.")] = 64,
+    length: Annotated[int, typer.Option(help="Tokens of the haystack around the needles.")] = 512,
     as_json: AsJson = False,
 ) -> None:
-    """Time our lm-eval model beside lm-eval's HFLM on equal weights: language tasks and needles."""
+    """Time our lm-eval model next to lm-eval's HFLM with equal weights, on language tasks and needles."""
     from harness.training.device import this_device
     from suites.bench.lm import render, run
 
@@ -263,7 +265,7 @@ def bench_tables(
     records: Annotated[int, typer.Option(help="Synthetic records.")] = 100_000,
     as_json: AsJson = False,
 ) -> None:
-    """Time how long it takes from files of records to table 2."""
+    """Time the way from files of records to table 2."""
     from suites.bench.tables import render, run
 
     with errors():
@@ -273,13 +275,13 @@ def bench_tables(
 
 @bench_app.command("loader")
 def bench_loader(
-    length: Annotated[int, typer.Option(help="Tokens a row.")] = 2048,
-    rows: Annotated[int, typer.Option(help="Rows a step.")] = 64,
-    steps: Annotated[int, typer.Option(help="Steps a pass.")] = 40,
+    length: Annotated[int, typer.Option(help="Tokens per row.")] = 2048,
+    rows: Annotated[int, typer.Option(help="Rows per step.")] = 64,
+    steps: Annotated[int, typer.Option(help="Steps per pass.")] = 40,
     workers: Annotated[int, typer.Option(help="Processes of torch's DataLoader.")] = 2,
     as_json: AsJson = False,
 ) -> None:
-    """Time reading training rows beside torch's DataLoader, over the embedded corpus."""
+    """Time reading training rows of the embedded corpus next to torch's DataLoader."""
     from suites.bench.loader import render, run
 
     with errors():
@@ -294,10 +296,10 @@ def bench_loader(
 @bench_app.command("optimizer")
 def bench_optimizer(
     preset: Annotated[str, typer.Option(help="A scale; see `list`.")] = "125m",
-    steps: Annotated[int, typer.Option(help="Timed steps of each form.")] = 15,
+    steps: Annotated[int, typer.Option(help="Timed steps per form.")] = 15,
     as_json: AsJson = False,
 ) -> None:
-    """Time an optimiser step as training takes it beside other forms of torch's AdamW, all to the same weights."""
+    """Time training's optimiser step next to other forms of torch's AdamW, all of which reach the same weights."""
     from harness.training.device import this_device
     from suites.bench.optimizer import render, run
 

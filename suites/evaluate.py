@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from harness.experiments.schema import RunConfig
+from harness.experiments.run_config import RunConfig
 from harness.lm.journal import Journal
 from harness.lm.load import load_lm
 from harness.records.provenance import Provenance, provenance

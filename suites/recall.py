@@ -29,11 +29,11 @@ class Config(SuiteConfig):
     pairs: list[PositiveInt] = Field(default=[4, 8, 16, 32])
     """Difficulties of mqar: pairs of key and value."""
     rewrites: list[PositiveInt] = []
-    """Difficulties of overwrite: rewritten keys."""
+    """Difficulties of overwrite: times that some keys are rewritten."""
     writes: list[PositiveInt] = []
     """Difficulties of protect: later writes to other keys."""
     shared: list[PositiveInt] = []
-    """Difficulties of interference: words that keys share."""
+    """Difficulties of interference: side of the grids of words that keys are made of."""
     samples: PositiveInt = 500
     """Samples per difficulty."""
     seed: int = 0
@@ -112,9 +112,9 @@ class Recall(Suite):
                     (acc if text == drawn[i].answer else stale)[i] = 1.0
             items = [(question.context, question.answer, *question.old) for question in drawn]
             settings = {"items_sha256": fingerprint(items), "length_unit": TASKS[task].unit}
-            found = {"acc": acc, "stale": stale} if task == "overwrite" else {"acc": acc}
+            scored = {"acc": acc, "stale": stale} if task == "overwrite" else {"acc": acc}
             results += [
                 mean_measurement(metric, scores, suite=self.name, task=task, length=difficulty, settings=settings)
-                for metric, scores in found.items()
+                for metric, scores in scored.items()
             ]
         return results

@@ -46,7 +46,7 @@ class Config(SuiteConfig):
     windows: int = Field(default=7, ge=2)
     """Timed windows per shape."""
     warm_up: PositiveInt = 3
-    """Untimed steps before the first window of a shape. Kernels are compiled and tuned and memory is allocated there."""
+    """Untimed steps before the first window of a shape, in which kernels are compiled and tuned."""
 
     _distinct = field_validator("shapes")(check_distinct_shapes)
 
@@ -75,9 +75,7 @@ class Throughput(Suite):
             taken[shape] = unless_out_of_memory(
                 lambda shape=shape: time_windows(model, optimizer, recipe, dtype, shape, config), device
             )
-            optimizer.zero_grad(
-                set_to_none=True
-            )  # a step that failed half-way leaves gradients, which would take the next shape's memory
+            optimizer.zero_grad(set_to_none=True)  # a failed step leaves gradients in the next shape's memory
             ceiling = max(ceiling, matmul_rate(device, dtype))  # other work on the device lowers it for a moment
             progress(f"{shape.batch} × {shape.length}" + (": out of memory" if taken[shape] is None else ""))
         settings = config.model_dump(exclude={"shapes"}) | {

@@ -1,0 +1,42 @@
+"""The commands on suites: the list with a title per suite, limits of `eval`, and suites that are not for it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from run import app
+from suites import registry
+
+cli = CliRunner()
+
+
+def test_list_shows_a_line_with_the_title_of_every_suite() -> None:
+    lines = cli.invoke(app, ["list"]).output.splitlines()
+    shown = dict(line.split(maxsplit=1) for line in lines[lines.index("suites:") + 1 :])
+    assert shown == {name: known.title for name, known in registry.entries().items()}
+    assert json.loads(cli.invoke(app, ["list", "--json"]).output)["suites"] == shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["decode", "--untrained", "cpu-600k/kda"], "suite: decode measures fresh models; submit an experiment"),
+        (["decode", "--untrained", "cpu-600k/kda", "--limit", "4"], "--limit: decode takes no samples; leave it out"),
+        (["recall", "--untrained", "cpu-600k/kda", "--set", "samples=0"], "suites.recall.samples: "),
+        (["recall", "--suite-file", "nowhere.py"], "nowhere.py is missing; give the path of a Python file"),
+    ],
+)
+def test_wrong_use_of_eval_is_one_line(arguments: list[str], message: str) -> None:
+    result = cli.invoke(app, ["eval", *arguments])
+    assert result.exit_code == 2 and message in result.output and result.output.count("\n") == 1
+
+
+def test_a_limit_sets_the_samples_and_answers_are_kept(tmp_path: Path) -> None:
+    arguments = ["eval", "recall", "--untrained", "cpu-600k/kda", "--set", "pairs=[2]", "--json"]
+    limited = cli.invoke(app, [*arguments, "--limit", "3", "--answers", str(tmp_path / "answers.jsonl")])
+    set_ = cli.invoke(app, [*arguments, "--set", "samples=3"])
+    assert limited.exit_code == 0, limited.output
+    assert json.loads(limited.stdout) == json.loads(set_.stdout) and json.loads(limited.stdout)[0]["n"] == 3
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 3
