@@ -32,7 +32,8 @@ from harness.files import read_json, write_atomic, write_json
 if TYPE_CHECKING:
     import pandas as pd
 
-    from harness.experiments.schema import Experiment, RunConfig
+    from harness.experiments.run_config import RunConfig
+    from harness.experiments.schema import Experiment
 
 T = TypeVar("T")
 State = Literal["queued", "running", "requeued", "stopped", "failed", "done"]
@@ -157,14 +158,14 @@ class RunFolder:
         """The configuration. Raises ValueError if there is none or it cannot be read."""
         from pydantic import ValidationError
 
-        from harness.experiments.schema import RunConfig
+        from harness.experiments.run_config import RunConfig
         from mixers.interface import one_line
 
         if not self.config.is_file():
             raise ValueError(f"{self.path}: no run lies there (config.yaml is missing); give the folder of a run")
         remedy = "delete it and submit the experiment again, which writes it anew"
         try:
-            return RunConfig(**yaml.safe_load(self.config.read_text(encoding="utf-8")))
+            return RunConfig.stored(yaml.safe_load(self.config.read_text(encoding="utf-8")))
         except ValidationError as error:
             raise ValueError(f"{one_line(error, str(self.config))}; {remedy}") from None
         except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:

@@ -25,6 +25,9 @@ class MixerConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
+    spelt_out: ClassVar[bool] = True
+    """Whether defaults are part of a run's configuration. False where they belong to another package."""
+
 
 @dataclass(frozen=True)
 class Cost:

@@ -12,6 +12,7 @@ The heads of a group share B and C. At initialisation, A is drawn from U(1, 16) 
 from __future__ import annotations
 
 from functools import partial
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from mixers.backends import MAMBA_SSM, TORCH, mamba_ssm
+from mixers.identity import INCIDENTAL
 from mixers.interface import Cost, Mixer, MixerConfig, State
 from mixers.parts.common import ShortConvolution, accumulator_dtype, inverse_softplus_dt, is_power_of_two, require
 from mixers.parts.ssd import ssd_chunked, ssd_recurrent
@@ -40,7 +42,7 @@ class Mamba2Config(MixerConfig):
     """Groups of heads that share one B and one C; a divisor of the number of heads."""
     conv_width: PositiveInt = 4
     """Taps of the short convolution."""
-    chunk_size: PositiveInt = 32
+    chunk_size: Annotated[PositiveInt, INCIDENTAL] = 32
     """Tokens per chunk of the torch form, a power of two. It changes the speed, never the result."""
 
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from importlib.util import find_spec
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from mixers.backends import MAMBA_SSM, TORCH, Backend, mamba_ssm, mamba_ssm_absent
+from mixers.identity import INCIDENTAL
 from mixers.interface import Cost, Mixer, MixerConfig, State
 from mixers.parts.common import RMSNorm, accumulator_dtype, inverse_softplus_dt, is_power_of_two, require
 from mixers.parts.ssd import ssd_chunked, ssd_recurrent
@@ -61,7 +62,7 @@ class Mamba3Config(MixerConfig):
     """Channels per head, a divisor of `d_inner`."""
     rope_fraction: Literal[0.5, 1.0] = 0.5
     """Fraction of `d_state` that rotates."""
-    chunk_size: PositiveInt | None = None
+    chunk_size: Annotated[PositiveInt | None, INCIDENTAL] = None
     """Tokens per chunk of the torch form, a power of two; None for about 32 / rank. It never changes the result."""
 
 

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mixers.fla_layer import FLA_PREFIX
 from mixers.fla_layer import entry as fla_entry
+from mixers.identity import completed, identity
 from mixers.interface import Entry, Mixer, MixerConfig, one_line
 
 BUILT_IN = ("gated_deltanet", "gdn2.layer", "kda", "mamba2", "mamba3", "attention")
@@ -187,6 +188,27 @@ def mixer_config(name: str, options: dict[str, Any]) -> MixerConfig:
     except ValidationError as error:
         known = (field for field in entry.cls.config_class.model_fields if field not in entry.fixed)
         raise ValueError(one_line(error, f"{name}.", known)) from None
+
+
+def resolved_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """All options of a mixer as JSON values, defaults spelt out, without those that its name fixes.
+
+    For a layer of another package, whose defaults are not ours to freeze, only the options that were given. Raises
+    ValueError as `mixer_config` does.
+    """
+    config = mixer_config(name, options)
+    return config.model_dump(mode="json", exclude=set(get(name).fixed), exclude_unset=not config.spelt_out)
+
+
+def stored_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Resolved options that were stored earlier, completed by the neutral values of options that were added since."""
+    return completed(get(name).cls.config_class, options)
+
+
+def options_identity(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The part of resolved options that identifies a model. Raises ValueError as `mixer_config` does."""
+    content = identity(mixer_config(name, stored_options(name, options)))
+    return {key: value for key, value in content.items() if key in options}
 
 
 def build_mixer(name: str, d_model: int, options: dict[str, Any] | None = None) -> Mixer:

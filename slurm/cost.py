@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from harness.experiments.schema import RunConfig
+from harness.experiments.run_config import RunConfig
 from harness.records.provenance import device_name
 from harness.records.store import load
 from harness.training.device import ceiling, recipe_dtype, this_device

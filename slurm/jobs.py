@@ -22,7 +22,7 @@ from submitit.helpers import Checkpointable, TorchDistributedEnvironment
 from submitit.slurm.slurm import SlurmJobEnvironment
 
 from harness.experiments.load import load_experiment
-from harness.experiments.schema import RunConfig
+from harness.experiments.run_config import RunConfig
 from harness.files import write_atomic
 from harness.model.language_model import build_model
 from harness.records.provenance import provenance

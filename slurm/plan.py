@@ -8,7 +8,8 @@ from pathlib import Path
 from harness.data.synthetic import recall_words
 from harness.data.tokenizer import load_tokenizer
 from harness.experiments.expand import expand
-from harness.experiments.schema import Experiment, RunConfig
+from harness.experiments.run_config import RunConfig
+from harness.experiments.schema import Experiment
 from harness.records.units import suite_of
 from harness.training.batches import data_sha256, open_data
 from harness.training.metrics_log import require_tracker

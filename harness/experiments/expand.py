@@ -8,16 +8,18 @@ from itertools import product
 
 from harness.experiments.matching import matched_config
 from harness.experiments.presets import preset
-from harness.experiments.schema import NO_IDENTITY, Experiment, MixerSpec, RunConfig
+from harness.experiments.run_config import RunConfig
+from harness.experiments.schema import Experiment, MixerSpec
 from harness.model.language_model import Layout, ModelConfig
+from mixers.identity import identity
 from mixers.interface import Mixer
 from mixers.registry import file_of, get, load_file, mixer_config
 
 
 def expand(experiment: Experiment, vocab_size: int | None, data_sha256: str) -> list[RunConfig]:
-    """All runs of an experiment, their models matched. Raises ValueError for the first that cannot be built.
+    """All runs of an experiment, with matched models. Raises ValueError for the first that cannot be built.
 
-    vocab_size: that of the tokenizer in use; it replaces the preset's, which None keeps. data_sha256: see RunConfig.
+    vocab_size: of the tokenizer in use; None keeps the preset's. data_sha256: see RunConfig.
     """
     for file in experiment.mixer_files:
         load_file(file)
@@ -35,7 +37,7 @@ def expand(experiment: Experiment, vocab_size: int | None, data_sha256: str) -> 
             if ablation is not None:
                 label = f"{label}, {ablation.label}"
                 where = f"{experiment.name}: ablations: {ablation.label!r} of {spec.mixer} ({layout})"
-            # Defaults spelt out, so that an option given its default value makes no second run of the same model.
+            # Options are compared with their defaults spelt out: one given its default value makes no second model.
             try:
                 resolved = mixer_config(spec.mixer, preset(name).mixers.get(spec.mixer, {}) | options)
                 model = _matched(name, layout, spec.mixer, get(spec.mixer).cls, json.dumps(options), vocab_size)
@@ -43,13 +45,12 @@ def expand(experiment: Experiment, vocab_size: int | None, data_sha256: str) -> 
                 if ablation is None:
                     raise
                 raise ValueError(f"{where}: {error}; if it is not meant for this mixer, name its mixers") from None
-            content = [name, layout, spec.mixer, resolved.model_dump_json(), model.mlp_widths]
-            content.append(train.model_dump_json(exclude=NO_IDENTITY))
-            if (identity := json.dumps(content)) in trained:
+            content = [name, layout, spec.mixer, identity(resolved), model.mlp_widths, identity(train)]
+            if (key := json.dumps(content)) in trained:
                 raise ValueError(f"{where} is listed twice with the same options; remove one")
             if (label, name, layout) in called:
                 raise ValueError(f"{where}: two entries are called {label!r} ({layout}); give each a label")
-            trained.add(identity)
+            trained.add(key)
             called.add((label, name, layout))
             file = file_of(spec.mixer)
             runs += [
@@ -82,6 +83,8 @@ def _layouts(experiment: Experiment, spec: MixerSpec) -> list[Layout]:
 def _matched(
     preset_name: str, layout: Layout, mixer: str, cls: type[Mixer], options: str, vocab_size: int | None
 ) -> ModelConfig:
-    """`matched_config`, which takes a tenth of a second at the larger scales, once in a process. options: as JSON. cls:
-    the mixer's class, so that another one under the same name is another model."""
+    """`matched_config`, cached: it takes a tenth of a second at the larger scales.
+
+    options: as JSON. cls: the mixer's class, so that another class under the same name is another model.
+    """
     return matched_config(preset_name, layout, mixer, json.loads(options), vocab_size)

@@ -14,6 +14,7 @@ import torch
 
 from harness.experiments.presets import Preset, preset
 from harness.model.language_model import LanguageModel, Layout, ModelConfig
+from mixers.registry import resolved_options
 
 WIDTH_STEP = 32
 TOLERANCE = 0.005
@@ -26,8 +27,8 @@ def _config(
     return ModelConfig(
         layout=layout,
         mixer=mixer,
-        mixer_options=base | options,
-        attention_options=scale.hybrid_attention if layout == "hybrid" else {},
+        mixer_options=resolved_options(mixer, base | options),
+        attention_options=resolved_options("attention", scale.hybrid_attention) if layout == "hybrid" else {},
         d_model=scale.d_model,
         mlp_widths=widths,
         vocab_size=vocab_size,

@@ -1,13 +1,11 @@
-"""The schema of an experiment, and how one file becomes runs.
+"""The schema of an experiment file: what is compared, on which data, with which recipe, measured by which suites.
 
-Everything is closed: an unknown key is an error that names it. A run is identified by the hash of its resolved
-configuration, so the same run asked for twice, from whatever file, is one run.
+Everything is closed: an unknown key is an error that names it. The docstring under a field documents it everywhere:
+`run.py schema` prints it, and the JSON schema that the command writes lets an editor complete an experiment file.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable
 from functools import cache
 from typing import Annotated, Any, Literal
@@ -26,9 +24,9 @@ from pydantic import (
 
 from harness.data.synthetic import shortest_row
 from harness.experiments.presets import preset
-from harness.model.language_model import Layout, ModelConfig
+from harness.model.language_model import Layout
+from mixers.identity import INCIDENTAL
 from mixers.interface import one_line
-from mixers.registry import MixerFile
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -40,18 +38,19 @@ class Closed(BaseModel):
 
 
 class Phase(Closed):
-    """A stretch of training on one mixture.
-
-    tokens: how many are seen, rounded up to whole optimiser steps. seq_len: tokens a row. rows: how many rows of every
-    optimiser step come from `text` and from each synthetic task of harness.data.synthetic.
-    """
+    """A stretch of training on one mixture of rows."""
 
     tokens: PositiveInt
+    """Tokens to train on, rounded up to whole optimiser steps."""
+
     seq_len: PositiveInt
+    """Tokens per row."""
+
     rows: dict[Literal["text", "mqar", "overwrite", "protect", "interference"], PositiveInt] = Field(min_length=1)
+    """Rows per optimiser step: from `text`, and from each synthetic task of harness.data.synthetic."""
 
     @model_validator(mode="after")
-    def _room(self) -> Phase:
+    def _rows_hold_a_sample(self) -> Phase:
         for task in self.rows:
             if task != "text" and self.seq_len < shortest_row(task):
                 raise ValueError(f"seq_len: {self.seq_len} is too short for {task}; use at least {shortest_row(task)}")
@@ -59,24 +58,26 @@ class Phase(Closed):
 
     @property
     def tokens_per_step(self) -> int:
+        """Tokens per optimiser step."""
         return self.seq_len * sum(self.rows.values())
 
     @property
     def steps(self) -> int:
+        """Optimiser steps."""
         return -(-self.tokens // self.tokens_per_step)
 
 
 class DataConfig(Closed):
-    """What is trained on.
+    """The training data."""
 
-    source: `embedded`, or a folder made by `run.py data prepare`. tokenizer: `embedded`, a tokenizer.json, or a Hub
-    name; must be the one the shards were made with. phases: in this order, under one learning-rate schedule; left out
-    where nothing is trained.
-    """
+    source: Annotated[str, INCIDENTAL] = "embedded"
+    """`embedded`, or a folder made by `run.py data prepare`. A run is identified by the content, not by the path."""
 
-    source: str = "embedded"
-    tokenizer: str = "embedded"
-    phases: list[Phase] = Field(default=[], min_length=1)  # a default is not held to the length
+    tokenizer: Annotated[str, INCIDENTAL] = "embedded"
+    """`embedded`, a tokenizer.json, or a name on the Hub: the one that the shards were made with."""
+
+    phases: list[Phase] = Field(default=[], min_length=1)  # the default is not held to the length
+    """Phases in order, under one learning-rate schedule. Left out if nothing is trained."""
 
     @property
     def steps(self) -> int:
@@ -85,71 +86,97 @@ class DataConfig(Closed):
 
     @property
     def tokens(self) -> int:
-        """Tokens seen in all."""
+        """Tokens seen by the end of training."""
         return sum(phase.steps * phase.tokens_per_step for phase in self.phases)
 
     @property
     def seq_len(self) -> int:
-        """Of the last phase: the length that the model is made for."""
+        """Tokens per row of the last phase: the length that the model is made for."""
         return self.phases[-1].seq_len
 
 
 class TrainConfig(Closed):
-    """The recipe; defaults are the paper's (arXiv 2605.22791) where it states one.
+    """The recipe. Defaults are the paper's (arXiv 2605.22791) where it states one.
 
-    accumulation: pieces into which the rows of a step are cut for memory's sake; a divisor of their number. lr: peak;
-    cosine down to final_lr_ratio · lr after warmup_ratio of the tokens. weight_decay reaches matrices only, embedding
-    included; not norms, biases, other vectors, A_log, dt_bias. dtype: of activations; `auto` is bf16 on a GPU that has
-    it and fp32 elsewhere. checkpoint_every: optimiser steps between checkpoints. threads: CPU threads of the run.
-
-    Those below change how a run is made and not what is trained, but for rounding, and are no part of its identity:
-    milestones: optimiser steps between checkpoints that are kept for good. tracker: a package that metrics go to as
-    well. recompute: activations of a block are made
-    again for the backward pass instead of kept. compile: blocks go through torch.compile. max_skipped: steps in all
-    that may be skipped because their loss or gradient is not finite.
+    Some fields change how a run is made and not, but for rounding, what is trained; they are no part of its identity.
     """
 
     accumulation: PositiveInt = 1
+    """Pieces that the rows of a step are cut into to save memory; a divisor of their number."""
+
     lr: PositiveFloat = 4e-4
+    """Peak learning rate; cosine decay follows the warm-up."""
+
     final_lr_ratio: NonNegativeFloat = 0.1
+    """Learning rate at the end of training, as a share of the peak."""
+
     warmup_ratio: NonNegativeFloat = 0.01
+    """Share of the tokens over which the learning rate rises linearly."""
+
     weight_decay: NonNegativeFloat = 0.1
+    """Applied to matrices, the embedding included; not to norms, biases, other vectors, A_log and dt_bias."""
+
     betas: tuple[Beta, Beta] = (0.9, 0.95)
+    """Decay rates of AdamW's two moments."""
+
     clip: PositiveFloat = 1.0
+    """Largest norm of the gradient; larger ones are scaled down to it."""
+
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    checkpoint_every: PositiveInt = 1000
-    threads: PositiveInt | None = None
-    milestones: PositiveInt | None = None
-    recompute: bool = False
-    compile: bool = False
-    max_skipped: NonNegativeInt = 10
-    tracker: Literal["wandb", "trackio"] | None = None
+    """Dtype of activations. `auto` is bf16 on a GPU that has it and fp32 elsewhere."""
 
+    checkpoint_every: Annotated[PositiveInt, INCIDENTAL] = 1000
+    """Optimiser steps between checkpoints. Not part of a run's identity."""
 
-NO_IDENTITY = {"milestones", "recompute", "compile", "max_skipped", "tracker"}
-"""Fields of TrainConfig that a run's hash leaves out."""
+    threads: Annotated[PositiveInt | None, INCIDENTAL] = None
+    """CPU threads; torch's default if left out. Not part of a run's identity."""
+
+    milestones: Annotated[PositiveInt | None, INCIDENTAL] = None
+    """Optimiser steps between checkpoints that are kept for good. Not part of a run's identity."""
+
+    recompute: Annotated[bool, INCIDENTAL] = False
+    """Recompute activations in the backward pass instead of keeping them. Not part of a run's identity."""
+
+    compile: Annotated[bool, INCIDENTAL] = False
+    """Compile the blocks with torch.compile. Not part of a run's identity."""
+
+    max_skipped: Annotated[NonNegativeInt, INCIDENTAL] = 10
+    """Most steps that may be skipped because their loss or gradient is not finite. Not part of a run's identity."""
+
+    tracker: Annotated[Literal["wandb", "trackio"] | None, INCIDENTAL] = None
+    """Package that metrics also go to. Not part of a run's identity."""
 
 
 class MixerSpec(Closed):
-    """One model of an experiment. label: its row in tables, by default the mixer's display name and layout."""
+    """One model of an experiment."""
 
     mixer: str
+    """Name of a registered mixer, or `fla:<Layer>`."""
+
     layout: Layout | None = None
+    """`recurrent` or `hybrid`; the experiment's `layouts` if left out."""
+
     options: dict[str, Any] = {}
+    """Options of the mixer, over the preset's geometry; `run.py schema MIXER` lists them."""
+
     label: str | None = None
+    """Name of its row in tables; the mixer's display name if left out."""
 
 
 class Ablation(Closed):
-    """A variant of an experiment's models, trained and measured beside them, in rows called `<their label>, <label>`.
-
-    options: of the mixer, over its own. train: fields of TrainConfig, over the experiment's. mixers: those it is for,
-    by name; all of them if None.
-    """
+    """A variant of an experiment's models, trained and measured next to them, in rows `<their label>, <label>`."""
 
     label: str = Field(min_length=1)
+    """Name of the variant, appended to the label of each model."""
+
     options: dict[str, Any] = {}
+    """Options of the mixer, over the model's own."""
+
     train: dict[str, Any] = {}
+    """Fields of `train`, over the experiment's."""
+
     mixers: list[str] | None = Field(default=None, min_length=1)
+    """Mixers that it applies to, by name; all of them if left out."""
 
     @model_validator(mode="after")
     def _changes_something(self) -> Ablation:
@@ -159,19 +186,20 @@ class Ablation(Closed):
 
 
 class Expected(Closed):
-    """What the paper printed for these models, which is an expectation at its own scale alone: see
-    `Experiment.expectation`.
-
-    table: of harness.records.published. preset, tokens: the scale at which its numbers were measured, and what was
-    trained on. tolerance: by column or by metric, both named as in tables of results, the difference from the printed
-    number that is not yet a finding, in the unit that tables print: points where a metric is in percent, else the
-    metric's own.
-    """
+    """The paper's numbers for these models, and the tolerance that they should be met within at the paper's scale."""
 
     table: Literal["table2", "table3", "table4", "table5", "figure2"]
+    """Table of the paper, as filed in harness.records.published."""
+
     preset: str
+    """Scale at which the paper measured."""
+
     tokens: PositiveInt
+    """Training tokens of the paper's models."""
+
     tolerance: dict[str, PositiveFloat] = Field(min_length=1)
+    """Largest difference from the printed number that is not yet a finding, by column or by metric, named as in tables
+    of results. In the unit that tables print: points for a metric in percent, else the metric's own."""
 
     @model_validator(mode="after")
     def _known(self) -> Expected:
@@ -186,52 +214,73 @@ class Expected(Closed):
         return self
 
     def allowed(self, column: str) -> float | None:
-        """The tolerance of a column, its own or else its metric's; None where none is stated."""
+        """Tolerance of a column: its own, else its metric's; None if neither is stated."""
         return self.tolerance.get(column, self.tolerance.get(_printed_columns(self.table).get(column, "")))
 
 
 class Experiment(Closed):
-    """An experiment file: mixers × layouts × ablations × seeds at one scale, one recipe, and the suites that measure.
-
-    presets: several instead of the one `preset`, for an axis of width.
-    layouts: where a mixer names none itself; attention is always its own layout. suites: options per suite.
-    mixer_files: Python files that define mixers, relative to the experiment file. ablations: beside the models as they
-    are. scales: by name, fields that differ there, merged over the file's, mappings key by key; see `load_experiment`.
-    expected: the paper's numbers, and how near they should be met at its scale.
-    """
+    """An experiment: mixers × layouts × ablations × seeds at one scale, one recipe, and the suites that measure."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
+    """Name of the experiment; its collection and submissions carry it."""
+
     description: str = ""
+    """What the experiment is for, in a sentence or two; shown in its report."""
+
     preset: str | None = None
+    """Scale of all models; `run.py list` names the presets."""
+
     presets: list[str] = []
+    """Several scales instead of the one `preset`, for an axis of width."""
+
     mixers: list[MixerSpec] = Field(min_length=1)
+    """Models to compare; a mixer without options may be written as its name alone."""
+
     mixer_files: list[str] = []
+    """Python files that register mixers, relative to the experiment file."""
+
     suite_files: list[str] = []
     """Python files that register suites, relative to the experiment file."""
+
     layouts: list[Literal["recurrent", "hybrid"]] = ["recurrent"]
+    """Layouts of mixers that name none themselves. Attention is always a layout of its own."""
+
     seeds: list[NonNegativeInt] = Field(default=[0], min_length=1)
+    """Seeds of initialisation and data order; every model is trained once per seed."""
+
     data: DataConfig = DataConfig()
+    """Training data."""
+
     train: TrainConfig = TrainConfig()
+    """Training recipe, the same for all models."""
+
     suites: dict[str, dict[str, Any]] = {}
+    """Suites that measure the models, each with its options; `run.py schema SUITE` lists them."""
+
     ablations: list[Ablation] = []
+    """Variants that are trained next to the models as they are."""
+
     scales: dict[str, dict[str, Any]] = {}
+    """Other scales by name: fields that differ there, merged over the file's, mappings key by key."""
+
     expected: Expected | None = None
+    """The paper's numbers, and how closely they should be met at its scale."""
 
     @property
     def preset_names(self) -> list[str]:
-        """The presets, however given."""
+        """Presets, from `preset` or `presets`."""
         return self.presets if self.preset is None else [self.preset]
 
     @property
     def expectation(self) -> Expected | None:
-        """What the paper's numbers should be met within; None where the preset or the tokens are not the paper's."""
-        asked = sum(phase.tokens for phase in self.data.phases)
-        if self.expected is None or (self.preset, asked) != (self.expected.preset, self.expected.tokens):
+        """The paper's numbers, if the preset and the tokens are the paper's; else None."""
+        tokens = sum(phase.tokens for phase in self.data.phases)
+        if self.expected is None or (self.preset, tokens) != (self.expected.preset, self.expected.tokens):
             return None
         return self.expected
 
     def train_of(self, ablation: Ablation | None) -> TrainConfig:
-        """The recipe of an ablation, or of the models as they are. Raises ValueError naming the ablation's field."""
+        """Recipe of an ablation, or the experiment's for None. Raises ValueError naming the ablation's field."""
         if ablation is None or not ablation.train:
             return self.train
         try:
@@ -292,41 +341,9 @@ class Experiment(Closed):
         return values
 
 
-class RunConfig(Closed):
-    """One run, resolved: nothing about it is decided later. `label` is how tables call it and not part of its id.
-
-    data_sha256: of the data and the tokenizer, so that other data in the same place make another run.
-    mixer_file: that defines the mixer, where it is none of ours or of an installed package.
-    """
-
-    label: str
-    mixer: str
-    layout: Layout
-    preset: str
-    seed: NonNegativeInt
-    model: ModelConfig
-    data: DataConfig
-    data_sha256: str
-    train: TrainConfig
-    mixer_file: MixerFile | None = None
-
-    @property
-    def hash(self) -> str:
-        """Of everything that changes what is trained."""
-        content = self.model_dump(mode="json", exclude={"label": True, "mixer_file": True, "train": NO_IDENTITY})
-        if self.mixer_file is not None:  # its content and not its place
-            content["mixer_file"] = self.mixer_file.sha256
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-    @property
-    def run_id(self) -> str:
-        name = self.mixer.replace(":", "-")  # a folder's name with a colon reads as a host's to scp and rsync
-        return f"{name}-{self.layout}-s{self.seed}-{self.hash[:8]}"
-
-
 @cache
 def _printed_columns(table: str) -> dict[str, str]:
-    """The metric by column of a table of the paper, columns named as in tables of results."""
+    """Metric by column of a table of the paper, columns named as in tables of results."""
     from harness.records.published import column_name, published
 
     cells = published(table)[["task", "metric", "length"]].fillna({"length": 0})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.experiments.schema import RunConfig
+from harness.experiments.run_config import RunConfig
 from harness.run_folder import RunFolder
 
 IDENTITY = ("label", "mixer", "layout", "preset", "seed")

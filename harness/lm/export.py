@@ -15,7 +15,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from harness.data.tokenizer import load_tokenizer
-from harness.experiments.schema import RunConfig
+from harness.experiments.run_config import RunConfig
 from harness.lm.hf.modeling_mixerbench import MIXER_FILE, MixerbenchConfig, MixerbenchForCausalLM
 from harness.lm.load import load_trained
 from harness.model.language_model import LanguageModel

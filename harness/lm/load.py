@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness.data.tokenizer import load_tokenizer
 from harness.experiments.matching import matched_config
-from harness.experiments.schema import RunConfig
+from harness.experiments.run_config import RunConfig
 from harness.lm.mixer_lm import MixerLM
 from harness.model.language_model import LanguageModel, build_model
 from harness.run_folder import RunFolder

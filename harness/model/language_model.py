@@ -18,6 +18,7 @@ from mixers import State, build_mixer
 from mixers.backends import TORCH, convolution
 from mixers.interface import index_state
 from mixers.parts.common import RMSNorm, ShortConvolution
+from mixers.registry import stored_options
 
 Layout = Literal["recurrent", "hybrid", "attention"]
 ModelState = list[State]
@@ -108,6 +109,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, index: int):
         super().__init__()
         name, options = config.block_mixer(index)
+        options = stored_options(name, options)
         self.mixer_norm = RMSNorm(config.d_model, config.norm_eps)
         self.mixer = build_mixer(name, config.d_model, options)
         self.mlp_norm = RMSNorm(config.d_model, config.norm_eps)

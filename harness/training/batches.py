@@ -17,7 +17,8 @@ from harness.data import corpus, synthetic
 from harness.data.prepare import prepare
 from harness.data.shards import INDEX, TokenData
 from harness.data.tokenizer import load_tokenizer, tokenizer_hash
-from harness.experiments.schema import DataConfig, Phase, RunConfig, TrainConfig
+from harness.experiments.run_config import RunConfig
+from harness.experiments.schema import DataConfig, Phase, TrainConfig
 from harness.files import file_sha256
 from harness.training.distributed import ALONE, World
 

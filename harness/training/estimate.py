@@ -8,7 +8,7 @@ from functools import cache
 import pandas as pd
 
 from harness.experiments.matching import meta_model
-from harness.experiments.schema import RunConfig
+from harness.experiments.run_config import RunConfig
 from harness.model.language_model import ModelConfig, ModelCost
 from harness.training.checkpoint import kept_steps
 from harness.training.distributed import Sharding

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from harness.experiments.schema import RunConfig, TrainConfig
+from harness.experiments.run_config import RunConfig
+from harness.experiments.schema import TrainConfig
 from harness.files import write_atomic
 from harness.run_folder import RunFolder
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from harness.experiments.schema import RunConfig
+from harness.experiments.run_config import RunConfig
 from harness.records.provenance import provenance
 from harness.run_folder import RunFolder, Summary
 from harness.training.distributed import Sharding, World, world

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.data.tokenizer import load_tokenizer
-from harness.experiments.schema import RunConfig, TrainConfig
+from harness.experiments.run_config import RunConfig
+from harness.experiments.schema import TrainConfig
 from harness.model.language_model import LanguageModel, build_model
 from harness.model.loss import linear_cross_entropy
 from harness.run_folder import RunFolder

@@ -7,7 +7,7 @@ gated RMSNorm per head; output projection. Parameter names are those of flash-li
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from mixers.backends import TORCH
+from mixers.identity import INCIDENTAL
 from mixers.interface import Cost, Mixer, MixerConfig, State
 from mixers.parts.common import ShortConvolution, accumulator_dtype, is_power_of_two, require
 
@@ -32,7 +33,7 @@ class DeltaConfig(MixerConfig):
     """Channels per value head; None for `head_dim`."""
     conv_width: PositiveInt = 4
     """Taps of the short convolutions over q, k and v."""
-    chunk_size: PositiveInt = 64
+    chunk_size: Annotated[PositiveInt, INCIDENTAL] = 64
     """Tokens per chunk, a power of two. It changes the speed, never the result."""
     norm_eps: float = 1e-5
     """Number added to the mean square in the output RMSNorm."""

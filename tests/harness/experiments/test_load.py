@@ -6,7 +6,8 @@ import yaml
 from harness.experiments.expand import expand
 from harness.experiments.load import EXPERIMENTS, load_experiment
 from harness.experiments.matching import TOLERANCE, meta_model, target_parameters
-from harness.experiments.schema import Experiment, RunConfig
+from harness.experiments.run_config import RunConfig
+from harness.experiments.schema import Experiment
 from harness.records.published import column_name, published
 from suites.registry import suite_config
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from harness.data.tokenizer import load_tokenizer
-from harness.experiments.schema import DataConfig, RunConfig, TrainConfig
+from harness.experiments.run_config import RunConfig
+from harness.experiments.schema import DataConfig, TrainConfig
 from harness.lm.generate import generate
 from harness.model.language_model import LanguageModel, ModelConfig, build_model
 from harness.records.provenance import provenance

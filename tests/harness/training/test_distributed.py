@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.experiments.schema import RunConfig
+from harness.experiments.run_config import RunConfig
 from harness.files import CHECKOUT
 from harness.lm.load import load_trained
 from harness.model.language_model import build_model

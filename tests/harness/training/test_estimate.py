@@ -14,7 +14,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from harness.experiments.expand import expand
 from harness.experiments.load import load_experiment
 from harness.experiments.matching import matched_config, meta_model
-from harness.experiments.schema import DataConfig, RunConfig, TrainConfig
+from harness.experiments.run_config import RunConfig
+from harness.experiments.schema import DataConfig, TrainConfig
 from harness.model.language_model import ModelConfig, build_model
 from harness.training import checkpoint
 from harness.training.distributed import divide

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from harness.experiments.schema import RunConfig, TrainConfig
+from harness.experiments.run_config import RunConfig
+from harness.experiments.schema import TrainConfig
 from harness.model import loss
 from harness.model.language_model import ModelConfig, build_model
 from harness.run_folder import RunFolder

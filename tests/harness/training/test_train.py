@@ -18,7 +18,8 @@ from harness.data import synthetic
 from harness.data.prepare import prepare
 from harness.data.tokenizer import load_tokenizer
 from harness.experiments.matching import matched_config
-from harness.experiments.schema import DataConfig, RunConfig, TrainConfig
+from harness.experiments.run_config import RunConfig
+from harness.experiments.schema import DataConfig, TrainConfig
 from harness.lm.load import load_trained
 from harness.model.language_model import ModelConfig
 from harness.run_folder import RunFolder

@@ -1,0 +1,82 @@
+"""The identity of a configuration: which fields tell two configurations apart, today and after new fields came.
+
+A run's folder is named by a hash of its configuration. Its identity holds every field, with two exceptions:
+
+    threads: Annotated[int | None, INCIDENTAL] = None      # how a run is made, not what is trained: never part of it
+    gain: Annotated[float, Neutral(0.177)] = 0.177         # added later: part of it where it differs from 0.177
+
+The neutral value of a field is what the code did before the field existed. It is frozen when the field is added: a
+later change of the field's default changes identities, as it must, and the new field itself changes none. Fields of
+the first version have no neutral value; they always count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+
+@dataclass(frozen=True)
+class Neutral:
+    """Marks a field that was added after runs existed. value: what the code did before, as JSON holds it."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class Incidental:
+    """Marks a field that changes how a run is made and not, but for rounding, what is trained."""
+
+
+INCIDENTAL = Incidental()
+
+
+def identity(config: BaseModel) -> dict[str, Any]:
+    """The fields that identify a configuration, as JSON values, nested configurations likewise."""
+    dumped = config.model_dump(mode="json")
+    content: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        value = _content(getattr(config, name), dumped[name])
+        neutral = _mark(field, Neutral)
+        if _mark(field, Incidental) is None and (neutral is None or value != neutral.value):
+            content[name] = value
+    return content
+
+
+def completed(kind: type[BaseModel], stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a stored configuration, with the neutral value of every field that was added since.
+
+    Reading stored configurations through this keeps them what they were when a default changes.
+    """
+    values = dict(stored)
+    for name, field in kind.model_fields.items():
+        neutral = _mark(field, Neutral)
+        if name in values:
+            values[name] = _completed(field.annotation, values[name])
+        elif neutral is not None:
+            values[name] = neutral.value
+    return values
+
+
+def _mark(field: FieldInfo, kind: type) -> Any:
+    return next((mark for mark in field.metadata if isinstance(mark, kind)), None)
+
+
+def _content(value: Any, dumped: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return identity(value)
+    if isinstance(value, list | tuple):
+        return [_content(item, item_dumped) for item, item_dumped in zip(value, dumped, strict=True)]
+    return dumped
+
+
+def _completed(annotation: Any, value: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel) and isinstance(value, Mapping):
+        return completed(annotation, value)
+    if isinstance(value, list) and len(models := get_args(annotation)) == 1:
+        return [_completed(models[0], item) for item in value]
+    return value
