@@ -1,17 +1,8 @@
-"""The model around the mixers, and what matching promises about its size."""
+"""The language model: its layouts, its state, its initialisation and its cost."""
 
 import pytest
 import torch
 
-from harness.experiments.matching import (
-    TOLERANCE,
-    matched_config,
-    meta_model,
-    parameter_table,
-    spread,
-    target_parameters,
-)
-from harness.experiments.presets import PRESETS
 from harness.model.language_model import LanguageModel, ModelConfig, build_model
 
 DELTA = {"heads": 2, "head_dim": 16, "chunk_size": 16}
@@ -77,53 +68,6 @@ def test_cost_counts_the_parameters_and_three_forward_passes_per_training_token(
         # Every matrix weight is used once per token, with 2 operations forward and 4 backward; mixers add to that.
         matrices = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
         assert 6 * matrices < cost.flops_per_token < 6 * matrices * 1.5
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_mixer_of_a_preset_matches_in_parameters_and_state(name: str) -> None:
-    rows = parameter_table(name)
-    assert {(r["mixer"], r["layout"]) for r in rows} == {
-        (m, layout)
-        for m in PRESETS[name].mixers
-        for layout in (["attention"] if m == "attention" else ["recurrent", "hybrid"])
-    }
-    target = target_parameters(name)
-    for row in rows:
-        if name.startswith("cpu-recall") and row["layout"] == "hybrid" and "refused" in row:
-            # So small that a step of 32 is over 1%; those scales are for the recurrent layout.
-            assert "the nearest MLP widths give" in row["refused"]
-            continue
-        assert abs(row["non_embedding_params"] / target - 1) <= TOLERANCE, row
-        assert all(width % 32 == 0 for width in row["mlp_widths"])
-        assert max(row["mlp_widths"]) - min(row["mlp_widths"]) <= 32
-    states = {r["state_floats_per_layer"] for r in rows if r["mixer"] != "attention" and "refused" not in r}
-    assert len(states) == 1
-
-
-def test_the_release_preset_is_the_papers() -> None:
-    recurrent = matched_config("release-1.3b", "recurrent", "gdn2")
-    hybrid = matched_config("release-1.3b", "hybrid", "gdn2")
-    assert recurrent.mlp_widths == [6208] * 18 and hybrid.mlp_widths == [6784] * 18
-    # By hand: q, k, v, b, w, o and the two low-rank branches at width 2304 with 16 heads of 128, three convolutions
-    # of width 4, gates and norms, then the MLP and two RMSNorms, eighteen times, and a last norm.
-    mixer = 6 * 2304 * 2048 + 2 * (2304 * 128 + 128 * 2048) + 2048 + 3 * 2048 * 4 + 16 + 2048 + 128
-    assert target_parameters("release-1.3b") == 18 * (mixer + 3 * 2304 * 6208 + 2 * 2304) + 2304
-    assert meta_model(recurrent).cost(4096).state_floats_per_layer == 262_144
-    assert hybrid.attention_options == {"heads": 18, "window": 2048}
-
-
-def test_a_match_that_cannot_be_is_refused_with_its_reason() -> None:
-    with pytest.raises(ValueError, match=r"matching gdn2 \(recurrent\) to cpu-.*leaves none for MLPs.*narrower mixer"):
-        matched_config("cpu-1m", "recurrent", "gdn2", {"heads": 64, "head_dim": 32})
-    with pytest.raises(ValueError, match=r"preset: unknown name '1b'; known: release-1.3b"):
-        matched_config("1b", "recurrent", "gdn2")
-    with pytest.raises(ValueError, match=r"no geometry for 'transformer'; give its options"):
-        matched_config("cpu-1m", "recurrent", "transformer")
-
-
-def test_steps_are_spread_evenly() -> None:
-    assert spread(10, 4) == [64, 96, 64, 96]
-    assert spread(4, 4) == [32] * 4
 
 
 @pytest.mark.parametrize(
