@@ -1,17 +1,17 @@
 """Training form of Gated Delta Rule-2: four Triton kernels, two parallel over the chunks and two that scan them.
 
-With P the product of α from the chunk's start to a token and F that from behind it to the end, C tokens a chunk,
+With C tokens per chunk, P the product of α from the chunk's start up to a token, and F the product after it to the end:
 
     intra_chunk      T and Aqk by doubling blocks, A = (I + T)^-1, P ⊙ q, P ⊙ e, F ⊙ k
     scan_forward     R = A (z - (P ⊙ e) S),  O = (P ⊙ q) S + Aqk R,  S ← Π α ⊙ S + (F ⊙ k)ᵀ R
     scan_backward    dR = Aqkᵀ dO + (F ⊙ k) dS,  dz = Aᵀ dR,  dS ← Π α ⊙ dS + (P ⊙ q)ᵀ dO - (P ⊙ e)ᵀ dz
     chunk_gradients  dAqk = dO Rᵀ,  dT = -dz Rᵀ,  and from these, the states and their gradients all the rest
 
-(arXiv 2605.22791, section 3 and appendices, with A (z - (P ⊙ e) S) for U - Y S: a product less, and no Y and U to keep.
-As dz = Aᵀ dR, and R = A x for x = z - (P ⊙ e) S, the gradient of T, -Aᵀ dA Aᵀ with dA = dR xᵀ, is -dz Rᵀ: no product
-with A is needed for it.)
+(arXiv 2605.22791, section 3 and appendices, with A (z - (P ⊙ e) S) in place of U - Y S, which saves one product and the
+memory for Y and U. The gradient of T is -Aᵀ dA Aᵀ with dA = dR xᵀ, x = z - (P ⊙ e) S. Since dz = Aᵀ dR and R = A x, it
+equals -dz Rᵀ and needs no product with A.)
 
-Bytes a token and head at K = V = 128 and C = 64, bf16 with bf16 projections of g, each tensor passing once:
+Bytes per token and head at K = V = 128 and C = 64, in bf16 with bf16 projections of g, if each tensor passes once:
 
                      reads                                                  writes                                 sum
     intra_chunk      q, k, g, b 1024                                        P⊙q, P⊙e, F⊙k 768; A, Aqk 256         2128
@@ -19,14 +19,14 @@ Bytes a token and head at K = V = 128 and C = 64, bf16 with bf16 projections of 
     scan_backward    P⊙q, P⊙e, F⊙k 768; A, Aqk 256; dO 256                  dz 256; their gradients 512          2072
     chunk_gradients  q, k, g, b, v, w 1536; dO, R, dz 768; states 1024      dq, dk, dg, db, dv, dw 1536          4952
 
-and small ones (Π α over blocks of 8, 1 / |q|, 1 / |k|). The floor is 1792 for the forward pass (inputs and o) and 3328
-for the backward one (inputs, dO, gradients). `run.py bench kernels --static` counts the sums from the launches.
+plus small tensors (Π α over blocks of 8, 1 / |q|, 1 / |k|). The lower bound is 1792 for the forward pass (inputs and o)
+and 3328 for the backward pass (inputs, dO, gradients). `run.py bench kernels --static` counts the sums from launches.
 
-What is kept and why: the decayed operands, A and Aqk (1 KB) cost one write each, which the scan needs anyway; making
-them again would cost the backward pass another 2128. R and the states (768) would cost it another serial scan. With V
-split over programs to fill the card, the key side is read once per block of V; the programs of one head run side by
-side and share it through the L2 cache. The matrices inside chunks, their gradients and what one part of a program
-hands to the next stay in the cache: they are written for the same program to read.
+Saved for the backward pass: the decayed operands, A and Aqk (1 KB), which the scan needs written anyway and which would
+cost 2128 to recompute; R and the states (768), which would cost another serial scan. V is split over programs to fill
+the GPU, so the key side is read once per block of V; the programs of one head run at the same time and share it through
+the L2 cache. The matrices inside chunks, their gradients and data handed from one part of a program to the next stay in
+the cache, because the program that writes them also reads them.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ from mixers.gdn2.kernels.intra import INTRA_CHUNK
 from mixers.gdn2.kernels.launch import padded
 from mixers.gdn2.kernels.scan import SCAN_BACKWARD, SCAN_FORWARD
 
-# Channels of a state that enter a product at a time: with more, the operands leave no registers.
+# Channels of a state that enter a product at a time. More operands would use up the registers.
 KEY_BLOCK = {torch.bfloat16: 64, torch.float16: 64, torch.float32: 16}
 
 
 @lru_cache(maxsize=64)
 def _tables(offsets: tuple[int, ...], size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Where sequences start ([N + 1] tokens, [N + 1] chunks), where chunks start and how many tokens they have [NT].
+    """Return the starts of sequences in tokens and in chunks, [N + 1] each, and the starts and lengths of chunks, [NT].
 
     No chunk holds tokens of two sequences.
     """
@@ -64,7 +64,7 @@ def _tables(offsets: tuple[int, ...], size: int, device: torch.device) -> tuple[
 
 
 class ChunkedRule(torch.autograd.Function):
-    """(o, final state) of packed tokens, with the gradient of every tensor input."""
+    """The chunked rule on packed tokens, with the gradient of every tensor input."""
 
     @staticmethod
     def forward(
@@ -85,6 +85,7 @@ class ChunkedRule(torch.autograd.Function):
         size: int,
         keep: bool,
     ) -> tuple[Tensor, Tensor]:
+        """Return (o, final state), like `chunked`. size: tokens per chunk; keep: save for the backward pass."""
         (*_, heads, key_dim), (*_, value_heads, value_dim) = q.shape, v.shape
         tables = _tables(offsets, size, q.device)
         sequence_start, sequence_chunk, chunk_start, chunk_rows = tables
@@ -135,6 +136,7 @@ class ChunkedRule(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_o: Tensor | None, d_final: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return the gradient of each argument of `forward`, None for those without one."""
         (
             q, k, v, g, b, w, A_log, dt_bias, q_decayed, e_decayed, k_decayed, total, inverse, aqk, q_rstd, k_rstd,
             whole, r, states,
@@ -180,15 +182,15 @@ class ChunkedRule(torch.autograd.Function):
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
-    """What products take in: the common dtype if all have the same 16-bit one, else fp32."""
+    """Return the dtype of the operands of products: the common one if it is bf16 or fp16, else fp32."""
     dtypes = {x.dtype for x in tensors}
     return dtypes.pop() if dtypes in ({torch.bfloat16}, {torch.float16}) else torch.float32
 
 
 def chunk_size_for(chunk_size: int, longest: int, io: torch.dtype) -> int:
-    """Tokens a chunk: as asked, but no more than the longest sequence fills; at least the 16 of matrix instructions.
+    """Return the tokens per chunk: `chunk_size`, but no more than the longest sequence fills, and at least 16.
 
-    In fp32 always 16: the three parts of a tf32x3 product take the registers of a longer one.
+    Matrix instructions need 16. fp32 always uses 16, since the three parts of a tf32x3 product take more registers.
     """
     return 16 if io == torch.float32 else max(16, min(chunk_size, triton.next_power_of_2(longest)))
 
@@ -197,7 +199,11 @@ def chunked(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor, A_log: Tensor | None, dt_bias: Tensor | None,
     initial: Tensor | None, offsets: tuple[int, ...], scale: float, erase_range: float, norm: bool, chunk_size: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(o, final state) of sequences that start at `offsets`, differentiable; the operator's arguments."""
+    """Run the operator in chunks, differentiably. Returns (o [B, T, HV, V], final state [N, HV, K, V] in fp32).
+
+    offsets: the N sequences' first tokens and the total, in tokens of the flattened B × T. norm: L2-normalise q and k.
+    The other arguments are those of `gated_delta_rule_2`.
+    """
     initial = None if initial is None else initial.to(torch.float32)
     inputs = [None if x is None else x.contiguous() for x in (q, k, v, g, b, w, A_log, dt_bias, initial)]
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)

@@ -1,7 +1,7 @@
-"""Decoding form of Gated Delta Rule-2: one launch for any batch and any few tokens, with the state on chip meanwhile.
+"""Decoding form of Gated Delta Rule-2: one launch for any batch and a few tokens, with the state on chip.
 
-A step at K = V = 128 moves, for each sequence and head, the fp32 state in and out (128 KB) and 2 KB of vectors: the
-time of decoding is the time of the state's bytes, which is why nothing else is stored or launched.
+At K = V = 128, a step moves the fp32 state in and out (128 KB) and 2 KB of vectors per sequence and head. The state's
+bytes determine the time of decoding, so nothing else is stored or launched.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ def recurrent(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor, A_log: Tensor | None, dt_bias: Tensor | None,
     initial: Tensor | None, offsets: tuple[int, ...], scale: float, erase_range: float, norm: bool, in_place: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(o [B, T, HV, V], final state [N, HV, K, V] fp32) of sequences that start at `offsets`; the operator's arguments.
+    """Run the operator token by token. Returns (o [B, T, HV, V], final state [N, HV, K, V] in fp32).
 
-    in_place: write the final state to `initial`, which then is fp32 and contiguous.
+    offsets: the N sequences' first tokens and the total, in tokens of the flattened B × T. norm: L2-normalise q and k.
+    in_place: write the final state over `initial`, which must be fp32 and contiguous. The other arguments are those of
+    `gated_delta_rule_2`.
     """
     q, k, v, g, b, w = (x.contiguous() for x in (q, k, v, g, b, w))
     (*_, heads, key_dim), (*_, value_heads, value_dim) = q.shape, v.shape

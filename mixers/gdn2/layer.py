@@ -1,7 +1,9 @@
 """Gated DeltaNet-2 (arXiv 2605.22791): an erase gate per key channel and a write gate per value channel.
 
-b = σ(W_b x) · erase_range, w = σ(W_w x), g = -exp(A_log) · softplus(W_f x + dt_bias) with W_f of low rank; output
-RMSNorm per head times SiLU of a low-rank gate (the paper's recipe). Parameter names are flash-linear-attention's.
+    b = erase_range · σ(W_b x),  w = σ(W_w x),  g = -exp(A_log) · softplus(W_f x + dt_bias)        W_f has low rank
+
+The output is an RMSNorm per head times SiLU of a low-rank gate (the paper's recipe). Parameter names are those of
+flash-linear-attention.
 """
 
 from __future__ import annotations
@@ -21,15 +23,16 @@ from mixers.registry import register_mixer
 
 
 class GatedDeltaNet2Config(DeltaConfig):
-    """erase_gate, write_gate: `channel`, or `scalar` for the mean over the channel axis broadcast back (the paper's
-    ablation; the projections stay). erase_range: 1 for b in [0, 1], 2 for b in [0, 2]. output_gate: its activation; the
-    paper's is SiLU, flash-linear-attention's sigmoid.
-    """
+    """Options of Gated DeltaNet-2."""
 
     erase_gate: Literal["channel", "scalar"] = "channel"
+    """`channel`, or `scalar`: the mean over channels replaces the gate (the paper's ablation; the projection stays)."""
     write_gate: Literal["channel", "scalar"] = "channel"
+    """`channel`, or `scalar`: the mean over channels replaces the gate (the paper's ablation; the projection stays)."""
     erase_range: Literal[1, 2] = 1
+    """Upper end of the erase gate b: 1 for [0, 1], 2 for [0, 2], which lets the state change sign."""
     output_gate: Literal["silu", "sigmoid"] = "silu"
+    """Activation of the output gate. The paper uses SiLU, flash-linear-attention a sigmoid."""
 
 
 def _absent(device: torch.device, dtype: torch.dtype, config: GatedDeltaNet2Config | None) -> str | None:
@@ -43,7 +46,7 @@ TRITON = Backend("triton", _absent)
 
 @register_mixer("gdn2", display="Gated DeltaNet-2")
 class GatedDeltaNet2(DeltaMixer):
-    """The layer around `gated_delta_rule_2`."""
+    """The layer: gates and their projections around the operator `gated_delta_rule_2`."""
 
     config_class = GatedDeltaNet2Config
     config: GatedDeltaNet2Config
@@ -66,6 +69,7 @@ class GatedDeltaNet2(DeltaMixer):
     def operate(
         self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, recurrent: Tensor | None, backend: str
     ) -> tuple[Tensor, Tensor]:
+        """Compute the log-decay and both gates from x, then run the operator; see `DeltaMixer.operate`."""
         g = self.f_proj(x).unflatten(-1, (self.heads, -1))
         b = self.b_proj(x).unflatten(-1, (self.heads, -1))
         w = self.w_proj(x).unflatten(-1, (self.value_heads, -1))
@@ -80,7 +84,7 @@ class GatedDeltaNet2(DeltaMixer):
         if self.config.erase_gate == self.config.write_gate == "channel":
             activation = dict(A_log=self.A_log, dt_bias=self.dt_bias, erase_range=float(self.config.erase_range))
             return run(q, k, v, g, b, w, **activation)
-        # A mean over channels is taken of gates, not of projections, so these are activated here.
+        # The mean is over gates, not over projections, so the activation comes before the operator.
         dtype = accumulator_dtype(x)
         g = -self.A_log.to(dtype).exp()[:, None] * F.softplus(g.to(dtype) + self.dt_bias.unflatten(0, (self.heads, -1)))
         b, w = self.config.erase_range * b.sigmoid(), w.sigmoid()
@@ -91,4 +95,5 @@ class GatedDeltaNet2(DeltaMixer):
         return run(q, k, v, g, b, w)
 
     def gate(self, x: Tensor) -> Tensor:
+        """Return the low-rank output gate before its activation, [B, T, HV·V]."""
         return self.g_proj(x)

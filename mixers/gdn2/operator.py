@@ -1,4 +1,4 @@
-"""The public operator: what may be passed, and which implementation computes it."""
+"""The public operator `gated_delta_rule_2`: its contract, and the choice of the implementation."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch import Tensor
 from mixers.backends import KERNEL_DTYPES, interpreted
 from mixers.gdn2 import reference
 from mixers.interface import check_cu_seqlens
-from mixers.parts.common import accumulator_dtype, l2_normalise, require
+from mixers.parts.common import accumulator_dtype, is_power_of_two, l2_normalise, require
 from mixers.parts.delta_rule import without_autocast
 
 Backend = Literal["auto", "recurrent", "chunked", "triton"]
-LARGEST_HEAD = 256  # of the kernels: a state of 256 by 16 is what fits a block's registers
-# Up to so many tokens a sequence, and without a gradient, one pass with the state on chip moves fewer bytes than
-# chunks do, which write and read their operands.
+LARGEST_HEAD = 256  # limit of the kernels: a state of 256 by 16 fits a block's registers
+# Up to this many tokens per sequence, and without a gradient, one pass with the state on chip moves fewer bytes than
+# chunks, which write and read their operands.
 SHORT = 16
 
 
 def check(q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor) -> tuple[int, int, int, int, int, int]:
-    """B, T, H, K, HV, V of inputs within the contract; ValueError naming the argument otherwise."""
+    """Return B, T, H, K, HV, V of the inputs. Raises ValueError naming the argument that breaks the contract."""
     require(q.dim() == 4 and min(q.shape) > 0, f"q: expected a non-empty [B, T, H, K], got {list(q.shape)}")
     batch, steps, heads, key_dim = q.shape
     for name, tensor in (("k", k), ("g", g), ("b", b)):
@@ -41,7 +41,7 @@ def check(q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor) -> t
 
 
 def check_kernels(tensors: dict[str, Tensor], chunk_size: int) -> None:
-    """ValueError naming the argument that the Triton kernels do not serve, before anything is launched."""
+    """Raise ValueError naming the argument that the Triton kernels do not serve, before any launch."""
     device = tensors["q"].device.type
     if device == "cpu":
         require(
@@ -49,7 +49,7 @@ def check_kernels(tensors: dict[str, Tensor], chunk_size: int) -> None:
             "backend: 'triton' needs a GPU, and q is on the CPU; use 'chunked', or set TRITON_INTERPRET=1 before "
             "Python starts to run the kernels slowly under Triton's interpreter",
         )
-    elif device != "meta":  # launches for static checks are recorded on the meta device
+    elif device != "meta":  # static checks record launches on the meta device
         require(device == "cuda", f"backend: 'triton' serves CUDA devices, and q is on {device}; use 'chunked'")
     reason = unserved(tensors["q"].shape[3], tensors["v"].shape[3], chunk_size)
     require(reason is None, f"{reason}; use 'chunked'")
@@ -61,7 +61,7 @@ def check_kernels(tensors: dict[str, Tensor], chunk_size: int) -> None:
 
 
 def unserved(key_dim: int, value_dim: int, chunk_size: int) -> str | None:
-    """What keeps the kernels from sizes, or None."""
+    """Return why the kernels do not serve these sizes, or None if they do."""
     for name, axis, size in (("q", "K", key_dim), ("v", "V", value_dim)):
         if size > LARGEST_HEAD:
             return f"{name}: the kernels serve {axis} up to {LARGEST_HEAD}, got {size}"
@@ -71,7 +71,7 @@ def unserved(key_dim: int, value_dim: int, chunk_size: int) -> str | None:
 
 
 def resolve(backend: Backend, device: torch.device, dtype: torch.dtype) -> Backend:
-    """What `auto` stands for: the kernels on a GPU, chunked torch elsewhere and for float64."""
+    """Resolve `auto`: the kernels on a GPU, chunked torch elsewhere and for float64. Other names stay."""
     if backend != "auto":
         return backend
     return "triton" if device.type == "cuda" and dtype != torch.float64 else "chunked"
@@ -100,27 +100,25 @@ def gated_delta_rule_2(
 ) -> tuple[Tensor, Tensor | None]:
     """Gated Delta Rule-2 (arXiv 2605.22791, section 3); the equations are in mixers.gdn2.reference.
 
-    q, k, g, b: [B, T, H, K]; v, w: [B, T, HV, V], HV a multiple of H. g ≤ 0 is the log-decay, b the erase gate on
-    the key axis, w the write gate on the value axis. scale defaults to K^-1/2. initial_state: [N, HV, K, V] with
-    N = B, or the number of sequences when cu_seqlens ([N + 1] offsets, B = 1) packs several. use_qk_l2norm
-    normalises q and k per head first.
+    q, k, g, b: [B, T, H, K]; v, w: [B, T, HV, V], HV a multiple of H. g ≤ 0 is the log-decay, b the erase gate on the
+    key axis, w the write gate on the value axis. scale defaults to K^-1/2. cu_seqlens: [N + 1] offsets of N sequences
+    packed along T, with B = 1. initial_state: [N, HV, K, V], where N = B without cu_seqlens; zeros if None.
+    use_qk_l2norm: L2-normalise q and k per head first.
 
     With A_log [H] and dt_bias [H·K], g, b and w are projections before their activation: the log-decay is
-    -exp(A_log) · softplus(g + dt_bias), the erase gate erase_range · σ(b), the write gate σ(w).
+    -exp(A_log) · softplus(g + dt_bias), the erase gate is erase_range · σ(b), and the write gate is σ(w).
 
-    backend: `recurrent` or `chunked` in torch, `triton` for the kernels (bf16, fp16 or fp32; K, V ≤ 256; chunk_size 16,
-    32 or 64); `auto` is what `resolve` says. The kernels take in products what q, k, v, b and w have in common, bf16 or
-    fp16, and fp32 where they differ; state, decays and accumulators are fp32. update_state: without gradients, write
-    the final state over initial_state (fp32, contiguous) where the kernels serve, and return it.
+    backend: `recurrent` or `chunked` for torch, `triton` for the kernels (bf16, fp16 or fp32; K, V ≤ 256; chunk_size
+    16, 32 or 64), `auto` for the choice of `resolve`. The kernels multiply in bf16 or fp16 if q, k, v, b and w all have
+    that dtype, and in fp32 otherwise; state, decays and accumulators are fp32. update_state: write the final state over
+    initial_state (fp32, contiguous) and return it; only without gradients.
 
-    Returns (o [B, T, HV, V] in v's dtype, final state [N, HV, K, V] or None); the state is fp32, or fp64 for fp64
-    inputs. Every tensor input has a gradient. Raises ValueError naming the argument, its value and what was
-    expected.
+    Returns (o [B, T, HV, V] in v's dtype, final state [N, HV, K, V], or None without output_final_state). The state is
+    fp32, or fp64 for fp64 inputs. Every tensor input has a gradient. Raises ValueError naming the argument, its value
+    and the expectation.
     """
     batch, steps, heads, key_dim, value_heads, value_dim = check(q, k, v, g, b, w)
-    require(
-        chunk_size > 0 and chunk_size & (chunk_size - 1) == 0, f"chunk_size: expected a power of two, got {chunk_size}"
-    )
+    require(is_power_of_two(chunk_size), f"chunk_size: expected a power of two, got {chunk_size}")
     require(
         backend in ("auto", "recurrent", "chunked", "triton"),
         f"backend: expected auto, recurrent, chunked or triton, got {backend!r}",
@@ -149,9 +147,9 @@ def gated_delta_rule_2(
             initial_state is not None and initial_state.dtype == torch.float32 and initial_state.is_contiguous(),
             "update_state: needs a contiguous fp32 initial_state to write to; pass one, or leave update_state out",
         )
-        given = [x for x in (q, k, v, g, b, w, A_log, dt_bias, initial_state) if x is not None]
+        tensors = [x for x in (q, k, v, g, b, w, A_log, dt_bias, initial_state) if x is not None]
         require(
-            not torch.is_grad_enabled() or not any(x.requires_grad for x in given),
+            not torch.is_grad_enabled() or not any(x.requires_grad for x in tensors),
             "update_state: an input requires a gradient, which needs the state that would be overwritten; "
             "use torch.no_grad()",
         )
@@ -204,12 +202,12 @@ def _by_kernels(
     chunk_size: int,
     update_state: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Chunks where a gradient is wanted or the sequences are long, else token by token."""
+    """Run the kernels: in chunks if a gradient is needed or a sequence is long, else token by token."""
     from mixers.gdn2.chunk import chunked
     from mixers.gdn2.fused_recurrent import recurrent
 
-    needed = [x for x in (*inputs, *activation, initial) if x is not None]
-    gradient = torch.is_grad_enabled() and any(x.requires_grad for x in needed)
+    tensors = [x for x in (*inputs, *activation, initial) if x is not None]
+    gradient = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     longest = max(stop - start for start, stop in zip(offsets, offsets[1:], strict=False))
     if not gradient and longest <= SHORT:
         return recurrent(*inputs, *activation, initial, offsets, scale, erase_range, norm, update_state)

@@ -4,8 +4,8 @@ Per head, with e = b ⊙ k, z = w ⊙ v, α = exp(g) (arXiv 2605.22791, section 
 
     S̄_t = diag(α_t) S_{t-1},    S_t = S̄_t + k_t (z_t - S̄_tᵀ e_t)ᵀ,    o_t = scale · S_tᵀ q_t
 
-Shapes: q, k, g, b [B, T, H, K]; v, w, o [B, T, HV, V]; state [B, HV, K, V], value head j served by key head
-j // (HV / H). Both return (o, final state) with o in v's dtype and the state in at least fp32.
+Shapes: q, k, g, b [B, T, H, K]; v, w, o [B, T, HV, V]; state [B, HV, K, V]. Value head j uses key head j // (HV / H).
+Both forms return (o, final state), with o in v's dtype and the state in at least fp32.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mixers.parts.delta_rule import delta_rule_chunked
 def recurrent(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor, scale: float, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The equations as written, one token at a time."""
+    """Follow the equations as written, one token at a time. Arguments and results are as in the module's docstring."""
     dtype, groups = accumulator_dtype(q, k, v, g, b, w), v.shape[2] // k.shape[2]
     q, k, g, b = (x.to(dtype).repeat_interleave(groups, 2) for x in (q, k, g, b))
     v_in, w = v.to(dtype), w.to(dtype)
@@ -44,9 +44,9 @@ def chunked(
     state: Tensor,
     chunk_size: int,
 ) -> tuple[Tensor, Tensor]:
-    """The same function through `mixers.parts.delta_rule`, differentiable and a few matrix products a chunk.
+    """Compute the same function with a few matrix products per chunk, through `mixers.parts.delta_rule`.
 
-    Value heads that share a key head share T and Aqk too: they are computed once, as one head of wider values.
+    Value heads that share a key head also share T and Aqk, so they run as one head of wider values.
     """
     dtype, heads, groups = accumulator_dtype(q, k, v, g, b, w), k.shape[2], v.shape[2] // k.shape[2]
     q, k, g, b = (x.to(dtype) for x in (q, k, g, b))

@@ -1,4 +1,4 @@
-"""From dz, the states and their gradients to the gradients of every input, all chunks at once."""
+"""Gradients of every input from dz, the states and their gradients, all chunks in parallel."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ from mixers.gdn2.kernels.tiles import (
 
 @triton.jit
 def _with(tiles, i: tl.constexpr, tile):
-    """The tuple with its i-th element replaced."""
+    """Return the tuple of eight tiles with its i-th element replaced."""
     out = ()
     for n in tl.static_range(8):
         if n == i:
@@ -33,14 +33,14 @@ def _with(tiles, i: tl.constexpr, tile):
 
 @triton.jit
 def _pairs_of_8(dq, de, dk, dlog, d_aqk, d_t, q, e, k, alpha, block, C: tl.constexpr):
-    """Add what the pairs inside blocks of 8 give; dlog: the gradient of log α, gathered along each pair's product."""
-    corner = block * (8 * C + 8)  # the blocks' first entries in [C, C]
+    """Add the gradients from pairs inside blocks of 8. dlog: the gradient of log α, summed over each pair's product."""
+    corner = block * (8 * C + 8)  # first entry of each diagonal block in [C, C]
     d_aqk, d_t = d_aqk + corner, d_t + corner
     for i in tl.static_range(8):
         da = tl.load(d_aqk + i * (C + 1)).to(tl.float32)[:, None]
         dq_i, de_i = dq[i] + da * k[i], de[i]
         dk = _with(dk, i, dk[i] + da * q[i])
-        decays = ()  # from key j = 0, 1, … to row i
+        decays = ()  # from keys j = 0, 1, … to row i
         for back in tl.static_range(1, i + 1):
             if back == 1:
                 decays = (alpha[i],)
@@ -62,44 +62,45 @@ def _pairs_of_8(dq, de, dk, dlog, d_aqk, d_t, q, e, k, alpha, block, C: tl.const
 
 
 @triton.jit
-def _store_block_sums(moved, place, c, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr):
-    """What moved along the tokens' factors, summed over blocks of 8: [C, BK] → memory [C/8, K]."""
+def _store_block_sums(moved, sums, c, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr):
+    """Sum the gradients of the tokens' log factors, [C, BK], over blocks of 8 and store them in `sums`, [C/8, K]."""
     at = tl.arange(0, C // 8)[:, None] * K + c[None, :]
-    tl.store(place + at, tl.sum(tl.reshape(moved, (C // 8, 8, BK)), 1), (c < K)[None, :])
+    tl.store(sums + at, tl.sum(tl.reshape(moved, (C // 8, 8, BK)), 1), (c < K)[None, :])
 
 
 @triton.jit
 def _whole_shares(sums, block, c, K: tl.constexpr, C: tl.constexpr):
-    """What reached the log-decay of each block of 8 as a whole, [C/8, BK], from the sums of `_store_block_sums`.
+    """Return the gradient of the log-decay of each block of 8 as a whole, [C/8, BK], from `_store_block_sums`.
 
-    A row's factor at level m holds the blocks before its own in its block of m tokens, a key's those behind. sums: of
-    levels 16 and 32, of the chunk's rows and of its keys, [C/8, K] each; then one row, the share of the whole chunk.
+    At level m, the factor of a row covers the blocks before its own in its block of m tokens, and the factor of a key
+    covers those after its own. sums: levels 16 and 32, the chunk's rows and its keys, [C/8, K] each; then one row, the
+    share of the whole chunk.
     """
     SIZE: tl.constexpr = C // 8 * K
     in_k = c < K
     share = tl.zeros((C // 8, 1), tl.float32) + tl.load(sums + c + 4 * SIZE, in_k, 0.0)[None, :]
     for own in tl.static_range(C // 8):
-        before, behind = (block < own)[:, None], (block > own)[:, None]
+        before, after = (block < own)[:, None], (block > own)[:, None]
         share += tl.where(before, tl.load(sums + c + (2 * SIZE + own * K), in_k, 0.0)[None, :], 0.0)
-        share += tl.where(behind, tl.load(sums + c + (3 * SIZE + own * K), in_k, 0.0)[None, :], 0.0)
+        share += tl.where(after, tl.load(sums + c + (3 * SIZE + own * K), in_k, 0.0)[None, :], 0.0)
         if C >= 32:
-            near = ((block ^ own) < 2)[:, None] & (before if own & 2 else behind)
+            near = ((block ^ own) < 2)[:, None] & (before if own & 2 else after)
             share += tl.where(near, tl.load(sums + c + own * K, in_k, 0.0)[None, :], 0.0)
         if C >= 64:
-            near = ((block ^ own) < 4)[:, None] & (before if own & 4 else behind)
+            near = ((block ^ own) < 4)[:, None] & (before if own & 4 else after)
             share += tl.where(near, tl.load(sums + c + (SIZE + own * K), in_k, 0.0)[None, :], 0.0)
     return share
 
 
 @triton.jit
 def _levels(
-    dq, de, dk, sums, d_aqk, d_t, q, e, k, here, whole, r, c,
+    dq, de, dk, sums, d_aqk, d_t, q, e, k, in_tile, whole, r, c,
     K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add what the pairs between blocks of 8, 16 and 32 give; q, e, k: where [C, BK] of each are, within and behind
-    blocks of 8.
+    """Add the gradients from pairs between blocks of 8, 16 and 32.
 
-    A loop that runs, not one that is unrolled: the levels' operands would not fit the registers together.
+    q, e, k: pointers to [C, BK] of each, decayed to the borders of blocks of 8. The loop is not unrolled, since the
+    operands of all levels together would not fit the registers.
     """
     IO: tl.constexpr = d_t.dtype.element_ty
     at = r[:, None] * C + r[None, :]
@@ -108,26 +109,26 @@ def _levels(
         is_row = ((r & m) != 0)[:, None]
         factor = tl.full((C, BK), 1.0, tl.float32)
         inner = 8
-        while inner < m:  # of the blocks inside those of m tokens, before a row's own or behind a key's
+        while inner < m:  # blocks within the block of m tokens, before a row's own or after a key's own
             factor *= tl.where(((r & inner) != 0)[:, None] == is_row, sibling_product(whole, r, c, inner, K), 1.0)
             inner *= 2
         mask = level_mask(r, m)
-        keys = (tl.load(k, here, 0.0) * factor).to(IO)
+        keys = (tl.load(k, in_tile, 0.0) * factor).to(IO)
         da = tl.where(mask, tl.load(d_aqk + at), 0.0).to(IO)
         dq_m = dot(da, keys, None, PRECISION) * factor
-        q_m = tl.load(q, here, 0.0)
+        q_m = tl.load(q, in_tile, 0.0)
         dk_m = dot(tl.trans(da), (q_m * factor).to(IO), None, PRECISION)
         dq += dq_m
         moved = dq_m * q_m
-        tl.debug_barrier()  # one matrix after the other: together they take too many registers
+        tl.debug_barrier()  # one matrix after the other, since both together take too many registers
         dt = tl.where(mask, tl.load(d_t + at), 0.0).to(IO)
         de_m = dot(dt, keys, None, PRECISION) * factor
-        e_m = tl.load(e, here, 0.0)
+        e_m = tl.load(e, in_tile, 0.0)
         dk_m = dot(tl.trans(dt), (e_m * factor).to(IO), dk_m, PRECISION) * factor
         de += de_m
         dk += dk_m
         if m > 8:
-            moved += de_m * e_m + dk_m * tl.load(k, here, 0.0)
+            moved += de_m * e_m + dk_m * tl.load(k, in_tile, 0.0)
             _store_block_sums(moved, sums + (m // 16 - 1) * (C // 8 * K), c, K, C, BK)
         m *= 2
     return dq, de, dk
@@ -142,11 +143,11 @@ def chunk_gradients(
     H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
     NORM: tl.constexpr, ACTIVATE: tl.constexpr, PRECISION: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    """One program a chunk and key head.
+    """Run one program per chunk and key head.
 
-    With dAqk = tril(dO Rᵀ) and dT = -tril(dz Rᵀ, -1), which is -tril(Aᵀ dA Aᵀ, -1) since dz = Aᵀ dR and R = A(z - eS).
-    d_aqk, d_t, d_whole, radial: room to hand over what one part of a program leaves for the next; dq, db and dk serve
-    as such too before they hold gradients.
+    dAqk = tril(dO Rᵀ) and dT = -tril(dz Rᵀ, -1), which is -tril(Aᵀ dA Aᵀ, -1) since dz = Aᵀ dR and R = A(z - eS).
+    d_aqk, d_t, d_whole, radial: scratch that passes data from one part of a program to the next. dq, db and dk also
+    serve as scratch before they hold gradients.
     """
     IO: tl.constexpr = states.dtype.element_ty
     GROUP: tl.constexpr = HV // H
@@ -174,10 +175,10 @@ def chunk_gradients(
             x = start_v + tl.arange(0, BV)
             in_v = (x < V)[None, :]
             at, mask = token + r[:, None] * (HV * V) + x[None, :], valid & in_v
-            kept = inner + r[:, None] * V + x[None, :]
+            tile = inner + r[:, None] * V + x[None, :]
             do_i = tl.load(do + at, mask, 0.0).to(IO)
-            r_i = tl.trans(tl.load(r_saved + kept, in_v, 0.0))
-            dz_i = tl.load(dz + kept, in_v, 0.0)
+            r_i = tl.trans(tl.load(r_saved + tile, in_v, 0.0))
+            dz_i = tl.load(dz + tile, in_v, 0.0)
             da = dot(do_i, r_i, da, PRECISION)
             dt = dot(dz_i, r_i, dt, PRECISION)
             v_i = tl.load(v + at, mask, 0.0).to(tl.float32)
@@ -196,8 +197,8 @@ def chunk_gradients(
     for start_k in tl.range(0, K, BK, disable_licm=True):
         c = start_k + tl.arange(0, BK)
         in_k = (c < K)[None, :]
-        # Read here and not before the loop, so that what follows from them is worked out when it is needed: kept, it
-        # takes more registers than there are.
+        # Read inside the loop, so that values derived from them are computed when they are needed. Held over the loop,
+        # they take more registers than there are.
         start, count = tl.load(chunk_start + chunk), tl.load(chunk_rows + chunk)
         valid = (r < count)[:, None]
         rate = 0.0
@@ -211,20 +212,20 @@ def chunk_gradients(
         q_i, k_i, b_i, alpha = read_of_8(
             q, k, b, g, rate, bias, q_rstd, k_rstd, block, c, count, scale, erase_range, H, K, NORM, ACTIVATE
         )
-        within, behind = products_of_8(alpha)
+        within, after = products_of_8(alpha)
         q_8, e_8, k_8 = (), (), ()
         for i in tl.static_range(8):
             q_8, e_8, k_8 = (
                 q_8 + (q_i[i] * within[i],),
                 e_8 + (b_i[i] * k_i[i] * within[i],),
-                k_8 + (k_i[i] * behind[i],),
+                k_8 + (k_i[i] * after[i],),
             )
         store_rows_of_8(dq, q_8, block, c, count, STRIDE, K)
         store_rows_of_8(db, e_8, block, c, count, STRIDE, K)
         store_rows_of_8(dk, k_8, block, c, count, STRIDE, K)
         tl.debug_barrier()
 
-        # What reaches the chunk's borders, through the state it began with and the one it leaves.
+        # Gradients that reach the chunk's borders, through the state it starts from and the state it leaves.
         dq_j = tl.zeros((C, BK), tl.float32)
         de_j = tl.zeros((C, BK), tl.float32)
         dk_j = tl.zeros((C, BK), tl.float32)
@@ -240,9 +241,9 @@ def chunk_gradients(
                 s_i = tl.load(states + kv, in_kv, 0.0)
                 ds_i = tl.load(d_states + kv, in_kv, 0.0)
                 do_i = tl.load(do + token + r[:, None] * (HV * V) + x[None, :], valid & in_v, 0.0).to(IO)
-                kept = inner + r[:, None] * V + x[None, :]
-                dz_i = tl.load(dz + kept, in_v, 0.0)
-                r_i = tl.load(r_saved + kept, in_v, 0.0)
+                tile = inner + r[:, None] * V + x[None, :]
+                dz_i = tl.load(dz + tile, in_v, 0.0)
+                r_i = tl.load(r_saved + tile, in_v, 0.0)
                 dq_j = dot(do_i, tl.trans(s_i), dq_j, PRECISION)
                 de_j = dot(dz_i, tl.trans(s_i), de_j, PRECISION)
                 dk_j = dot(r_i, tl.trans(ds_i), dk_j, PRECISION)
@@ -281,7 +282,7 @@ def chunk_gradients(
         q_i, k_i, b_i, alpha = read_of_8(
             q, k, b, g, rate, bias, q_rstd, k_rstd, block, c, count, scale, erase_range, H, K, NORM, ACTIVATE
         )
-        within, behind = products_of_8(alpha)
+        within, after = products_of_8(alpha)
         dq_8 = rows_of_8(dq, block, c, count, STRIDE, K)
         de_8 = rows_of_8(db, block, c, count, STRIDE, K)
         dk_8 = rows_of_8(dk, block, c, count, STRIDE, K)
@@ -292,18 +293,18 @@ def chunk_gradients(
             dq_i, de_i, dk_i = (
                 dq_i + (dq_8[i] * within[i],),
                 de_i + (de_8[i] * within[i],),
-                dk_i + (dk_8[i] * behind[i],),
+                dk_i + (dk_8[i] * after[i],),
             )
-        for back in tl.static_range(8):  # log α_i is in the products up to rows i, …, 7 and in the block's
+        for back in tl.static_range(8):  # log α_i enters the products up to rows i, …, 7 and the whole block's
             reaching += dq_i[7 - back] * q_i[7 - back] + de_i[7 - back] * e_i[7 - back]
             dlog = (reaching,) + dlog
         passing = tl.zeros_like(reaching)
-        for i in tl.static_range(8):  # and in those behind rows 0, …, i - 1
+        for i in tl.static_range(8):  # and the products after rows 0, …, i - 1
             dlog = _with(dlog, i, dlog[i] + passing)
             passing += dk_i[i] * k_i[i]
         dq_i, de_i, dk_i, dlog = _pairs_of_8(dq_i, de_i, dk_i, dlog, d_aqk, d_t, q_i, e_i, k_i, alpha, block, C)
 
-        if ACTIVATE:  # read once more, like b and g below: kept since above, they take registers that the pairs need
+        if ACTIVATE:  # read again, like b and g below: held since above, they take registers that the pairs need
             rate = -tl.exp(tl.load(A_log + head).to(tl.float32))
             bias = tl.load(dt_bias + head * K + c, c < K, 0.0).to(tl.float32)
         bias_sum = tl.zeros((BK,), tl.float32)
@@ -311,38 +312,38 @@ def chunk_gradients(
         radials = tl.zeros((C // 8, 16), tl.float32)  # q's in columns 0 to 7, k's in 8 to 15
         of_8 = block[:, None] * (8 * STRIDE) + c[None, :]
         for i in tl.static_range(8):
-            out, here = i * STRIDE, (block * 8 < count - i)[:, None] & in_k
-            b_row = tl.load(b + of_8 + out, here, 0.0).to(tl.float32)
+            out, in_tile = i * STRIDE, (block * 8 < count - i)[:, None] & in_k
+            b_row = tl.load(b + of_8 + out, in_tile, 0.0).to(tl.float32)
             db_row, dg_row = de_i[i] * k_i[i], dlog[i]
             if ACTIVATE:
                 b_row = erase_range * tl.sigmoid(b_row)
                 db_row *= b_row * (1.0 - b_row / erase_range)
-                raw = tl.load(g + of_8 + out, here, 0.0).to(tl.float32) + bias[None, :]
-                log_sum += tl.sum(tl.where(here, dg_row * (rate * softplus(raw)), 0.0), 0)
+                raw = tl.load(g + of_8 + out, in_tile, 0.0).to(tl.float32) + bias[None, :]
+                log_sum += tl.sum(tl.where(in_tile, dg_row * (rate * softplus(raw)), 0.0), 0)
                 dg_row *= rate * tl.sigmoid(raw)
-                bias_sum += tl.sum(tl.where(here, dg_row, 0.0), 0)
+                bias_sum += tl.sum(tl.where(in_tile, dg_row, 0.0), 0)
             dk_row = dk_i[i] + de_i[i] * b_row
-            tl.store(dg + of_8 + out, dg_row.to(dg.dtype.element_ty), here)
-            tl.store(db + of_8 + out, db_row.to(db.dtype.element_ty), here)
+            tl.store(dg + of_8 + out, dg_row.to(dg.dtype.element_ty), in_tile)
+            tl.store(db + of_8 + out, db_row.to(db.dtype.element_ty), in_tile)
             dq_row = dq_i[i] * scale
             if NORM:
                 radials += tl.where(column == i, tl.sum(dq_i[i] * q_i[i], 1)[:, None], 0.0)
                 radials += tl.where(column == i + 8, tl.sum(dk_row * k_i[i], 1)[:, None], 0.0)
                 dq_row *= tl.load(q_rstd + block * 8 + i)[:, None]
                 dk_row *= tl.load(k_rstd + block * 8 + i)[:, None]
-            tl.store(dq + of_8 + out, dq_row.to(dq.dtype.element_ty), here)
-            tl.store(dk + of_8 + out, dk_row.to(dk.dtype.element_ty), here)
+            tl.store(dq + of_8 + out, dq_row.to(dq.dtype.element_ty), in_tile)
+            tl.store(dk + of_8 + out, dk_row.to(dk.dtype.element_ty), in_tile)
         if ACTIVATE:
             tl.store(d_bias + pid * K + c, bias_sum, c < K)
             tl.store(d_log + pid * K + c, log_sum, c < K)
         if NORM:
-            place = radial + column // 8 * C + block[:, None] * 8 + column % 8
+            at_radial = radial + column // 8 * C + block[:, None] * 8 + column % 8
             if start_k > 0:
-                radials += tl.load(place)
-            tl.store(place, radials)
+                radials += tl.load(at_radial)
+            tl.store(at_radial, radials)
 
     if NORM:
-        # Normalised vectors do not see a change of length: take that part out, now that all channels are known.
+        # A normalised vector does not depend on its length, so the radial part of the gradient goes, over all channels.
         tl.debug_barrier()
         q_scale, k_scale = tl.load(q_rstd + r) * scale, tl.load(k_rstd + r)
         q_part, k_part = (
@@ -361,18 +362,18 @@ def chunk_gradients(
 
 
 def _candidates(arguments: dict[str, Any], capability: int) -> list[triton.Config]:
-    """One for each generation: every other that was compiled spills."""
+    """Return one configuration per GPU generation: every other one that was compiled spills."""
     fp32 = arguments["states"].dtype == torch.float32
     key, value, warps = (16, 16, 8) if fp32 else (16, 32, 4) if capability < 90 else (32, 32, 8)
     if warps == 8 and any(arguments[size] % 32 for size in ("K", "V")):
-        value = 16  # the masks of odd sizes take registers too
+        value = 16  # the masks of other sizes take registers too
     blocks = {"BK": min(key, padded(arguments["K"])), "BV": min(value, padded(arguments["V"]))}
-    # ptxas's own idea of how many registers to spend ends in spills of a few; told to save, it needs none.
+    # With its default register usage ptxas spills a few bytes. Told to save registers, it spills none.
     return [triton.Config(blocks | {"ptx_options": "--register-usage-level=0"}, num_warps=warps, num_stages=1)]
 
 
 def _flops(arguments: dict[str, Any]) -> int:
-    """dAqk and dT; the three gradients through the states; four products of what is below the diagonal."""
+    """Count dAqk and dT, the three gradients through the states, and four products below the diagonal."""
     (chunks, heads, size, _), key_dim = arguments["d_aqk"].shape, arguments["K"]
     values = arguments["HV"] * arguments["V"]
     return chunks * (values * (4 * size * size + 6 * size * key_dim) + heads * 4 * size * size * key_dim)

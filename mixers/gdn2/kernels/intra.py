@@ -1,4 +1,4 @@
-"""What the scan needs of each chunk, all chunks at once: Aqk, A = (I + T)^-1, decayed queries, erasers and keys."""
+"""Inputs of the scan, all chunks in parallel: Aqk, A = (I + T)^-1, and decayed queries, erasers and keys."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def _pairs_of_8(t, a, q, e, k, alpha, column):
 @triton.jit
 def _inverses_of_8(t, column):
     """(I + T)^-1 of every block of 8 by forward substitution in fp32, [C/8, 64] → [C/8, 64]."""
-    found = ()  # rows of the inverses' strictly lower parts, one after the other
+    solved = ()  # the strictly lower parts of the inverses, row after row
     inverse = tl.where(column % 9 == 0, 1.0, 0.0) + tl.zeros_like(t)
     for i in tl.static_range(1, 8):
         row = ()
@@ -43,8 +43,8 @@ def _inverses_of_8(t, column):
         for j in tl.static_range(i):
             x = row[j]
             for between in tl.static_range(j + 1, i):
-                x += row[between] * found[between * (between - 1) // 2 + j]
-            found = found + (-x,)
+                x += row[between] * solved[between * (between - 1) // 2 + j]
+            solved = solved + (-x,)
             inverse += tl.where(column == 8 * i + j, -x[:, None], 0.0)
     return inverse
 
@@ -65,16 +65,15 @@ def _level(t, a, q, e, k, whole, r, c, m: tl.constexpr, K: tl.constexpr, PRECISI
 
 @triton.jit
 def _corner(right, x, left):
-    """What stands below the diagonal blocks in the inverse of [[L, 0], [X, R]]: -R^-1 X L^-1, in fp32 throughout."""
+    """Return -R^-1 X L^-1, the lower left block of the inverse of [[L, 0], [X, R]], in fp32 throughout."""
     return -dot(dot(right, x, None, "tf32x3"), left, None, "tf32x3")
 
 
 @triton.jit
 def _merge_inverses(solved, C: tl.constexpr):
-    """(I + T)^-1 in place: solved [C, C] holds the inverses of the blocks of 8 on its diagonal, T below them.
+    """Compute (I + T)^-1 in place. solved: [C, C], the inverses of the blocks of 8 on its diagonal and T below them.
 
-    Whatever a level of doubling has solved replaces the part of T that it came from, so that nothing but the blocks at
-    hand is in registers.
+    Each level of doubling overwrites the part of T that it solves, so that only the current blocks are in registers.
     """
     i = tl.arange(0, 16)
     row, key = i[None, :, None], i[None, None, :]
@@ -109,9 +108,9 @@ def intra_chunk(
     H: tl.constexpr, K: tl.constexpr, C: tl.constexpr,
     NORM: tl.constexpr, ACTIVATE: tl.constexpr, PRECISION: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """One program a chunk and key head. whole: Π α over the chunk's blocks of 8.
+    """Run one program per chunk and key head. whole: Π α over each of the chunk's blocks of 8.
 
-    near, solved: room for the blocks' [8, 8] matrices of Aqk, and for T until its inverse has taken its place.
+    near, solved: scratch for Aqk inside blocks of 8, [8, 8] each, and for T until its inverse overwrites it.
     """
     IO: tl.constexpr = q_decayed.dtype.element_ty
     STRIDE: tl.constexpr = H * K
@@ -151,12 +150,12 @@ def intra_chunk(
         for i in tl.static_range(8):
             e_i = e_i + (b_i[i] * k_i[i],)
         t, a = _pairs_of_8(t, a, q_i, e_i, k_i, alpha, column)
-        within, behind = products_of_8(alpha)
+        within, after = products_of_8(alpha)
         for i in tl.static_range(8):
             out = block[:, None] * (8 * K) + c[None, :]
             tl.store(q_decayed + out + i * K, (q_i[i] * within[i]).to(IO), in_k)
             tl.store(e_decayed + out + i * K, (e_i[i] * within[i]).to(IO), in_k)
-            tl.store(k_decayed + out + i * K, (k_i[i] * behind[i]).to(IO), in_k)
+            tl.store(k_decayed + out + i * K, (k_i[i] * after[i]).to(IO), in_k)
         tl.store(whole + block[:, None] * K + c[None, :], within[7], in_k)
     tl.store(near + block[:, None] * 64 + column, a)
     tl.store(solved + block[:, None] * (8 * C + 8) + column // 8 * C + column % 8, _inverses_of_8(t, column))
@@ -196,13 +195,13 @@ def intra_chunk(
 
 
 def _candidates(arguments: dict[str, Any], capability: int) -> list[triton.Config]:
-    """(BK, num_warps) that compile without spills."""
+    """Return the (BK, num_warps) that compile without spills."""
     fitting = [(16, 4), (32, 8)] if padded(arguments["K"]) > 16 else [(16, 4)]
     return [triton.Config({"BK": block}, num_warps=warps, num_stages=1) for block, warps in fitting]
 
 
 def _flops(arguments: dict[str, Any]) -> int:
-    """T and Aqk below the diagonal, and the products of the inverse."""
+    """Count T and Aqk below the diagonal, and the products of the inverse."""
     (chunks, heads, size, _), key_dim = arguments["aqk"].shape, arguments["K"]
     return chunks * heads * (2 * size * size * key_dim + 2 * 2 * size**3 // 6)
 

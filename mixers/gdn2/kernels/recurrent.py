@@ -1,4 +1,4 @@
-"""Token by token with the state on chip: decoding, and prefills too short for chunks. No gradient."""
+"""The recurrence token by token with the state on chip, for decoding and short prefills. It has no gradient."""
 
 from typing import Any
 
@@ -16,7 +16,10 @@ def recurrent_steps(
     H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, KP: tl.constexpr,
     NORM: tl.constexpr, ACTIVATE: tl.constexpr, HAS_INITIAL: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    """One program a sequence, value head and block of V. `final` may be `initial`: a program reads what it writes."""
+    """Run one program per sequence, value head and block of V.
+
+    `final` may be `initial`, since each program writes only what it has read.
+    """
     BLOCKS: tl.constexpr = (V + BV - 1) // BV
     pid = tl.program_id(0).to(tl.int64)
     n, hv = pid // (HV * BLOCKS), pid // BLOCKS % HV
@@ -53,13 +56,13 @@ def recurrent_steps(
 
 
 def _candidates(arguments: dict[str, Any], capability: int) -> list[triton.Config]:
-    # One: a step is too short to tune, and what it writes may be what it read. Blocks of V as small as a full line of
-    # 128 bytes of state allows, so that few sequences fill the card too.
+    # Only one: a step is too short to tune, and it may overwrite its own input. A row of 32 numbers of state is a full
+    # line of 128 bytes; blocks of V this narrow let a few sequences fill the GPU.
     return [triton.Config({"BV": min(32, padded(arguments["V"]))}, num_warps=4, num_stages=1)]
 
 
 def _flops(arguments: dict[str, Any]) -> int:
-    """Decay 1, erase read 2, rank-one write 2, output read 2, for each number of the state and token."""
+    """Count per token and number of the state: decay 1, erase read 2, rank-one write 2, output read 2."""
     tokens, heads, value_dim = arguments["v"].shape[0] * arguments["v"].shape[1], arguments["HV"], arguments["V"]
     return 7 * tokens * heads * arguments["K"] * value_dim
 

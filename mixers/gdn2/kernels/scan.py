@@ -1,4 +1,4 @@
-"""From chunk to chunk with the state on chip, forward and backward; a program a sequence, value head and block of V."""
+"""The scan from chunk to chunk with the state on chip, forward and backward."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from mixers.gdn2.kernels.tiles import dot
 
 @triton.jit
 def _read_states(x, at, K: tl.constexpr, V: tl.constexpr, KB: tl.constexpr, BV: tl.constexpr, PRESENT: tl.constexpr):
-    """A state's block of V as ⌈K/KB⌉ tiles [KB, BV], from x or zeros: rows `at` of V numbers each."""
+    """Load columns `at` of a state [K, V] from x as ⌈K/KB⌉ tiles [KB, BV]. Without PRESENT, return zeros."""
     tiles = ()
     for j in tl.static_range((K + KB - 1) // KB):
         c = j * KB + tl.arange(0, KB)
@@ -25,6 +25,7 @@ def _read_states(x, at, K: tl.constexpr, V: tl.constexpr, KB: tl.constexpr, BV: 
 
 @triton.jit
 def _write_states(x, at, tiles, K: tl.constexpr, V: tl.constexpr, KB: tl.constexpr):
+    """Store the tiles of `_read_states`."""
     for j in tl.static_range((K + KB - 1) // KB):
         c = j * KB + tl.arange(0, KB)
         mask = (c < K)[:, None] & (at < V)[None, :]
@@ -38,7 +39,10 @@ def scan_forward(
     H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, KB: tl.constexpr,
     ACTIVATE: tl.constexpr, HAS_INITIAL: tl.constexpr, KEEP: tl.constexpr, PRECISION: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    """R = A (z - e S), O = q S + Aqk R, S ← total ⊙ S + kᵀ R. KEEP: write R and the states that chunks start from."""
+    """Compute R = A (z - e S), O = q S + Aqk R, S ← total ⊙ S + kᵀ R, chunk after chunk.
+
+    One program per sequence, value head and block of V. KEEP: also write R and the state that each chunk starts from.
+    """
     IO: tl.constexpr = q_decayed.dtype.element_ty
     BLOCKS: tl.constexpr = (V + BV - 1) // BV
     pid = tl.program_id(0).to(tl.int64)
@@ -94,7 +98,10 @@ def scan_backward(
     H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, KB: tl.constexpr,
     HAS_FINAL: tl.constexpr, PRECISION: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    """dR = Aqkᵀ dO + k dS, dz = Aᵀ dR, dS ← total ⊙ dS + qᵀ dO - eᵀ dz; writes dz and the dS that chunks end with."""
+    """Compute dR = Aqkᵀ dO + k dS, dz = Aᵀ dR, dS ← total ⊙ dS + qᵀ dO - eᵀ dz, from the last chunk to the first.
+
+    One program per sequence, value head and block of V. Writes dz, and dS at the end of each chunk.
+    """
     IO: tl.constexpr = q_decayed.dtype.element_ty
     BLOCKS: tl.constexpr = (V + BV - 1) // BV
     pid = tl.program_id(0).to(tl.int64)
@@ -137,7 +144,7 @@ def scan_backward(
 
 
 def _candidates(arguments: dict[str, Any], capability: int) -> list[triton.Config]:
-    """(BV, num_warps, num_stages) without spills; narrower blocks of V fill the card with few sequences."""
+    """Return the (BV, num_warps, num_stages) without spills. Narrow blocks of V let few sequences fill the GPU."""
     if arguments["q_decayed"].dtype == torch.float32:
         fitting = [(32, 8, 1)]
     elif arguments["K"] > 128:
@@ -152,7 +159,7 @@ def _candidates(arguments: dict[str, Any], capability: int) -> list[triton.Confi
 
 
 def _flops(arguments: dict[str, Any]) -> int:
-    """Three products with the state and two inside the chunk."""
+    """Count three products with the state and two inside the chunk."""
     (chunks, _, size, _), heads = arguments["aqk"].shape, arguments["HV"]
     return chunks * heads * 2 * size * arguments["V"] * (3 * arguments["K"] + 2 * size)
 

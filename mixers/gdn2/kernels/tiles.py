@@ -1,15 +1,15 @@
-"""Device functions that several kernels share.
+"""Device functions that several kernels share: decays inside a chunk, and the tiles that hold it.
 
-Decays inside a chunk. Between tokens s < r of a chunk lies the decay Π_{s<i≤r} α_i, α = exp(g). Blocks of 8 tokens are
-done pair by pair, the product growing by one factor a step. From there on blocks of m = 8, 16, 32 tokens are doubled:
-in a pair of neighbouring blocks the decay from s on the left to r on the right is what lies behind s in its block times
-what lies in r's block up to r. One exponential per token and channel makes all the factors; each is a product of
-numbers in [0, 1]. Nothing is divided or subtracted, so nothing overflows, and no digits are lost behind a token that
-forgets everything.
+Decays. The decay between tokens s < r of a chunk is Π_{s<i≤r} α_i, α = exp(g). Inside blocks of 8 tokens the pairs are
+computed one by one, and the product grows by one factor per step. From there, blocks of m = 8, 16, 32 tokens are
+doubled: in a pair of neighbouring blocks, the decay from s on the left to r on the right is the product after s in the
+left block times the product up to r in the right block. One exponential per token and channel yields all the factors,
+and each is a product of numbers in [0, 1]. Nothing is divided or subtracted, so nothing overflows, and no digits are
+lost after a token that forgets everything.
 
-Tiles. Blocks of 8 are held as eight tiles [C/8, BK], the i-th of which has row i of every block: all that pairs within
-blocks need is then in one place for every thread. Larger blocks are matrix products of tiles [C, BK]. Between the two
-forms numbers pass through global memory, within one program and thus through the cache.
+Tiles. Blocks of 8 are held as eight tiles [C/8, BK]. The i-th tile has row i of every block, so each thread has all the
+data that pairs within its block need. Larger blocks are matrix products of tiles [C, BK]. Data passes between the two
+forms through global memory, within one program and therefore through the cache.
 """
 
 import triton
@@ -20,7 +20,7 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 @triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr):
-    """acc + a b. Triton's interpreter multiplies the bit patterns of bf16 numbers; there they are widened first."""
+    """Return acc + a b. Operands are widened under Triton's interpreter, which would multiply the bits of bf16."""
     if INTERPRETED:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision=PRECISION)
@@ -28,7 +28,7 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 @triton.jit
 def softplus(x):
-    """log(1 + exp x), with log1p after Kahan: exact to rounding where exp x is small beside 1."""
+    """Return log(1 + exp x), with Kahan's log1p: exact to rounding even if exp x is much smaller than 1."""
     u = tl.exp(-tl.abs(x))
     one_more = 1.0 + u
     log1p = tl.where(one_more == 1.0, u, tl.log(one_more) * u / tl.where(one_more == 1.0, 1.0, one_more - 1.0))
@@ -37,7 +37,7 @@ def softplus(x):
 
 @triton.jit
 def rows_of_8(x, block, c, count, STRIDE: tl.constexpr, K: tl.constexpr):
-    """Rows of x, STRIDE apart, as eight fp32 tiles [C/8, BK]; zeros from row `count` and column K on."""
+    """Load rows of x, STRIDE apart, as eight fp32 tiles [C/8, BK]. Rows from `count` and columns from K are zero."""
     tiles = ()
     at = block[:, None] * (8 * STRIDE) + c[None, :]
     for i in tl.static_range(8):
@@ -48,7 +48,7 @@ def rows_of_8(x, block, c, count, STRIDE: tl.constexpr, K: tl.constexpr):
 
 @triton.jit
 def store_rows_of_8(x, tiles, block, c, count, STRIDE: tl.constexpr, K: tl.constexpr):
-    """The inverse of `rows_of_8`."""
+    """Store the tiles of `rows_of_8`."""
     at = block[:, None] * (8 * STRIDE) + c[None, :]
     for i in tl.static_range(8):
         mask = (block * 8 < count - i)[:, None] & (c < K)[None, :]
@@ -60,7 +60,7 @@ def read_of_8(
     q, k, b, g, rate, bias, q_rstd, k_rstd, block, c, count, scale, erase_range,
     H: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, ACTIVATE: tl.constexpr,
 ):  # fmt: skip
-    """q (scaled), k, b and α, each as eight tiles."""
+    """Load q (scaled), k, b and α as eight tiles each, normalised and activated if asked."""
     q_i = rows_of_8(q, block, c, count, H * K, K)
     k_i = rows_of_8(k, block, c, count, H * K, K)
     b_i = rows_of_8(b, block, c, count, H * K, K)
@@ -83,18 +83,18 @@ def read_of_8(
 
 @triton.jit
 def products_of_8(alpha):
-    """Within blocks of 8: Π up to each row, itself included, and Π behind it. The last of the former is the block's."""
+    """Return Π α within a block of 8 up to and including each row, and Π α after it. within[7] is the block's."""
     within = (alpha[0],)
-    behind = (tl.full(alpha[0].shape, 1.0, tl.float32),)
+    after = (tl.full(alpha[0].shape, 1.0, tl.float32),)
     for i in tl.static_range(1, 8):
         within = within + (within[i - 1] * alpha[i],)
-        behind = (behind[0] * alpha[8 - i],) + behind
-    return within, behind
+        after = (after[0] * alpha[8 - i],) + after
+    return within, after
 
 
 @triton.jit
 def sibling_product(whole, r, c, m, K: tl.constexpr):
-    """Π over the neighbour of each row's block of m tokens, from the products over blocks of 8 in memory, [C/8, K]."""
+    """Return Π α over the neighbour of each row's block of m tokens. whole: products over blocks of 8, [C/8, K]."""
     first = ((r ^ m) & -m) // 8
     product = tl.load(whole + first[:, None] * K + c[None, :], (c < K)[None, :], 1.0)
     for i in range(1, m // 8):
@@ -104,7 +104,7 @@ def sibling_product(whole, r, c, m, K: tl.constexpr):
 
 @triton.jit
 def level_mask(r, m):
-    """Pairs (row, key) that meet at level m: neighbouring blocks of m tokens, the row on the right. [C, C]"""
+    """Return the mask [C, C] of the pairs at level m: row and key in neighbouring blocks of m, the row on the right."""
     row, key = r[:, None], r[None, :]
     apart = row ^ key
     return (row > key) & (apart >= m) & (apart < 2 * m)
@@ -112,7 +112,7 @@ def level_mask(r, m):
 
 @triton.jit
 def reciprocal_norms(x, r, count, STRIDE: tl.constexpr, K: tl.constexpr, BK: tl.constexpr):
-    """1 / √(Σ x² + 1e-6) of rows x[r], [C]."""
+    """Return 1 / √(Σ x² + 1e-6) of the rows x[r], [C]."""
     square = tl.zeros(r.shape, tl.float32)
     for start in range(0, K, BK):
         c = start + tl.arange(0, BK)
