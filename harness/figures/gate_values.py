@@ -1,6 +1,6 @@
-"""What Gated DeltaNet-2's gates do on a text: erase, write and decay of every layer, token and channel.
+"""Values of Gated DeltaNet-2's gates on a text: erase, write and decay of every layer, token and channel.
 
-The projections are read from the layers by forward hooks while the model runs, and activated as the layer does it.
+Forward hooks read the projections while the model runs; the activations repeat the layer's.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ TASKS = (NEEDLE_TASK, *synthetic.TASKS)
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text as a model reads it. marks: places [start, stop) among the ids, by what lies there: `needle`, `question`.
-    words: a text for every id."""
+    """A prompt with marked spans.
+
+    ids: tokens, the first of which begins the sequence. words: a text for every id. marks: spans [start, stop) of ids
+    by name, `needle` and `question`.
+    """
 
     ids: list[int]
     words: list[str]
@@ -37,8 +40,8 @@ class Prompt:
 class Gates:
     """One layer's gates on a prompt of T tokens.
 
-    erase [T, H, K], in [0, erase_range]; write [T, HV, V], in [0, 1]; decay [T, H, K]: what is kept of the
-    state, exp(g), in [0, 1].
+    erase: [T, H, K], in [0, erase_range]. write: [T, HV, V], in [0, 1]. decay: [T, H, K], the factor exp(g) that keeps
+    the state, in [0, 1]. All are fp32 on the CPU.
     """
 
     layer: int
@@ -48,9 +51,13 @@ class Gates:
 
 
 def prompt(tokenizer: PreTrainedTokenizerFast, task: str, size: int, seed: int = 0) -> Prompt:
-    """`needle`: a sentence with a number in the middle of about `size` tokens of the corpus' test split, and RULER's
-    question about it. A task of harness.data.synthetic: a listing of that difficulty and one of its keys; the needle is
-    the last write to it. Raises ValueError for another task, and for a size that the task does not have."""
+    """Make a prompt with a needle and a question about it.
+
+    task `needle`: a sentence with a number in the middle of about `size` tokens of the corpus' test split, then RULER's
+    question. A task of harness.data.synthetic: a listing of difficulty `size`, then one of its keys as the question;
+    the needle is the last write to this key. Raises ValueError for an unknown task, and for a size that the task does
+    not have.
+    """
     if task == NEEDLE_TASK:
         return _needle(tokenizer, size, Random(f"gates {seed}"))
     if task not in synthetic.TASKS:
@@ -84,7 +91,7 @@ def _prompt(
     marks: dict[str, tuple[int, int]],
     question: int = 0,
 ) -> Prompt:
-    """Parts in turn, those with a name marked, and the last `question` tokens as the question."""
+    """Join parts into a prompt. Parts with a name are marked, and the last `question` tokens as the question."""
     ids, marks = [tokenizer.bos_token_id], dict(marks)
     for name, text in parts:
         start = len(ids)
@@ -97,7 +104,7 @@ def _prompt(
 
 
 def gates(model: LanguageModel, ids: list[int]) -> list[Gates]:
-    """The gates of every Gated DeltaNet-2 layer while the model reads `ids`; raises ValueError when it has none."""
+    """Gates of every Gated DeltaNet-2 layer while the model reads `ids`. Raises ValueError if it has no such layer."""
     layers = {i: b.mixer for i, b in enumerate(model.blocks) if isinstance(b.mixer, GatedDeltaNet2)}
     if not layers:
         raise ValueError(f"gates: the model's mixer is {model.config.mixer!r}, which has no such gates; use gdn2")

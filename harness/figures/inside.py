@@ -1,4 +1,4 @@
-"""What Gated DeltaNet-2 does inside: heat maps of its gates over tokens and channels."""
+"""Heat maps of Gated DeltaNet-2's gates over tokens and channels."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from matplotlib.image import AxesImage
 
 from harness.figures.style import STYLE, panels
 
-if TYPE_CHECKING:  # figures of collections need no model
+if TYPE_CHECKING:  # figures of collections need no model, so they do not wait for its imports
     from torch import Tensor
 
     from harness.figures.gate_values import Gates, Prompt
 
-READABLE = 44  # tokens up to which each is written out
+READABLE = 44
+"""Longest prompt, in tokens, whose tokens are written out."""
 KINDS = {
     "erase": "erase gate b, key channels",
     "write": "write gate w, value channels",
@@ -26,19 +27,21 @@ KINDS = {
 MARKS = {"needle": "#D55E00", "question": "#000000"}
 
 
-def gates(found: Sequence[Gates], prompt: Prompt) -> Figure:
-    """A panel a layer and gate: channels, head above head, over the tokens of the prompt. Needle and question are
-    marked above. Colours span 0 to 1, or to 2 where an erase gate exceeds 1."""
+def gates(layers: Sequence[Gates], prompt: Prompt) -> Figure:
+    """One panel per layer and gate: channels, grouped by head, over the tokens of the prompt.
+
+    Needle and question are marked above the panels. Colours span 0 to 1, or 0 to 2 if an erase gate exceeds 1.
+    """
     written = len(prompt.ids) <= READABLE
-    top = 2.0 if any(layer.erase.max() > 1 for layer in found) else 1.0
-    # Words need the whole width, so panels stand one above the other; without words, a layer's stand side by side.
-    rows, columns = (len(KINDS) * len(found), 1) if written else (len(found), len(KINDS))
+    top = 2.0 if any(layer.erase.max() > 1 for layer in layers) else 1.0
+    # Words need the whole width, so panels are stacked; without words, the panels of a layer are side by side.
+    rows, columns = (len(KINDS) * len(layers), 1) if written else (len(layers), len(KINDS))
     with mpl.rc_context(STYLE | {"axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}):
         figure, axs = panels(rows, columns, 0.95 if written else 1.7, MARKS, sharex=True)
-        flat = [(layer, kind) for layer in found for kind in KINDS]
-        for place, ((layer, kind), axes) in enumerate(zip(flat, axs.flat, strict=True)):
+        flat = [(layer, kind) for layer in layers for kind in KINDS]
+        for position, ((layer, kind), axes) in enumerate(zip(flat, axs.flat, strict=True)):
             image = _heat(axes, getattr(layer, kind), top)
-            first = place < columns
+            first = position < columns
             _marked(axes, prompt, named=first)
             if written:
                 axes.set_title(f"layer {layer.layer}: {KINDS[kind]}", pad=7)
@@ -54,7 +57,7 @@ def gates(found: Sequence[Gates], prompt: Prompt) -> Figure:
 
 
 def _heat(axes: Axes, gate: Tensor, top: float) -> AxesImage:
-    """gate: [T, heads, channels]."""
+    """Draw one gate, [T, heads, channels]."""
     _, heads, channels = gate.shape
     image = axes.imshow(
         gate.flatten(1).T.numpy(), aspect="auto", cmap="cividis", vmin=0, vmax=top, interpolation="nearest"
@@ -77,7 +80,7 @@ def _tokens(axes: Axes, prompt: Prompt, written: bool) -> None:
 
 
 def _marked(axes: Axes, prompt: Prompt, named: bool) -> None:
-    """Brackets above a panel and lines through it where the needle and the question begin and end."""
+    """Draw bars above a panel over the needle and the question, and lines through it where they begin and end."""
     for name, (start, stop) in prompt.marks.items():
         color = MARKS[name]
         for edge in (start, stop):
@@ -95,6 +98,6 @@ def _marked(axes: Axes, prompt: Prompt, named: bool) -> None:
         )
         if named:
             middle = (start + stop) / 2 - 0.5
-            place = "right" if stop == len(prompt.ids) else "center"
-            x = stop - 0.5 if place == "right" else middle
-            axes.text(x, 1.07, name, color=color, ha=place, va="bottom", fontsize=6, transform=top)
+            align = "right" if stop == len(prompt.ids) else "center"
+            x = stop - 0.5 if align == "right" else middle
+            axes.text(x, 1.07, name, color=color, ha=align, va="bottom", fontsize=6, transform=top)

@@ -1,4 +1,4 @@
-"""Training curves: what runs wrote to metrics.jsonl while they trained, as one data frame."""
+"""Training curves of several runs as one data frame, read from their metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ COLUMNS = ["run", *IDENTITY, *MEASURED]
 
 
 def read_curves(runs: Mapping[Path, RunConfig]) -> pd.DataFrame:
-    """A row a logged step of every run: its identity, step, tokens seen, loss (nats, mean over the steps since the last
-    row), gradient norm, learning rate, tokens/s. runs: configurations by folder; one that has not begun has no rows.
+    """Read the logged steps of runs, one row per step: IDENTITY of the run, then MEASURED.
 
-    The last line of a run that is training may be half written and is left out; ValueError for any other that is no
-    line of metrics.
+    The loss is in nats, averaged over the steps since the previous row. runs: configurations by folder; a run that has
+    not started has no rows. An unfinished last line of a run in training is left out. Raises ValueError with file and
+    line for any other line that does not hold metrics.
     """
     rows = []
     for folder, config in runs.items():

@@ -1,4 +1,4 @@
-"""One page to share: tables, figures, models, configuration and provenance of a collection, in a single HTML file."""
+"""The report: tables, figures, configuration and provenance of a collection on one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ BIRTH = ["git_commit", "git_dirty", "device", "dtype", "backend", "threads", "co
 
 
 def report(folder: Path, experiment: Experiment, columns: list[str] | None = None) -> Path:
-    """Write `report.html` of a collection, from its records and the tables beside them; returns its path.
+    """Write report.html of a collection from its records and the tables next to them. Returns its path.
 
-    It needs no network and no other file; raw records are linked as they lie beside it. columns: for the figures that
-    take some. A figure that the collection has no data for, or that was given no columns, is left out, and the page
-    says so. Raises ValueError when nothing was collected there.
+    The page needs no network and no other file; it links to the raw records next to it. columns: for the figures that
+    take columns. Figures without data or without columns are left out, and the page says so. Raises ValueError if
+    nothing was collected.
     """
     records = load(folder)
     runs = Collection(folder).read_runs()
@@ -102,12 +102,12 @@ def report(folder: Path, experiment: Experiment, columns: list[str] | None = Non
 
 
 def _figures(folder: Path, columns: list[str] | None) -> tuple[list[str], list[str]]:
-    """The figures that a collection has data for, as HTML, and the names of the others."""
+    """Figures that the collection has data for, as HTML, and the names of the others."""
     drawn, lacking = [], []
     for what in FIGURES:
         try:
             paths = write_figure(folder, what, columns if what in WITH_COLUMNS else None)
-        except ValueError:  # says what is missing; the page names the figure
+        except ValueError:  # data or columns are missing; the page names the figure
             lacking.append(what)
             continue
         (svg,) = [path for path in paths if path.suffix == ".svg"]
@@ -141,7 +141,7 @@ def _configuration(experiment: Experiment) -> str:
 
 
 def _provenance(records: pd.DataFrame) -> str:
-    """What the records say of their making: a line a field, with every value that occurs."""
+    """Provenance of the records: one line per field, with every value that occurs."""
     fields = [name for name in records if name in BIRTH or name.startswith("version_")]
     lines = [f"<dt>{name}</dt><dd>{escape(_values(records[name].unique()))}</dd>" for name in fields]
     return f"<dl>{''.join(lines)}</dl>"

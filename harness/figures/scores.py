@@ -1,8 +1,7 @@
-"""Figures of scores: recall over difficulty, RULER over length, many columns at once, and ablations."""
+"""Figures of scores: recall over difficulty, RULER over length, any columns as points, and ablations."""
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -13,38 +12,49 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from harness.figures.numbers import PAPER, caption, estimate, heading, lines
-from harness.figures.style import LOOK, STYLE, Look, banded, legend, looks, panels, steps_of_two, wrapped
+from harness.figures.numbers import INTERVAL, PAPER, caption, estimate, heading, lines, of_suite
+from harness.figures.style import LOOK, OTHERS, STYLE, Look, banded, legend, looks, panels, steps_of_two, wrapped
 from harness.records import stats
 from harness.records.metrics import METRICS
-from harness.records.published import TASK_NAMES, VARIANTS, column_name, published, task_sizes
-from harness.records.record import SampleKey
+from harness.records.published import (
+    ABLATED,
+    PARAMETERS,
+    TASK_NAMES,
+    VARIANTS,
+    WHOLE,
+    column_name,
+    published,
+    task_sizes,
+)
+from harness.records.record import SampleKey, length_unit
 from harness.records.significance import printed_gap
 
-ABREAST = (5, 4, 3)  # panels in a row, whichever leaves the fewest places empty
+PANELS_ABREAST = (5, 4, 3)
+"""Numbers of panels per row; the one that leaves the fewest positions empty is used."""
 
 
 def recall_numbers(frame: pd.DataFrame) -> pd.DataFrame:
-    """What the figure of recall shows: a row a task, metric, preset, line and difficulty (`length`) with the `mean`
-    over seeds, their standard deviation `sd`, NaN with one, and `seeds`. Fractions are in percent. A line is called by
-    its label, and its layout where the label has several.
+    """The numbers of the recall figure: one row per task, metric, preset, line and difficulty (`length`).
 
-    Raises ValueError when the frame has no records of recall.
+    `mean` and `sd` are over `seeds`; `sd` is NaN with one seed. Fractions are in percent. Raises ValueError if the
+    frame has no records of recall.
     """
-    own = frame[frame["suite"] == "recall"]
-    if own.empty:
-        raise ValueError("figure: no records of the recall suite; name it under suites, submit and collect again")
-    own = own.assign(line=lines(own))
-    groups = own.groupby(["task", "metric", "preset", "mixer", "line", "length"], sort=False)["value"]
+    records = of_suite(frame, "recall")
+    records = records.assign(line=lines(records))
+    groups = records.groupby(["task", "metric", "preset", "mixer", "line", "length"], sort=False)["value"]
     numbers = groups.agg(mean="mean", sd="std", seeds="count").reset_index()
-    return numbers.assign(mean=100 * numbers["mean"], sd=100 * numbers["sd"])
+    scale = numbers["metric"].map(lambda metric: METRICS[metric].scale)
+    return numbers.assign(mean=scale * numbers["mean"], sd=scale * numbers["sd"])
 
 
 def recall(frame: pd.DataFrame) -> Figure:
-    """Recall over difficulty: a column of panels a task and metric, a row a preset, a line a mixer with a band of
-    ± one standard deviation over seeds."""
+    """Recall over difficulty: one column of panels per task and metric, one row per preset, one line per mixer.
+
+    Bands are ± one standard deviation over seeds. Raises ValueError if the frame has no records of recall.
+    """
     numbers = recall_numbers(frame)
-    units = {task: _unit(own) for task, own in frame[frame["suite"] == "recall"].groupby("task")}
+    tasks = of_suite(frame, "recall").groupby("task")
+    units = {task: length_unit(records["settings"]) or "tokens" for task, records in tasks}
     columns = list(dict.fromkeys(zip(numbers["task"], numbers["metric"], strict=True)))
     presets = list(dict.fromkeys(numbers["preset"]))
     drawn = looks(zip(numbers["line"], numbers["mixer"], strict=True))
@@ -71,31 +81,23 @@ def recall(frame: pd.DataFrame) -> Figure:
 
 
 def _lines(axes: Axes, numbers: pd.DataFrame, drawn: dict[str, Look]) -> None:
-    """A line a mixer over length, with its band; one point alone has a bar instead."""
+    """Draw one line per mixer over length, with its band. A single point gets a bar instead."""
     for name, own in numbers.sort_values("length", kind="stable").groupby("line", sort=False):
         x, value, low, high = (own[column].astype(float) for column in ("length", "value", "low", "high"))
         banded(axes, x, value, low, high, drawn[name], label=name)
     steps_of_two(axes, numbers["length"].astype(int))
 
 
-def _unit(records: pd.DataFrame) -> str:
-    """What the difficulties of a task count."""
-    return json.loads(records["settings"].iloc[0])["length_unit"]
-
-
 def ruler(numbers: pd.DataFrame) -> Figure:
-    """RULER over context length: a column of panels a task, a row a preset and metric, a line a mixer with the band of
-    its 95% interval. numbers: of `measured` or `printed`; the likelihood of the needle depends on the prose around it
-    and is left out for its gain.
+    """RULER over context length: one column of panels per task, one row per preset and metric, one line per mixer.
 
-    Raises ValueError when there is no record of the suite.
+    numbers: from `measured` or `printed`. Bands are 95% intervals. The needle's likelihood is left out, since it
+    depends on the surrounding prose; its gain is shown. Raises ValueError if there are no numbers of RULER.
     """
-    own = numbers[(numbers["suite"] == "ruler") & (numbers["metric"] != "needle_logprob")]
-    if own.empty:
-        raise ValueError("figure: no records of the ruler suite; name it under suites, submit and collect again")
+    own = of_suite(numbers[numbers["metric"] != "needle_logprob"], "ruler")
     tasks, drawn = list(dict.fromkeys(own["task"])), looks(zip(own["line"], own["mixer"], strict=True))
     rows = list(dict.fromkeys(zip(own["preset"], own["metric"], strict=True)))
-    if own["length"].nunique() == 1:  # there is nothing to draw a line over
+    if own["length"].nunique() == 1:  # a single length needs no line
         return scores(own.sort_values("metric", kind="stable"))
     with mpl.rc_context(STYLE):
         figure, axs = panels(len(rows), len(tasks), 1.55, drawn, sharey="row", sharex="col")
@@ -119,32 +121,35 @@ def ruler(numbers: pd.DataFrame) -> Figure:
 
 
 def _name(task: str, preset: str) -> str:
-    """The paper's heading stands over its own numbers alone."""
+    """The paper's name of a task for its own numbers, the task's own name for ours."""
     return TASK_NAMES[task] if preset == PAPER else task
 
 
 def scores(numbers: pd.DataFrame) -> Figure:
-    """Every column as a panel, in it every line's number with its 95% interval. Perplexities are on a logarithmic
-    axis, and in a column that has several presets each is a group."""
+    """One panel per column, with every line's number and its 95% interval.
+
+    numbers: from `measured` or `printed`. With several presets, lines are grouped by preset. Perplexities that span
+    more than a factor of ten get a logarithmic axis.
+    """
     columns = list(dict.fromkeys(numbers["column"]))
     drawn = looks(zip(numbers["line"], numbers["mixer"], strict=True))
     groups = list(dict.fromkeys(zip(numbers["preset"], numbers["line"], strict=True)))
     several = numbers["preset"].nunique() > 1
     names = [f"{line}, {preset}" if several else line for preset, line in groups]
-    wide = min(len(columns), min(ABREAST, key=lambda n: -len(columns) % n))
+    wide = min(len(columns), min(PANELS_ABREAST, key=lambda n: -len(columns) % n))
     with mpl.rc_context(STYLE):
         figure, axs = panels(-(-len(columns) // wide), wide, 0.5 + 0.15 * len(groups), (), sharey=True)
         for axes in axs.flat[len(columns) :]:
             axes.set_axis_off()
         for column, axes in zip(columns, axs.flat, strict=False):
             own = numbers[numbers["column"] == column].set_index(["preset", "line"])
-            for place, group in enumerate(groups):
+            for position, group in enumerate(groups):
                 if group in own.index:
-                    _point(axes, own.loc[group], place, drawn[group[1]])
+                    _point(axes, own.loc[group], position, drawn[group[1]])
             first = own.iloc[0]
             task = _name(first["task"], first.name[0]) + ("*" if first["stand_in"] else "")
             axes.set_title(wrapped(heading(task, first["metric"], first["length"])))
-            if first["metric"] in ("word_perplexity", "perplexity") and own["value"].max() > 10 * own["value"].min():
+            if METRICS[first["metric"]].logarithmic and own["value"].max() > 10 * own["value"].min():
                 axes.set_xscale("log")
             else:
                 axes.xaxis.set_major_locator(MaxNLocator(3))
@@ -156,11 +161,11 @@ def scores(numbers: pd.DataFrame) -> Figure:
     return figure
 
 
-def _point(axes: Axes, number: pd.Series, place: int, look: Look) -> None:
+def _point(axes: Axes, number: pd.Series, position: int, look: Look) -> None:
     known = not math.isnan(number["low"])
     reach = [[number["value"] - number["low"]], [number["high"] - number["value"]]] if known else None
     axes.errorbar(
-        [number["value"]], [place], xerr=reach, fmt=look.marker, color=look.color, elinewidth=1.0, capsize=1.5
+        [number["value"]], [position], xerr=reach, fmt=look.marker, color=look.color, elinewidth=1.0, capsize=1.5
     )
 
 
@@ -170,11 +175,14 @@ ABLATION_COLUMNS = ["column", "heading", "mixer", "variant", "difference", "low"
 def ablation_numbers(
     frame: pd.DataFrame, samples: dict[SampleKey, tuple[float, ...]], columns: list[str] | None = None
 ) -> pd.DataFrame:
-    """What each ablation changes: a row a column and variant with its `difference` from the model as it is and the 95%
-    interval `low`, `high` (NaN where none is known), as tables compare two rows. Fractions are in percent points.
+    """The effect of each ablation: one row per column and variant.
 
-    A variant is a label that begins with another of the same mixer, layout and preset, and a comma. columns: those of
-    table 5 that are there, or else all. Raises ValueError when there is no ablation.
+    `difference` is from the unablated model, with the bounds `low` and `high` of its 95% interval (NaN if unknown), by
+    the tests that tables use. Fractions are in percentage points. A variant's label is that of another model of the
+    same mixer, layout and preset, followed by a comma and the change.
+
+    samples: per-sample scores (`records.load_samples`). columns: by default those of table 5 that have records, else
+    all. Raises ValueError if there is no ablation, and for a column without records.
     """
     variants = frame[["mixer", "layout", "preset", "label"]].drop_duplicates()
     pairs = [
@@ -216,24 +224,22 @@ def _ablated(
 ) -> dict[str, Any]:
     first = own.iloc[0]
     metric, label = METRICS[first["metric"]], str(first["label"]).removeprefix(f"{base.iloc[0]['label']}, ")
-    # Scores whose mean is not the value, a perplexity's logarithms, would be differences in another unit.
+    # The scores of a perplexity are logarithms, so their differences would be in another unit.
     paired = None
     if metric.percent:
         both = [[samples.get(_key(r)) for r in side.to_dict("records")] for side in (own, base)]
-        complete = (
-            all(s is not None for side in both for s in side) and len({len(s) for side in both for s in side}) == 1
-        )
+        scores = [s for side in both for s in side]
+        complete = all(s is not None for s in scores) and len({len(s) for s in scores}) == 1
         paired = tuple(both) if complete else None
-    found = stats.difference(estimate(own), estimate(base), paired)
-    scale = 100 if metric.percent else 1
+    gap, scale = stats.difference(estimate(own), estimate(base), paired), metric.scale
     return {
         "column": column,
         "heading": heading(first["task"], first["metric"], first["length"]),
         "mixer": first["mixer"],
         "variant": f"{label}\n({base.iloc[0]['label']}, {first['preset']})" if several else label,
-        "difference": scale * found.difference,
-        "low": math.nan if found.low is None else scale * found.low,
-        "high": math.nan if found.high is None else scale * found.high,
+        "difference": scale * gap.difference,
+        "low": math.nan if gap.low is None else scale * gap.low,
+        "high": math.nan if gap.high is None else scale * gap.high,
         "source": f"{base.iloc[0]['label']}, {first['preset']}",
     }
 
@@ -244,34 +250,39 @@ def _key(record: dict[str, Any]) -> SampleKey:
 
 
 def published_ablations() -> pd.DataFrame:
-    """The paper's table 5 as `ablation_numbers` gives ours: differences from its full model. Intervals are those of two
-    independent samples of a task's size; perplexities and averages, whose tasks the table does not print, have none."""
+    """The paper's table 5 in the form of `ablation_numbers`: differences from its full model.
+
+    Intervals are those of two independent samples of the task's size. Perplexities have none, nor do averages, whose
+    tasks the table does not print.
+    """
     frame, rows = published("table5"), []
     for key, own in frame.groupby(["task", "metric", "length"], sort=False, dropna=False):
         task, metric, length = key
         values = own.set_index("variant")["value"]
-        scale, size = (100 if METRICS[metric].percent else 1), task_sizes().get(task)
+        scale, size = METRICS[metric].scale, task_sizes().get(task)
         shown = "retrieval avg" if own["suite"].iloc[0] == "retrieval" else TASK_NAMES[task]
-        for variant in values.index.drop("full"):
-            gap = printed_gap(values[variant], values["full"], size) if size and METRICS[metric].percent else None
+        for variant in values.index.drop(WHOLE):
+            gap = printed_gap(values[variant], values[WHOLE], size) if size and METRICS[metric].percent else None
             rows.append(
                 {
                     "column": column_name(task, metric, None if pd.isna(length) else int(length)),
                     "heading": heading(shown, metric, length).replace(" contains", ""),
-                    "mixer": "gdn2",
+                    "mixer": ABLATED["mixer"],
                     "variant": VARIANTS[variant],
-                    "difference": scale * (values[variant] - values["full"]),
+                    "difference": scale * (values[variant] - values[WHOLE]),
                     "low": math.nan if gap is None else scale * gap.low,
                     "high": math.nan if gap is None else scale * gap.high,
-                    "source": "paper, 1.3B parameters",
+                    "source": f"paper, {PARAMETERS}",
                 }
             )
     return pd.DataFrame(rows, columns=ABLATION_COLUMNS)
 
 
 def ablations(numbers: pd.DataFrame) -> Figure:
-    """Differences from the model as it is: a panel a column, a bar a variant with its 95% interval where one is known.
-    numbers: of `ablation_numbers` or `published_ablations`."""
+    """Differences from the unablated model: one panel per column, one bar per variant with its 95% interval, if known.
+
+    numbers: from `ablation_numbers` or `published_ablations`.
+    """
     columns, variants = list(dict.fromkeys(numbers["column"])), list(dict.fromkeys(numbers["variant"]))
     wide = min(4, len(columns))
     with mpl.rc_context(STYLE):
@@ -281,13 +292,13 @@ def ablations(numbers: pd.DataFrame) -> Figure:
             axes.set_axis_off()
         for column, axes in zip(columns, axs.flat, strict=False):
             own = numbers[numbers["column"] == column]
-            places = [variants.index(name) for name in own["variant"]]
-            colors = [LOOK.get(mixer, ("#7F7F7F",))[0] for mixer in own["mixer"]]
-            axes.barh(places, own["difference"], color=colors, height=0.55, alpha=0.75)
+            positions = [variants.index(name) for name in own["variant"]]
+            colors = [LOOK.get(mixer, OTHERS[0])[0] for mixer in own["mixer"]]
+            axes.barh(positions, own["difference"], color=colors, height=0.55, alpha=0.75)
             known = own["low"].notna().to_numpy()
             if known.any():
                 reach = np.array([own["difference"] - own["low"], own["high"] - own["difference"]])[:, known]
-                at = np.array(places)[known]
+                at = np.array(positions)[known]
                 axes.errorbar(
                     own["difference"][known], at, xerr=reach, fmt="none", color="black", elinewidth=0.9, capsize=2
                 )
@@ -298,5 +309,5 @@ def ablations(numbers: pd.DataFrame) -> Figure:
         axs[0, 0].set_yticks(range(len(variants)), variants)
         axs[0, 0].set_ylim(len(variants) - 0.5, -0.5)
         sources = ", ".join(dict.fromkeys(numbers["source"]))
-        figure.suptitle(f"difference from the model as it is ({sources}); bar: 95% interval where it is known")
+        figure.suptitle(f"difference from the model as it is ({sources}); bar: {INTERVAL} where it is known")
     return figure

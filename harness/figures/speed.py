@@ -1,5 +1,4 @@
-"""Figures of speed: training throughput over length beside the paper's, reading and decoding over context, and kernels
-beside what the device allows."""
+"""Figures of speed: training throughput over length, decoding over context, and kernels against the roofline."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from harness.figures.numbers import estimate, lines
+from harness.figures.numbers import INTERVAL, estimate, lines, of_suite
 from harness.figures.style import (
     LOOK,
     STYLE,
@@ -32,7 +31,7 @@ from harness.figures.style import (
     wrapped,
 )
 from harness.records.metrics import METRICS
-from harness.records.published import published
+from harness.records.published import PARAMETERS, published
 from mixers.registry import get
 
 Row = dict[str, Any]
@@ -42,48 +41,53 @@ RATE = "train_tokens_per_second"
 DECODING = ("prefill_tokens_per_second", "decode_tokens_per_second", "state_bytes")
 NO_ROOM = "decode_out_of_memory"
 MACHINE = ["preset", "device", "dtype"]
-WINDOWS = "95% interval over windows"
+WINDOWS = f"{INTERVAL} over windows"
 ERRORS = ("output_error", "gradient_error", "state_error")
 
 
 def throughput_numbers(frame: pd.DataFrame) -> pd.DataFrame:
-    """What the suite `throughput` measured: a row a preset, device, dtype, line, length and batch with tokens a second,
-    `value`, and the bounds `low` and `high` of its 95% interval over windows."""
+    """Training throughput from records: one row per preset, device, dtype, line, length and batch.
+
+    `value` is in tokens per second; `low` and `high` bound its 95% interval over windows. Empty without records.
+    """
     return _of_windows(frame[(frame["suite"] == "throughput") & (frame["metric"] == RATE)])
 
 
 def decode_numbers(frame: pd.DataFrame) -> pd.DataFrame:
-    """The same of the suite `decode`, a row also a metric; where a shape ran out of memory that is
-    `decode_out_of_memory`. ValueError without records of the suite."""
-    own = frame[frame["suite"] == "decode"]
-    if own.empty:
-        raise ValueError("figure: no records of the decode suite; name it under suites, submit and collect again")
-    return _of_windows(own)
+    """Speed and state of decoding from records: one row per preset, device, dtype, line, length, batch and metric.
+
+    Columns are those of `throughput_numbers`. A shape that ran out of memory has only the metric
+    `decode_out_of_memory`. Raises ValueError if the frame has no records of the suite.
+    """
+    return _of_windows(of_suite(frame, "decode"))
 
 
-def _of_windows(own: pd.DataFrame) -> pd.DataFrame:
+def _of_windows(frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
-    for machine, found in own.assign(line=lines(own)).groupby(MACHINE, sort=False):
+    for machine, measured in frame.assign(line=lines(frame)).groupby(MACHINE, sort=False):
         keys = ["mixer", "line", "task", "metric", "length"]
-        for key, records in found.groupby(keys, sort=False):
+        for key, records in measured.groupby(keys, sort=False):
             number = estimate(records)
             low, high = number.interval or (math.nan, math.nan)
             row = dict(zip((*MACHINE, *keys), (*machine, *key), strict=True))
-            row |= {"batch": int(row["task"].removeprefix("batch_")), "layouts": _layouts(found)}
+            row |= {"batch": int(row["task"].removeprefix("batch_")), "layouts": _layouts(measured)}
             rows.append(row | {"value": number.value, "low": low, "high": high, "band": WINDOWS})
     return pd.DataFrame(rows)
 
 
 def bench_numbers(rows: Sequence[Row]) -> pd.DataFrame:
-    """The same of rows that `bench throughput --out` wrote, from any number of files; the bounds are the 20th and 80th
-    percentile of the windows. What was refused or left out has no row; ValueError when that is everything."""
+    """Training throughput from rows that `bench throughput --out` wrote, in the form of `throughput_numbers`.
+
+    The bounds are the 20th and 80th percentile of the windows. Rows without a time are left out. Raises ValueError if
+    no row has one.
+    """
     own = pd.DataFrame([row for row in rows if row["tokens_per_s"] is not None])
     if own.empty:
         raise ValueError(
             f"throughput: none of the {len(rows)} rows has a time; see why in their `refused` or `left_out`"
         )
     own = own.rename(columns={"tokens_per_s": "value", "tokens_per_s_p20": "low", "tokens_per_s_p80": "high"})
-    own = own.astype({"low": float, "high": float})  # one window alone has neither
+    own = own.astype({"low": float, "high": float})  # a single window has neither
     own = own.assign(line=lines(own.assign(label=own["display"])), band="20th to 80th percentile of windows")
     return own.assign(layouts=_layouts(own))
 
@@ -93,10 +97,10 @@ def _layouts(rows: pd.DataFrame) -> str:
 
 
 def throughput(numbers: pd.DataFrame | None) -> Figure:
-    """Training throughput over length: the paper's figure 2, and beside it a panel for each preset, device and dtype
-    among the numbers, a line a mixer with its band. Without numbers the paper's panel stands alone.
+    """Training throughput over length: the paper's figure 2, then one panel per preset, device and dtype.
 
-    numbers: of `throughput_numbers` or `bench_numbers`.
+    Each panel has one line per mixer, with its band. numbers: from `throughput_numbers` or `bench_numbers`; without
+    any, only the paper's panel is drawn.
     """
     paper = published("figure2")
     paper = paper.assign(line=[get(mixer).display for mixer in paper["mixer"]], low=math.nan, high=math.nan)
@@ -109,7 +113,7 @@ def throughput(numbers: pd.DataFrame | None) -> Figure:
         figure, axs = panels(1, 1 + len(machines), 2.6, drawn)
         _rates(axs[0, 0], paper, drawn)
         letters = 110 // axs.shape[1]
-        paper_title = "paper, figure 2: 1.3B parameters, hybrid", "one H100, read off the plot to ±0.3"
+        paper_title = f"paper, figure 2: {PARAMETERS}, hybrid", "one H100, read off the plot to ±0.3"
         axs[0, 0].set_title("\n".join(wrapped(text, letters) for text in paper_title))
         for axes, ((preset, device, dtype), own) in zip(axs[0, 1:], machines, strict=True):
             _rates(axes, own, drawn)
@@ -122,27 +126,27 @@ def throughput(numbers: pd.DataFrame | None) -> Figure:
 
 
 def _rates(axes: Axes, numbers: pd.DataFrame, drawn: dict[str, Look]) -> None:
-    """Over shapes in order of length, then batch, one step apart: two batches of one length are two places."""
+    """Draw rates over shapes, one step apart, ordered by length and then batch."""
     shape = pd.Series(list(zip(numbers["length"], numbers["batch"], strict=True)), numbers.index)
     shapes = sorted(set(shape))
-    placed = numbers.assign(place=shape.map(shapes.index)).sort_values("place", kind="stable")
+    placed = numbers.assign(position=shape.map(shapes.index)).sort_values("position", kind="stable")
     for name, own in placed.groupby("line", sort=False):
         value, low, high = (own[key].astype(float) / 1e3 for key in ("value", "low", "high"))
-        banded(axes, own["place"], value, low, high, drawn[name])
+        banded(axes, own["position"], value, low, high, drawn[name])
     labels = [f"{count(t)}×{b}" for t, b in shapes]
     room = WIDTH / axes.get_gridspec().ncols - 0.4
-    upright = 0.05 * sum(len(label) + 2 for label in labels) > room  # inches, at 6.5 points
-    axes.set_xticks(range(len(shapes)), labels, rotation=90 if upright else 0)
+    rotated = 0.05 * sum(len(label) + 2 for label in labels) > room  # inches, at 6.5 points
+    axes.set_xticks(range(len(shapes)), labels, rotation=90 if rotated else 0)
     axes.set_xlabel("length × batch")
     axes.set_ylim(bottom=0)
 
 
 def decode(numbers: pd.DataFrame) -> Figure:
-    """Reading a context, decoding behind it and the state in between, over the context's length: a column of panels a
-    metric, a row a batch of a preset, device and dtype, a line a mixer with its band. What ran out of memory is named
-    above.
+    """Speed of reading a context, speed of decoding after it, and size of the state, over the context's length.
 
-    numbers: of `decode_numbers`. Raises ValueError when all of it ran out of memory.
+    One column of panels per metric, one row per batch, preset, device and dtype, one line per mixer with its band.
+    Shapes that ran out of memory are named above the panels. numbers: from `decode_numbers`. Raises ValueError if every
+    shape ran out of memory.
     """
     timed = numbers[numbers["metric"].isin(DECODING)]
     if timed.empty:
@@ -195,7 +199,7 @@ def _over_context(axes: Axes, numbers: pd.DataFrame, drawn: dict[str, Look]) -> 
 
 
 def _sizes(axes: Axes, values: pd.Series) -> None:
-    """The y axis in powers of two, at most six of them with a tick: attention's state grows with the context."""
+    """Set the y axis to powers of two, with at most about six ticks: attention's state grows with the context."""
     held = values[values > 0]
     if held.empty:
         return
@@ -208,13 +212,14 @@ def _sizes(axes: Axes, values: pd.Series) -> None:
 
 
 def kernels(rows: Sequence[Row]) -> Figure:
-    """Time of the operators' kernels over length, decoding over batch, with the floor that the device's measured
-    ceilings set, dotted: the slower of the least bytes at the speed of a copy and the chunk form's FLOPs at that of a
-    matrix product.
+    """Time of the operators' kernels over length (decoding: over batch), with the device's floor as dotted lines.
 
-    rows: those of kernels.json, which `bench kernels --out` writes on a GPU. Drawn is the head shape of the first row;
-    bars span the 20th to the 80th percentile; the legend gives every implementation's worst relative error, since a
-    time says nothing of a wrong result. Raises ValueError when no row has a time.
+    The floor is the larger of two times: the least bytes at the measured speed of a copy, and the chunk form's FLOPs at
+    that of a matrix product. Bars span the 20th to 80th percentile. The legend gives the worst relative error of each
+    implementation, since a time means nothing if the result is wrong.
+
+    rows: those of kernels.json, which `bench kernels --out` writes on a GPU; only the head shape of the first timed row
+    is drawn. Raises ValueError if no row has a time.
     """
     timed = [row for row in rows if row["ms"] is not None]
     if not timed:
@@ -222,7 +227,7 @@ def kernels(rows: Sequence[Row]) -> Figure:
     shape = [timed[0][key] for key in ("H", "HV", "K", "V")]
     own = pd.DataFrame([row for row in timed if [row[key] for key in ("H", "HV", "K", "V")] == shape])
     directions = [name for name in DIRECTIONS if name in set(own["direction"])]
-    own["source"] = own["implementation"].str.split().str[0]  # the direction says which of its forms it is
+    own["source"] = own["implementation"].str.split().str[0]  # without the form, which the direction implies
     forms = list(dict.fromkeys(zip(own["operator"], own["source"], strict=True)))
     drawn = {form: Look(*LOOK[form[0]], "-" if form[1] == "mixerbench" else "--") for form in forms}
     names = [f"{get(form[0]).display}, {form[1]}{_error(own, form)}" for form in forms]
@@ -266,7 +271,7 @@ def _times(axes: Axes, rows: pd.DataFrame, drawn: dict[tuple[str, str], Look], o
 
 
 def floor_ms(rows: pd.DataFrame) -> pd.Series:
-    """The least time of each row by the device's measured ceilings (the roofline), in ms."""
+    """Least time of each row by the device's measured ceilings (the roofline), in ms."""
     bytes_ms = 1e3 * rows["bytes"] / rows["copy_bytes_per_s"]
     return bytes_ms.combine(1e3 * rows["flops"] / rows["matmul_flop_per_s"], max)
 

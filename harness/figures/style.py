@@ -1,7 +1,7 @@
-"""One style for all figures: a colour and a marker a mixer, the same everywhere, and letters that print can show.
+"""One style for all figures: a colour and a marker per mixer, font sizes, and common parts of axes.
 
-Colours are those of Okabe and Ito, told apart by colour-blind readers; markers tell the lines apart without colour.
-Figures are as wide as they are printed, so a font size here is the size on paper.
+Colours are those of Okabe and Ito, which colour-blind readers can tell apart; markers work without colour. Figures are
+as wide as they are printed, so a font size here is the size on paper.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 WIDTH = 6.75
-"""Inches: across both columns of a paper."""
+"""Width in inches, across both columns of a paper."""
 
 LOOK: dict[str, tuple[str, str]] = {
     "gdn2": ("#D55E00", "o"),
@@ -33,9 +33,9 @@ LOOK: dict[str, tuple[str, str]] = {
 }
 """Colour and marker by mixer."""
 OTHERS = (("#7F7F7F", "P"), ("#882255", "*"), ("#999933", "X"), ("#332288", ">"))
-"""Of mixers that LOOK does not know, in the order in which they appear."""
+"""Colour and marker of mixers that LOOK does not list, in order of appearance."""
 STYLES = ("-", "--", ":", "-.")
-"""Line styles of several rows of one mixer: its options or layouts, in the order in which they appear."""
+"""Line styles of several rows of one mixer (options, layouts), in order of appearance."""
 BAND = {"alpha": 0.18, "linewidth": 0}
 
 STYLE: dict[str, Any] = {
@@ -63,11 +63,12 @@ STYLE: dict[str, Any] = {
     "savefig.dpi": 300,
     "svg.hashsalt": "mixerbench",  # the same numbers give the same file
 }
+"""Matplotlib's settings for every figure."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a line is drawn, in matplotlib's words."""
+    """How a line is drawn, as matplotlib's arguments."""
 
     color: str
     marker: str
@@ -75,29 +76,33 @@ class Look:
 
 
 def looks(lines: Iterable[tuple[str, str]]) -> dict[str, Look]:
-    """The look of every line of a figure, from their names and mixers."""
-    others, found = cycle(OTHERS), dict[str, Look]()
-    own: dict[str, tuple[str, str]] = {}
+    """The look of every line of a figure by name, from (name, mixer) pairs."""
+    others, by_name = cycle(OTHERS), dict[str, Look]()
+    by_mixer: dict[str, tuple[str, str]] = {}
     times = Counter[str]()
     for name, mixer in dict.fromkeys(lines):
-        if mixer not in own:
-            own[mixer] = LOOK.get(mixer) or next(others)
-        found[name] = Look(*own[mixer], STYLES[times[mixer] % len(STYLES)])
+        if mixer not in by_mixer:
+            by_mixer[mixer] = LOOK.get(mixer) or next(others)
+        by_name[name] = Look(*by_mixer[mixer], STYLES[times[mixer] % len(STYLES)])
         times[mixer] += 1
-    return found
+    return by_name
 
 
 def panels(rows: int, columns: int, height: float, names: Collection[str], **options: Any) -> tuple[Figure, Any]:
-    """A figure of print width with panels [rows, columns], each `height` inches high with its labels, and room for a
-    legend of these names."""
+    """A figure of print width with axes [rows, columns], and room for a legend of the given names.
+
+    height: inches per row of panels, labels included. options: passed to matplotlib's `subplots`.
+    """
     lines = -(-len(names) // abreast(names))
     figure = Figure(figsize=(WIDTH, height * rows + 0.3 + 0.16 * lines), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def abreast(names: Collection[str]) -> int:
-    """Entries of a legend in a row, such that rows are about equally long: at most four, five if that is all, and no
-    more than the page is wide."""
+    """Number of legend entries per row, so that rows are about equally long and fit the page.
+
+    At most four, or five if there are no more than five entries.
+    """
     each = 0.5 + 0.052 * max(map(len, names), default=0)  # inches: handle and gaps, then letters of 7 points
     fit = max(1, min(5 if len(names) <= 5 else 4, int(WIDTH / each)))
     rows = max(1, -(-len(names) // fit))
@@ -105,7 +110,7 @@ def abreast(names: Collection[str]) -> int:
 
 
 def legend(figure: Figure, looked: dict[str, Look]) -> None:
-    """One legend below all panels."""
+    """Draw one legend below all panels."""
     handles = [
         Line2D([], [], color=look.color, marker=look.marker, linestyle=look.linestyle) for look in looked.values()
     ]
@@ -115,9 +120,10 @@ def legend(figure: Figure, looked: dict[str, Look]) -> None:
 def banded(
     axes: Axes, x: pd.Series, value: pd.Series, low: pd.Series, high: pd.Series, look: Look, **line: Any
 ) -> None:
-    """A line with the band between its bounds; one point alone, which has no band, with a bar. NaN bounds are left out.
+    """Draw a line with the band between its bounds; a single point gets a bar instead. NaN bounds are not drawn.
 
-    line: more of matplotlib's words for the line."""
+    line: further arguments of matplotlib's `plot`.
+    """
     axes.plot(x, value, **asdict(look), **line)
     if len(x) > 1:
         axes.fill_between(x, low, high, color=look.color, **BAND)
@@ -126,7 +132,7 @@ def banded(
 
 
 def steps_of_two(axes: Axes, values: Iterable[int]) -> None:
-    """The x axis in powers of two, with a tick at each of the values."""
+    """Set the x axis to powers of two, with a tick at each of the values."""
     ticks = sorted(set(values))
     axes.set_xscale("log", base=2)
     axes.xaxis.set_minor_locator(NullLocator())
@@ -134,15 +140,16 @@ def steps_of_two(axes: Axes, values: Iterable[int]) -> None:
 
 
 def count(value: int) -> str:
-    """320, 1K, 16K: multiples of 1024 shortened."""
+    """A count as text: `320`, `1K`, `16K`; multiples of 1024 are abbreviated."""
     return f"{value // 1024}K" if value and value % 1024 == 0 else str(value)
 
 
 def size(value: int) -> str:
-    """512 B, 16 MiB: bytes in the largest unit of 1024 that leaves one or more."""
+    """Bytes as text: `512 B`, `16 MiB`; in the largest unit that leaves at least one."""
     power = min(4, max(0, value.bit_length() - 1) // 10)
     return f"{value / 1024**power:g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
 
 
 def wrapped(text: str, width: int = 18) -> str:
+    """Text with line breaks between words, at most `width` letters per line."""
     return fill(text, width, break_long_words=False, break_on_hyphens=False)

@@ -1,4 +1,4 @@
-"""Figures of training: the loss over tokens, and quality against what it costs."""
+"""Figures of training: the loss over tokens, and quality against state size and speed."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from harness.figures.numbers import caption, heading, lines
 from harness.figures.style import BAND, STYLE, Look, legend, looks, panels
 from harness.records.metrics import METRICS
 
+SPEED = METRICS["tokens_per_second"]
 COSTS = {
     "state_floats_per_layer": ("state, floats a layer", False),
-    "tokens_per_second": ("training speed, tokens/s", True),
+    "tokens_per_second": (f"training speed, {SPEED.display}", SPEED.higher_is_better),
 }
-"""By column of runs.json: what an axis says, and whether more is better."""
+"""Columns of runs.json: label of the axis, and whether more is better."""
 
 
 def curves(frame: pd.DataFrame) -> Figure:
-    """The training loss over tokens (mean of ten steps, nats): a panel a preset, a line a mixer, its mean over seeds
-    with a band from the lowest to the highest seed. frame: of `harness.figures.learning_curves.read_curves`.
+    """Training loss over tokens, in nats: one panel per preset, one line per mixer.
 
-    Raises ValueError when no run has logged a step.
+    A line is the mean over seeds, with a band from the lowest to the highest seed. frame: from
+    `harness.figures.learning_curves.read_curves`. Raises ValueError if no run has logged a step.
     """
     if frame.empty:
         raise ValueError("figure: no run has logged a step; submit the experiment and collect again")
@@ -49,7 +50,7 @@ def curves(frame: pd.DataFrame) -> Figure:
 
 
 def _curve(axes: Axes, frame: pd.DataFrame, look: Look) -> None:
-    """Where seeds have not come equally far, only as far as all have."""
+    """Draw one line, up to the step that all of its seeds have reached."""
     seeds = frame["seed"].nunique()
     loss = frame.groupby("tokens")["loss"].agg(["mean", "min", "max", "count"])
     loss = loss[loss["count"] == seeds]
@@ -60,11 +61,11 @@ def _curve(axes: Axes, frame: pd.DataFrame, look: Look) -> None:
 
 
 def pareto(numbers: pd.DataFrame, runs: pd.DataFrame) -> Figure:
-    """Quality against state size and against training speed: a row of panels a column, in it every line's number with
-    its 95% interval; the grey line joins what nothing else beats in both. Numbers of several presets are joined.
+    """Quality against state size and against training speed: one row of panels per column.
 
-    numbers: of `numbers.measured`, those of the columns to show. runs: of runs.json. Speed is that of the runs' own
-    training, on whatever machine that was.
+    Each line's numbers have 95% intervals and are joined over presets. The grey line joins the Pareto front (`front`).
+    numbers: from `measured`, for the columns to show. runs: from runs.json. Speed is that of the runs' own training, on
+    whatever machine that was.
     """
     costs = runs.assign(line=lines(runs)).groupby(["preset", "line"])[list(COSTS)].mean()
     shown = numbers.join(costs, on=["preset", "line"])
@@ -98,15 +99,18 @@ def pareto(numbers: pd.DataFrame, runs: pd.DataFrame) -> Figure:
 
 
 def front(cost: pd.Series, value: pd.Series, more_is_better: bool, higher_is_better: bool) -> list[int]:
-    """Places of the points that no other beats in one and equals or beats in the other, by rising cost."""
+    """Indices of the Pareto front: points that no other point beats on one axis and at least equals on the other.
+
+    They are ordered from the worst cost to the best.
+    """
     x = (cost if more_is_better else -cost).tolist()
     y = (value if higher_is_better else -value).tolist()
-    kept = [
+    unbeaten = [
         i
         for i in range(len(x))
         if not any(x[j] >= x[i] and y[j] >= y[i] and (x[j], y[j]) != (x[i], y[i]) for j in range(len(x)))
     ]
-    return sorted(kept, key=lambda i: x[i])
+    return sorted(unbeaten, key=lambda i: x[i])
 
 
 def _points(axes: Axes, points: pd.DataFrame, cost: str, look: Look) -> None:
@@ -117,7 +121,7 @@ def _points(axes: Axes, points: pd.DataFrame, cost: str, look: Look) -> None:
 
 
 def _plain_ticks(axes: Axes, values: pd.Series) -> None:
-    """Ticks at round numbers in full where an axis spans little, since powers alone would leave it without any."""
+    """Put ticks at round numbers, written in full: an axis that spans little may contain no power of its base."""
     low, high = values.min(), values.max()
     steps = (1, 1.5, 2, 3, 5, 7) if high < 8 * low else (1, 3)
     if axes.get_xaxis().get_transform().base == 2:

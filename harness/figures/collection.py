@@ -1,0 +1,151 @@
+"""The figures of a collection, written next to its records."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.figure import Figure
+
+from harness.figures.inside import gates
+from harness.figures.numbers import chosen, measured
+from harness.figures.scores import ablation_numbers, ablations, recall, ruler, scores
+from harness.figures.speed import bench_numbers, decode, decode_numbers, kernels, throughput, throughput_numbers
+from harness.figures.style import STYLE
+from harness.figures.training import curves, pareto
+from harness.files import write_atomic
+from harness.records.store import load, load_samples
+from harness.run_folder import Collection
+
+if TYPE_CHECKING:
+    from harness.lm.mixer_lm import MixerLM
+
+Columns = list[str] | None
+
+
+def _records(folder: Path) -> pd.DataFrame:
+    Collection(folder).require()
+    return load(folder)
+
+
+def _curves(folder: Path, columns: Columns) -> Figure:
+    return curves(Collection(folder).read_curves())
+
+
+def _recall(folder: Path, columns: Columns) -> Figure:
+    return recall(_records(folder))
+
+
+def _ruler(folder: Path, columns: Columns) -> Figure:
+    return ruler(measured(_records(folder)))
+
+
+def _scores(folder: Path, columns: Columns) -> Figure:
+    return scores(_chosen(measured(_records(folder)), columns, "scores"))
+
+
+def _pareto(folder: Path, columns: Columns) -> Figure:
+    numbers = _chosen(measured(_records(folder)), columns, "pareto")
+    return pareto(numbers, Collection(folder).read_runs())
+
+
+def _ablations(folder: Path, columns: Columns) -> Figure:
+    return ablations(ablation_numbers(_records(folder), load_samples(folder), columns))
+
+
+def _throughput(folder: Path, columns: Columns) -> Figure:
+    numbers = []
+    if Collection(folder).records.is_file():
+        numbers.append(throughput_numbers(load(folder)))
+    if rows := [row for file in sorted(folder.glob("throughput*.json")) for row in json.loads(file.read_text())]:
+        numbers.append(bench_numbers(rows))
+    if all(frame.empty for frame in numbers):
+        raise ValueError(
+            f"{folder}: no training throughput there; submit and collect an experiment with the suite throughput, such "
+            f"as figure2, or run `run.py bench throughput --preset PRESET --out {folder}/throughput.json`"
+        )
+    return throughput(pd.concat(numbers))
+
+
+def _decode(folder: Path, columns: Columns) -> Figure:
+    return decode(decode_numbers(_records(folder)))
+
+
+def _kernels(folder: Path, columns: Columns) -> Figure:
+    file = folder / "kernels.json"
+    if not file.is_file():
+        raise ValueError(
+            f"{folder}: no kernels.json there; run `run.py bench kernels --out {folder}` on a machine with a GPU"
+        )
+    return kernels(json.loads(file.read_text())["rows"])
+
+
+def _chosen(numbers: pd.DataFrame, columns: Columns, what: str) -> pd.DataFrame:
+    if not columns:
+        raise ValueError(f"--column: {what} needs at least one of {', '.join(dict.fromkeys(numbers['column']))}")
+    return chosen(numbers, columns)
+
+
+FIGURES: dict[str, Callable[[Path, Columns], Figure]] = {
+    "curves": _curves,
+    "recall": _recall,
+    "ruler": _ruler,
+    "scores": _scores,
+    "pareto": _pareto,
+    "ablations": _ablations,
+    "throughput": _throughput,
+    "decode": _decode,
+    "kernels": _kernels,
+}
+"""The figures of a collection, drawn from its folder and the columns to show."""
+WITH_COLUMNS = ("scores", "pareto", "ablations")
+"""Figures that take columns."""
+GATES = "gates"
+"""The figure that needs a model instead of a collection."""
+
+
+def write_figure(folder: Path, what: str, columns: Columns = None) -> list[Path]:
+    """Draw a figure of a collection. Writes `<what>.png` and `<what>.svg` next to the records and returns them.
+
+    columns: names as in table.csv, such as `mqar_acc@16`; `scores` and `pareto` need them, `ablations` takes them.
+    `kernels` reads the JSON file that the benchmark wrote into the folder; `throughput` reads such files and the
+    records. Raises ValueError for an unknown figure, and for missing data with the command that makes them.
+    """
+    if what not in FIGURES:
+        hint = "; gates are drawn from a model, see write_gates" if what == GATES else ""
+        raise ValueError(f"--what: unknown value {what!r}; known: {', '.join(FIGURES)}{hint}")
+    if columns and what not in WITH_COLUMNS:
+        raise ValueError(f"--column: {what} shows all it has; leave it out, or draw {', '.join(WITH_COLUMNS)}")
+    return write(FIGURES[what](folder, columns), folder / what)
+
+
+def write_gates(folder: Path, lm: MixerLM, task: str, size: int) -> list[Path]:
+    """Draw the gates of a Gated DeltaNet-2 model on a prompt. Writes gates.png and gates.svg and returns them.
+
+    task, size: as for `harness.figures.gate_values.prompt`. Raises ValueError for a model without such gates and for a
+    prompt that cannot be made.
+    """
+    from harness.figures.gate_values import gates as read_gates
+    from harness.figures.gate_values import prompt
+
+    text = prompt(lm.tokenizer, task, size)
+    return write(gates(read_gates(lm.model, text.ids), text), folder / GATES)
+
+
+def write(figure: Figure, path: Path) -> list[Path]:
+    """Write a figure as `<path>.png` (300 dpi) and `<path>.svg`; returns both. The same figure gives the same bytes."""
+    paths = []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context(STYLE):
+        for kind in ("png", "svg"):
+            file = io.BytesIO()
+            metadata: dict[str, Any] | None = {"Date": None} if kind == "svg" else None
+            figure.savefig(file, format=kind, metadata=metadata)
+            paths.append(path.with_suffix(f".{kind}"))
+            write_atomic(paths[-1], file.getvalue())
+    return paths
