@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -12,7 +13,7 @@ import typer
 import harness.commands  # noqa: F401
 import slurm.commands  # noqa: F401
 import suites.commands  # noqa: F401
-from harness.command_line import AsJson, app, errors, print_result
+from harness.command_line import AsJson, MixerFiles, SuiteFiles, app, errors, load_mixers, print_result
 
 # The command line is for reading: libraries that announce themselves on import are asked not to.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -20,16 +21,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ORDER = (
     *("doctor", "list", "params", "check", "prefetch", "submit", "status", "logs", "cancel", "retry", "train"),
-    *("collect", "table", "figure", "report", "eval", "generate", "export"),
+    *("collect", "table", "figure", "report", "eval", "generate", "export", "schema"),
 )
 """Commands as `--help` lists them: what one needs first comes first."""
 
 
 @app.command()
 def doctor(
-    cluster: Annotated[
-        str | None, typer.Option(help="Check a profile against the cluster at hand.")
-    ] = None,
+    cluster: Annotated[str | None, typer.Option(help="Check a profile against the cluster at hand.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what this machine has: versions, device, what computes each mixer and what would, data at hand, Slurm; exit
@@ -80,6 +79,43 @@ def doctor(
 
 
 app.registered_commands.sort(key=lambda command: ORDER.index(command.name or command.callback.__name__))
+
+
+@app.command()
+def schema(
+    name: Annotated[
+        str, typer.Argument(help="experiment, profile (of a cluster), or the name of a mixer or a suite.")
+    ] = "experiment",
+    out: Annotated[Path | None, typer.Option(help="Write the JSON schema to this file.")] = None,
+    mixer_file: MixerFiles = None,
+    suite_file: SuiteFiles = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the fields of a configuration with their documentation, or write its JSON schema, which lets an editor
+    complete and check experiment files."""
+    from harness.experiments.json_schema import experiment_schema, render
+    from harness.experiments.schema import Experiment
+    from harness.files import write_json
+    from mixers.registry import entries
+    from mixers.registry import get as mixer
+    from slurm.profile import Profile
+    from suites.registry import entries as suites
+    from suites.registry import load_files
+
+    with errors():
+        load_mixers(mixer_file)
+        load_files(suite_file or [])
+        configs = {suite_name: found.Config for suite_name, found in suites().items()}
+        if name == "experiment":
+            kind: Any = Experiment
+            options = {mixer_name: entry.cls.config_class for mixer_name, entry in entries().items()}
+            content = experiment_schema(configs, options)
+        else:
+            kind = Profile if name == "profile" else configs.get(name) or mixer(name).cls.config_class
+            content = kind.model_json_schema()
+        if out is not None:
+            write_json(out, content)
+    print_result(content, as_json, f"{out}: JSON schema of {name}" if out is not None else render(kind))
 
 
 def main() -> None:
