@@ -29,7 +29,7 @@ from harness.records.provenance import provenance
 from harness.records.units import suite_of
 from harness.run_folder import RunFolder, Submission
 from harness.training.device import recipe_dtype, this_device
-from harness.training.distributed import Sharding, World, world
+from harness.training.distributed import Sharding, World, join_world
 from harness.training.train import train
 from harness.training.trainer import TrainingInterrupted
 from mixers.registry import require_file
@@ -98,29 +98,29 @@ class Job(Checkpointable):
         # After a lost node, Slurm may restart the job while the old process still runs, cut off from the controller.
         patience = 300.0 if job_id() else 1.0
         hold = exclusively(self.folder, self.unit, patience)
-        with world() as here, hold if here.first else contextlib.nullcontext():
-            if here.on_first(self.done):
+        with join_world() as world, hold if world.first else contextlib.nullcontext():
+            if world.on_first(self.done):
                 return
-            if here.first:
+            if world.first:
                 started(self.folder, self.unit, "" if job is None else str(job.paths.stderr))
                 write_status(self.folder, self.unit, "running", "starting")
             try:
                 with Notice(at_once=self.unit != TRAIN) as notice:
                     self.work(notice)
             except (TrainingInterrupted, Leave):
-                self._ended(here, notice.outcome or "left", notice.reason or "another process was told to leave")
+                self._ended(world, notice.outcome or "left", notice.reason or "another process was told to leave")
                 raise SystemExit(LEFT) from None
             except KeyboardInterrupt:
-                self._ended(here, "terminated", "interrupted")
+                self._ended(world, "terminated", "interrupted")
                 raise
             except Exception as error:
-                self._ended(here, "failed", " ".join(str(error).split()) or type(error).__name__)
+                self._ended(world, "failed", " ".join(str(error).split()) or type(error).__name__)
                 raise
-            if here.first:
+            if world.first:
                 write_status(self.folder, self.unit, "done")
 
-    def _ended(self, here: World, outcome: Any, reason: str) -> None:
-        if not here.first:  # the first process learns of every other one's failure and records it
+    def _ended(self, world: World, outcome: Any, reason: str) -> None:
+        if not world.first:  # the first process learns of every other one's failure and records it
             return
         # If the record cannot be written, for example on a full disk, the original error must still reach the log.
         with contextlib.suppress(OSError):

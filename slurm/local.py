@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from harness.experiments.schema import Experiment
 from harness.run_folder import RunFolder, Submission, Summary
-from harness.training.distributed import Sharding, world
+from harness.training.distributed import Sharding, join_world
 from harness.training.train import train
 from harness.training.trainer import TrainingInterrupted
 from slurm.jobs import in_turn, run_jobs
@@ -183,13 +183,13 @@ def train_here(run: RunPlan, sharding: Sharding, profile: Path | None) -> Summar
     """
     columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}")]
     with (
-        world() as here,
+        join_world() as world,
         ExitStack() as locks,
-        Progress(*columns, TimeRemainingColumn(), disable=not here.first) as bar,
+        Progress(*columns, TimeRemainingColumn(), disable=not world.first) as bar,
         stop_requests() as stop,
     ):
-        with here.together():
-            if here.first:
+        with world.together():
+            if world.first:
                 locks.enter_context(exclusively(run.folder, TRAIN))
         task = bar.add_task(run.config.run_id, total=run.config.data.steps)
 
@@ -202,7 +202,7 @@ def train_here(run: RunPlan, sharding: Sharding, profile: Path | None) -> Summar
             summary = train(run.config, run.folder, show, stop=stop, sharding=sharding, profile=profile)
         except TrainingInterrupted:
             raise KeyboardInterrupt from None
-    return summary if here.first else None
+    return summary if world.first else None
 
 
 @contextmanager

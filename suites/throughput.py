@@ -21,7 +21,7 @@ from harness.model.language_model import LanguageModel
 from harness.records.record import Measurement
 from harness.training.device import MATMULS, matmul_rate, recipe_dtype
 from harness.training.optim import build_optimizer, clip_gradients
-from harness.training.trainer import masked_loss
+from harness.training.wrappers import masked_loss
 from suites.interface import Progress, Suite, SuiteConfig, silent
 from suites.registry import register_suite
 from suites.shared.timing import (

@@ -71,13 +71,13 @@ def pieces(data: DataConfig, train: TrainConfig, processes: int) -> int:
 
 
 def step_rows(
-    config: RunConfig, step: int, tokenizer: Any, data: TokenData, here: World = ALONE
+    config: RunConfig, step: int, tokenizer: Any, data: TokenData, world: World = ALONE
 ) -> tuple[Tensor, Tensor]:
     """This process's share of the R rows of an optimiser step, all of them where it is alone: tokens
     [R / size, seq_len + 1] and which targets count, [R / size, seq_len]. Shares are contiguous, in order of rank."""
     at = position(config.data, step)
     total = sum(at.phase.rows.values())
-    begin, end = (total * rank // here.size for rank in (here.rank, here.rank + 1))
+    begin, end = (total * rank // world.size for rank in (world.rank, world.rank + 1))
     parts, before = [], 0
     for task, count in at.phase.rows.items():
         first, last = max(begin - before, 0), min(end - before, count)
@@ -96,8 +96,8 @@ class BatchLoader:
     waited: seconds that were spent waiting for rows, in all.
     """
 
-    def __init__(self, config: RunConfig, tokenizer: Any, data: TokenData, here: World):
-        self.config, self.tokenizer, self.data, self.here = config, tokenizer, data, here
+    def __init__(self, config: RunConfig, tokenizer: Any, data: TokenData, world: World):
+        self.config, self.tokenizer, self.data, self.world = config, tokenizer, data, world
         self.waited = 0.0
         self._thread = ThreadPoolExecutor(1, "batches")
         self._ahead: tuple[int, Future[tuple[Tensor, Tensor]]] | None = None
@@ -115,7 +115,7 @@ class BatchLoader:
         return rows
 
     def _read(self, step: int) -> None:
-        future = self._thread.submit(step_rows, self.config, step, self.tokenizer, self.data, self.here)
+        future = self._thread.submit(step_rows, self.config, step, self.tokenizer, self.data, self.world)
         self._ahead = (step, future)
 
 

@@ -83,7 +83,7 @@ class _Hashed:
             raise
 
 
-def save_sharded(run_dir: Path, step: int, content: Content, here: World, milestones: int | None = None) -> Path:
+def save_sharded(run_dir: Path, step: int, content: Content, world: World, milestones: int | None = None) -> Path:
     """The same by all processes of a run whose content is sharded: a folder. Raises OSError when a disk refuses, in all
     processes, or PeerFailed."""
     from torch.distributed import checkpoint as dcp
@@ -101,21 +101,21 @@ def save_sharded(run_dir: Path, step: int, content: Content, here: World, milest
         torch.save(rest, buffer)
         write_atomic(partial / REST, buffer.getbuffer())
 
-    here.on_first(begin)
+    world.on_first(begin)
     try:
         # Tensors are on the CPU. To copy ahead, of which there is nothing, this thread would open the first GPU.
         writer = dcp.FileSystemWriter(partial, per_thread_copy_ahead=0)
-        dcp.save(tensors, storage_writer=writer, process_group=here.group)
+        dcp.save(tensors, storage_writer=writer, process_group=world.group)
     except CheckpointException as error:  # no Exception, and raised by all processes
-        if here.first:
+        if world.first:
             shutil.rmtree(partial, ignore_errors=True)
         reasons = "; ".join(f"rank {rank}: {failure[0]}" for rank, failure in error.failures.items())
         raise OSError(
             f"{path}: cannot be written ({reasons}); free space or fix the permissions, then run again"
         ) from None
-    with here.together():  # each process what it has written itself
-        own = {file.name: file_sha256(file) for file in partial.glob(f"__{here.rank}_*")}
-    hashes = {name: value for part in here.gather(own) for name, value in part.items()}
+    with world.together():  # each process what it has written itself
+        own = {file.name: file_sha256(file) for file in partial.glob(f"__{world.rank}_*")}
+    hashes = {name: value for part in world.gather(own) for name, value in part.items()}
 
     def finish() -> None:
         for name in (".metadata", REST):
@@ -124,7 +124,7 @@ def save_sharded(run_dir: Path, step: int, content: Content, here: World, milest
         os.replace(partial, path)
         _list(path, step, {"files": hashes}, milestones)
 
-    here.on_first(finish)
+    world.on_first(finish)
     return path
 
 
@@ -134,11 +134,11 @@ class Writer:
     Meanwhile a process has on the CPU a copy of what it writes. last: the newest one that is complete.
     """
 
-    def __init__(self, run_dir: Path, here: World, sharded: bool, milestones: int | None, last: Path | None):
+    def __init__(self, run_dir: Path, world: World, sharded: bool, milestones: int | None, last: Path | None):
         self.last, self._run_dir, self._milestones = last, run_dir, milestones
-        self._here = here
+        self._world = world
         # What the thread says to those of the other processes must not come between what training says.
-        self._beside = here.beside() if sharded else None
+        self._writers = world.new_group() if sharded else None
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[Path] | None = None
 
@@ -146,12 +146,12 @@ class Writer:
         """Copy the content to the CPU, and begin to write it once the one before is written. Raises what `wait`
         does, of the one before."""
         self.wait()
-        own = self._beside is not None or self._here.first
-        with self._here.together():  # there may be no memory for it
+        own = self._writers is not None or self._world.first
+        with self._world.together():  # there may be no memory for it
             copied = _copy(content) if own else None
-        if self._beside is not None:
+        if self._writers is not None:
             self._writing = self._thread.submit(
-                save_sharded, self._run_dir, step, copied, self._beside, self._milestones
+                save_sharded, self._run_dir, step, copied, self._writers, self._milestones
             )
         elif own:
             self._writing = self._thread.submit(save, self._run_dir, step, copied, self._milestones)
@@ -164,11 +164,11 @@ class Writer:
 
     def wait(self) -> None:
         """Until what was begun is written. Raises OSError, or PeerFailed beside the process that could not."""
-        with self._here.together():
+        with self._world.together():
             if self._writing is not None:
                 written, self._writing = self._writing, None
                 self.last = written.result()
-        self.last = self._here.on_first(lambda: self.last)
+        self.last = self._world.on_first(lambda: self.last)
 
     def close(self) -> None:
         """End the thread, behind what it is writing; where that fails nobody else says so any more."""

@@ -118,7 +118,7 @@ class World:
         dist.broadcast_object_list(shared, group=self.group)
         return shared[0]
 
-    def beside(self) -> World:
+    def new_group(self) -> World:
         """The same processes over connections of their own, on which a thread may wait while others are in use."""
         return self if self.size == 1 else replace(self, group=dist.new_group(backend="gloo", timeout=PATIENCE))
 
@@ -127,7 +127,7 @@ ALONE = World()
 
 
 @contextmanager
-def world() -> Iterator[World]:
+def join_world() -> Iterator[World]:
     """Join the processes that the environment names, and leave them at the end; inside another `world`, that one.
 
     WORLD_SIZE missing or 1 means this process alone. With more, RANK, LOCAL_RANK, MASTER_ADDR and MASTER_PORT must be
@@ -149,20 +149,20 @@ def world() -> Iterator[World]:
             f"WORLD_SIZE: {size} processes, but the environment lacks {', '.join(missing)}; start them with torchrun, "
             "or unset WORLD_SIZE for one process"
         )
-    here = World(_number("RANK"), size, _number("LOCAL_RANK"))
-    if not 0 <= here.rank < size:
-        raise ValueError(f"RANK: {here.rank} is no place among WORLD_SIZE={size} processes; give 0 to {size - 1}")
+    world = World(_number("RANK"), size, _number("LOCAL_RANK"))
+    if not 0 <= world.rank < size:
+        raise ValueError(f"RANK: {world.rank} is no place among WORLD_SIZE={size} processes; give 0 to {size - 1}")
     cuda = torch.cuda.is_available()
     if cuda:
-        _take_gpu(here.local_rank)
+        _take_gpu(world.local_rank)
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
     try:
-        yield here
+        yield world
     finally:
         dist.destroy_process_group()
 
 
-def shard(root: nn.Module, blocks: Iterable[nn.Module], here: World, device: torch.device, dtype: torch.dtype) -> None:
+def shard(root: nn.Module, blocks: Iterable[nn.Module], world: World, device: torch.device, dtype: torch.dtype) -> None:
     """Spread the parameters of a module over the processes, in place (`divide`), and move it to the device a block at a
     time. All processes hold the same whole module before.
 
@@ -171,16 +171,16 @@ def shard(root: nn.Module, blocks: Iterable[nn.Module], here: World, device: tor
     from torch.distributed.device_mesh import init_device_mesh
 
     before = _moments(root)
-    divide(root, blocks, init_device_mesh(device.type, (here.size,)), dtype)
+    divide(root, blocks, init_device_mesh(device.type, (world.size,)), dtype)
     names, size = list(before), len(next(iter(before.values())))
     own = _moments(root)
-    sums = here.total([value for name in names for value in own[name]])
+    sums = world.total([value for name in names for value in own[name]])
     for index, name in enumerate(names):
         after = sums[size * index : size * (index + 1)]
         # Both are float64 sums of the same numbers, in another order.
         if any(abs(a - b) > 1e-9 * before[name][-1] for a, b in zip(after, before[name], strict=True)):
             raise RuntimeError(
-                f"{name}: sharded over {here.size} processes it has (numbers, sum, sum of absolute values) {after}, "
+                f"{name}: sharded over {world.size} processes it has (numbers, sum, sum of absolute values) {after}, "
                 f"before {before[name]}; train with ddp, and report torch {torch.__version__}"
             )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from harness.experiments.run_config import RunConfig
 from harness.records.provenance import provenance
 from harness.run_folder import RunFolder, Summary
-from harness.training.distributed import Sharding, World, world
+from harness.training.distributed import Sharding, World, join_world
 from harness.training.metrics_log import metrics_files, profiled, tracked
 from harness.training.trainer import LOG_EVERY, Progress, Trainer, TrainingInterrupted, log
 
@@ -36,22 +36,22 @@ def train(
     ValueError with a line that names what to change; PeerFailed in the processes beside the one that raised such a
     thing.
     """
-    with world() as here, _reported(here):
-        if (summary := here.on_first(lambda: RunFolder(run_dir).read_summary())) is not None:
+    with join_world() as world, _reported(world):
+        if (summary := world.on_first(lambda: RunFolder(run_dir).read_summary())) is not None:
             return summary
-        trainer = Trainer(config, run_dir, here, sharding)
+        trainer = Trainer(config, run_dir, world, sharding)
         with contextlib.ExitStack() as files:
             files.callback(trainer.writer.close)
-            with here.together():
-                if here.first:
+            with world.together():
+                if world.first:
                     for note in [*trainer.notes, *trainer.gradient_check]:
                         log.warning(note)
                     write = files.enter_context(metrics_files(run_dir, trainer.step))
                     track = files.enter_context(tracked(config, run_dir))
                     record = files.enter_context(profiled(profile, trainer.device))
             for metrics in trainer.steps(stop):
-                with here.together():
-                    if here.first:
+                with world.together():
+                    if world.first:
                         record()
                         if metrics["step"] % LOG_EVERY == 0 or metrics["step"] == config.data.steps:
                             shown = metrics | {"loss": trainer.mean_loss}
@@ -60,11 +60,11 @@ def train(
                         if progress is not None:
                             progress(metrics | {"total_steps": config.data.steps, "total_tokens": config.data.tokens})
         weights = trainer.weights_sha256()
-        return here.on_first(lambda: _finish(trainer, weights, command))
+        return world.on_first(lambda: _finish(trainer, weights, command))
 
 
 @contextlib.contextmanager
-def _reported(here: World) -> Iterator[None]:
+def _reported(world: World) -> Iterator[None]:
     """Every process of several writes the traceback of what ends it to its own log, but for wrong use, which all say in
     a line."""
     try:
@@ -72,8 +72,8 @@ def _reported(here: World) -> Iterator[None]:
     except (TrainingInterrupted, ValueError):
         raise
     except Exception:
-        if here.size > 1:
-            log.exception(f"rank {here.rank} of {here.size} failed")
+        if world.size > 1:
+            log.exception(f"rank {world.rank} of {world.size} failed")
         raise
 
 
@@ -94,7 +94,7 @@ def _finish(trainer: Trainer, weights_sha256: str, command: str | None) -> Summa
         train_loss=trainer.mean_loss,
         tokens_per_second=config.data.tokens / trainer.seconds,
         weights_sha256=weights_sha256,
-        world_size=trainer.here.size,
+        world_size=trainer.world.size,
         sharding=trainer.sharding,
         skipped=trainer.skipped,
         spikes=trainer.spikes,

@@ -11,23 +11,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
-import torch.utils.checkpoint
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.data.tokenizer import load_tokenizer
 from harness.experiments.run_config import RunConfig
-from harness.experiments.schema import TrainConfig
-from harness.model.language_model import LanguageModel, build_model
-from harness.model.loss import linear_cross_entropy
+from harness.model.language_model import build_model
 from harness.run_folder import RunFolder
 from harness.training import checkpoint
 from harness.training.batches import BatchLoader, Position, data_sha256, open_data, pieces, position
@@ -36,6 +31,8 @@ from harness.training.distributed import ALONE, Sharding, World, shard
 from harness.training.gradient_check import check_gradients
 from harness.training.metrics_log import require_tracker
 from harness.training.optim import build_optimizer, clip_gradients, learning_rate
+from harness.training.spikes import SPIKE_WINDOW, is_spike
+from harness.training.wrappers import MaskedLoss, wrap_blocks
 from mixers.registry import require_file
 
 LOG_EVERY = 10  # optimiser steps between two lines of metrics.jsonl
@@ -43,10 +40,6 @@ LOG_EVERY = 10  # optimiser steps between two lines of metrics.jsonl
 log = logging.getLogger(__name__)
 
 Progress = Callable[[dict[str, float]], None]
-
-SPIKE_WINDOW = 100  # losses that the next is held against
-SPIKE_LEAST = 20  # fewer say little about their spread
-SPIKE_DEVIATIONS = 6.0
 
 
 class TrainingStopped(RuntimeError):
@@ -64,34 +57,6 @@ class TrainingInterrupted(Exception):
         return f"stopped after step {self.step} of {self.total}; submit again to continue"
 
 
-def masked_loss(model: LanguageModel, tokens: Tensor, counted: Tensor) -> Tensor:
-    """Summed cross-entropy, in nats, over the counted targets; logits exist for those alone, and for few at a time."""
-    hidden, _ = model.hidden(tokens[:, :-1])
-    return linear_cross_entropy(hidden[counted], model.head.weight, tokens[:, 1:][counted])
-
-
-class MaskedLoss(nn.Module):
-    """`masked_loss` as a module, for DDP and FSDP to see the forward pass that they reduce gradients of."""
-
-    def __init__(self, model: LanguageModel):
-        super().__init__()
-        self.model = model
-
-    def forward(self, tokens: Tensor, counted: Tensor) -> Tensor:
-        return masked_loss(self.model, tokens, counted)
-
-
-def prepare_blocks(model: LanguageModel, config: TrainConfig) -> None:
-    """Recompute and compile the blocks of a model as its recipe says, in place; names of weights stay."""
-    for block in model.blocks:
-        if config.compile:  # inside what recomputes, which dynamo leaves alone
-            block.forward = torch.compile(block.forward)
-        if config.recompute:
-            block.forward = partial(  # no dropout anywhere: there is no random state to bring back
-                torch.utils.checkpoint.checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
-            )
-
-
 class Trainer:
     """A run in its folder: built or restored by the constructor, advanced by `steps`.
 
@@ -101,22 +66,22 @@ class Trainer:
     found. ceiling: FLOP/s that matrix products reach on the devices of all processes.
     """
 
-    def __init__(self, config: RunConfig, run_dir: Path, here: World = ALONE, sharding: Sharding = "ddp"):
+    def __init__(self, config: RunConfig, run_dir: Path, world: World = ALONE, sharding: Sharding = "ddp"):
         if sharding not in get_args(Sharding):
             raise ValueError(f"sharding: {sharding!r} is unknown; use {' or '.join(get_args(Sharding))}")
-        self.pieces = pieces(config.data, config.train, here.size)
+        self.pieces = pieces(config.data, config.train, world.size)
         if config.train.threads is not None:
             torch.set_num_threads(config.train.threads)
-        self.config, self.run_dir, self.here = config, run_dir, here
-        self.sharding = sharding if here.size > 1 else None
+        self.config, self.run_dir, self.world = config, run_dir, world
+        self.sharding = sharding if world.size > 1 else None
         self.device = this_device()
         self.dtype = recipe_dtype(config.train, self.device)
-        with here.together():
+        with world.together():
             own = ceiling(self.device, self.dtype, torch.get_num_threads())
             if self.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(self.device)  # what that took is not training's
-        self.ceiling = here.total([own])[0]
-        with here.together():
+        self.ceiling = world.total([own])[0]
+        with world.together():
             require_tracker(config.train)
             self.tokenizer = load_tokenizer(config.data.tokenizer)
             self.data = open_data(config.data)
@@ -128,22 +93,22 @@ class Trainer:
             require_file(config.mixer_file)
             self.model = build_model(config.model, config.seed)
             self.gradient_check = check_gradients(self.model, self.device, self.dtype)
-            prepare_blocks(self.model, config.train)
+            wrap_blocks(self.model, config.train)
         self.loss: nn.Module = MaskedLoss(self.model)
         if self.sharding == "fsdp":
-            shard(self.loss, self.model.blocks, here, self.device, self.dtype)
-        with here.together():
+            shard(self.loss, self.model.blocks, world, self.device, self.dtype)
+        with world.together():
             self.loss.to(self.device)
             self.optimizer = build_optimizer(self.model, config.train)
-        self.loader = BatchLoader(config, self.tokenizer, self.data, here)
+        self.loader = BatchLoader(config, self.tokenizer, self.data, world)
         self.step, self.seconds = 0, 0.0
         self.skipped, self.spikes = 0, 0
-        self.recent: list[float] = []  # losses of the last steps
-        self.restored_from, self.notes = here.on_first(self._find_checkpoint)
+        self.recent_losses: list[float] = []  # losses of the last steps
+        self.restored_from, self.notes = world.on_first(self._find_checkpoint)
         self.writer = checkpoint.Writer(
-            run_dir, here, self.sharding == "fsdp", config.train.milestones, self.restored_from
+            run_dir, world, self.sharding == "fsdp", config.train.milestones, self.restored_from
         )
-        with here.together():
+        with world.together():
             if self.restored_from is not None:
                 self._restore(self.restored_from)
         if self.sharding == "ddp":
@@ -170,7 +135,7 @@ class Trainer:
             checkpoint.require_config(path, content, self.config.hash)
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
-        self.step, self.seconds, self.recent = content["step"], content["seconds"], content["recent"]
+        self.step, self.seconds, self.recent_losses = content["step"], content["seconds"], content["recent"]
         self.skipped, self.spikes = content.get("skipped", 0), content.get("spikes", 0)
         torch.set_rng_state(content["rng"])
 
@@ -187,7 +152,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
-            "recent": self.recent,
+            "recent": self.recent_losses,
             "skipped": self.skipped,
             "spikes": self.spikes,
             "rng": torch.get_rng_state(),
@@ -200,10 +165,10 @@ class Trainer:
         counted. Raises TrainingStopped for one more of them than train.max_skipped.
         """
         started, waited = time.perf_counter(), self.loader.waited
-        with self.here.together():
+        with self.world.together():
             self.writer.check()
             tokens, counted = self.loader.rows(self.step)
-        targets = int(self.here.total([int(counted.sum())])[0])
+        targets = int(self.world.total([int(counted.sum())])[0])
         self.optimizer.zero_grad(set_to_none=True)
         own = 0.0
         parts = zip(tokens.chunk(self.pieces), counted.chunk(self.pieces), strict=True)
@@ -212,19 +177,19 @@ class Trainer:
                 with self._autocast():
                     summed = self.loss(piece.to(self.device), mask.to(self.device))
                 # DDP and FSDP take the mean over the processes; what is wanted is the sum.
-                (summed * self.here.size / targets).backward()
+                (summed * self.world.size / targets).backward()
             own += summed.item() / targets
         norm = clip_gradients(self.model.parameters(), self.config.train.clip)
-        loss, faults = self.here.total([own, not math.isfinite(norm)])
+        loss, faults = self.world.total([own, not math.isfinite(norm)])
         at = position(self.config.data, self.step)
         rate = learning_rate(self.config.train, at.tokens, self.config.data.tokens)
         if faults or not math.isfinite(loss):
-            self._skip(loss, norm, at)
+            self._skip_step(loss, norm, at)
         else:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()
-            self._remember(loss, at)
+            self._record_loss(loss, at)
         self.step += 1
         elapsed = time.perf_counter() - started
         self.seconds += elapsed
@@ -245,7 +210,7 @@ class Trainer:
             "spikes": self.spikes,
         }
 
-    def _skip(self, loss: float, norm: float, at: Position) -> None:
+    def _skip_step(self, loss: float, norm: float, at: Position) -> None:
         """Leave out the present step; TrainingStopped if it is one too many."""
         what = f"step {self.step}: loss {loss}, gradient norm {norm}"
         batch = f"batch: seed {self.config.seed}, rows {at.phase.rows} from {at.rows}"
@@ -256,22 +221,22 @@ class Trainer:
                 f"checkpoint: {self.writer.last or 'none'}; {batch}; lower train.lr or look at that batch"
             )
         self.skipped += 1
-        if self.here.first:
+        if self.world.first:
             log.warning(f"{what}; skipped, {self.skipped} of at most {self.config.train.max_skipped}; {batch}")
 
-    def _remember(self, loss: float, at: Position) -> None:
+    def _record_loss(self, loss: float, at: Position) -> None:
         """Add a step's loss to the recent ones, and say where it lies far above those of its phase."""
-        since = self.recent[-(self.step - at.first) :] if self.step > at.first else []
+        since = self.recent_losses[-(self.step - at.first) :] if self.step > at.first else []
         if is_spike(loss, since):
             self.spikes += 1
-            if self.here.first:
+            if self.world.first:
                 log.warning(f"step {self.step}: loss {loss:.4f} is a spike; the last ones were {since[-3:]}")
-        self.recent = [*self.recent[-(SPIKE_WINDOW - 1) :], loss]
+        self.recent_losses = [*self.recent_losses[-(SPIKE_WINDOW - 1) :], loss]
 
     @property
     def mean_loss(self) -> float:
         """Over the last LOG_EVERY steps that were not skipped, in nats; nan before the first."""
-        last = self.recent[-LOG_EVERY:]
+        last = self.recent_losses[-LOG_EVERY:]
         return sum(last) / len(last) if last else math.nan
 
     def weights_sha256(self) -> str:
@@ -299,7 +264,7 @@ class Trainer:
         total = self.config.data.steps
         while self.step < total:
             yield self.train_step()
-            stopped = self.here.anyone(stop is not None and stop())
+            stopped = self.world.anyone(stop is not None and stop())
             marks = (self.config.train.checkpoint_every, self.config.train.milestones)
             if stopped or self.step == total or any(every and self.step % every == 0 for every in marks):
                 self.save()
@@ -307,12 +272,3 @@ class Trainer:
                 self.writer.wait()
                 raise TrainingInterrupted(self.step, total)
         self.writer.wait()
-
-
-def is_spike(loss: float, before: Sequence[float]) -> bool:
-    """Whether a loss lies more than SPIKE_DEVIATIONS standard deviations above the mean of the last SPIKE_WINDOW before
-    it; never where there are fewer than SPIKE_LEAST."""
-    window = before[-SPIKE_WINDOW:]
-    if len(window) < SPIKE_LEAST:
-        return False
-    return loss > statistics.fmean(window) + SPIKE_DEVIATIONS * statistics.stdev(window)

@@ -26,10 +26,11 @@ from harness.model.language_model import build_model
 from harness.run_folder import Summary
 from harness.training import checkpoint
 from harness.training.batches import pieces, step_rows
-from harness.training.distributed import ALONE, World, local, shard, world
+from harness.training.distributed import ALONE, World, join_world, local, shard
 from harness.training.optim import build_optimizer
 from harness.training.train import train
-from harness.training.trainer import MaskedLoss, Trainer
+from harness.training.trainer import Trainer
+from harness.training.wrappers import MaskedLoss
 from tests.harness.training.test_train import TINY, after, run_config
 
 STEPS = 6  # four of the first mixture, two of the second
@@ -45,26 +46,26 @@ def odd_rows(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"data": config.data.model_copy(update={"phases": phases})})
 
 
-def stop_in(here: World, rank: int, step: int) -> Callable[[], bool]:
+def stop_in(world: World, rank: int, step: int) -> Callable[[], bool]:
     """Says yes in one process alone, from the given step of this call on."""
     asked = 0
 
     def stop() -> bool:
         nonlocal asked
         asked += 1
-        return here.rank == rank and asked >= step
+        return world.rank == rank and asked >= step
 
     return stop
 
 
-def full_disk(here: World, config: RunConfig, folder: Path, rank: int, sharding: str) -> None:
+def full_disk(world: World, config: RunConfig, folder: Path, rank: int, sharding: str) -> None:
     """Save where one process' files may not grow past 4 KiB."""
-    trainer = Trainer(config, folder, here, sharding)
+    trainer = Trainer(config, folder, world, sharding)
     trainer.save()
     trainer.writer.wait()
     trainer.train_step()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if here.rank == rank:
+    if world.rank == rank:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
         trainer.save()
@@ -73,55 +74,55 @@ def full_disk(here: World, config: RunConfig, folder: Path, rank: int, sharding:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def overflow(here: World, config: RunConfig, folder: Path) -> None:
+def overflow(world: World, config: RunConfig, folder: Path) -> None:
     """A step with an infinite weight in the last process alone."""
-    trainer = Trainer(config, folder, here)
-    if here.rank == here.size - 1:
+    trainer = Trainer(config, folder, world)
+    if world.rank == world.size - 1:
         with torch.no_grad():
             trainer.model.blocks[0].mlp.up_proj.weight[0, 0] = torch.inf
     trainer.train_step()
 
 
-def unequal(here: World, config: RunConfig) -> None:
+def unequal(world: World, config: RunConfig) -> None:
     """Shard a model that differs between the processes."""
-    model = build_model(config.model, here.rank)
-    shard(MaskedLoss(model), model.blocks, here, torch.device("cpu"), torch.float32)
+    model = build_model(config.model, world.rank)
+    shard(MaskedLoss(model), model.blocks, world, torch.device("cpu"), torch.float32)
 
 
-def other(here: World, config: RunConfig, folder: Path) -> None:
+def other(world: World, config: RunConfig, folder: Path) -> None:
     """Go on with another model from what lies in a folder."""
     copy = folder.with_name(f"{folder.name}-copy")
-    here.on_first(lambda: shutil.copytree(folder, copy))
-    Trainer(config, copy, here, "fsdp")
+    world.on_first(lambda: shutil.copytree(folder, copy))
+    Trainer(config, copy, world, "fsdp")
 
 
-def marked(here: World, config: RunConfig) -> None:
+def marked(world: World, config: RunConfig) -> None:
     """Shard a model of which a matrix is marked as fla marks what does not decay."""
     model = build_model(config.model, 0)
     model.blocks[0].mlp.up_proj.weight._no_weight_decay = True
     whole = [p.numel() for p in model.parameters()]
-    shard(MaskedLoss(model), model.blocks, here, torch.device("cpu"), torch.float32)
+    shard(MaskedLoss(model), model.blocks, world, torch.device("cpu"), torch.float32)
     decaying, spared = (group["params"] for group in build_optimizer(model, config.train).param_groups)
     assert [any(p is model.blocks[0].mlp.up_proj.weight for p in group) for group in (decaying, spared)] == [
         False,
         True,
     ]
-    assert here.total([local(p).numel() for p in model.parameters()]) == whole
+    assert world.total([local(p).numel() for p in model.parameters()]) == whole
 
 
-def fail(here: World, rank: int) -> None:
+def fail(world: World, rank: int) -> None:
     """Fail in one process alone."""
-    with here.together():
-        if here.rank == rank:
+    with world.together():
+        if world.rank == rank:
             raise ValueError("the reason")
 
 
-def skip_one(here: World, config: RunConfig, folder: Path) -> None:
+def skip_one(world: World, config: RunConfig, folder: Path) -> None:
     """A step with an infinite weight in the last process alone, then one without; the weights move in that alone."""
-    trainer = Trainer(config, folder, here)
+    trainer = Trainer(config, folder, world)
     weight = trainer.model.blocks[0].mlp.up_proj.weight
     sound = weight.detach().clone()
-    if here.rank == here.size - 1:
+    if world.rank == world.size - 1:
         with torch.no_grad():
             weight[0, 0] = torch.inf
     before = trainer.model.head.weight.detach().clone()
@@ -137,7 +138,7 @@ def skip_one(here: World, config: RunConfig, folder: Path) -> None:
 def worker(data: Path, out: Path) -> None:
     """What every process does; what came of it goes to OUT/rank<rank>.json."""
     found: dict[str, Any] = {}
-    with world() as here:
+    with join_world() as world:
 
         def note(name: str, action: Callable[[], Summary | None]) -> None:
             try:
@@ -148,17 +149,17 @@ def worker(data: Path, out: Path) -> None:
 
         config = recipe(data)
         note("whole", lambda: train(config, out / "whole"))
-        note("stopped", lambda: train(config, out / "resumed", stop=stop_in(here, here.size - 1, 3)))
+        note("stopped", lambda: train(config, out / "resumed", stop=stop_in(world, world.size - 1, 3)))
         note("resumed", lambda: train(config, out / "resumed"))
-        note("stopped for one", lambda: train(config, out / "fewer", stop=stop_in(here, 0, 3)))
+        note("stopped for one", lambda: train(config, out / "fewer", stop=stop_in(world, 0, 3)))
         note("fsdp", lambda: train(config, out / "fsdp", sharding="fsdp"))
-        stop = stop_in(here, here.size - 1, 3)
+        stop = stop_in(world, world.size - 1, 3)
         note("fsdp stopped", lambda: train(config, out / "fsdp-resumed", stop=stop, sharding="fsdp"))
         note("fsdp resumed", lambda: train(config, out / "fsdp-resumed", sharding="fsdp"))
         # The last step of `chain` is trained by one process: see chained.
-        for sharding in ["fsdp"] if here.size == 4 else ["fsdp", "ddp", "fsdp"]:
+        for sharding in ["fsdp"] if world.size == 4 else ["fsdp", "ddp", "fsdp"]:
             note(f"chain {sharding}", lambda s=sharding: train(config, out / "chain", stop=after(1), sharding=s))
-        if here.size == 2:
+        if world.size == 2:
             for mixer in TINY:
                 short = run_config(data, mixer, steps=2)
                 note(f"fsdp {mixer}", lambda m=mixer, c=short: train(c, out / f"fsdp-{m}", sharding="fsdp"))
@@ -168,30 +169,30 @@ def worker(data: Path, out: Path) -> None:
             note("ddp bf16", lambda: train(recipe(data, dtype="bf16"), out / "ddp-bf16"))
             note("ddp recomputed", lambda: train(recipe(data, recompute=True), out / "ddp-recomputed"))
             note("unknown", lambda: train(config, out / "unknown", sharding="zero"))
-            note("unequal", lambda: unequal(here, config))
+            note("unequal", lambda: unequal(world, config))
             wider = run_config(data, "attention", steps=STEPS)
             for name in ("fsdp", "ddp"):  # a folder and a file
-                note(f"other {name}", lambda n=name: other(here, wider, out / f"{n}-bf16"))
-            note("marked", lambda: marked(here, config))
-            note("peer", lambda: fail(here, 1))
-            note("skip", lambda: skip_one(here, config, out / "skip"))
-            note("fsdp full", lambda: full_disk(here, config, out / "fsdp-full", 1, "fsdp"))
+                note(f"other {name}", lambda n=name: other(world, wider, out / f"{n}-bf16"))
+            note("marked", lambda: marked(world, config))
+            note("peer", lambda: fail(world, 1))
+            note("skip", lambda: skip_one(world, config, out / "skip"))
+            note("fsdp full", lambda: full_disk(world, config, out / "fsdp-full", 1, "fsdp"))
             note("halves", lambda: train(recipe(data, accumulation=2), out / "halves"))
             note("quarters", lambda: train(recipe(data, accumulation=4), out / "quarters"))
             note("odd", lambda: train(odd_rows(config), out / "odd"))
-            note("full", lambda: full_disk(here, config, out / "full", 0, "ddp"))
-            note("overflow", lambda: overflow(here, recipe(data, max_skipped=0), out / "overflow"))
-        (out / f"rank{here.rank}.json").write_text(json.dumps(found))
+            note("full", lambda: full_disk(world, config, out / "full", 0, "ddp"))
+            note("overflow", lambda: overflow(world, recipe(data, max_skipped=0), out / "overflow"))
+        (out / f"rank{world.rank}.json").write_text(json.dumps(found))
 
 
 def lost(data: Path, folder: Path, sharding: str, way: str, rank: int, step: int) -> None:
     """Train, and in this step lose a process: killed, or out of memory where the others wait for its gradients."""
-    with world() as here:
-        trainer = Trainer(recipe(data), folder, here, sharding)
+    with join_world() as world:
+        trainer = Trainer(recipe(data), folder, world, sharding)
         compute = trainer.model.hidden
 
         def hidden(*arguments: Any) -> Any:
-            if (here.rank, trainer.step) == (rank, step):
+            if (world.rank, trainer.step) == (rank, step):
                 while step > 4 and checkpoint.latest(folder) is None:  # that of step 4 may still be being written
                     time.sleep(0.01)
                 if way == "killed":
@@ -476,10 +477,10 @@ def test_one_process_needs_no_environment(size: str | None, monkeypatch: pytest.
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     if size is not None:
         monkeypatch.setenv("WORLD_SIZE", size)
-    with world() as here:
-        assert here == ALONE == World(0, 1, 0)
+    with join_world() as world:
+        assert world == ALONE == World(0, 1, 0)
         assert not torch.distributed.is_initialized()
-        assert here.total([1.5, 2]) == [1.5, 2] and here.anyone(True) and not here.anyone(False)
+        assert world.total([1.5, 2]) == [1.5, 2] and world.anyone(True) and not world.anyone(False)
 
 
 @pytest.mark.parametrize(
@@ -501,7 +502,7 @@ def test_a_wrong_environment_is_named(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=message), world():
+    with pytest.raises(ValueError, match=message), join_world():
         pass
 
 

@@ -21,7 +21,7 @@ from harness.training import checkpoint
 from harness.training.distributed import divide
 from harness.training.estimate import estimate, held_bytes, measured_rate
 from harness.training.optim import build_optimizer
-from harness.training.trainer import MaskedLoss, masked_loss
+from harness.training.wrappers import MaskedLoss, masked_loss
 
 PHASE = {"tokens": 5000, "seq_len": 127, "rows": {"text": 4}}
 SHORT = {"tokens": 126, "seq_len": 63, "rows": {"text": 2}}

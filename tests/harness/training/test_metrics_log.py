@@ -28,8 +28,9 @@ from harness.training.device import ceiling
 from harness.training.distributed import ALONE
 from harness.training.gradient_check import GradientsWrong, check_gradients
 from harness.training.metrics_log import metrics_files
+from harness.training.spikes import is_spike
 from harness.training.train import train
-from harness.training.trainer import Trainer, TrainingInterrupted, TrainingStopped, is_spike
+from harness.training.trainer import Trainer, TrainingInterrupted, TrainingStopped
 from mixers.interface import Mixer
 from tests.harness.training.test_train import after, run_config
 from tests.mixers.interpreter import upstream_kernels
@@ -62,7 +63,7 @@ def test_a_step_that_is_not_finite_leaves_the_weights_and_the_moments_and_is_cou
         before = weights
         if metrics["step"] == 6:
             break
-    assert metrics["skipped"] == 2 and len(trainer.recent) == 4 and math.isfinite(trainer.mean_loss)
+    assert metrics["skipped"] == 2 and len(trainer.recent_losses) == 4 and math.isfinite(trainer.mean_loss)
     assert {int(state["step"]) for state in trainer.optimizer.state.values()} == {4}
     for step, message in zip((2, 3), caplog.messages, strict=True):
         assert message.startswith(
@@ -113,11 +114,11 @@ def test_a_spike_is_a_loss_far_above_the_last_ones() -> None:
 
 def test_spikes_are_counted_within_a_phase(tmp_path: Path, small_data: Path, caplog: pytest.LogCaptureFixture) -> None:
     trainer = Trainer(run_config(small_data, steps=40), tmp_path)
-    trainer.recent = [1.0, 1.1] * 15
+    trainer.recent_losses = [1.0, 1.1] * 15
     trainer.step = 4  # the first of the second phase: nothing of it is known yet
     trainer.train_step()
     assert trainer.spikes == 0
-    trainer.recent, trainer.step = [1.0, 1.1] * 15, 34
+    trainer.recent_losses, trainer.step = [1.0, 1.1] * 15, 34
     assert trainer.train_step()["spikes"] == 1
     assert "is a spike; the last ones were" in caplog.messages[-1]
 

@@ -1,0 +1,19 @@
+"""The rule that calls a training loss a spike."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+SPIKE_WINDOW = 100  # recent losses that a new one is compared with
+SPIKE_LEAST = 20  # a standard deviation of fewer losses says little
+SPIKE_DEVIATIONS = 6.0
+
+
+def is_spike(loss: float, before: Sequence[float]) -> bool:
+    """Whether a loss lies more than SPIKE_DEVIATIONS standard deviations above the mean of the last SPIKE_WINDOW before
+    it; never where there are fewer than SPIKE_LEAST."""
+    window = before[-SPIKE_WINDOW:]
+    if len(window) < SPIKE_LEAST:
+        return False
+    return loss > statistics.fmean(window) + SPIKE_DEVIATIONS * statistics.stdev(window)
