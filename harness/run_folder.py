@@ -32,9 +32,6 @@ from harness.files import read_json, write_atomic, write_json
 if TYPE_CHECKING:
     import pandas as pd
 
-    from harness.experiments.run_config import RunConfig
-    from harness.experiments.schema import Experiment
-
 T = TypeVar("T")
 State = Literal["queued", "running", "requeued", "stopped", "failed", "done"]
 
@@ -154,25 +151,22 @@ class RunFolder:
         """Units that have been started at least once."""
         return sorted(path.stem for path in (self.path / "state").glob("*.jsonl"))
 
-    def read_config(self) -> RunConfig:
-        """The configuration. Raises ValueError if there is none or it cannot be read."""
-        from pydantic import ValidationError
-
-        from harness.experiments.run_config import RunConfig
-        from mixers.interface import one_line
-
+    def read_config(self) -> dict[str, Any]:
+        """The stored configuration as plain values; `harness.experiments.run_config.read_config` makes a RunConfig of
+        them. Raises ValueError if there is none or it is damaged."""
         if not self.config.is_file():
             raise ValueError(f"{self.path}: no run lies there (config.yaml is missing); give the folder of a run")
-        remedy = "delete it and submit the experiment again, which writes it anew"
         try:
-            return RunConfig.stored(yaml.safe_load(self.config.read_text(encoding="utf-8")))
-        except ValidationError as error:
-            raise ValueError(f"{one_line(error, str(self.config))}; {remedy}") from None
-        except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
-            raise ValueError(f"{self.config}: damaged ({' '.join(str(error).split())}); {remedy}") from None
+            values = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{self.config}: damaged ({' '.join(str(error).split())}); {REWRITE}") from None
+        if not isinstance(values, dict):
+            raise ValueError(f"{self.config}: damaged, no mapping of fields; {REWRITE}")
+        return values
 
-    def write_config(self, config: RunConfig) -> None:
-        write_atomic(self.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Store a configuration, as plain values."""
+        write_atomic(self.config, yaml.safe_dump(dict(config), sort_keys=False).encode())
 
     def read_summary(self) -> Summary | None:
         """Summary of the finished training; None while it is not finished. Raises ValueError if it is damaged."""
@@ -252,6 +246,7 @@ class RunFolder:
         return content
 
 
+REWRITE = "delete it and submit the experiment again, which writes it anew"
 _RESUME = "delete it and submit again, which resumes training from the last checkpoint"
 
 
@@ -361,9 +356,9 @@ class Submission:
         """What each task of a job array works on."""
         return self.path / "arrays" / f"{name}.json"
 
-    def write_experiment(self, experiment: Experiment) -> None:
-        content = experiment.model_dump(mode="json", exclude_defaults=True)
-        write_atomic(self.experiment, yaml.safe_dump(content, sort_keys=False).encode())
+    def write_experiment(self, experiment: Mapping[str, Any]) -> None:
+        """Store the resolved experiment, as plain values."""
+        write_atomic(self.experiment, yaml.safe_dump(dict(experiment), sort_keys=False).encode())
 
     def read_plan(self) -> dict[str, Any]:
         """Keys: experiment, cluster, host, pid, time, and runs with their units. Raises ValueError if it is damaged."""

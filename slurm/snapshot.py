@@ -86,7 +86,7 @@ def open_submission(experiment: Experiment, plans: Sequence[RunPlan], runs_root:
         except FileExistsError:
             folder = folder.with_name(f"{experiment.name}-{stamp}-{attempt}")
     submission = Submission(folder)
-    submission.write_experiment(experiment)
+    submission.write_experiment(experiment.model_dump(mode="json", exclude_defaults=True))
     runs = [
         {
             "run": plan.config.run_id,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from harness.experiments.run_config import RunConfig
+from harness.experiments.run_config import RunConfig, read_config
 from harness.lm.journal import Journal
 from harness.lm.load import load_lm
 from harness.records.provenance import Provenance, provenance
@@ -36,7 +36,7 @@ def evaluate(
     not trained, the suite does not take the options, or the file that defines the suite has changed.
     """
     require_file(evaluation.suite_file)
-    config = RunFolder(folder).read_config()
+    config = read_config(folder)
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
     chosen, lm = suite(suite_of(unit)), load_lm(folder)

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
-from pydantic import NonNegativeInt
+from pydantic import NonNegativeInt, ValidationError
 
 from harness.experiments.schema import Closed, DataConfig, TrainConfig
 from harness.model.language_model import Layout, ModelConfig
+from harness.run_folder import REWRITE, RunFolder
 from mixers.identity import completed, identity
+from mixers.interface import one_line
 from mixers.registry import MixerFile, options_identity
 
 
@@ -73,3 +76,13 @@ class RunConfig(Closed):
         """Name of the run's folder: mixer, layout, seed and the first eight digits of the hash."""
         name = self.mixer.replace(":", "-")  # scp and rsync would read a colon as a host's name
         return f"{name}-{self.layout}-s{self.seed}-{self.hash[:8]}"
+
+
+def read_config(run_dir: Path) -> RunConfig:
+    """The configuration of a run. Raises ValueError with file and remedy if there is none or it is damaged."""
+    folder = RunFolder(run_dir)
+    values = folder.read_config()
+    try:
+        return RunConfig.stored(values)
+    except ValidationError as error:
+        raise ValueError(f"{one_line(error, str(folder.config))}; {REWRITE}") from None

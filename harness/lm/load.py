@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness.data.tokenizer import load_tokenizer
 from harness.experiments.matching import matched_config
-from harness.experiments.run_config import RunConfig
+from harness.experiments.run_config import RunConfig, read_config
 from harness.lm.mixer_lm import MixerLM
 from harness.model.language_model import LanguageModel, build_model
 from harness.run_folder import RunFolder
@@ -22,7 +22,7 @@ def load_trained(run_dir: Path) -> tuple[LanguageModel, RunConfig]:
     run ended with.
     """
     folder, path = RunFolder(run_dir), checkpoint.latest(run_dir)
-    config, summary = folder.read_config(), folder.read_summary()
+    config, summary = read_config(run_dir), folder.read_summary()
     if summary is None or path is None:
         raise ValueError(f"{run_dir}: the run is not trained to its end; submit or train it first")
     content = checkpoint.load(path)

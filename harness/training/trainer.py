@@ -123,7 +123,7 @@ class Trainer:
             )
 
     def _find_checkpoint(self) -> tuple[Path | None, list[str]]:
-        RunFolder(self.run_dir).write_config(self.config)
+        RunFolder(self.run_dir).write_config(self.config.model_dump(mode="json"))
         return checkpoint.latest_sound(self.run_dir)
 
     def _restore(self, path: Path) -> None:

@@ -11,6 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from harness.experiments.load import load_experiment
+from harness.experiments.run_config import read_config
 from harness.files import CHECKOUT
 from harness.run_folder import RunFolder
 from mixers import build_mixer, register_mixer, registry
@@ -179,7 +180,7 @@ def test_a_mixer_in_a_file_is_trained_in_a_job_evaluated_and_refused_once_the_fi
     assert submitted.exit_code == 0, submitted.output
     (folder,) = (tmp_path / "runs").glob("running_mean-*")
     assert RunFolder(folder).read_summary().steps == 3 and (folder / "records" / "recall.done").exists()
-    assert RunFolder(folder).read_config().mixer_file.path == str(mixer_file)
+    assert read_config(folder).mixer_file.path == str(mixer_file)
     (row,) = json.loads(cli.invoke(app, ["status", str(path), *runs, "--json"]).output)
     assert (row["run"], row["state"]) == (folder.name, "done")
     generate = [str(CHECKOUT / "run.py"), "generate", "--run", str(folder), "It is", "--max-new-tokens", "4"]
