@@ -1,11 +1,11 @@
-"""Real-world retrieval: an answer is read out of a document that is in the prompt (Based and Just Read Twice).
+"""Real-world retrieval: answers read out of a document in the prompt (Based and Just Read Twice).
 
-Six tasks of arXiv 2407.05483 over its own data sets on the Hub: zero-shot, greedy to the end of the line, input cut to
-a window around the answer, score `contains`. And three that need no Hub, are no tasks of the paper and say so:
-`squad_passages` and `drop_passages`, questions over the passages that `suites.shared.offline` holds, and `factbook`,
-SWDE's question on the held-out countries of the World Factbook. Where a passage can be had without its answer, the
-continuous needle score is measured too; many of DROP's answers stand nowhere in the passage, so `drop_passages` has
-none.
+Six tasks of arXiv 2407.05483 use its own data sets on the Hub: zero-shot, greedy decoding to the end of the line, input
+cut to a window around the answer, scored by `contains`. Three more need no Hub; they are not tasks of the paper and say
+so: `squad_passages` and `drop_passages` ask about the passages of `suites.shared.offline`, and `factbook` asks SWDE's
+question about the held-out countries of the World Factbook. Where the answer can be removed from a passage, the
+continuous needle score is measured too. Many of DROP's answers do not occur in the passage, so `drop_passages` has no
+needle score.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from suites.shared.needle import Probe, needle_measurements
 Task = Literal["swde", "fda", "squad", "nq", "triviaqa", "drop", "squad_passages", "drop_passages", "factbook"]
 Record = Mapping[str, Any]
 
-# Tokens of the limit that are kept for the answer.
 ANSWER_ROOM = 50
+"""Tokens of the limit that are kept free for the answer."""
 SUMMARY = "Summary of information above..."
 TAGS = re.compile(r"\[(?:PAR|DOC|TLE)\]")
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
@@ -54,15 +54,16 @@ STAND_INS = {
     "factbook": "not a task of the paper: key and value lines of the World Factbook, offline",
 }
 TWICE = "context and question given two times (Just Read Twice), which the paper does not measure"
-# Changed whenever the same record would give another prompt.
 VERSION = 1
+"""Version of the prompts; it changes whenever the same record would give another prompt."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A task: its data set on the Hub, its column with the document, and those looked up to place the window.
+    """A task.
 
-    A task without `looked_up` takes the head of the document.
+    dataset: on the Hub. document: the column with the document. looked_up: the columns whose text places the window; a
+    task without any takes the head of the document.
     """
 
     dataset: str
@@ -80,101 +81,109 @@ SPECS: dict[str, Spec] = {
     "factbook": Spec("embedded corpus, test split", "text", ("line",)),
 }
 PASSAGES: dict[str, tuple[str, str]] = {"squad_passages": ("squad", "nq"), "drop_passages": ("drop", "drop")}
-"""Offline task → its data in `suites.shared.offline`, and the task of the paper whose prompt and window it takes."""
+"""Offline task → its data in `suites.shared.offline`, and the task of the paper whose prompt and window it uses."""
 
 
 class Config(SuiteConfig):
-    """What to measure of the retrieval tasks.
-
-    limit_tokens: the paper's 2K; the window takes 50 fewer. samples: of each task, drawn with `seed`; None for all.
-    max_new_tokens: of the answer, which ends at a newline anyway. twice: beside each task also `<task>_twice`, the same
-    records with context and question given two times, each copy with the whole limit: prompts of up to 4K.
-    """
+    """Options of the retrieval tasks."""
 
     tasks: list[Task] = Field(default=["swde", "fda", "squad", "nq", "triviaqa", "drop"], min_length=1)
+    """Tasks; by default the paper's."""
     limit_tokens: int = Field(default=2048, gt=ANSWER_ROOM)
+    """Tokens of document and answer, the paper's 2K by default; the document's window is 50 tokens smaller."""
     samples: PositiveInt | None = None
+    """Samples per task; null: all records."""
     seed: int = 0
+    """Seed by which `samples` records are drawn."""
     max_new_tokens: PositiveInt = 48
+    """Largest number of tokens of an answer, which also ends at a newline."""
     twice: bool = False
+    """Whether to also measure `<task>_twice`: the same records with context and question given two times.
 
-    _each_once = field_validator("tasks")(check_distinct)
+    Each copy has the whole limit, so prompts have up to twice `limit_tokens`.
+    """
+
+    _check_distinct = field_validator("tasks")(check_distinct)
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and its gold answers. without: the prompt with what holds the answer removed, where that can be."""
+    """A prompt and its gold answers.
+
+    without: the prompt without the passage that holds the answer, or None if that cannot be removed.
+    """
 
     text: str
     answers: tuple[str, ...]
     without: str | None = None
 
 
-def bounds(tokens: int, position: int, budget: int) -> tuple[int, int]:
-    """First and past-the-last token of the window of `budget` tokens around `position`.
+def window_bounds(tokens: int, position: int, budget: int) -> tuple[int, int]:
+    """Return the first and the past-the-last token of a window around a position.
 
-    Half the budget lies before the position and the rest from it on; where the document begins or ends sooner, the
-    other side gets what is left.
+    tokens: of the document. budget: of the window. Half of the budget lies before the position and the rest from it on;
+    if the document begins or ends sooner, the other side gets the remainder.
     """
     start = max(0, position - budget // 2)
     end = min(tokens, start + budget)
     return max(0, end - budget), end
 
 
-def window(text: str, at: int, tokenizer: Any, limit: int) -> str:
-    """`text` cut to the window around its character `at`, a document that fits left as it is."""
+def cut_to_window(text: str, at: int, tokenizer: Any, limit: int) -> str:
+    """Return `text` cut to the window around its character `at`, or unchanged if it fits."""
     ids, budget = encode(tokenizer, text), limit - ANSWER_ROOM
     if len(ids) <= budget:
         return text
-    start, end = bounds(len(ids), len(encode(tokenizer, text[:at])), budget)
+    start, end = window_bounds(len(ids), len(encode(tokenizer, text[:at])), budget)
     cut = tokenizer.decode(ids[start:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    # Half a character at an edge, in byte-level vocabularies.
+    # In byte-level vocabularies an edge can split a character.
     return cut.strip("\ufffd")
 
 
-def names(record: Record, columns: Sequence[str]) -> list[str]:
-    """What to look for in the document: each column's text, or the first of its list."""
+def looked_up_texts(record: Record, columns: Sequence[str]) -> list[str]:
+    """Return the texts to look up in the document: each column's text, or the first of its list."""
     values = [record[column] for column in columns]
     return [value if isinstance(value, str) else next(iter(value), "") for value in values]
 
 
-def usable(task: Task, record: Record) -> bool:
-    """Whether the protocol keeps the record: where an answer is looked up, it must have two characters or more."""
-    return all(len(name) > 1 for name in names(record, SPECS[form_of(task)].looked_up))
+def is_usable(task: Task, record: Record) -> bool:
+    """Whether the protocol keeps the record: a text that is looked up must have two characters or more."""
+    return all(len(text) > 1 for text in looked_up_texts(record, SPECS[prompt_task(task)].looked_up))
 
 
-def form_of(task: str) -> str:
-    """The task whose prompt and window `task` takes: itself but for those over offline passages."""
+def prompt_task(task: str) -> str:
+    """Return the task whose prompt and window `task` uses: the paper's for offline passages, else itself."""
     return PASSAGES[task][1] if task in PASSAGES else task
 
 
 def dataset_of(task: str) -> str:
+    """Return the name of a task's data set, as measurements record it."""
     return f"{offline.PACKAGE}, {PASSAGES[task][0]}" if task in PASSAGES else SPECS[task].dataset
 
 
-def earliest(text: str, sought: Sequence[str]) -> int:
-    """The first character of whichever name comes first, ignoring case; the end of the text where none does.
+def earliest_position(text: str, sought: Sequence[str]) -> int:
+    """Return the position of the first of the `sought` texts, ignoring case, or the end of the text if none occurs.
 
-    So a document without its answer keeps its end, as in the protocol's own code.
+    A document without its answer therefore keeps its end, as in the protocol's own code.
     """
-    found = [re.search(re.escape(name), text, re.IGNORECASE) for name in sought]
-    return min((match.start() for match in found if match), default=len(text))
+    matches = [re.search(re.escape(other), text, re.IGNORECASE) for other in sought]
+    return min((match.start() for match in matches if match), default=len(text))
 
 
-def around(text: str, sought: Sequence[str], tokenizer: Any, limit: int) -> str:
-    """`text` cut to the window around the earliest of `sought`, to its head where nothing is looked for."""
-    return window(text, earliest(text, sought) if sought else 0, tokenizer, limit)
+def window_around(text: str, sought: Sequence[str], tokenizer: Any, limit: int) -> str:
+    """Return `text` cut to the window around the earliest of `sought`, or to its head if nothing is sought."""
+    return cut_to_window(text, earliest_position(text, sought) if sought else 0, tokenizer, limit)
 
 
 def without_ending(text: str, ending: str) -> str:
-    """`text` with every trailing copy of `ending` removed, ignoring case."""
+    """Return `text` without any trailing copies of `ending`, ignoring case."""
     while ending and text.lower().endswith(ending.lower()):
         text = text[: -len(ending)]
     return text
 
 
 def without_sentences(text: str, answer: str) -> str:
-    """`text` without the sentences that `answer` stands in, ignoring case; ValueError when it stands in none."""
+    """Return `text` without the sentences that contain `answer`, ignoring case. Raises ValueError if none does."""
     spans = [match.span() for match in re.finditer(re.escape(answer), text, re.IGNORECASE)]
     if not spans:
         raise ValueError(f"retrieval.limit_tokens: the answer {answer!r} does not fit the window; use a larger limit")
@@ -184,7 +193,7 @@ def without_sentences(text: str, answer: str) -> str:
 
 
 def without_line(text: str, line: str) -> str:
-    """`text` without every copy of `line`; ValueError when it has none."""
+    """Return `text` without any copy of `line`. Raises ValueError if it has none."""
     lines = text.split("\n")
     if line not in lines:
         raise ValueError(f"retrieval.limit_tokens: the line {line!r} does not fit the window; use a larger limit")
@@ -192,25 +201,25 @@ def without_line(text: str, line: str) -> str:
 
 
 def build_prompt(task: Task, record: Record, tokenizer: Any, limit: int, twice: bool = False) -> Prompt:
-    """The prompt of a record with the Hub's columns, its document cut to `limit` tokens less 50 for the answer.
+    """Return the prompt of a record, its document cut to `limit` tokens less 50 for the answer.
 
-    swde, fda: text, key, value. squad: text, value. nq, triviaqa, drop: context, question, answers. factbook: text,
-    key, value, line. squad_passages asks as nq does and drop_passages as drop does. No space follows the question or
-    the colon.
+    Records have the Hub's columns. swde, fda: text, key, value. squad: text, value. nq, triviaqa, drop: context,
+    question, answers. factbook: text, key, value, line. squad_passages asks as nq does, and drop_passages as drop does.
+    No space follows the question or the colon.
 
-    twice: as in the code of Just Read Twice, the question or what it is about, the cut document, a newline, the same
-    once more, the question as above. The first question is orig_question where the record has one, squad's is question
-    with context before the text; that context is cut too, each copy having the whole limit.
+    twice: as in the code of Just Read Twice, the prompt is the question or its subject, the cut document, a newline,
+    the document again, and the question as above. The first question is orig_question if the record has one. For squad
+    it is question, followed by context; that context is cut too, and each copy has the whole limit.
     """
-    form = form_of(task)
+    form = prompt_task(task)
     text = record[SPECS[form].document].strip()
     if form == "swde":
         text = text.split(SUMMARY)[0].strip()
-    text = around(text, names(record, SPECS[form].looked_up), tokenizer, limit)
+    text = window_around(text, looked_up_texts(record, SPECS[form].looked_up), tokenizer, limit)
     if form == "squad":
         text = text.strip()
         if twice:
-            passage = around(record["context"].split("Question:")[0], [record["value"]], tokenizer, limit)
+            passage = window_around(record["context"].split("Question:")[0], [record["value"]], tokenizer, limit)
             text = f"{record['question']} {passage}\n{text}"
         return Prompt(text, (record["value"],))
     if form in ("swde", "fda", "factbook"):
@@ -237,14 +246,14 @@ def build_prompt(task: Task, record: Record, tokenizer: Any, limit: int, twice: 
     if task == "factbook":
         without = ask(without_line(text, record["line"]))
     elif task == "squad_passages":
-        # Where every sentence holds the answer, the question is left.
+        # If every sentence contains the answer, only the question remains.
         rest = without_sentences(text, answers[0])
         without = ask(rest) if rest else question
     return Prompt(ask(text), answers, without)
 
 
-def hub(task: Task) -> Any:
-    """A task's data set on the Hub, or its copy in the Hub's cache; ValueError where it cannot be had."""
+def hub_records(task: Task) -> Any:
+    """Return a task's data set from the Hub or its cache. Raises ValueError if neither has it."""
     from datasets import load_dataset
 
     try:
@@ -257,8 +266,8 @@ def hub(task: Task) -> Any:
         ) from error
 
 
-def load(task: Task) -> list[Record]:
-    """All records of a task that the protocol keeps. ValueError when its data cannot be had."""
+def load_records(task: Task) -> list[Record]:
+    """Return all records of a task that the protocol keeps. Raises ValueError if its data are not available."""
     if task == "factbook":
         records: list[Record] = [
             {"text": text, "key": key, "value": value, "line": f"{key}: {value}"}
@@ -270,13 +279,13 @@ def load(task: Task) -> list[Record]:
         except ValueError as error:
             raise ValueError(f"retrieval.tasks: {task}: {error}") from error
     else:
-        records = list(hub(task))
-    return [record for record in records if usable(task, record)]
+        records = list(hub_records(task))
+    return [record for record in records if is_usable(task, record)]
 
 
-def draw(task: Task, config: Config) -> tuple[list[Record], int | None]:
-    """The records of a task that are asked, and how many that are where it is not all of them."""
-    records = load(task)
+def draw_records(task: Task, config: Config) -> tuple[list[Record], int | None]:
+    """Return the records of a task that are asked, and their number if they are not all of them, else None."""
+    records = load_records(task)
     if config.samples is None or config.samples >= len(records):
         return records, None
     return Random(f"{task}:{config.seed}").sample(records, config.samples), config.samples
@@ -295,53 +304,53 @@ class Retrieval(Suite):
         """
         for task in config.tasks:
             if task in STAND_INS:
-                records, _ = draw(task, config)
-                # The longest stands for all: a prompt for each would take as long as the run's own.
+                records, _ = draw_records(task, config)
+                # Only the longest answer is tried; all prompts would take as long as the run's own.
                 longest = max(
                     records, key=lambda record: len(record["line"] if "line" in record else record["answers"][0])
                 )
                 build_prompt(task, longest, tokenizer, config.limit_tokens)
             elif constants.HF_HUB_OFFLINE:
-                hub(task)
+                hub_records(task)
 
     def prefetch(self, config: Config, tokenizer: Any, progress: Progress = silent) -> Iterator[Item]:
-        """Each task's data, read once so that the Hub's lie in its cache, with the sha256 of the records that are kept.
+        """Read each task's data once, which puts the Hub's into its cache, and yield the SHA-256 of its records.
 
-        tokenizer: not used, prompts being made when they are asked.
+        tokenizer: unused; prompts are made when they are asked.
         """
         for task in config.tasks:
             progress(f"retrieval {task}: {dataset_of(task)}")
-            yield hashed_item(f"retrieval {task}", lambda task=task: fingerprint(load(task)))
+            yield hashed_item(f"retrieval {task}", lambda task=task: fingerprint(load_records(task)))
 
     def run(self, lm: LM, config: Config, progress: Progress = silent) -> list[Measurement]:
-        """`contains` of every task, and where there is a prompt without the answer needle_logprob and needle_gain.
+        """Return `contains` of every task, and needle_logprob and needle_gain of those with prompts without the answer.
 
-        On any lm-eval model. Data and prompts are had before anything is measured.
+        All data are loaded and all prompts made before anything is measured.
         """
         tokenizer = tokenizer_of(lm, self.name)
-        drawn = {task: draw(task, config) for task in config.tasks}
+        drawn = {task: draw_records(task, config) for task in config.tasks}
         asked = []
         for task, (records, limit) in drawn.items():
             progress(f"retrieval {task}: making prompts")
             for twice in (False, True) if config.twice else (False,):
                 prompts = [build_prompt(task, record, tokenizer, config.limit_tokens, twice) for record in records]
                 tokens = [token_count(tokenizer, prompt.text) for prompt in prompts]
-                # Questions are outside the window, so the longest prompt can pass the limit by the length of its own.
+                # The question is outside the window, so a prompt can exceed the limit by its length.
                 check_prompt_length(lm, "retrieval.limit_tokens", max(tokens) + config.max_new_tokens)
                 asked.append((task, prompts, tokens, limit, twice))
-        results = []
+        measurements = []
         for task, prompts, tokens, limit, twice in asked:
             progress(f"retrieval {measured_name(task, twice)}: {len(prompts)} samples")
-            results += score(lm, task, prompts, tokens, limit, config, twice)
-        return results
+            measurements += score_prompts(lm, task, prompts, tokens, limit, config, twice)
+        return measurements
 
 
 def measured_name(task: str, twice: bool) -> str:
-    """The name of a task's measurements: tables never put a number of one reading beside one of two."""
+    """Return the task name of measurements; one and two readings differ, so tables never mix them."""
     return f"{task}_twice" if twice else task
 
 
-def score(
+def score_prompts(
     lm: LM,
     task: Task,
     prompts: list[Prompt],
@@ -350,10 +359,13 @@ def score(
     config: Config,
     twice: bool = False,
 ) -> list[Measurement]:
-    """The measurements of one task, whose prompts have `tokens` tokens."""
+    """Return the measurements of one task.
+
+    tokens: of each prompt. limit: the number of records if they are not all of the task's.
+    """
     name = measured_name(task, twice)
     reasons = [STAND_INS.get(task), TWICE if twice else None]
-    rest = {
+    fields = {
         "suite": "retrieval",
         "task": name,
         "stand_in": "; ".join(filter(None, reasons)) or None,
@@ -367,11 +379,12 @@ def score(
             "max_new_tokens": config.max_new_tokens,
             "prompt_tokens": {"least": min(tokens), "mean": sum(tokens) / len(tokens), "most": max(tokens)},
         }
-        # limit_tokens is each copy's.
+        # limit_tokens holds for each copy.
         | ({"copies": 2} if twice else {}),
     }
     enough = [[[answer] for answer in prompt.answers] for prompt in prompts]
     texts = generate(lm, name, [prompt.text for prompt in prompts], ["\n"], config.max_new_tokens, enough)
-    found = [contains(text, prompt.answers) for text, prompt in zip(texts, prompts, strict=True)]
+    scores = [contains(text, prompt.answers) for text, prompt in zip(texts, prompts, strict=True)]
     probes = [Probe(p.text, p.without, f" {p.answers[0]}") for p in prompts if p.without is not None]
-    return [mean_measurement("contains", found, **rest), *(needle_measurements(lm, probes, **rest) if probes else [])]
+    accuracy = mean_measurement("contains", scores, **fields)
+    return [accuracy, *(needle_measurements(lm, probes, **fields) if probes else [])]

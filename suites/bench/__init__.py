@@ -1,4 +1,4 @@
-"""Benchmarks: kernels, training, the lm-eval model, tables, the loader and the optimiser, each against an alternative.
+"""Benchmarks of kernels, training, the lm-eval model, tables, the loader and the optimiser.
 
-Each module times one thing with `run`, which returns rows, and prints the rows with `render`.
+Each module measures one thing against an alternative: `run` returns rows, and `render` makes text of them.
 """

@@ -1,4 +1,4 @@
-"""Operators, sizes and inputs of the kernel benchmarks, their floors of bytes and FLOPs, and errors against float64.
+"""Cases of the kernel benchmarks: operators, inputs, floors of bytes and FLOPs, errors against float64.
 
 Gated Delta Rule-2, KDA and Gated DeltaNet are called by one set of named inputs, so that every implementation of an
 operator gets the same numbers. The reference of each operator is its recurrence in float64.

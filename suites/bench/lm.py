@@ -95,7 +95,7 @@ def _work(lm: MixerLM, samples: int, length: int) -> dict[str, tuple[list[Instan
             task.build_all_requests(limit=samples, rank=0, world_size=1)
         work[name] = (task.instances, task.instances)
     config = ruler.Config(tasks=[NEEDLE], lengths=[length], samples=samples, max_new_tokens=NEW_TOKENS, steps="unit")
-    _, drawn = ruler.samples(NEEDLE, length, config, lm.tokenizer)
+    _, drawn = ruler.task_samples(NEEDLE, length, config, lm.tokenizer)
     pairs = [(text, sample.continuation) for sample in drawn for text in (sample.prompt, sample.without)]
     work["needle, read"] = (_instances("loglikelihood", pairs),) * 2
     options = {"until": [], "max_gen_toks": NEW_TOKENS, "do_sample": False}

@@ -1,7 +1,7 @@
-"""RULER's thirteen tasks, with the continuous needle score beside the accuracy.
+"""RULER's thirteen tasks, scored by substring and by the continuous needle score.
 
-The paper's are S-NIAH-1/2/3 and MK-NIAH-1. Samples are made once for a tokenizer, task, length, seed and options, and
-kept with their hash under the project's cache (`suites.ruler.samples`); what they say is in `suites.ruler.tasks`.
+The paper uses S-NIAH-1/2/3 and MK-NIAH-1. `suites.ruler.tasks` composes the text of samples and `suites.ruler.samples`
+sizes them. They are made once per tokenizer, task, length, seed and options, and cached with their hash.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from harness.records.units import unit_name
 from suites.interface import Progress, Suite, SuiteConfig, silent
 from suites.registry import register_suite
 from suites.ruler.haystack import COPY, COPY_STAND_IN, HUB, STAND_IN, Source, Unreachable
-from suites.ruler.samples import Steps, prompts, read_samples, write_samples
+from suites.ruler.samples import Steps, draw_samples, read_samples, write_samples
 from suites.ruler.tasks import SPECS, VERSION, Sample
 from suites.shared.items import Item, hashed_item
 from suites.shared.lm_requests import (
@@ -57,38 +57,41 @@ PAPER_SAMPLES = 500
 
 
 class Config(SuiteConfig):
-    """What to measure of RULER.
-
-    tasks, lengths: each task at each length in tokens, answer included; no lengths are the paper's, which differ by
-    task, and 4096 for tasks that it leaves out. samples: of each, the paper's being 500. seed: of the samples.
-    max_new_tokens: kept free for the answer; null is RULER's own number for each task. generate: also generate and
-    score by substring, beside the log-likelihood of the answers. haystack: what the essay tasks hide needles in; qa_1's
-    passages are the Hub's, or a stand-in where it does not answer. steps: how finely a context is made to fill its
-    length; `lm_eval` grows essays by 500 words, noise and needles by 5 lines (25 from 4096 on), the rest by 10 lines,
-    words or documents (fwe: a 32nd of the length), which leaves up to a fifth of 2048 empty and is what the paper's
-    numbers were measured with, `unit` by one.
-    """
+    """Options of RULER: each task at each length."""
 
     tasks: list[Task] = Field(default=["s_niah_1", "s_niah_2", "s_niah_3", "mk_niah_1"], min_length=1)
+    """Tasks; by default the paper's."""
     lengths: list[PositiveInt] | None = Field(default=None, min_length=1)
+    """Lengths in tokens, answer included. null: the paper's, which differ by task; 4096 for the tasks it leaves out."""
     samples: PositiveInt = PAPER_SAMPLES
+    """Samples per task and length; the paper has 500."""
     seed: int = 0
+    """Seed of the samples."""
     max_new_tokens: PositiveInt | None = None
+    """Tokens kept free for the answer. null: RULER's own number for each task."""
     generate: bool = True
+    """Whether to also generate and score by substring, in addition to the log-likelihood of the answers."""
     haystack: Source = "paul_graham"
+    """Text in which the essay tasks hide needles: RULER's essays from the Hub, or the embedded prose (a stand-in)."""
     steps: Steps = "lm_eval"
+    """Steps by which a context grows to fill its length.
+
+    `lm_eval` grows essays by 500 words, noise and needles by 5 lines (25 from 4096 tokens on), and the rest by 10
+    lines, words or documents (fwe: by a 32nd of the length). It leaves up to a fifth of 2048 tokens empty; the paper's
+    numbers were measured with it. `unit` grows by one.
+    """
 
     @field_validator("tasks", "lengths")
     @classmethod
-    def _each_once(cls, values: list[Any] | None) -> list[Any] | None:
+    def _check_distinct(cls, values: list[Any] | None) -> list[Any] | None:
         return values and check_distinct(values)
 
     def pairs(self) -> list[tuple[Task, int]]:
-        """Every task with each of its lengths."""
+        """Return every task with each of its lengths."""
         return [(task, length) for task in self.tasks for length in self.lengths or SPECS[task].lengths]
 
     def room(self, task: str) -> int:
-        """Tokens kept free for the answers of a task."""
+        """Return the tokens kept free for a task's answers."""
         return self.max_new_tokens or SPECS[task].max_new_tokens
 
 
@@ -99,7 +102,7 @@ class Ruler(Suite):
     Config = Config
 
     def units(self, config: Config) -> dict[str, Config]:
-        """Return each length alone, with the samples that it has among the others."""
+        """Return one configuration per length, with the same samples as in the whole."""
         tasks: dict[int, list[Task]] = {}
         for task, length in config.pairs():
             tasks.setdefault(length, []).append(task)
@@ -109,14 +112,14 @@ class Ruler(Suite):
         }
 
     def check(self, config: Config, tokenizer: Any) -> None:
-        """Raise ValueError if a task does not fit a length, or its haystack or passages are missing. Keeps nothing."""
+        """Raise ValueError if a task does not fit a length, or its haystack or passages are missing. Caches nothing."""
         for task, length in config.pairs():
 
-            def first(source: str, task: str = task, length: int = length) -> list[Sample]:
-                found = read_samples(sample_file(task, length, source, config, tokenizer))
-                return found or draw(task, length, source, config, tokenizer, 1)
+            def cached_or_first(source: str, task: str = task, length: int = length) -> list[Sample]:
+                cached = read_samples(sample_file(task, length, source, config, tokenizer))
+                return cached or draw(task, length, source, config, tokenizer, 1)
 
-            from_sources(task, config, first)
+            from_first_reachable(task, config, cached_or_first)
 
     def run(self, lm: LM, config: Config, progress: Progress = silent) -> list[Measurement]:
         """Return `contains` (with `generate`) and needle_logprob of each task and length.
@@ -125,22 +128,22 @@ class Ruler(Suite):
         """
         tokenizer = tokenizer_of(lm, self.name)
         check_prompt_length(lm, "ruler.lengths", max(length for _, length in config.pairs()))
-        # Everything is drawn before anything is measured, so a length that cannot be met costs no time on the model.
-        drawn = {pair: samples(*pair, config, tokenizer, progress) for pair in config.pairs()}
-        results = []
-        for (task, length), (source, found) in drawn.items():
-            progress(f"ruler {task}@{length}: {len(found)} samples")
-            results += score(lm, task, length, source, found, config)
-        return results
+        # All samples are drawn before any is measured, so an impossible length fails before the model runs.
+        drawn = {pair: task_samples(*pair, config, tokenizer, progress) for pair in config.pairs()}
+        measurements = []
+        for (task, length), (source, samples) in drawn.items():
+            progress(f"ruler {task}@{length}: {len(samples)} samples")
+            measurements += score_samples(lm, task, length, source, samples, config)
+        return measurements
 
     def prefetch(self, config: Config, tokenizer: Any, progress: Progress = silent) -> Iterator[Item]:
-        """Freezes the samples of every task and length, which also brings what they are made from."""
+        """Draw and cache the samples of every task and length, which also fetches their haystacks and passages."""
         for task, length in config.pairs():
 
             def freeze(task: str = task, length: int = length) -> str:
                 if tokenizer is None:
                     raise ValueError("its samples are sized with the tokenizer; get that first")
-                source, _ = samples(task, length, config, tokenizer, progress)
+                source, _ = task_samples(task, length, config, tokenizer, progress)
                 if source == COPY:
                     progress(f"ruler {task}@{length}: the Hub does not answer; {COPY_STAND_IN}")
                 return file_sha256(sample_file(task, length, source, config, tokenizer))
@@ -148,25 +151,28 @@ class Ruler(Suite):
             yield hashed_item(f"ruler {task}@{length}", freeze)
 
 
-def samples(
+def task_samples(
     task: str, length: int, config: Config, tokenizer: Any, progress: Progress = silent
 ) -> tuple[str, list[Sample]]:
-    """The source of a task's samples at a length, and the samples: those kept, else drawn anew and kept."""
+    """Return the source of a task's samples at a length, and the samples, drawn and cached if they are not yet."""
 
-    def get(source: str) -> list[Sample]:
+    def cached_or_drawn(source: str) -> list[Sample]:
         path = sample_file(task, length, source, config, tokenizer)
-        found = read_samples(path, progress)
-        if found is None:
-            found = draw(task, length, source, config, tokenizer, config.samples)
+        samples = read_samples(path, progress)
+        if samples is None:
+            samples = draw(task, length, source, config, tokenizer, config.samples)
             if path is not None:
-                write_samples(path, found, progress)
-        return found
+                write_samples(path, samples, progress)
+        return samples
 
-    return from_sources(task, config, get)
+    return from_first_reachable(task, config, cached_or_drawn)
 
 
-def from_sources(task: str, config: Config, get: Callable[[str], T]) -> tuple[str, T]:
-    """What the first source of a task's haystack or passages that can be reached gives, and that source."""
+def from_first_reachable(task: str, config: Config, get: Callable[[str], T]) -> tuple[str, T]:
+    """Return the first source of a task's haystack or passages that can be reached, and `get(source)`.
+
+    Raises Unreachable if none can.
+    """
     spec = SPECS[task]
     sources: Sequence[str] = (config.haystack if spec.hay == "essay" else spec.hay,)
     if spec.family == "qa":
@@ -180,13 +186,17 @@ def from_sources(task: str, config: Config, get: Callable[[str], T]) -> tuple[st
 
 
 def draw(task: str, length: int, source: str, config: Config, tokenizer: Any, n: int) -> list[Sample]:
-    return prompts(
+    """Return `n` samples of a task, drawn with the options of a configuration."""
+    return draw_samples(
         task, length, n, config.seed, tokenizer, source=source, max_new_tokens=config.room(task), steps=config.steps
     )
 
 
 def sample_file(task: str, length: int, source: str, config: Config, tokenizer: Any) -> Path | None:
-    """Where the samples lie, its name telling apart whatever would give others; None for a tokenizer without a hash."""
+    """Return the cache file of samples, whose name changes with anything that would change them.
+
+    None if the tokenizer has no hash; its samples are not cached.
+    """
     if not hasattr(tokenizer, "backend_tokenizer"):
         return None
     identity = [VERSION, task, length, config.seed, source, config.room(task), config.steps, config.samples]
@@ -194,41 +204,43 @@ def sample_file(task: str, length: int, source: str, config: Config, tokenizer: 
     return cache_dir() / "ruler" / f"{task}-{length}-{digest[:16]}.jsonl"
 
 
-def matched(task: str, text: str, answers: Sequence[str]) -> float:
-    """RULER's score of an answer, ignoring case: the fraction of the gold answers that it contains (string_match_all),
-    of qa whether it contains any (string_match_part).
+def answer_score(task: str, text: str, answers: Sequence[str]) -> float:
+    """Return RULER's score of a text, ignoring case.
 
-    Any, as in NVIDIA's; lm-eval 0.4.13 takes the fraction of qa's gold answers, too.
+    It is the fraction of the gold answers that the text contains (string_match_all). For qa it is 1 if the text
+    contains any (string_match_part), as in NVIDIA's code; lm-eval 0.4.13 takes the fraction for qa, too.
     """
     if SPECS[task].family == "qa":
         return contains(text, answers)
     return sum(contains(text, [answer]) for answer in answers) / len(answers)
 
 
-def settled(task: str, answers: Sequence[str]) -> list[list[str]]:
-    """Lists of strings of which a text needs all of one for the full score of `matched`."""
+def sufficient_answers(task: str, answers: Sequence[str]) -> list[list[str]]:
+    """Return lists of answers; a text that contains every answer of one list has the full `answer_score`."""
     return [[answer] for answer in answers] if SPECS[task].family == "qa" else [list(answers)]
 
 
 def stand_in(task: str, source: str) -> str | None:
-    """Why samples from a source are not RULER's own, if they are not."""
+    """Return the reason why samples from a source are not RULER's own, or None if they are."""
     if SPECS[task].family == "qa":
         return COPY_STAND_IN if source == COPY else None
     return STAND_IN if SPECS[task].hay == "essay" and source == "corpus" else None
 
 
-def score(lm: LM, task: str, length: int, source: str, found: list[Sample], config: Config) -> list[Measurement]:
-    """The measurements of one task at one length."""
+def score_samples(
+    lm: LM, task: str, length: int, source: str, samples: list[Sample], config: Config
+) -> list[Measurement]:
+    """Return the measurements of one task at one length."""
     spec = SPECS[task]
-    tokens = [sample.tokens for sample in found]
-    rest = {
+    tokens = [sample.tokens for sample in samples]
+    fields = {
         "suite": "ruler",
         "length": length,
         "stand_in": stand_in(task, source),
         "limit": config.samples if config.samples < PAPER_SAMPLES else None,
         "settings": {
             "prompts": f"ruler-{spec.family}-{VERSION}",
-            "items_sha256": fingerprint([sample.prompt, sample.without, *sample.answers] for sample in found),
+            "items_sha256": fingerprint([sample.prompt, sample.without, *sample.answers] for sample in samples),
             "seed": config.seed,
             "max_new_tokens": config.room(task),
             "haystack": f"{spec.hay}, {source}" if spec.family == "qa" else source,
@@ -236,12 +248,12 @@ def score(lm: LM, task: str, length: int, source: str, found: list[Sample], conf
             "prompt_tokens": {"least": min(tokens), "mean": sum(tokens) / len(tokens), "most": max(tokens)},
         },
     }
-    results = []
+    measurements = []
     if config.generate:
-        questions = [sample.prompt for sample in found]
-        enough = [settled(task, sample.answers) for sample in found]
-        texts = generate(lm, task, questions, until=[], max_new_tokens=config.room(task), enough=enough)
-        scores = [matched(task, text, sample.answers) for text, sample in zip(texts, found, strict=True)]
-        results.append(mean_measurement("contains", scores, task=task, **rest))
-    probes = [Probe(sample.prompt, sample.without, sample.continuation) for sample in found]
-    return results + needle_measurements(lm, probes, task, **rest)
+        prompts = [sample.prompt for sample in samples]
+        enough = [sufficient_answers(task, sample.answers) for sample in samples]
+        texts = generate(lm, task, prompts, until=[], max_new_tokens=config.room(task), enough=enough)
+        scores = [answer_score(task, text, sample.answers) for text, sample in zip(texts, samples, strict=True)]
+        measurements.append(mean_measurement("contains", scores, task=task, **fields))
+    probes = [Probe(sample.prompt, sample.without, sample.continuation) for sample in samples]
+    return measurements + needle_measurements(lm, probes, task, **fields)

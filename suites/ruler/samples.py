@@ -1,7 +1,7 @@
-"""RULER's samples at a length: as large as fits, each from its own generator, and kept in files with their hash.
+"""RULER's samples at a length: as large as fits, independent of each other, cached in files with their hash.
 
-A generator is seeded by task, length, seed and index, so that a sample depends neither on order nor on process nor on
-how many are asked for. A length counts the whole prompt, BOS, example, answer prefix and room for the answer included.
+Task, length, seed and index seed a sample's generator, so a sample does not depend on the order of drawing, the process
+or the number of samples. A length counts the whole prompt: BOS, example, answer prefix and room for the answer.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from random import Random
 from typing import Any, Literal
 
 from harness.files import write_atomic
+from suites.interface import Progress, silent
 from suites.ruler.haystack import Passages, passages
 from suites.ruler.tasks import (
     COMMON,
@@ -28,25 +29,24 @@ from suites.ruler.tasks import (
     Spec,
     common_words,
     cwe_words,
+    document_question,
     example_lines,
     frequent_words,
     niah,
-    question,
     variable_tracking,
 )
 from suites.shared.lm_requests import encode, token_count
 
 Steps = Literal["lm_eval", "unit"]
-Progress = Callable[[str], None]
 
-# Tokens by which samples of one size differ, generously: what an error's remedy adds to the sizes it has seen.
 SLACK = 32
+"""Tokens that an error's remedy adds to the sizes it has seen, since samples of one size differ in tokens."""
 
 
-def growth(spec: Spec, length: int, steps: Steps) -> tuple[int, int, int]:
-    """The smallest size of a task's context, by how much it grows, and the largest.
+def context_sizes(spec: Spec, length: int, steps: Steps) -> tuple[int, int, int]:
+    """Return the smallest size of a task's context, the step by which it grows, and the largest size.
 
-    Largest is what there is, or a size that no tokenizer which counts every word could fit.
+    The largest is all there is, or a size that no tokenizer that counts every word could fit.
     """
     unit, endless = steps == "unit", 16 * length
     match spec.family:
@@ -67,7 +67,7 @@ def growth(spec: Spec, length: int, steps: Steps) -> tuple[int, int, int]:
             return 0, 1 if unit else 10, endless
 
 
-def prompts(
+def draw_samples(
     task: str,
     length: int,
     n: int,
@@ -78,64 +78,65 @@ def prompts(
     max_new_tokens: int | None = None,
     steps: Steps = "lm_eval",
 ) -> list[Sample]:
-    """`n` samples whose prompt and `max_new_tokens` (None: RULER's own number) fit in `length` tokens.
+    """Return `n` samples whose prompt and answer room fit in `length` tokens.
 
-    source: of the essays or passages; see `suites.ruler.haystack`. As in RULER, the size of the context is found on one
-    draw, and a sample that turns out longer is shortened step by step. Raises ValueError when the smallest context
-    does not fit, or an answer not in `max_new_tokens`; of qa, questions for which that is so are passed over, and it
-    is an error when fewer than `n` are left.
+    max_new_tokens: the answer room; None means RULER's own number. source: of the essays or passages, see
+    `suites.ruler.haystack`. As in RULER, one draw determines the context's size, and a sample that turns out longer is
+    shortened step by step. qa skips questions that do not fit.
+
+    Raises ValueError if the smallest context does not fit, an answer does not fit in its room, or fewer than `n`
+    questions of qa fit.
     """
     spec = SPECS[task]
-    kept = max_new_tokens or spec.max_new_tokens
-    smallest, step, largest = growth(spec, length, steps)
-    asked = passages(spec.hay, source) if spec.family == "qa" else None
-    if asked is not None:
-        largest = len(asked.documents)
-    compose = composer(task, length, source, asked, tokenizer)
+    room = max_new_tokens or spec.max_new_tokens
+    smallest, step, largest = context_sizes(spec, length, steps)
+    questions = passages(spec.hay, source) if spec.family == "qa" else None
+    if questions is not None:
+        largest = len(questions.documents)
+    compose = sample_composer(task, length, source, questions, tokenizer)
 
     def sample(index: int | str, times: int) -> Sample:
         rng = Random(f"{task}:{length}:{seed}:{index}")
         parts = compose(index if isinstance(index, int) else 0, rng, smallest + times * step)
         return Sample(*parts, tokens=token_count(tokenizer, parts[0]))
 
-    def fitting(index: int | str, most: int) -> Sample:
-        """The largest sample of up to `most` steps that fits, else the smallest."""
+    def largest_sample(index: int | str, most: int) -> Sample:
+        """Return the largest sample of up to `most` steps that fits, or the smallest one."""
         for times in range(most, -1, -1):
-            found = sample(index, times)
-            if found.tokens <= length - kept:
+            drawn = sample(index, times)
+            if drawn.tokens <= length - room:
                 break
-        return found
+        return drawn
 
-    def require_fit(found: Sample) -> None:
-        if found.tokens > length - kept:
+    def require_fit(drawn: Sample) -> None:
+        if drawn.tokens > length - room:
             others = [sample(f"size {i}", 0).tokens for i in range(20)]
-            raise ValueError(too_short(task, length, kept, found.tokens, max(found.tokens, *others), steps))
-        require_room(task, kept, found, tokenizer)
+            raise ValueError(too_short_message(task, length, room, drawn.tokens, max(drawn.tokens, *others), steps))
+        check_answer_room(task, room, drawn, tokenizer)
 
-    if asked is None:
+    if questions is None:
         require_fit(sample("size", 0))
-    most = search(lambda times: sample("size", times).tokens <= length - kept, (largest - smallest) // step)
-    if asked is not None:
-        return answerable(
-            task, length, kept, n, [partial(fitting, i, most) for i in range(len(asked.questions))], tokenizer
-        )
+    most = largest_fitting(lambda times: sample("size", times).tokens <= length - room, (largest - smallest) // step)
+    if questions is not None:
+        draws = [partial(largest_sample, i, most) for i in range(len(questions.questions))]
+        return answerable_samples(task, length, room, n, draws, tokenizer)
     if most == (largest - smallest) // step and spec.family != "cwe":
         raise ValueError(
             f"ruler.lengths: {length} tokens hold {largest} words; the tokenizer counts too few, use another"
         )
-    samples = [fitting(index, most) for index in range(n)]
-    for found in samples:
-        require_fit(found)
+    samples = [largest_sample(index, most) for index in range(n)]
+    for drawn in samples:
+        require_fit(drawn)
     return samples
 
 
-def composer(
-    task: str, length: int, source: str, asked: Passages | None, tokenizer: Any
+def sample_composer(
+    task: str, length: int, source: str, questions: Passages | None, tokenizer: Any
 ) -> Callable[[int, Random, int], Parts]:
-    """What makes a task's sample from its index, which matters to qa alone, a generator and a size."""
+    """Return a function that composes a task's sample from an index, which only qa uses, a generator and a size."""
     spec = SPECS[task]
-    if asked is not None:
-        return lambda index, rng, size: question(asked, index, rng, size)
+    if questions is not None:
+        return lambda index, rng, size: document_question(questions, index, rng, size)
     match spec.family:
         case "niah":
             return lambda index, rng, size: niah(spec, source, rng, size)
@@ -148,8 +149,8 @@ def composer(
             return lambda index, rng, size: frequent_words(length, rng, size)
 
 
-def search(fits: Callable[[int], bool], top: int) -> int:
-    """The largest number up to `top` that fits, 0 where none does; whatever is below one that fits does too."""
+def largest_fitting(fits: Callable[[int], bool], top: int) -> int:
+    """Return the largest number up to `top` that fits, or 0 if none does. If a number fits, all smaller ones must."""
     low, high = 0, 1
     while high <= top and fits(high):
         low, high = high, 2 * high
@@ -160,59 +161,66 @@ def search(fits: Callable[[int], bool], top: int) -> int:
     return low
 
 
-def answerable(
-    task: str, length: int, kept: int, n: int, draws: list[Callable[[], Sample]], tokenizer: Any
+def answerable_samples(
+    task: str, length: int, room: int, n: int, draws: list[Callable[[], Sample]], tokenizer: Any
 ) -> list[Sample]:
-    """The first `n` questions, in the data's order, whose gold documents and answer fit."""
-    samples, lengths = [], []
+    """Return the first `n` questions, in the order of the data, whose gold documents and answer fit.
+
+    Raises ValueError with the remedy if there are fewer.
+    """
+    samples, needed = [], []
     for draw in draws:
-        found = draw()
-        if answer_tokens(tokenizer, found) > kept:
+        drawn = draw()
+        if answer_tokens(tokenizer, drawn) > room:
             continue
-        if found.tokens <= length - kept:
-            samples.append(found)
+        if drawn.tokens <= length - room:
+            samples.append(drawn)
         else:
-            lengths.append(found.tokens + kept)
+            needed.append(drawn.tokens + room)
         if len(samples) == n:
             return samples
-    if len(samples) + len(lengths) < n:
+    if len(samples) + len(needed) < n:
         raise ValueError(
-            f"ruler.samples: {task} has {len(samples) + len(lengths)} questions whose answers fit {kept} tokens; "
+            f"ruler.samples: {task} has {len(samples) + len(needed)} questions whose answers fit {room} tokens; "
             f"ask for as many, not {n}"
         )
     raise ValueError(
         f"ruler.lengths: {task} has {len(samples)} questions whose documents fit {length} tokens, {n} are asked for; "
-        f"use a length of at least {sorted(lengths)[n - len(samples) - 1]}, or fewer samples"
+        f"use a length of at least {sorted(needed)[n - len(samples) - 1]}, or fewer samples"
     )
 
 
-def too_short(task: str, length: int, kept: int, tokens: int, most: int, steps: Steps) -> str:
-    """What to say of a smallest prompt of so many tokens; others take up to about `most`."""
+def too_short_message(task: str, length: int, room: int, tokens: int, most: int, steps: Steps) -> str:
+    """Return the error for a length that the smallest prompt does not fit.
+
+    tokens: of that prompt. most: of the longest among several smallest prompts.
+    """
     finer = "" if steps == "unit" else ", or steps: unit"
     return (
-        f"ruler.lengths: {task} does not fit {length} tokens: its smallest prompt takes {tokens} and {kept} are kept "
-        f"for the answer; use a length of at least {most + kept + SLACK}, a smaller max_new_tokens{finer}"
+        f"ruler.lengths: {task} does not fit {length} tokens: its smallest prompt takes {tokens} and {room} are kept "
+        f"for the answer; use a length of at least {most + room + SLACK}, a smaller max_new_tokens{finer}"
     )
 
 
 def answer_tokens(tokenizer: Any, sample: Sample) -> int:
+    """Return the tokens of a sample's gold continuation."""
     return len(encode(tokenizer, sample.continuation))
 
 
-def require_room(task: str, kept: int, sample: Sample, tokenizer: Any) -> None:
-    """ValueError when the answer takes more than the `kept` tokens."""
-    if (answer := answer_tokens(tokenizer, sample)) > kept:
+def check_answer_room(task: str, room: int, sample: Sample, tokenizer: Any) -> None:
+    """Raise ValueError if the answer takes more than `room` tokens."""
+    if (answer := answer_tokens(tokenizer, sample)) > room:
         raise ValueError(
-            f"ruler.max_new_tokens: {kept} cannot hold an answer of {task}, {answer} tokens long; "
+            f"ruler.max_new_tokens: {room} cannot hold an answer of {task}, {answer} tokens long; "
             f"use at least {answer + SLACK}"
         )
 
 
-def read_samples(path: Path | None, progress: Progress = lambda message: None) -> list[Sample] | None:
-    """The samples of a file; None when there is none or, said aloud, it is not what its hash says."""
+def read_samples(path: Path | None, progress: Progress = silent) -> list[Sample] | None:
+    """Return the samples of a file, or None if it is missing or, as `progress` reports, does not match its hash."""
     if path is None or not path.exists():
         return None
-    content, sidecar = path.read_bytes(), hash_file(path)
+    content, sidecar = path.read_bytes(), hash_path(path)
     if not sidecar.exists() or sidecar.read_text().split()[:1] != [hashlib.sha256(content).hexdigest()]:
         progress(f"ruler: {path} is damaged; its samples are drawn again")
         return None
@@ -220,18 +228,20 @@ def read_samples(path: Path | None, progress: Progress = lambda message: None) -
     return [Sample(**{**row, "answers": tuple(row["answers"])}) for row in rows]
 
 
-def write_samples(path: Path, found: list[Sample], progress: Progress) -> None:
-    """Keep samples in a file, their hash beside it as sha256sum writes it; where that is not allowed, go on without.
+def write_samples(path: Path, samples: list[Sample], progress: Progress) -> None:
+    """Write samples to a file, and their hash next to it in the format of sha256sum.
 
-    Two processes write the same bytes, so it does not matter whose file and whose hash stay.
+    If the folder cannot be written, `progress` reports it. Concurrent processes write the same bytes, so it does not
+    matter whose file and whose hash remain.
     """
-    content = "".join(json.dumps(asdict(sample)) + "\n" for sample in found).encode()
+    content = "".join(json.dumps(asdict(sample)) + "\n" for sample in samples).encode()
     try:
         write_atomic(path, content)
-        write_atomic(hash_file(path), f"{hashlib.sha256(content).hexdigest()}  {path.name}\n".encode())
+        write_atomic(hash_path(path), f"{hashlib.sha256(content).hexdigest()}  {path.name}\n".encode())
     except OSError as error:
         progress(f"ruler: samples are not kept: {error}")
 
 
-def hash_file(path: Path) -> Path:
+def hash_path(path: Path) -> Path:
+    """Return the path of the file with the hash of `path`."""
     return path.with_suffix(".jsonl.sha256")

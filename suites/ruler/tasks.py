@@ -1,9 +1,9 @@
-"""RULER's thirteen tasks: one sample of each as text, from a generator and the size of its context.
+"""RULER's thirteen tasks: the text of one sample, made from a generator and the size of its context.
 
-Templates, numbers of needles and the way a sample is put together are those of RULER (arXiv 2404.06654; NVIDIA/RULER)
-as lm-eval 0.4.13 runs it; like there, `cwe` shows no solved example, which NVIDIA's version puts first. What is ours:
-needles, documents and the numbers and places in `vt`'s example are drawn anew for each sample, keys never collide, and
-`fwe` has no length at which the third and fourth word are as frequent.
+Templates, numbers of needles and the composition of a sample are those of RULER (arXiv 2404.06654; NVIDIA/RULER) as
+lm-eval 0.4.13 runs it; as there, `cwe` has no solved example, with which NVIDIA's version begins. Ours differs in three
+points: needles, documents and the numbers and places of `vt`'s example are drawn anew for each sample, keys never
+collide, and in `fwe` the third word is more frequent than the fourth at every length.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from suites.ruler.haystack import NOISE, Passages, essay_sentences
 from suites.shared.lm_requests import token_count
 
 Parts = tuple[str, str | None, tuple[str, ...], str]
-"""A sample's prompt, without, answers and continuation."""
+"""The fields `prompt`, `without`, `answers` and `continuation` of a Sample."""
 
-# RULER's wording for one question with one answer, and for several of either.
+# RULER's wording for one question with one answer (TEMPLATE), and for several of either (TEMPLATE_MANY).
 TEMPLATE = (
     "A special magic {kind} is hidden within the following text. Make sure to memorize it. "
     "I will quiz you about the {kind} afterwards.\n{context}\n" + QUESTION
@@ -63,26 +63,27 @@ QA_TEMPLATE = (
 QA_PREFIX = " Answer:"
 DOCUMENT = "Document {number}:\n{text}"
 
-# Percent of the essay's sentences before a needle.
 DEPTHS = [round(100 * i / 39) for i in range(40)]
-# An essay with fewer words than this is shorter than two needles and hides nothing.
+"""Depths of needles in an essay: percentages of its sentences."""
 FEWEST_WORDS = 20
+"""Words of the shortest essay; a shorter one is shorter than two needles and hides nothing."""
 VARIABLES = 5
 EXAMPLE_TOKENS = 500
 COMMON = 10
-# From so many on, each of fwe's three words appears more often than the next in rank.
 FEWEST_CODED = 53
-# Changed whenever the same (task, length, seed) would give other prompts.
+"""Coded words of the shortest `fwe` text; from here on each of its three words is more frequent than the next."""
 VERSION = 1
+"""Version of the prompts; it changes whenever the same task, length and seed would give other ones."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A task: what its context is made of, and RULER's room for the answer in tokens.
+    """A task.
 
-    hay: noise, essay or needles for tasks of the family niah, which alone have the fields that follow: what values and
-    keys are, how many keys there are, values a key, and keys that are asked for. lengths: the paper's; of the tasks
-    that it leaves out, the shortest of RULER's.
+    family: tasks that are composed alike. hay: the context's content; of niah noise, essay or needles. max_new_tokens:
+    RULER's room for the answer. lengths: the paper's in tokens; for tasks that it leaves out, the shortest of RULER's.
+    Only niah has the other fields: kind: values are numbers or UUIDs. key: keys are words or UUIDs. keys: number of
+    keys. values: values per key. queries: keys that are asked for.
     """
 
     family: Literal["niah", "vt", "cwe", "fwe", "qa"]
@@ -97,6 +98,7 @@ class Spec:
 
     @property
     def needles(self) -> int:
+        """The number of needles."""
         return self.keys * self.values
 
 
@@ -121,11 +123,11 @@ SPECS: dict[str, Spec] = {
 class Sample:
     """A prompt and its gold answers.
 
-    without: the prompt with every needle that is asked for removed (of `vt`, the whole chain), the others kept. None
-    for cwe, fwe and qa, where nothing can be taken out that is the answer's only ground: a list without its common
-    words has others, and passages beside the gold one, or the world, may tell as much. continuation: the answers as
-    they would follow the prompt, several of them in the order of the text (mv_niah, vt), of the question (mq_niah) or
-    of frequency (fwe); of qa the first. tokens: what a model reads for the prompt, BOS included.
+    without: the prompt without the needles that are asked for (for `vt`, without the chain). None for cwe, fwe and qa,
+    where no removable part is the only ground of the answer: a list without its common words has other common words,
+    and other passages or world knowledge may give the answer. continuation: the answers as they would follow the
+    prompt, in the order of the text (mv_niah, vt), of the question (mq_niah) or of frequency (fwe); for qa the first
+    answer. tokens: tokens that a model reads for the prompt, BOS included.
     """
 
     prompt: str
@@ -137,7 +139,7 @@ class Sample:
 
 @cache
 def vocabulary(*categories: str) -> tuple[str, ...]:
-    """wonderwords' words of some categories, sorted: what RULER makes keys and lists of."""
+    """Return wonderwords' words of some categories, sorted; RULER makes keys and lists of them."""
     from wonderwords import RandomWord
 
     words = RandomWord()
@@ -145,7 +147,7 @@ def vocabulary(*categories: str) -> tuple[str, ...]:
 
 
 def draw_keys(rng: Random, kind: str, count: int) -> list[str]:
-    """Distinct keys: adjective-noun, or UUIDs."""
+    """Return `count` distinct keys: adjective-noun pairs, or UUIDs."""
     if kind == "uuid":
         return draw_values(rng, kind, count)
     adjectives, nouns = vocabulary("adjective"), vocabulary("noun")
@@ -154,23 +156,23 @@ def draw_keys(rng: Random, kind: str, count: int) -> list[str]:
 
 
 def draw_values(rng: Random, kind: str, count: int) -> list[str]:
-    """Distinct values: numbers of seven digits, or UUIDs."""
+    """Return `count` distinct values: numbers of seven digits, or UUIDs."""
     if kind == "number":
         return [str(value) for value in rng.sample(range(10**6, 10**7), count)]
     return [str(uuid.UUID(int=rng.getrandbits(128), version=4)) for _ in range(count)]
 
 
 def draw_letters(rng: Random, alphabet: str, length: int, count: int) -> list[str]:
-    """Distinct strings of so many letters of an alphabet; never the keyword VAR."""
-    found: dict[str, None] = {}
-    while len(found) < count:
-        found["".join(rng.choices(alphabet, k=length))] = None
-        found.pop("VAR", None)
-    return list(found)
+    """Return `count` distinct strings of `length` letters of an alphabet, never the keyword VAR."""
+    words: dict[str, None] = {}
+    while len(words) < count:
+        words["".join(rng.choices(alphabet, k=length))] = None
+        words.pop("VAR", None)
+    return list(words)
 
 
 def niah(spec: Spec, source: str, rng: Random, size: int) -> Parts:
-    """Needles in a haystack of `size` words (essays) or lines (noise, needles)."""
+    """Compose needles in a haystack of `size` words (essays) or lines (noise, needles)."""
     others = size if spec.hay == "needles" else 0
     keys = draw_keys(rng, spec.key, spec.keys + others)
     values = draw_values(rng, spec.kind, spec.needles + others)
@@ -207,7 +209,10 @@ def niah(spec: Spec, source: str, rng: Random, size: int) -> Parts:
 
 
 def chain(rng: Random, lines: int, letters: int) -> tuple[str, str, list[str]]:
-    """A question about a chain of assignments between lines of noise, the same without the chain, and its variables."""
+    """Compose a chain of assignments between lines of noise, with a question about it.
+
+    Returns the text, the text without the chain, and the chain's variables. letters: of each variable's name.
+    """
     names = draw_letters(rng, string.ascii_uppercase, letters, VARIABLES)
     value = rng.randrange(10000, 99999)
     statements = [f"VAR {names[0]} = {value}", *(f"VAR {new} = VAR {old} " for old, new in pairwise(names))]
@@ -223,13 +228,13 @@ def chain(rng: Random, lines: int, letters: int) -> tuple[str, str, list[str]]:
 
 
 def solved_chain(rng: Random, lines: int) -> str:
-    """The example that RULER shows first, its variables three letters long."""
+    """Return the solved example that RULER shows first; its variables have three letters."""
     text, _, names = chain(rng, lines, 3)
     return f"{text}  {' '.join(names)}\n\n\n\n"
 
 
 def example_lines(tokenizer: Any) -> int:
-    """Lines of noise in the example: as many fives as fit RULER's 500 tokens, and enough for a chain."""
+    """Return the example's lines of noise: a multiple of five that fits RULER's 500 tokens, and enough for a chain."""
     lines = 5
     while lines < EXAMPLE_TOKENS and (
         token_count(tokenizer, solved_chain(Random("vt example"), lines + 5)) + SPECS["vt"].max_new_tokens
@@ -240,18 +245,22 @@ def example_lines(tokenizer: Any) -> int:
 
 
 def variable_tracking(lines: int, rng: Random, size: int) -> Parts:
-    """A chain among `size` lines of noise, after an example with `lines` of them."""
+    """Compose a chain among `size` lines of noise, after an example with `lines` lines of noise."""
     example = solved_chain(rng, lines)
     text, without, names = chain(rng, size, 5)
     return example + text, example + without, tuple(names), " " + " ".join(names)
 
 
 def cwe_words() -> tuple[str, ...]:
+    """Return the words that `cwe` draws from."""
     return vocabulary("noun", "adjective", "verb")
 
 
 def common_words(length: int, rng: Random, size: int) -> Parts:
-    """`size` different words, ten of them several times as often as the rest."""
+    """Compose a list of `size` distinct words, ten of which occur several times as often as the rest.
+
+    length: tokens of the prompt; it sets how often words occur.
+    """
     words = rng.sample(cwe_words(), size)
     often, seldom = (6, 1) if length < 4096 else (30, 3)
     gold = words[:COMMON]
@@ -262,11 +271,15 @@ def common_words(length: int, rng: Random, size: int) -> Parts:
 
 
 def numbered(words: list[str]) -> str:
+    """Return words as a numbered list on one line, as RULER writes it."""
     return " ".join(f"{number}. {word}" for number, word in enumerate(words, 1))
 
 
 def frequent_words(length: int, rng: Random, size: int) -> Parts:
-    """About `size` coded words, the k-th of them with a share of k⁻² / ζ(2), the first being dots."""
+    """Compose a text of about `size` coded words; the k-th most frequent has the share k⁻² / ζ(2), and dots come first.
+
+    length: tokens of the prompt; it sets the number of distinct words.
+    """
     words = ["...", *draw_letters(rng, string.ascii_lowercase, 6, max(length // 50, 5) - 1)]
     share = size / (math.pi**2 / 6)
     text = [word for rank, word in enumerate(words, 1) for _ in range(int(share / rank**2))]
@@ -275,19 +288,19 @@ def frequent_words(length: int, rng: Random, size: int) -> Parts:
     return FWE_TEMPLATE.format(context=" ".join(text)) + FWE_PREFIX, None, gold, " " + ", ".join(gold)
 
 
-def question(found: Passages, index: int, rng: Random, size: int) -> Parts:
-    """A question over its gold documents and others, `size` in all; those of the same article come first."""
-    asked = found.questions[index]
+def document_question(passages: Passages, index: int, rng: Random, size: int) -> Parts:
+    """Compose a question over `size` documents: its gold ones, then those of the same article, then others."""
+    asked, documents = passages.questions[index], passages.documents
     others = max(0, size - len(asked.gold))
     if others <= len(asked.related):
         chosen = rng.sample(asked.related, others)
     else:
-        # Drawn with a few to spare, so that taking out the article's own leaves enough; all of them where few are left.
-        own = {*asked.gold, *asked.related}
-        spare = rng.sample(range(len(found.documents)), min(len(found.documents), others + len(own)))
-        chosen = [*asked.related, *[i for i in spare if i not in own][: others - len(asked.related)]]
+        # A few extra documents are drawn, so enough remain once those of the article are removed.
+        article = {*asked.gold, *asked.related}
+        extra = rng.sample(range(len(documents)), min(len(documents), others + len(article)))
+        chosen = [*asked.related, *[i for i in extra if i not in article][: others - len(asked.related)]]
     order = [*asked.gold, *chosen]
     rng.shuffle(order)
-    context = "\n\n".join(DOCUMENT.format(number=n, text=found.documents[i]) for n, i in enumerate(order, 1))
+    context = "\n\n".join(DOCUMENT.format(number=n, text=documents[i]) for n, i in enumerate(order, 1))
     prompt = QA_TEMPLATE.format(context=context, question=asked.text) + QA_PREFIX
     return prompt, None, asked.answers, f" {asked.answers[0]}"

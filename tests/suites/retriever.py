@@ -1,4 +1,4 @@
-"""An lm-eval model that answers by searching its prompt, or never: what a suite's score must tell apart."""
+"""An lm-eval model that answers by searching its prompt, or never; a suite's score must distinguish the two."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from transformers import PreTrainedTokenizerFast
 
 from harness.data.corpus import TOKENIZER
 
-# Nats per token of an answer that the prompt holds, and of one that it does not.
+# Log-likelihood in nats per token of an answer that the prompt contains, and of any other.
 KNOWN, UNKNOWN = -0.25, -4.0
 NEEDLE_ASKED = " mentioned in the provided text is"
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
+    """Return the embedded tokenizer, with a BOS token."""
     return PreTrainedTokenizerFast(tokenizer_file=str(TOKENIZER), bos_token="<|bos|>")
 
 
 def read_out(prompt: str) -> str | None:
-    """The value that a prompt gives for what it asks at its end, if it does."""
+    """Return the value that a prompt contains for the key asked at its end, or None."""
     if prompt.endswith(NEEDLE_ASKED):
         key = prompt.removesuffix(NEEDLE_ASKED).rsplit(" for ", 1)[1]
         found = re.search(rf"for {re.escape(key)} is: (\S+)\.", prompt)
         return found[1] if found else None
     last = prompt.rsplit("\n", 1)[1].removesuffix(":")
-    # The question follows a full stop, but so may parts of the line before it.
+    # The question follows a full stop, but parts of the line before it may, too.
     for key in [last[m.end() :] for m in re.finditer(r"\. ", last)]:
-        # The question's first letter is upper case, its line's may not be.
+        # The question begins with a capital, its line may not.
         if found := re.search(rf"^{re.escape(key)}: (.*)$", prompt, re.MULTILINE | re.IGNORECASE):
             return found[1].removesuffix(f". {key}:")
     return None
 
 
 class SearchingLM(TemplateLM):
-    """Perfect with `sees`, blind without: greedy text and log-likelihoods both follow from read_out."""
+    """A model that is perfect with `sees` and blind without; its text and log-likelihoods follow from read_out."""
 
     def __init__(self, sees: bool, max_length: int | None = None):
         super().__init__()

@@ -1,6 +1,6 @@
-from __future__ import annotations
+"""The retrieval suite: scores of readers, records drawn by seed, data of the Hub and offline, and refusals."""
 
-from random import Random
+from __future__ import annotations
 
 import datasets
 import pytest
@@ -10,365 +10,9 @@ from harness.data.tokenizer import load_tokenizer
 from harness.lm.mixer_lm import MixerLM
 from harness.model.language_model import ModelConfig, build_model
 from suites import retrieval
-from suites.retrieval import STAND_INS, SUMMARY, bounds, build_prompt, earliest, usable, window, without_sentences
+from suites.retrieval import STAND_INS
 from suites.shared.lm_requests import fingerprint
 from tests.suites.retriever import KNOWN, UNKNOWN, SearchingLM, tokenizer
-
-LIMIT = 2048
-
-
-class Words:
-    """A tokenizer with one token a word, so that windows can be worked out by hand."""
-
-    bos_token = None
-
-    def encode(self, text, add_special_tokens=False):
-        return text.split()
-
-    def decode(self, ids, **kwargs):
-        return " ".join(ids)
-
-
-@pytest.fixture(scope="module")
-def tok():
-    return tokenizer()
-
-
-@pytest.mark.parametrize(
-    ("case", "tokens", "position", "expected"),
-    [
-        ("fits", 8, 3, (0, 8)),
-        ("head: the end gets what is left", 100, 0, (0, 10)),
-        ("near the head", 100, 3, (0, 10)),
-        ("middle: half before, the rest from the answer on", 100, 50, (45, 55)),
-        ("near the end: the beginning gets what is left", 100, 97, (90, 100)),
-        ("last token", 100, 99, (90, 100)),
-        ("absent: the end of the document", 100, 100, (90, 100)),
-    ],
-)
-def test_window_by_hand(case, tokens, position, expected):
-    assert bounds(tokens, position, 10) == expected, case
-
-
-def test_odd_budget_gives_the_larger_half_to_the_answer():
-    assert bounds(100, 50, 11) == (45, 56)
-
-
-DOCUMENT = " ".join(f"w{i}" for i in range(100))
-
-
-def around(answer):
-    """The window of 10 words (a limit of 60) around an answer in DOCUMENT."""
-    return window(DOCUMENT, earliest(DOCUMENT, [answer]), Words(), 60).split()
-
-
-def test_window_around_an_answer_in_the_text():
-    assert around("w0 w1") == [f"w{i}" for i in range(10)]
-    assert around("W50 w51") == [f"w{i}" for i in range(45, 55)]
-    assert around("w98 w99") == [f"w{i}" for i in range(90, 100)]
-    assert around("nowhere") == [f"w{i}" for i in range(90, 100)]
-
-
-def test_an_answer_longer_than_the_window_keeps_its_beginning():
-    assert around(" ".join(f"w{i}" for i in range(40, 80))) == [f"w{i}" for i in range(35, 45)]
-
-
-def test_a_document_that_fits_is_left_as_it_is():
-    assert window("a  b\n c", 3, Words(), 60) == "a  b\n c"
-
-
-def test_earliest_of_key_and_value_places_the_window():
-    assert earliest("the Key is a Value", ["value", "KEY"]) == 4
-    assert earliest("no such thing", ["value"]) == len("no such thing")
-
-
-def test_a_window_of_real_tokens_is_text_of_the_document(tok):
-    document = "".join(f"Größe {i}: naïve café — {i * 7} €.\n" for i in range(400))
-    at = document.index("Größe 200:")
-    cut = window(document, at, tok, 300)
-    assert cut in document and "Größe 200: naïve café — 1400 €." in cut
-    # Half a character at an edge is dropped, and tokens can join anew where the text was cut.
-    assert 240 <= len(tok.encode(cut, add_special_tokens=False)) <= 252
-
-
-def test_swde_prompt(tok):
-    record = {
-        "doc_id": "a",
-        "file_name": "f",
-        "key": "release date",
-        "value": "May 4",
-        "text": f"\nSome film. Out on May 4.\n\n{SUMMARY} Some film. release date:",
-    }
-    assert build_prompt("swde", record, tok, LIMIT).text == "Some film. Out on May 4. Release date:"
-    assert build_prompt("swde", record, tok, LIMIT).answers == ("May 4",)
-    asked = {**record, "text": "Some film. Out on May 4... Release Date:"}
-    # A copy of the key at the end is removed whatever its case, then blanks, then full stops.
-    assert build_prompt("swde", asked, tok, LIMIT).text == "Some film. Out on May 4. Release date:"
-
-
-def test_fda_prompt(tok):
-    record = {
-        "doc_id": "a",
-        "file_name": "f",
-        "key": "device class",
-        "value": "II",
-        "text": "510(k) SUMMARY\nClass II device.\n\nDevice Class:device class:",
-    }
-    prompt = build_prompt("fda", record, tok, LIMIT)
-    assert prompt.text == "510(k) SUMMARY\nClass II device. Device class:"
-    assert prompt.answers == ("II",)
-
-
-def test_squad_prompt(tok):
-    record = {
-        "doc_id": "a",
-        "title": "T",
-        "context": "c",
-        "question": "q",
-        "value": "gold",
-        "text": " The medal was gold. The medal was made of ",
-    }
-    prompt = build_prompt("squad", record, tok, LIMIT)
-    assert (prompt.text, prompt.answers) == ("The medal was gold. The medal was made of", ("gold",))
-
-
-@pytest.mark.parametrize("task", ["nq", "triviaqa", "drop"])
-def test_question_prompts(tok, task):
-    record = {
-        "doc_id": "a",
-        "context": "\nParis is the capital.. The capital is the capital is",
-        "question": "the capital is ",
-        "answers": ["Paris", "City of Paris"],
-    }
-    prompt = build_prompt(task, record, tok, LIMIT)
-    assert prompt.text == "Paris is the capital.. The capital is. the capital is"
-    assert prompt.answers == ("Paris", "City of Paris")
-    twice = {**record, "context": "Paris it is. The capital isthe capital is"}
-    assert build_prompt(task, twice, tok, LIMIT).text == "Paris it is. the capital is"
-
-
-def test_triviaqa_loses_its_tags(tok):
-    record = {"context": "[DOC] [TLE] A title [PAR] Rome fell.", "question": "Which city fell?", "answers": ["Rome"]}
-    assert build_prompt("triviaqa", record, tok, LIMIT).text == "A title  Rome fell. Which city fell?"
-    assert build_prompt("drop", record, tok, LIMIT).text == "[DOC] [TLE] A title [PAR] Rome fell. Which city fell?"
-
-
-def test_window_is_around_the_answer_or_at_the_head_as_the_task_has_it():
-    context = f"{DOCUMENT} gold {DOCUMENT}"
-    hub = {"text": context, "key": "metal", "value": "gold", "context": context, "question": "q", "answers": ["gold"]}
-    middle = "w95 w96 w97 w98 w99 gold w0 w1 w2 w3"
-    head = "w0 w1 w2 w3 w4 w5 w6 w7 w8 w9"
-    expected = {
-        "swde": f"{middle}. Metal:",
-        "fda": f"{middle}. Metal:",
-        "squad": middle,
-        "nq": f"{middle}. q",
-        "triviaqa": f"{head}. q",
-        "drop": f"{head}. q",
-    }
-    assert {task: build_prompt(task, hub, Words(), 60).text for task in expected} == expected
-
-
-def test_swde_and_fda_look_for_the_key_too():
-    record = {"text": f"{DOCUMENT} metal {DOCUMENT} gold {DOCUMENT}", "key": "metal", "value": "gold"}
-    around_key = "w95 w96 w97 w98 w99 metal w0 w1 w2 w3"
-    for task in ("swde", "fda"):
-        assert build_prompt(task, record, Words(), 60).text == f"{around_key}. Metal:"
-    assert build_prompt("squad", record, Words(), 60).text == around_key.replace("metal", "gold")
-
-
-def test_short_answers_are_dropped_only_where_they_are_looked_up():
-    hub = {"key": "size", "value": "5", "answers": ["5", "five"]}
-    assert {task: usable(task, hub) for task in ("swde", "fda", "squad", "nq", "triviaqa", "drop")} == {
-        "swde": False,
-        "fda": False,
-        "squad": False,
-        "nq": False,
-        "triviaqa": True,
-        "drop": True,
-    }
-    assert not usable("fda", {"key": "k", "value": "long"}) and usable("fda", {"key": "ky", "value": "long"})
-    assert not usable("nq", {"answers": []})
-
-
-COUNTRY = "Freedonia\nGovernment\nCapital - name: Glory City\nLegal system: none. at all\n\nPeople\nSylvanians: 2%"
-
-
-def test_factbook_prompt_and_the_same_without_its_line(tok):
-    record = {"text": COUNTRY, "key": "legal system", "value": "none", "line": "Legal system: none. at all"}
-    prompt = build_prompt("factbook", record, tok, LIMIT)
-    assert prompt.text == f"{COUNTRY}. Legal system:"
-    assert prompt.without == (
-        "Freedonia\nGovernment\nCapital - name: Glory City\n\nPeople\nSylvanians: 2%. Legal system:"
-    )
-
-
-def test_factbook_needs_room_for_the_line_that_answers():
-    text = f"{DOCUMENT}\nKey: {DOCUMENT}"
-    with pytest.raises(ValueError, match="retrieval.limit_tokens: the line .* does not fit the window"):
-        build_prompt("factbook", {"text": text, "key": "Key", "value": "w0", "line": f"Key: {DOCUMENT}"}, Words(), 60)
-
-
-# Records with the Hub's columns, and the prompt of each task once and twice.
-KEYED = {"text": " Acme makes it. Class II..\n", "key": "device class", "value": "Class II"}
-ASKED = {
-    "doc_id": "a",
-    "context": "[PAR] Rome fell. The city that fell is",
-    "question": "The city that fell is",
-    "orig_question": "Which city fell:",
-    "answers": ["Rome", "Roma"],
-}
-COMPLETED = {
-    "doc_id": "a",
-    "title": "T",
-    "context": "The medal was gold. Question: of what?",
-    "question": "What was the medal made of?",
-    "value": "gold",
-    "text": " The medal was gold. It was made of ",
-}
-PROMPTS = {
-    "swde": (
-        {**KEYED, "text": f"{KEYED['text']}{SUMMARY} device class: "},
-        "Acme makes it. Class II. Device class:",
-        "Information about Device class. Acme makes it. Class II.\nAcme makes it. Class II. Device class:",
-    ),
-    "fda": (
-        {**KEYED, "text": f"{KEYED['text']}Device class:"},
-        "Acme makes it. Class II. Device class:",
-        "Information about Device class. Acme makes it. Class II.\nAcme makes it. Class II. Device class:",
-    ),
-    "squad": (
-        COMPLETED,
-        "The medal was gold. It was made of",
-        "What was the medal made of? The medal was gold. \nThe medal was gold. It was made of",
-    ),
-    "nq": (
-        ASKED,
-        "[PAR] Rome fell. The city that fell is",
-        "Which city fell [PAR] Rome fell.\n[PAR] Rome fell. The city that fell is",
-    ),
-    "triviaqa": (
-        ASKED,
-        "Rome fell. The city that fell is",
-        "Which city fell: Rome fell.\nRome fell. The city that fell is",
-    ),
-    "drop": (
-        ASKED,
-        "[PAR] Rome fell. The city that fell is",
-        "Which city fell [PAR] Rome fell.\n[PAR] Rome fell. The city that fell is",
-    ),
-    "squad_passages": (
-        {"id": "a", "context": "Rome fell. It was old.", "question": "Which city fell? ", "answers": ["Rome"]},
-        "Rome fell. It was old. Which city fell?",
-        "Which city fell? Rome fell. It was old.\nRome fell. It was old. Which city fell?",
-    ),
-    "drop_passages": (
-        {"id": "a", "context": "He ran 2 and 3 yards.", "question": "How many yards in all?", "answers": ["5"]},
-        "He ran 2 and 3 yards. How many yards in all?",
-        "How many yards in all? He ran 2 and 3 yards.\nHe ran 2 and 3 yards. How many yards in all?",
-    ),
-    "factbook": (
-        {
-            "text": "Freedonia\nCapital: Glory City",
-            "key": "capital",
-            "value": "Glory City",
-            "line": "Capital: Glory City",
-        },
-        "Freedonia\nCapital: Glory City. Capital:",
-        "Information about Capital. Freedonia\nCapital: Glory City.\nFreedonia\nCapital: Glory City. Capital:",
-    ),
-}
-
-
-@pytest.mark.parametrize("task", PROMPTS)
-def test_prompts_once_and_twice(tok, task):
-    record, once, twice = PROMPTS[task]
-    for expected, two in ((once, False), (twice, True)):
-        prompt = build_prompt(task, record, tok, LIMIT, two)
-        assert prompt.text == expected
-        assert list(prompt.answers) == record.get("answers", [record.get("value")])
-        assert (prompt.without is None) == (task not in ("squad_passages", "factbook"))
-
-
-def test_the_question_stands_first_where_there_is_no_original(tok):
-    record = {key: value for key, value in ASKED.items() if key != "orig_question"}
-    prompt = build_prompt("drop", record, tok, LIMIT, twice=True)
-    assert prompt.text.startswith("The city that fell is [PAR] Rome fell.\n")
-
-
-def test_both_copies_are_the_same_window():
-    context = f"{DOCUMENT} gold {DOCUMENT}"
-    record = {
-        "text": context,
-        "key": "metal",
-        "value": "gold",
-        "context": context,
-        "question": "q",
-        "answers": ["gold"],
-    }
-    middle, head = "w95 w96 w97 w98 w99 gold w0 w1 w2 w3", "w0 w1 w2 w3 w4 w5 w6 w7 w8 w9"
-    found = {task: build_prompt(task, record, Words(), 60, twice=True).text for task in ("fda", "squad", "nq", "drop")}
-    assert found == {
-        "fda": f"Information about Metal. {middle}.\n{middle}. Metal:",
-        "squad": f"q {middle}\n{middle}",
-        "nq": f"q {middle}.\n{middle}. q",
-        "drop": f"q {head}.\n{head}. q",
-    }
-
-
-def test_without_is_the_passage_without_its_answers_sentences(tok):
-    text = "It rained. Dr. Rome was out! Was ROME seen? Nobody knew\nof Rome.\n\nAll slept."
-    assert without_sentences(text, "Rome") == "It rained. Dr. Nobody knew\nAll slept."
-    # An answer across two sentences takes both with it.
-    assert without_sentences(text, "rained. Dr") == text.removeprefix("It rained. Dr. ")
-    record = {"context": "Rome fell. It was old.", "question": "Which city fell?", "answers": ["Rome"]}
-    assert build_prompt("squad_passages", record, tok, LIMIT).without == "It was old. Which city fell?"
-    assert build_prompt("squad_passages", record, tok, LIMIT, twice=True).without == (
-        "Which city fell? It was old.\nIt was old. Which city fell?"
-    )
-    alone = {**record, "context": "Rome fell"}
-    assert build_prompt("squad_passages", alone, tok, LIMIT).without == "Which city fell?"
-    with pytest.raises(ValueError, match="retrieval.limit_tokens: the answer 'Rome' does not fit the window"):
-        without_sentences("A part of Ro", "Rome")
-
-
-def test_prompts_of_the_committed_results_are_unchanged(tok):
-    records = Random("factbook:0").sample(retrieval.load("factbook"), 200)
-    prompts = [build_prompt("factbook", record, tok, 256) for record in records]
-    # items_sha256 of results/demo.
-    assert fingerprint([prompt.text, prompt.without, prompt.answers] for prompt in prompts) == (
-        "ac09bf8c21cd094021f6b8546bdd7b8c25b15d308ed8ec6006ab0c9a23fcbc06"
-    )
-
-
-@pytest.mark.parametrize("task, kept", [("squad_passages", 999), ("drop_passages", 1000)])
-def test_every_offline_passage_makes_a_prompt_within_the_limit(tok, offline_data, task, kept):
-    records = retrieval.load(task)
-    assert len(records) == kept  # of SQuAD one answer is a single character
-    for record in records:
-        prompt = build_prompt(task, record, tok, LIMIT)
-        assert len(tok.encode(prompt.text, add_special_tokens=False)) <= LIMIT
-        assert prompt.text.endswith(f". {record['question'].strip()}") and all(prompt.answers)
-        if task == "squad_passages":
-            assert prompt.answers[0] in prompt.text
-            assert prompt.answers[0].lower() not in prompt.without.removesuffix(record["question"].strip()).lower()
-
-
-def test_a_missing_offline_copy_is_named_with_the_task_and_the_remedy(tmp_path, monkeypatch):
-    monkeypatch.setenv("MIXERBENCH_CACHE", str(tmp_path))
-    with pytest.raises(ValueError, match="squad_passages: offline data: squad is not in .*data fetch"):
-        retrieval.Retrieval().check(retrieval.Config(tasks=["squad_passages"]), tokenizer())
-
-
-def test_every_factbook_line_is_in_its_window(tok):
-    records = retrieval.load("factbook")[::60]
-    assert len(records) > 50
-    for record in records:
-        prompt = build_prompt("factbook", record, tok, 384)
-        assert f"\n{record['line']}\n" in f"\n{prompt.text}\n" or record["line"] in prompt.text
-        assert record["line"] not in prompt.without.split("\n")
-        assert len(tok.encode(prompt.text, add_special_tokens=False)) <= 384 - 50 + 60
-
 
 CONFIG = retrieval.Config(tasks=["factbook"], limit_tokens=384, samples=24)
 
@@ -378,7 +22,7 @@ def test_a_perfect_reader_scores_everything_and_a_blind_one_nothing():
     found, lost = retrieval.Retrieval().run(seeing, CONFIG), retrieval.Retrieval().run(blind, CONFIG)
     assert [m.metric for m in found] == ["contains", "needle_logprob", "needle_gain"]
     values = [(m.value, other.value) for m, other in zip(found, lost, strict=True)]
-    # Averages of equal numbers: exact but for the division.
+    # Means of equal numbers are exact up to the division.
     assert values[0] == (1.0, 0.0)
     assert values[1] == pytest.approx((KNOWN, UNKNOWN), abs=1e-12)
     assert values[2] == pytest.approx((KNOWN - UNKNOWN, 0.0), abs=1e-12)
@@ -453,7 +97,7 @@ def test_hub_tasks_are_scored_by_any_answer_and_nothing_else(monkeypatch):
             return [" 5 YARDS or acme" for _ in requests]
 
     fda, drop = retrieval.Retrieval().run(Says(sees=True), retrieval.Config(tasks=["fda", "drop"]))
-    # The grade of one letter is dropped.
+    # The record whose answer has one letter is dropped.
     assert (fda.task, fda.metric, fda.value, fda.n, fda.stderr) == ("fda", "contains", 1.0, 1, None)
     assert (drop.task, drop.value, drop.stand_in, drop.limit) == ("drop", 1.0, None, None)
     assert drop.settings["dataset"] == "hazyresearch/based_drop"
@@ -468,7 +112,7 @@ def test_prefetch_reads_every_set_and_says_what_it_read(monkeypatch, offline_dat
     found = list(retrieval.Retrieval().prefetch(config, tokenizer(), messages.append))
     assert [item.name for item in found] == ["retrieval fda", "retrieval squad_passages", "retrieval factbook"]
     assert found[0].sha256 == fingerprint(HUB["hazyresearch/based-fda"][:1])
-    assert found[1].sha256 == fingerprint(retrieval.load("squad_passages"))
+    assert found[1].sha256 == fingerprint(retrieval.load_records("squad_passages"))
     assert messages[0] == "retrieval fda: hazyresearch/based-fda"
 
 
@@ -517,5 +161,11 @@ def test_any_gold_answer_settles_a_score_for_a_model_that_can_stop_there(offline
     lm.stops_when_enough = True
     options = retrieval.Config(tasks=["squad_passages"], samples=3)
     retrieval.Retrieval().run(lm, options)
-    records, _ = retrieval.draw("squad_passages", options)
+    records, _ = retrieval.draw_records("squad_passages", options)
     assert [o["enough"] for o in lm.generation_options] == [[[a] for a in r["answers"]] for r in records]
+
+
+def test_a_missing_offline_copy_is_named_with_the_task_and_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIXERBENCH_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match="squad_passages: offline data: squad is not in .*data fetch"):
+        retrieval.Retrieval().check(retrieval.Config(tasks=["squad_passages"]), tokenizer())

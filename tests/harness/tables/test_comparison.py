@@ -256,7 +256,9 @@ def test_scores_of_the_retrieval_tasks_are_columns_of_the_papers_table():
     tasks = [task for task in retrieval.SPECS if task != "factbook"]
     prompt = retrieval.Prompt("Capital: Paris\nnothing more. Capital:", ("Paris",))
     config = retrieval.Config(tasks=tasks)
-    found = [m for task in tasks for m in retrieval.score(SearchingLM(sees=True), task, [prompt], [9], None, config)]
+    found = [
+        m for task in tasks for m in retrieval.score_prompts(SearchingLM(sees=True), task, [prompt], [9], None, config)
+    ]
     assert all(m.stand_in is None for m in found)
     printed = {key[2:] for key in printed_values() if key[2] == "retrieval" and key[3] != "avg"}
     assert {(m.suite, m.task, m.metric, m.length) for m in found} == printed
