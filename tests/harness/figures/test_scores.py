@@ -1,0 +1,148 @@
+"""Figures of scores show the records' numbers: recall, RULER, ablations."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+
+from harness.figures.numbers import measured
+from harness.figures.scores import (
+    ablation_numbers,
+    ablations,
+    published_ablations,
+    recall,
+    recall_numbers,
+    ruler,
+    scores,
+)
+from harness.figures.style import LOOK, OTHERS
+from harness.records import stats
+from harness.records.published import VARIANTS
+from harness.records.significance import printed_gap
+from tests.harness.figures.figure_records import VALUES, WIDTHS
+from tests.harness.tables.table_records import record, store
+
+
+def test_the_numbers_are_mean_and_standard_deviation_over_seeds_in_percent(frame: pd.DataFrame) -> None:
+    numbers = recall_numbers(frame)
+    assert len(numbers) == len(WIDTHS) * len(VALUES) * 4 and set(numbers["seeds"]) == {3}
+    keys = ["task", "metric", "preset", "mixer", "length"]
+    found = {tuple(row[:5]): row[5:] for row in numbers[[*keys, "mean", "sd"]].itertuples(index=False, name=None)}
+    assert found["mqar", "acc", "cpu-recall-32", "gdn2", 8] == pytest.approx((80, 10))
+    assert found["mqar", "acc", "cpu-recall-64", "gdn2", 4] == pytest.approx((40, 5))
+    assert found["overwrite", "stale", "cpu-recall-64", "own", 2] == pytest.approx((20, 10))
+    assert found["mqar", "acc", "cpu-recall-32", "kda", 8] == pytest.approx((50, 0))
+
+
+def test_every_panel_has_a_line_and_a_band_per_mixer_through_those_numbers(frame: pd.DataFrame) -> None:
+    drawn = recall(frame)
+    panels = drawn.get_axes()
+    assert [axes.get_title() for axes in panels] == ["mqar acc ↑", "overwrite acc ↑", "overwrite stale ↓", "", "", ""]
+    assert [panels[i].get_ylabel() for i in (0, 3)] == [f"{width}\n%" for width in WIDTHS]
+    assert panels[3].get_xlabel() == "key-value pairs"
+    for axes in panels:
+        assert [line.get_label() for line in axes.get_lines()] == ["GDN2", "KDA", "OWN"]
+        assert [to_hex(line.get_color()).upper() for line in axes.get_lines()] == [
+            LOOK["gdn2"][0],
+            LOOK["kda"][0],
+            OTHERS[0][0],
+        ]
+        assert len(axes.collections) == 3
+    line, band = panels[0].get_lines()[0], panels[0].collections[0]
+    np.testing.assert_allclose(line.get_xydata(), [(4, 40), (8, 80)])
+    edge = {tuple(point) for point in np.round(band.get_paths()[0].vertices, 6).tolist()}
+    assert edge == {(4, 35), (4, 45), (8, 70), (8, 90)}
+
+
+def test_one_seed_is_drawn_without_a_band(frame: pd.DataFrame) -> None:
+    one = frame[frame["seed"] == 0]
+    assert recall_numbers(one)["sd"].isna().all()
+    axes = recall(one).get_axes()[0]
+    np.testing.assert_allclose(axes.get_lines()[0].get_ydata(), [35, 70])
+    assert not any(np.isfinite(path.vertices).any() for band in axes.collections for path in band.get_paths())
+
+
+def test_a_label_in_two_layouts_is_two_lines_called_by_their_layouts(frame: pd.DataFrame) -> None:
+    hybrid = frame.assign(layout="hybrid", value=frame["value"] / 2)
+    labels = [line.get_label() for line in recall(pd.concat([frame, hybrid])).get_axes()[0].get_lines()]
+    assert labels[::3] == ["GDN2 (recurrent)", "GDN2 (hybrid)"] and len(set(labels)) == 6
+
+
+def ruler_frame(tmp_path: Path, lengths: tuple[int, ...]) -> pd.DataFrame:
+    made = [
+        record(mixer.upper(), "s_niah_1", metric, value / (i + 1), 0.02, length=length, suite="ruler", mixer=mixer)
+        for i, length in enumerate(lengths)
+        for mixer, value in (("gdn2", 0.8), ("kda", 0.6))
+        for metric in ("contains", "needle_logprob", "needle_gain")
+    ]
+    return store(tmp_path / "runs", made)
+
+
+def test_ruler_is_drawn_over_length_and_as_points_where_there_is_one(tmp_path: Path) -> None:
+    drawn = ruler(measured(ruler_frame(tmp_path, (1024, 2048))))
+    accuracy, gain = drawn.get_axes()
+    np.testing.assert_allclose(accuracy.get_lines()[0].get_xydata(), [(1024, 80), (2048, 40)])
+    assert [label.get_text() for label in gain.get_xticklabels()] == ["1K", "2K"]
+    np.testing.assert_allclose(gain.get_lines()[1].get_ydata(), [0.6, 0.3])
+    one = ruler(measured(ruler_frame(tmp_path / "one", (320,))))
+    assert [axes.get_title() for axes in one.get_axes()] == [
+        "s_niah_1 contains\n@320 ↑",
+        "s_niah_1 needle\ngain, nats/token\n@320 ↑",
+    ]
+    assert "one seed; 95% interval over samples" in one.get_suptitle()
+
+
+def test_ablations_are_differences_from_the_model_as_it_is(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    base, scalar = (rng.random(200) < 0.8).astype(float), (rng.random(200) < 0.5).astype(float)
+    made, samples = [], {}
+    for label, correct in (("GDN2", base), ("GDN2, scalar erase gate", scalar)):
+        error = float(correct.std(ddof=1) / math.sqrt(200))
+        own = record(
+            label, "s_niah_2", "contains", correct.mean(), error, 200, suite="ruler", length=4096, mixer="gdn2"
+        )
+        text = record(label, "wikitext", "word_perplexity", 10.0 + len(made), 0.5, mixer="gdn2")
+        made += [own, text]
+        samples[own.key] = tuple(correct)
+    numbers = ablation_numbers(store(tmp_path, made), samples).set_index("column")
+    assert set(numbers.index) == {"s_niah_2@4096", "wikitext_ppl"} and set(numbers["variant"]) == {"scalar erase gate"}
+    truth = stats.paired(tuple(scalar), tuple(base))
+    found = numbers.loc["s_niah_2@4096", ["difference", "low", "high"]].tolist()
+    assert found == pytest.approx([100 * truth.difference, 100 * truth.low, 100 * truth.high])
+    assert numbers.loc["wikitext_ppl", "difference"] == pytest.approx(2.0)
+    drawn = ablations(numbers.reset_index())
+    assert [patch.get_width() for axes in drawn.get_axes() for patch in axes.patches] == pytest.approx(
+        numbers["difference"].tolist()
+    )
+
+
+def test_the_papers_ablations_have_intervals_where_its_tasks_are_known() -> None:
+    numbers = published_ablations().set_index(["column", "variant"])
+    number = numbers.loc["s_niah_3@2048", VARIANTS["w_only"]]
+    gap = printed_gap(0.714, 0.898, 500)
+    assert number[["difference", "low", "high"]].tolist() == pytest.approx([-18.4, 100 * gap.low, 100 * gap.high])
+    assert numbers["low"].isna().groupby(level="column").all().to_dict() == {
+        "wikitext_ppl": True,
+        "lambada_ppl": True,
+        "avg_acc": True,
+        "s_niah_2@4096": False,
+        "s_niah_3@2048": False,
+        "mk_niah_1@4096": False,
+        "avg": True,
+    }
+
+
+def test_a_wide_range_of_perplexities_has_a_logarithmic_axis(tmp_path: Path) -> None:
+    values = {"near": (40.0, 50.0), "far": (40.0, 4000.0)}
+    made = [
+        record(label, task, "word_perplexity", value, 1.0, mixer=label)
+        for task, pair in values.items()
+        for label, value in zip(("gdn2", "kda"), pair, strict=True)
+    ]
+    panels = scores(measured(store(tmp_path, made))).get_axes()
+    assert {axes.get_title().split()[0]: axes.get_xscale() for axes in panels} == {"near": "linear", "far": "log"}
