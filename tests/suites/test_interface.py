@@ -8,20 +8,23 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from harness.files import CHECKOUT
+from run import app
 from suites.interface import Suite
 from suites.registry import suite
+from tests.suites.built_in import built_in_only
 
 (EXAMPLE,) = re.findall(r"```python\n(.*?)```", (CHECKOUT / "docs" / "suites.md").read_text("utf-8"), re.DOTALL)
 
 
-def run(folder: Path, *command: str) -> str:
-    done = subprocess.run(
-        [sys.executable, str(CHECKOUT / "run.py"), *command], cwd=folder, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch, *command: str) -> str:
+    monkeypatch.chdir(folder)
+    with built_in_only():
+        result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    return result.stdout
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +42,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory, small_data: Path) -> Path:
         "suites": {"copy": {"lengths": [4, 8], "samples": 8}, "recall": {"pairs": [2], "samples": 4}},
     }
     (folder / "mine.yaml").write_text(yaml.safe_dump(content))
-    run(folder, "submit", "mine.yaml")
-    run(folder, "collect", "mine.yaml")
+    for command in ("submit", "collect"):
+        words = [sys.executable, str(CHECKOUT / "run.py"), command, "mine.yaml"]
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
 
@@ -48,39 +53,45 @@ def test_the_documented_suite_is_short() -> None:
     assert EXAMPLE.count("\n") < 60
 
 
-def test_a_suite_from_a_file_has_its_columns_in_a_table_made_without_it(folder: Path) -> None:
+def test_a_suite_from_a_file_has_its_columns_in_a_table_made_without_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folder / "copy.py").rename(folder / "away.py")
     try:
-        table = run(folder, "table", "mine.yaml")
-        run(folder, "report", "mine.yaml")
+        table = run(folder, monkeypatch, "table", "mine.yaml")
+        assert run(folder, monkeypatch, "report", "mine.yaml")
     finally:
         (folder / "away.py").rename(folder / "copy.py")
     (header,) = [line for line in table.splitlines() if line.startswith("| ") and "copied words" in line]
     assert "| list copied words @4 words ↑ | list copied words @8 words ↑ |" in header
 
 
-def test_its_units_are_done_and_status_needs_neither_the_file_nor_the_experiment(folder: Path) -> None:
+def test_its_units_are_done_and_status_needs_neither_the_file_nor_the_experiment(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (work,) = (folder / "runs").glob("attention-*")
     assert {path.stem for path in work.glob("records/*.done")} == {"copy@4", "copy@8", "recall"}
-    (status,) = json.loads(run(folder, "status", "copying", "--json"))
+    (status,) = json.loads(run(folder, monkeypatch, "status", "copying", "--json"))
     assert (status["state"], status["finished"], status["units"]) == ("done", 3, 3)
 
 
-def test_an_edited_suite_is_another_evaluation_and_the_other_suites_stay_done(folder: Path) -> None:
+def test_an_edited_suite_is_another_evaluation_and_the_other_suites_stay_done(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (work,) = (folder / "runs").glob("attention-*")
     (folder / "copy.py").write_text(EXAMPLE + "\n# edited\n")
     try:
-        planned = run(folder, "submit", "mine.yaml", "--dry-run")
+        planned = run(folder, monkeypatch, "submit", "mine.yaml", "--dry-run")
     finally:
         (folder / "copy.py").write_text(EXAMPLE)
     assert "copy@4 → copy@8" in planned and "recall" not in planned and "train" not in planned.splitlines()[0]
-    assert "done" in run(folder, "submit", "mine.yaml", "--dry-run")
+    assert "done" in run(folder, monkeypatch, "submit", "mine.yaml", "--dry-run")
 
 
-def test_eval_runs_a_suite_from_a_file(folder: Path) -> None:
+def test_eval_runs_a_suite_from_a_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (work,) = (folder / "runs").glob("attention-*")
     command = ["eval", "copy", "--suite-file", "copy.py", "--run", str(work), "--set", "lengths=[4]", "--limit", "8"]
-    (measured,) = json.loads(run(folder, *command, "--json"))
+    (measured,) = json.loads(run(folder, monkeypatch, *command, "--json"))
     assert (measured["metric"], measured["length"], measured["n"]) == ("copied", 4, 8)
     (collected,) = json.loads((folder / "runs" / "collected" / "copying" / "metrics.json").read_text()).items()
     assert collected[0] == "copied" and collected[1]["higher_is_better"]

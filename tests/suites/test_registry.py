@@ -3,16 +3,18 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from harness.files import CHECKOUT
-from harness.records.metrics import BUILT_IN, METRICS, Metric
+from harness.records.metrics import METRICS, Metric
 from suites import registry
 from suites.interface import Suite, SuiteConfig
 from suites.registry import register_suite
 from suites.units import SuiteFile
+from tests.suites.built_in import built_in_only
 
 LENGTHS = """
 from harness.records.metrics import Metric
@@ -34,12 +36,9 @@ class Lengths(Suite):
 
 
 @pytest.fixture(autouse=True)
-def _registry_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    registry.entries()
-    monkeypatch.setattr(registry, "_suites", dict(registry._suites))
-    monkeypatch.setattr(registry, "_files", {})
-    for name in METRICS.keys() - BUILT_IN:
-        monkeypatch.delitem(METRICS, name)
+def _registry_of_its_own() -> Iterator[None]:
+    with built_in_only():
+        yield
 
 
 @pytest.fixture
@@ -57,7 +56,6 @@ def test_a_file_is_run_once_for_the_same_content(suite_file: Path, tmp_path: Pat
     assert registry.suite("lengths") is loaded and METRICS["letters"] == Metric("letters", higher_is_better=True)
     (found,) = loaded.run(None, registry.suite_config("lengths", {"text": "four"}))
     assert (found.suite, found.value) == ("lengths", 4)
-    del METRICS["letters"]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +104,6 @@ def test_an_evaluation_knows_its_file_which_must_not_change(suite_file: Path) ->
         registry.load_file(suite_file)
     with pytest.raises(ValueError, match="which defines this evaluation's suite, is missing; put it back"):
         registry.require_file(SuiteFile(str(suite_file.parent / "gone.py"), "0" * 64))
-    del METRICS["letters"]
 
 
 def test_units_of_a_suite_bear_its_name() -> None:
