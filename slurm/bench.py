@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.experiments.schema import Experiment
-from harness.files import CHECKOUT, write_json
-from harness.run_folder import RunFolder
+from harness.files import CHECKOUT
+from harness.run_folder import RunFolder, Summary
 from slurm.plan import RunPlan, plan
 from slurm.snapshot import open_submission
 from slurm.state import ended, started, write_status
@@ -73,12 +73,21 @@ def _mark(run: RunPlan, index: int) -> None:
     elif kind == 2:
         write_status(run.folder, TRAIN, "running", step=17, steps=489, loss=3.2, tokens_per_second=9e3, seconds_left=99)
     else:
-        write_json(RunFolder(run.folder).summary, {"weights_sha256": "0"})
+        RunFolder(run.folder).write_summary(synthetic_summary(run), {})
         for number, (unit, evaluation) in enumerate(run.units.items()):
             if kind == 0 or number < 5:
-                (run.folder / "records" / f"{unit}.done").write_text(evaluation.key("0"))
+                RunFolder(run.folder).write_done(unit, evaluation.key("0"))
             else:
                 write_status(run.folder, unit, "queued", "as recall-0", job=f"12_{index}")
+
+
+def synthetic_summary(run: RunPlan) -> Summary:
+    """A summary whose numbers are all one."""
+    config = run.config
+    names = {"run": config.run_id, "label": config.label, "mixer": config.mixer, "layout": config.layout}
+    counts = ("non_embedding_params", "embedding_params", "state_floats_per_layer", "steps", "tokens_seen")
+    numbers = dict.fromkeys((*counts, "flops_per_token", "train_loss", "tokens_per_second"), 1)
+    return Summary(**names, **numbers, preset=config.preset, seed=config.seed, mlp_widths=[1], weights_sha256="0")
 
 
 def render(rows: list[dict[str, Any]]) -> str:

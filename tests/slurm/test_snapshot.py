@@ -5,10 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from harness.experiments.load import load_experiment
 from harness.files import cache_dir
-from harness.run_folder import RunFolder
+from harness.run_folder import RunFolder, Submission
 from slurm.plan import plan
+from slurm.snapshot import environment, keep_files, open_submission, snapshot
 from tests.slurm.experiments import break_checkout, copy_checkout, data_config, experiment, wait_for
 
 
@@ -27,3 +30,52 @@ def test_editing_the_checkout_does_not_change_a_job_that_waits(tmp_path: Path, s
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert RunFolder(second.folder).read_summary() is not None
+
+
+def test_the_code_is_copied_once_per_content_without_what_git_ignores(tmp_path: Path) -> None:
+    checkout, runs = tmp_path / "checkout", tmp_path / "runs"
+    (checkout / "harness").mkdir(parents=True)
+    (checkout / "run.py").write_text("print(1)\n")
+    (checkout / "harness" / "new.py").write_text("x = 1\n")
+    (checkout / "harness" / "secret.txt").write_text("no\n")
+    (checkout / ".gitignore").write_text("secret.txt\n")
+    for command in (["init", "-q"], ["add", "run.py", ".gitignore"]):
+        subprocess.run(["git", "-C", str(checkout), *command], check=True)
+    first = snapshot(runs, checkout)
+    files = {str(path.relative_to(first)) for path in first.rglob("*") if path.is_file()}
+    assert {"run.py", "harness/new.py"} <= files and "harness/secret.txt" not in files
+    assert snapshot(runs, checkout) == first
+    (checkout / "run.py").write_text("print(2)\n")
+    second = snapshot(runs, checkout)
+    assert second != first and (first / "run.py").read_text() == "print(1)\n"
+    assert environment(second)["PYTHONPATH"].split(os.pathsep)[0] == str(second)
+
+
+def test_two_submissions_in_one_second_have_folders_of_their_own(tmp_path: Path, small_data: Path) -> None:
+    path = experiment(tmp_path, small_data)
+    loaded = load_experiment(path)
+    plans = plan(loaded, tmp_path / "runs")
+    folders = [open_submission(loaded, plans, tmp_path / "runs", "local") for _ in "abc"]
+    assert len(set(folders)) == 3
+    for folder in folders:
+        assert load_experiment(Submission(folder).experiment) == loaded
+        assert [run["run"] for run in Submission(folder).read_plan()["runs"]] == [run.config.run_id for run in plans]
+
+
+def test_a_mixer_file_is_copied_and_refused_when_it_changes_meanwhile(tmp_path: Path, small_data: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from mixers import register_mixer\nfrom mixers.gated_deltanet import GatedDeltaNet\n"
+        "@register_mixer('snapshot_mine', display='Mine')\nclass Mine(GatedDeltaNet):\n    pass\n"
+    )
+    mixer = {"mixer": "snapshot_mine", "options": {"heads": 2, "head_dim": 32}}
+    path = experiment(tmp_path, small_data, mixers=[mixer], mixer_files=[str(file)])
+    loaded = load_experiment(path)
+    plans = plan(loaded, tmp_path / "runs")
+    experiment_kept, (run,) = keep_files(loaded, plans, tmp_path / "runs")
+    copy = Path(run.config.mixer_file.path)
+    assert copy.parent == tmp_path / "runs" / "code" and copy.read_text() == file.read_text()
+    assert experiment_kept.mixer_files == [str(copy)] and run.config.run_id == plans[0].config.run_id
+    file.write_text("changed")
+    with pytest.raises(ValueError, match="mine.py has changed while it was being submitted; submit again"):
+        keep_files(loaded, plans, tmp_path / "runs")

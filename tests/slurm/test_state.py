@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 
 from harness.run_folder import RunFolder
-from slurm.state import MOST_FAILURES, at_work, ended, exclusively, forgive, settle, started, write_status
+from slurm.state import (
+    MOST_FAILURES,
+    at_work,
+    ended,
+    exclusively,
+    forgive,
+    forgive_failed,
+    settle,
+    started,
+    write_status,
+)
 from suites.units import TRAIN
 
 KILLED = 128 + signal.SIGKILL
@@ -111,3 +121,11 @@ def test_a_process_that_was_turned_away_has_no_say(tmp_path: Path) -> None:
         ):
             pass
     assert state(tmp_path) == "running" and not at_work(tmp_path, TRAIN)
+
+
+def test_only_units_that_were_given_up_are_forgiven(tmp_path: Path) -> None:
+    write_status(tmp_path, "recall", "failed", "no data")
+    write_status(tmp_path, "ruler@256", "stopped", "cancelled")
+    assert forgive_failed(tmp_path, [TRAIN, "recall", "ruler@256"]) == 1
+    assert RunFolder(tmp_path).read_status("recall") is None
+    assert RunFolder(tmp_path).read_status("ruler@256").state == "stopped"

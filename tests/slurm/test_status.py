@@ -1,12 +1,23 @@
 """`status`: the state of runs from their markers and Slurm's queue, logs and cancelling."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
+
+from harness.experiments.load import load_experiment
+from harness.files import CHECKOUT
+from harness.run_folder import RunFolder
+from slurm.plan import plan
 from slurm.queue import Queue
+from slurm.snapshot import open_submission
 from slurm.state import ended, started, write_status
-from slurm.status import Row, Submitted, overview, troubles
+from slurm.status import Row, Submitted, cancel, duration, logs, overview, runs_of, troubles
 from suites.units import TRAIN
+from tests.slurm.experiments import experiment
 
 
 def test_status_of_what_slurm_starts_again_and_why(tmp_path: Path) -> None:
@@ -44,3 +55,63 @@ def test_status_says_why_a_submission_could_not_prepare(tmp_path: Path) -> None:
     assert troubles(tmp_path, "tiny") == []
     write_status(tmp_path / "submissions" / "tiny-2", "prepare", "failed", "swde: cannot be had here")
     assert troubles(tmp_path, "tiny") == ["prepare of tiny-2 failed: swde: cannot be had here"]
+
+
+def test_runs_are_those_of_the_submissions_or_else_of_the_plan(tmp_path: Path, small_data: Path) -> None:
+    path, runs = experiment(tmp_path, small_data), tmp_path / "runs"
+    name, planned = runs_of(runs, str(path), None)
+    assert name == "tiny" and [run.folder.parent for run in planned] == [runs] * 2
+    loaded = load_experiment(path)
+    open_submission(loaded, plan(loaded, runs)[:1], runs, "slurm")
+    assert runs_of(runs, str(path), None)[1] == planned[:1]
+    assert runs_of(runs, "tiny", None) == ("tiny", planned[:1])
+    code = "import sys, pathlib, slurm.status as s; s.runs_of(pathlib.Path(sys.argv[1]), 'tiny', None); "
+    code += "assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, str(runs)], check=True, cwd=CHECKOUT)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(59.4, "59 s"), (60, "1 min 0 s"), (3725, "1 h 2 min"), (90_000, "1 d 1 h")]
+)
+def test_a_duration_has_its_two_largest_units(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
+
+
+def test_logs_end_with_the_last_lines_of_the_last_attempt(tmp_path: Path) -> None:
+    run = tmp_path / "run-1"
+    with pytest.raises(ValueError, match="no 'run-1' has started in .*; known: none"):
+        logs(tmp_path, "run-1", None, 3)
+    for unit, text in ((TRAIN, "first"), ("recall", "second")):
+        err = tmp_path / f"{unit}.err"
+        err.write_text("\n".join(f"{text} {i}" for i in range(9)))
+        started(run, unit, str(err))
+    (tmp_path / "recall.out").write_text("printed")
+    shown = logs(tmp_path, "run-1", None, 2).splitlines()
+    assert shown == [
+        f"==> recall: {tmp_path}/recall.err",
+        "second 7",
+        "second 8",
+        f"==> recall: {tmp_path}/recall.out",
+        "printed",
+    ]
+    assert "first 8" in logs(tmp_path, "run-1", TRAIN, 1)
+    with pytest.raises(ValueError, match="'run-1' has not started ruler yet; see `status`"):
+        logs(tmp_path, "run-1", "ruler", 1)
+    started(run, TRAIN, "")
+    with pytest.raises(ValueError, match="was not run by a job"):
+        logs(tmp_path, "run-1", TRAIN, 1)
+
+
+def test_cancel_marks_what_waits_as_stopped_and_ends_no_strange_process(
+    tmp_path: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # without Slurm
+    loaded = load_experiment(experiment(tmp_path, small_data, mixers=["attention"]))
+    (run,) = plan(loaded, tmp_path)
+    folder = open_submission(loaded, [run], tmp_path, "local")  # of this process, which is no submit
+    assert json.loads((folder / "plan.json").read_text())["pid"] == os.getpid()
+    write_status(run.folder, TRAIN, "requeued", "told to leave", job="7")
+    write_status(run.folder, "recall", "failed", "loss nan")
+    assert cancel(tmp_path, "tiny") == []
+    assert RunFolder(run.folder).read_status(TRAIN).state == "stopped"
+    assert RunFolder(run.folder).read_status("recall").state == "failed"

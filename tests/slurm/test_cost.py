@@ -1,0 +1,54 @@
+"""The cost of training in words: what is counted, and on which basis hours are estimated."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from harness.experiments.expand import expand
+from harness.experiments.load import load_experiment
+from slurm.cost import cost_here, cost_of, measured_speeds
+from slurm.plan import RunPlan
+from suites.units import TRAIN
+
+
+@pytest.fixture(scope="module")
+def configs() -> list:
+    return expand(load_experiment("table2"), 32000, "0" * 64)
+
+
+def number(pattern: str, line: str) -> float:
+    match = re.search(pattern, line)
+    assert match is not None, line
+    return float(match[1].replace(",", ""))
+
+
+def test_hours_fall_with_the_rate_and_flops_and_disk_add_up_over_runs(configs: list, tmp_path: Path) -> None:
+    speeds = measured_speeds(tmp_path)
+    one, two = (cost_of(configs[:1] * n, 989, 0.4, speeds, None) for n in (1, 2))
+    for pattern in (r", ([\d.e+]+) FLOPs", r"([\d,.]+) GB of disk", r"([\d,.]+) GPU hours"):
+        assert number(pattern, two) == pytest.approx(2 * number(pattern, one), rel=0.01)  # printed with few digits
+    faster = cost_of(configs[:1], 989, 0.8, speeds, None)
+    hours = r"([\d,.]+) GPU hours"
+    assert number(hours, one) == pytest.approx(2 * number(hours, faster), rel=0.01)
+    assert "at 40% of 989 TFLOP/s (from the FLOPs, not measured), without evaluation" in one
+
+
+def test_without_a_rate_hours_are_unknown_and_the_remedy_is_named(configs: list, tmp_path: Path) -> None:
+    line = cost_of(configs[:1], None, 0.4, measured_speeds(tmp_path), None)
+    assert line.endswith("GPU hours unknown: set `tflops` in a profile, or measure with the suite `throughput`")
+
+
+def test_sharding_divides_the_memory_of_a_process(configs: list, tmp_path: Path) -> None:
+    memory = r"([\d,.]+) GB of memory"
+    lines = [cost_of(configs[:1], None, 0.4, measured_speeds(tmp_path), None, 16, s) for s in ("ddp", "fsdp")]
+    assert number(memory, lines[1]) < number(memory, lines[0]) / 4
+    assert "each of 16 processes (fsdp)" in lines[1]
+
+
+def test_runs_that_are_trained_cost_nothing(configs: list, tmp_path: Path) -> None:
+    trained = RunPlan(configs[0], tmp_path / "run", {}, [])
+    assert cost_here([trained], tmp_path) == "nothing to train"
+    assert cost_here([trained, RunPlan(configs[1], tmp_path / "other", {}, [TRAIN])], tmp_path).startswith(
+        "training: 1 runs, "
+    )

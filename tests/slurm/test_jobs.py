@@ -1,0 +1,104 @@
+"""Jobs in this process: what they do, how a signal ends them, and what they record about it."""
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from harness.experiments.load import load_experiment
+from harness.run_folder import RunFolder
+from slurm.jobs import LEAVE_SIGNAL, LEFT, CollectJob, EvaluateJob, Job, Notice, PrepareJob, TrainJob, in_turn, run_jobs
+from slurm.plan import plan
+from slurm.state import at_work
+from suites.units import TRAIN
+from tests.slurm.experiments import experiment
+
+
+@dataclass(frozen=True)
+class Scripted(Job):
+    """A job whose work is to send itself signals, to fail, or to write its result."""
+
+    signals: tuple[int, ...] = ()
+    failure: str = ""
+
+    def done(self) -> bool:
+        return (self.folder / "result").exists()
+
+    def work(self, notice: Notice) -> None:
+        assert at_work(self.folder, self.unit)
+        for number in self.signals:
+            os.kill(os.getpid(), number)
+        if self.failure:
+            raise ValueError(self.failure)
+        (self.folder / "result").touch()
+
+
+def recorded(folder: Path, unit: str) -> list[str]:
+    return [event.get("outcome", event["event"]) for event in RunFolder(folder).read_attempts(unit)]
+
+
+def test_a_job_records_its_attempt_and_does_nothing_a_second_time(tmp_path: Path) -> None:
+    job = Scripted(tmp_path, "recall")
+    in_turn([job, job])
+    assert recorded(tmp_path, "recall") == ["started"]
+    assert RunFolder(tmp_path).read_status("recall").state == "done" and not at_work(tmp_path, "recall")
+
+
+@pytest.mark.parametrize(
+    ("signals", "outcome"),
+    [((LEAVE_SIGNAL,), "left"), ((signal.SIGTERM,), "terminated")],
+)
+def test_a_signal_ends_a_job_with_its_own_exit_status_and_is_recorded(
+    tmp_path: Path, signals: tuple[int, ...], outcome: str
+) -> None:
+    with pytest.raises(SystemExit) as ending:
+        Scripted(tmp_path, "recall", signals)()
+    assert ending.value.code == LEFT
+    assert recorded(tmp_path, "recall") == ["started", outcome]
+    status = RunFolder(tmp_path).read_status("recall")
+    assert status.state == "stopped" and signal.Signals(signals[0]).name in status.detail
+    assert not (tmp_path / "result").exists()
+
+
+def test_training_is_told_by_its_notice_and_a_second_signal_changes_nothing(tmp_path: Path) -> None:
+    handlers = [signal.getsignal(number) for number in (LEAVE_SIGNAL, signal.SIGTERM)]
+    with Notice(at_once=False) as notice:
+        assert notice.outcome is None
+        os.kill(os.getpid(), LEAVE_SIGNAL)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert notice.outcome == "left" and notice.reason == "told to leave by SIGUSR2"
+    assert [signal.getsignal(number) for number in (LEAVE_SIGNAL, signal.SIGTERM)] == handlers
+
+
+def test_a_failure_is_recorded_in_one_line_and_raised(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"out of\s+paper"):
+        Scripted(tmp_path, "recall", failure="out of\n  paper")()
+    assert recorded(tmp_path, "recall") == ["started", "failed"]
+    assert RunFolder(tmp_path).read_status("recall").detail == "out of paper"
+
+
+def test_a_run_becomes_a_job_per_unit_and_an_untrained_one_is_not_evaluated(tmp_path: Path, small_data: Path) -> None:
+    (run,) = plan(load_experiment(experiment(tmp_path, small_data, mixers=["attention"])), tmp_path / "runs")
+    train, evaluate = run_jobs(run, run.missing, "command", "fsdp")
+    assert isinstance(train, TrainJob) and (train.unit, train.sharding) == (TRAIN, "fsdp")
+    assert isinstance(evaluate, EvaluateJob) and evaluate.evaluation == run.units["recall"]
+    assert not train.done()
+    with pytest.raises(ValueError, match="the run is not trained to its end; submit or train it first"):
+        evaluate.done()
+
+
+def test_a_status_is_not_written_more_often_than_the_heartbeat(tmp_path: Path) -> None:
+    beat = Scripted(tmp_path, "recall").beat()
+    for step in range(100):
+        beat("at work", step=step)
+    assert RunFolder(tmp_path).read_status("recall").step == 0
+
+
+def test_preparing_is_done_once_and_collecting_always_again(tmp_path: Path) -> None:
+    job = PrepareJob(tmp_path, "prepare")
+    assert not job.done()
+    (tmp_path / "prepared").touch()
+    assert job.done()
+    assert not CollectJob(tmp_path, "collect", tmp_path, tmp_path, "command").done()
