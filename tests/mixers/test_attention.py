@@ -1,4 +1,4 @@
-"""The cache of attention: it grows in place where nobody can see it, and only there."""
+"""Attention: softmax over rotated queries and keys, and a cache that grows in place only where no caller sees it."""
 
 from __future__ import annotations
 
@@ -21,6 +21,33 @@ def attention(window: int | None = None) -> Attention:
 
 def tokens(batch: int, steps: int) -> torch.Tensor:
     return torch.randn(batch, steps, D, dtype=torch.float64, generator=torch.Generator().manual_seed(steps))
+
+
+@pytest.mark.parametrize("window", [None, 7])
+def test_attention_is_softmax_over_rotated_queries_and_keys_whatever_the_block(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    m = attention(window)
+    x = torch.randn(1, 30, D, dtype=torch.float64)
+    q, k, v = (proj(x)[0].view(30, -1, 8) for proj in (m.q_proj, m.k_proj, m.v_proj))
+    # RoPE as a product of complex numbers: components i and i + 4 span a plane, turned by position · 10000^(-i/4).
+    turn = torch.polar(
+        torch.ones(30, 4, dtype=torch.float64),
+        torch.arange(30, dtype=torch.float64)[:, None] * 10000 ** (-torch.arange(4, dtype=torch.float64) / 4),
+    )
+    q, k = (torch.complex(t[..., :4], t[..., 4:]) * turn[:, None] for t in (q, k))
+    outputs = torch.zeros(30, 4, 8, dtype=torch.float64)
+    for t in range(30):
+        first = 0 if window is None else max(0, t - window + 1)
+        for head in range(4):
+            scores = (q[t, head] * k[first : t + 1, head // 2].conj()).real.sum(-1) / 8**0.5
+            outputs[t, head] = scores.softmax(0) @ v[first : t + 1, head // 2]
+    expected = m.o_proj(outputs.flatten(1))
+    for block in (1024, 11):
+        monkeypatch.setattr("mixers.attention.QUERY_BLOCK", block)
+        torch.testing.assert_close(m(x)[0][0], expected, **CLOSE)
+        _, state = m(x[:, :4], return_state=True)  # after a state the mask is explicit
+        torch.testing.assert_close(m(x[:, 4:], state)[0][0], expected[4:], **CLOSE)
 
 
 @pytest.mark.parametrize("window", [None, 7])
@@ -49,14 +76,14 @@ def test_two_continuations_of_one_state_do_not_meet(window: int | None) -> None:
     m, x, others = attention(window), tokens(3, 12), tokens(3, 4)
     _, state = m(x[:, :11], return_state=True)
     _, state = m(x[:, 11:], state, return_state=True)
-    kept = {key: value.clone() for key, value in state.items()}
+    before = {key: value.clone() for key, value in state.items()}
     _, first = m(others[:, :2], state, return_state=True)
     _, second = m(others[:, 2:3], state, return_state=True)
     picked = index_state(first, slice(0, 2)), index_state(first, slice(1, 3))  # they share memory, and rows
     follow = [m(others[:2, 3:], part, return_state=True)[0] for part in picked]
-    assert all(torch.equal(state[key], value) for key, value in kept.items())
+    assert all(torch.equal(state[key], value) for key, value in before.items())
     for y, rows in zip(follow, (slice(0, 2), slice(1, 3)), strict=True):
-        # What follows is the same token for both, whichever row it stands in.
+        # The next token is the same for both, whichever rows they hold.
         whole = torch.cat([x[rows], others[rows, :2], others[:2, 3:]], 1)
         torch.testing.assert_close(y, m(whole)[0][:, -1:], **CLOSE)
     y = m(others[:, 3:], second)[0]

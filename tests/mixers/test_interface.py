@@ -153,35 +153,6 @@ def test_cost_counts_the_parameters_that_exist(name: str, options: dict) -> None
         assert cost.state_floats == sum(v.numel() for v in carried.values())
 
 
-@pytest.mark.parametrize("window", [None, 7])
-def test_attention_is_softmax_over_rotated_queries_and_keys_whatever_the_block(
-    window: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import mixers.attention
-
-    m = mixer("attention", {"heads": 4, "kv_heads": 2, "window": window})
-    x = torch.randn(1, 30, D, dtype=torch.float64)
-    q, k, v = (proj(x)[0].view(30, -1, 8) for proj in (m.q_proj, m.k_proj, m.v_proj))
-    # RoPE as a product of complex numbers: component i and i + 4 are one plane, turned by position · 10000^(-i/4).
-    turn = torch.polar(
-        torch.ones(30, 4, dtype=torch.float64),
-        torch.arange(30, dtype=torch.float64)[:, None] * 10000 ** (-torch.arange(4, dtype=torch.float64) / 4),
-    )
-    q, k = (torch.complex(t[..., :4], t[..., 4:]) * turn[:, None] for t in (q, k))
-    outputs = torch.zeros(30, 4, 8, dtype=torch.float64)
-    for t in range(30):
-        first = 0 if window is None else max(0, t - window + 1)
-        for head in range(4):
-            scores = (q[t, head] * k[first : t + 1, head // 2].conj()).real.sum(-1) / 8**0.5
-            outputs[t, head] = scores.softmax(0) @ v[first : t + 1, head // 2]
-    expected = m.o_proj(outputs.flatten(1))
-    for block in (1024, 11):
-        monkeypatch.setattr(mixers.attention, "QUERY_BLOCK", block)
-        torch.testing.assert_close(m(x)[0][0], expected, **CLOSE)
-        _, state = m(x[:, :4], return_state=True)  # behind a state the mask is ours
-        torch.testing.assert_close(m(x[:, 4:], state)[0][0], expected[4:], **CLOSE)
-
-
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [

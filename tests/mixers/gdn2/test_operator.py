@@ -1,150 +1,25 @@
-"""The Triton kernels of GDN-2 against the float64 recurrence: on a GPU, or on a CPU under Triton's interpreter."""
+"""GDN-2's operator: its contract, its relation to KDA and Gated DeltaNet, and when it launches which kernels."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from mixers import build_mixer
 from mixers.gated_deltanet import gated_delta_rule
 from mixers.gdn2 import gated_delta_rule_2
 from mixers.gdn2.kernels.launch import recording
+from mixers.gdn2.operator import resolve
 from mixers.kda import kimi_delta_rule
-from tests.mixers.gdn2.cases import DECAYS, errors, evaluate, inputs, worst
-from tests.mixers.interpreter import upstream_kernels
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DEVICE_RUNS = Path("runs")
-# fp32 rounds at 6e-8, and a chunk adds and multiplies a few hundred times, in trees rather than in a row: measured 2e-7
-# for outputs and 4e-7 for gradients. Ten times that is still far below what a clamp or a difference of sums costs.
-OUTPUT, GRADIENT = 2e-6, 1e-5
-# 16-bit inputs go through about five roundings in a row to an output and ten to a gradient. Triton's interpreter cuts
-# off where hardware rounds, which doubles each: 2 and 4 of the dtype's steps.
-OUTPUT_STEPS, GRADIENT_STEPS = 2, 4
+from tests.mixers.gdn2.cases import DEVICE, OUTPUT, inputs
+from tests.mixers.parts.cases import F32, F64
+from tests.mixers.parts.cases import inputs as torch_inputs
 
 
-def within_fp32(found: dict[str, float]) -> None:
-    output, gradient = worst(found)
-    assert output < OUTPUT, found
-    assert gradient < GRADIENT, found
-
-
-@pytest.mark.parametrize("decay", DECAYS)
-def test_every_output_and_gradient_is_exact_at_any_decay(decay: str) -> None:
-    within_fp32(errors(inputs(80, decay=decay, device=DEVICE)))
-
-
-@pytest.mark.parametrize("decay", DECAYS)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_16_bit_inputs_cost_their_own_rounding_and_no_more(decay: str, dtype: torch.dtype) -> None:
-    # Behind a step of -50 the initial state's gradient is 1e-22, which fp16 does not have.
-    found = errors(inputs(70, K=16, V=16, decay=decay, dtype=dtype, device=DEVICE), torch.finfo(dtype).smallest_normal)
-    output, gradient = worst(found)
-    assert output < OUTPUT_STEPS * torch.finfo(dtype).eps, found
-    assert gradient < GRADIENT_STEPS * torch.finfo(dtype).eps, found
-
-
-@pytest.mark.parametrize(
-    "steps,chunk_size", [(1, 64), (2, 16), (15, 64), (16, 16), (17, 64), (33, 32), (64, 64), (65, 64), (130, 32)]
-)
-def test_any_length_and_chunk_size(steps: int, chunk_size: int) -> None:
-    within_fp32(errors(inputs(steps, value_heads=1, K=16, V=16, decay="brutal", device=DEVICE), chunk_size=chunk_size))
-
-
-@pytest.mark.parametrize(
-    "batch,heads,value_heads,K,V",
-    [(2, 2, 2, 16, 16), (2, 1, 3, 20, 24), (1, 2, 4, 80, 40), (1, 1, 1, 256, 16), (1, 1, 1, 16, 256)],
-)
-def test_any_head_shape_and_grouping(batch: int, heads: int, value_heads: int, K: int, V: int) -> None:
-    x = inputs(21, batch=batch, heads=heads, value_heads=value_heads, K=K, V=V, device=DEVICE)
-    within_fp32(errors(x, chunk_size=16))
-
-
-@pytest.mark.parametrize("chunk_size", [16, 64])
-def test_packed_sequences_see_nothing_of_each_other(chunk_size: int) -> None:
-    # Of one token, shorter than a chunk, just over one, and with a border inside every chunk of the whole.
-    offsets = torch.tensor([0, 1, 18, 35, 100], device=DEVICE)
-    x = inputs(100, sequences=4, K=16, V=16, decay="brutal", device=DEVICE)
-    within_fp32(errors(x, cu_seqlens=offsets, chunk_size=chunk_size))
-
-
-@pytest.mark.parametrize("K,steps", [(16, 20), (48, 70)])
-def test_normalisation_and_activations_inside(K: int, steps: int) -> None:
-    x = inputs(steps, heads=2, value_heads=2, K=K, V=16, device=DEVICE, unit=False)
-    x["g"], x["b"], x["w"] = x["g"] * 3 + 2, x["b"] * 8 - 4, x["w"] * 8 - 4  # as projections may be
-    x["A_log"] = torch.tensor([0.1, 2.5], device=DEVICE)
-    x["dt_bias"] = torch.linspace(-7, 1, 2 * K, device=DEVICE)
-    found = errors(x, use_qk_l2norm=True, erase_range=2.0)
-    assert {"d_A_log", "d_dt_bias"} <= set(found)
-    within_fp32(found)
-
-
-def test_a_scale_of_ones_choice_and_no_gradient_where_none_is_asked() -> None:
-    x = inputs(20, value_heads=1, K=16, V=16, device=DEVICE)
-    within_fp32(errors(x, scale=-3.0, use_qk_l2norm=True))
-    q = x["q"].requires_grad_()
-    o, state = gated_delta_rule_2(**x, output_final_state=True, backend="triton")
-    state.sum().backward()  # o has no part in it
-    assert torch.isfinite(q.grad).all()
-    assert q.grad.abs().max() == 0  # a state does not depend on who reads it
-    assert x["k"].grad is None
-
-
-def test_the_same_bits_every_time() -> None:
-    x = inputs(70, K=16, V=16, device=DEVICE)
-    first, second = (evaluate(x, backend="triton") for _ in range(2))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def test_inputs_of_different_dtypes_and_strides() -> None:
-    x = inputs(20, value_heads=1, K=16, V=16, device=DEVICE)
-    x["q"] = x["q"].bfloat16()
-    x["v"] = x["v"].transpose(1, 3).contiguous().transpose(1, 3)
-    found = errors(x)
-    assert max(error for name, error in found.items() if name != "d_q") < GRADIENT
-    assert found["d_q"] < torch.finfo(torch.bfloat16).eps  # rounded once, on the way out
-
-
-@pytest.mark.parametrize("decay", DECAYS)
-def test_decoding_is_exact_and_goes_on_where_it_stopped(decay: str) -> None:
-    x = inputs(7, batch=3, heads=2, value_heads=4, K=20, V=40, decay=decay, device=DEVICE)
-    exact, last = gated_delta_rule_2(
-        **{name: t.double() for name, t in x.items()}, output_final_state=True, backend="recurrent"
-    )
-    state = x.pop("initial_state")
-    outputs = []
-    with torch.no_grad():
-        for span in (slice(0, 3), slice(3, 4), slice(4, 7)):
-            piece = {name: t[:, span] for name, t in x.items()}
-            o, state = gated_delta_rule_2(**piece, initial_state=state, output_final_state=True, backend="triton")
-            outputs.append(o)
-    assert ((torch.cat(outputs, 1) - exact).norm() / exact.norm()).item() < OUTPUT
-    assert ((state - last).norm() / last.norm()).item() < OUTPUT
-
-
-def test_decoding_packed_with_activations_equals_the_chunks() -> None:
-    x = inputs(12, sequences=3, K=16, V=16, device=DEVICE, unit=False)
-    x |= {"A_log": torch.tensor([0.5], device=DEVICE), "dt_bias": torch.linspace(-3, 1, 16, device=DEVICE)}
-    options = dict(cu_seqlens=torch.tensor([0, 1, 9, 12], device=DEVICE), use_qk_l2norm=True, output_final_state=True)
-    with torch.no_grad():
-        o, state = gated_delta_rule_2(**x, **options, backend="triton")
-    chunks, left = gated_delta_rule_2(**x | {"q": x["q"].requires_grad_()}, **options, backend="triton")
-    assert ((o - chunks).norm() / chunks.norm()).item() < OUTPUT
-    assert ((state - left).norm() / left.norm()).item() < OUTPUT
-
-
-@pytest.mark.parametrize("steps", [1, 40])
-def test_a_state_is_updated_in_place_only_when_asked(steps: int) -> None:
-    x = inputs(steps, K=16, V=16, device=DEVICE)
-    before = x["initial_state"].clone()
-    with torch.no_grad():
-        _, fresh = gated_delta_rule_2(**x, output_final_state=True, backend="triton")
-        assert torch.equal(x["initial_state"], before)
-        _, same = gated_delta_rule_2(**x, output_final_state=True, update_state=True, backend="triton")
-    assert same is x["initial_state"]
-    assert torch.equal(same, fresh)
+def test_auto_is_the_kernels_on_a_gpu_and_chunks_elsewhere_and_in_float64() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert resolve("auto", gpu, torch.float32) == "triton"
+    assert resolve("auto", gpu, torch.float64) == resolve("auto", cpu, torch.float32) == "chunked"
+    assert resolve("recurrent", gpu, torch.float32) == "recurrent"
 
 
 def test_one_launch_a_decoding_step_and_four_a_training_step() -> None:
@@ -209,48 +84,57 @@ def test_without_a_gpu_or_the_interpreter_the_kernels_say_what_to_do(monkeypatch
         gated_delta_rule_2(**inputs(4), backend="triton")
 
 
+def test_gdn2_with_tied_gates_is_kda_and_with_a_scalar_decay_gated_deltanet() -> None:
+    x = torch_inputs(100, k=16, v=16)
+    beta = torch.rand(2, 100, 2, dtype=F64)
+    tied = beta[..., None].expand(2, 100, 2, 16)
+    scalar = x["g"][..., :1]
+    for backend in ("recurrent", "chunked"):
+        o, s = gated_delta_rule_2(**(x | {"b": tied, "w": tied}), output_final_state=True, backend=backend)
+        o_kda, s_kda = kimi_delta_rule(x["q"], x["k"], x["v"], x["g"], beta, backend=backend)
+        torch.testing.assert_close(o, o_kda, rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(s, s_kda, rtol=1e-12, atol=1e-13)
+        o_kda, s_kda = kimi_delta_rule(x["q"], x["k"], x["v"], scalar.expand_as(x["g"]), beta, backend=backend)
+        o_gdn, s_gdn = gated_delta_rule(x["q"], x["k"], x["v"], scalar.squeeze(-1), beta, backend=backend)
+        torch.testing.assert_close(o_gdn, o_kda, rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(s_gdn, s_kda, rtol=1e-12, atol=1e-13)
+
+
+def test_packed_sequences_do_not_see_each_other() -> None:
+    x = torch_inputs(60, batch=1)
+    offsets = torch.tensor([0, 7, 8, 40, 60])
+    state = torch.randn(4, 2, 16, 24, dtype=F64)
+    o, s = gated_delta_rule_2(**x, initial_state=state, output_final_state=True, cu_seqlens=offsets)
+    for i, (a, b) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
+        alone = {name: value[:, a:b] for name, value in x.items()}
+        o_i, s_i = gated_delta_rule_2(**alone, initial_state=state[i : i + 1], output_final_state=True)
+        torch.testing.assert_close(o[:, a:b], o_i, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(s[i : i + 1], s_i, rtol=1e-12, atol=1e-14)
+
+
+def test_l2_normalisation_and_scale_are_what_they_say() -> None:
+    x = torch_inputs(20)
+    plain = gated_delta_rule_2(**x)[0]
+    torch.testing.assert_close(gated_delta_rule_2(**x, scale=1.0)[0], plain * 4)  # 16^-1/2 is the default
+    longer = x | {"q": 3 * x["q"], "k": 5 * x["k"]}
+    # 1e-5: normalisation adds eps = 1e-6 under the root.
+    torch.testing.assert_close(gated_delta_rule_2(**longer, use_qk_l2norm=True)[0], plain, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
-    "options", [{}, {"erase_range": 2}, {"erase_gate": "scalar"}, {"erase_gate": "scalar", "write_gate": "scalar"}]
+    ("change", "message"),
+    [
+        ({"k": torch.zeros(2, 5, 2, 8)}, r"k: expected \[2, 5, 2, 16\].*got \[2, 5, 2, 8\]"),
+        ({"w": torch.zeros(2, 5, 2, 1)}, r"w: expected \[2, 5, 2, 24\]"),
+        ({"v": torch.zeros(2, 5, 3, 24)}, r"v: expected .* HV a multiple of 2"),
+        ({"g": torch.zeros(2, 5, 2, 16, dtype=torch.long)}, r"g: expected a floating dtype, got torch.int64"),
+        ({"q": torch.zeros(2, 0, 2, 16)}, r"q: expected a non-empty"),
+        ({"chunk_size": 48}, r"chunk_size: expected a power of two, got 48"),
+        ({"backend": "fast"}, r"backend: expected auto, recurrent, chunked or triton, got 'fast'"),
+        ({"initial_state": torch.zeros(1, 2, 16, 24)}, r"initial_state: expected \[2, 2, 16, 24\]"),
+        ({"cu_seqlens": torch.tensor([0, 5])}, r"cu_seqlens: packed sequences need a batch of 1, got 2"),
+    ],
 )
-def test_the_layer_computes_the_same_through_the_kernels(options: dict) -> None:
-    mixer = build_mixer("gdn2", 24, {"heads": 1, "head_dim": 16, "value_heads": 2} | options).to(DEVICE)
-    x = torch.randn(1, 21, 24, device=DEVICE)
-    results = {}
-    for backend in ("torch", "triton"):
-        mixer.backend = backend
-        mixer.zero_grad()
-        with upstream_kernels():  # the layer's convolutions and norms are fla's
-            y, state = mixer(x, return_state=True)
-            y.square().sum().backward()
-            with torch.no_grad():
-                step, _ = mixer(x[:, :1], state, return_state=True)
-        results[backend] = [y, state["recurrent"], step, *(p.grad for p in mixer.parameters())]
-    for a, b in zip(results["triton"], results["torch"], strict=True):
-        assert ((a - b).norm() / b.norm().clamp_min(1e-30)).item() < GRADIENT
-
-
-def test_a_model_trains_alike_through_the_kernels_and_through_torch() -> None:
-    from harness.experiments.load import load_experiment
-    from harness.model.language_model import LanguageModel
-    from slurm.plan import plan
-
-    config = next(w.config for w in plan(load_experiment("demo"), DEVICE_RUNS) if w.config.mixer == "gdn2")
-    tokens = torch.randint(config.model.vocab_size, (3, 1, 49), device=DEVICE)
-    curves = {}
-    for backend in ("torch", "triton"):
-        torch.manual_seed(0)
-        model = LanguageModel(config.model).to(DEVICE)
-        for block in model.blocks:
-            block.mixer.backend = backend
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-        curves[backend] = []
-        for batch in tokens:
-            with upstream_kernels():  # the layer's convolutions and norms are fla's
-                logits, _ = model(batch[:, :-1])
-                loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
-                optimizer.zero_grad()
-                loss.backward()
-            optimizer.step()
-            curves[backend].append(loss.item())
-    assert curves["triton"] == pytest.approx(curves["torch"], rel=1e-5)
-    assert curves["triton"][0] != curves["triton"][-1]
+def test_input_outside_the_contract_is_refused_by_name(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        gated_delta_rule_2(**(torch_inputs(5, dtype=F32) | change))

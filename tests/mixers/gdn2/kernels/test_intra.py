@@ -1,0 +1,39 @@
+"""The kernel inside chunks alone, against the torch form of the same matrices."""
+
+import torch
+
+from mixers.gdn2.kernels.intra import INTRA_CHUNK
+from mixers.parts.delta_rule import UnitLowerInverse, intra_chunk
+from tests.mixers.gdn2.cases import DEVICE, OUTPUT, inputs
+
+C, K, ROWS = 16, 16, 13  # a chunk of 16 rows, three of them empty
+
+
+def test_a_chunks_matrices_and_decayed_operands_are_those_of_torch() -> None:
+    x = inputs(ROWS, K=K, V=16, device=DEVICE)
+
+    def new(*shape: int) -> torch.Tensor:
+        return torch.empty(1, 1, *shape, device=DEVICE)
+
+    found = {name: new(C, K) for name in ("q_decayed", "e_decayed", "k_decayed")}
+    found |= {"total": new(K), "inverse": new(C, C), "aqk": new(C, C)}
+    INTRA_CHUNK(
+        lambda meta: (1,),
+        **{name: x[name] for name in "qkgb"}, A_log=None, dt_bias=None, **found,
+        chunk_start=torch.tensor([0], device=DEVICE),
+        chunk_rows=torch.tensor([ROWS], dtype=torch.int32, device=DEVICE),
+        whole=new(C // 8, K), q_rstd=None, k_rstd=None, near=new(C, 8), solved=new(C, C),
+        scale=0.25, erase_range=1.0, H=1, K=K, C=C, NORM=False, ACTIVATE=False, PRECISION="tf32x3",
+    )  # fmt: skip
+    q, k, g, b = (torch.nn.functional.pad(x[name][0, :, 0].double(), (0, 0, 0, C - ROWS)) for name in "qkgb")
+    q, e = 0.25 * q, b * k
+    t, aqk, prefix, suffix = intra_chunk(torch.cat([e, q]), k, g)
+    expected = {"q_decayed": prefix.exp() * q, "e_decayed": prefix.exp() * e, "k_decayed": suffix.exp() * k}
+    expected |= {"total": prefix[-1].exp(), "inverse": UnitLowerInverse.apply(t), "aqk": aqk.tril()}
+    for name, value in expected.items():
+        assert ((found[name][0, 0].double() - value).norm() / value.norm()).item() < OUTPUT, name
+
+
+def test_two_blocks_of_channels_are_tried_unless_the_head_is_small() -> None:
+    blocks = {K: [c.kwargs["BK"] for c in INTRA_CHUNK.candidates({"K": K}, 90)] for K in (16, 20, 128)}
+    assert blocks == {16: [16], 20: [16, 32], 128: [16, 32]}
