@@ -1,1 +1,1 @@
-"""Training of one run, on one device or on several, exactly resumable."""
+"""Training of one run, on one device or several, with exact resumption."""

@@ -1,4 +1,4 @@
-"""Which rows a step reads, as a function of the seed and the step's number alone; and reading them ahead of it."""
+"""The rows of each optimiser step, a function of seed and step alone, and a loader that reads them ahead."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ from harness.training.distributed import ALONE, World
 
 @dataclass(frozen=True)
 class Position:
-    """Where a step lies in the schedule. first: step of its phase. tokens: seen after it. rows: of each task, seen
-    before it."""
+    """The place of a step in the schedule.
+
+    phase: phase that the step belongs to. first: first step of that phase. tokens: tokens seen by the end of the step.
+    rows: rows seen before the step, by task.
+    """
 
     phase: Phase
     first: int
@@ -35,7 +38,7 @@ class Position:
 
 
 def position(config: DataConfig, step: int) -> Position:
-    """The place of a step (from 0) among the phases; a pure function, so resuming needs the step's number alone.
+    """Locate a step, counted from 0, in the schedule. A pure function: to resume, the step's number is enough.
 
     Raises ValueError for a step past the end.
     """
@@ -53,10 +56,12 @@ def position(config: DataConfig, step: int) -> Position:
 
 
 def pieces(data: DataConfig, train: TrainConfig, processes: int) -> int:
-    """Pieces into which each of `processes` cuts its rows of a step, so that none is larger than train.accumulation
-    alone makes it. Where `processes` divides it, the pieces are those of one process, shared out.
+    """Number of pieces into which each of `processes` processes cuts its share of a step's rows.
 
-    Raises ValueError when the rows of a step cannot be shared equally.
+    No piece is larger than one process would make it with `train.accumulation`. If `processes` divides the
+    accumulation, the pieces are exactly those of one process, distributed over all.
+
+    Raises ValueError if the rows of a step cannot be shared equally.
     """
     each = -(-train.accumulation // processes)
     for index, phase in enumerate(data.phases):
@@ -73,8 +78,11 @@ def pieces(data: DataConfig, train: TrainConfig, processes: int) -> int:
 def step_rows(
     config: RunConfig, step: int, tokenizer: Any, data: TokenData, world: World = ALONE
 ) -> tuple[Tensor, Tensor]:
-    """This process's share of the R rows of an optimiser step, all of them where it is alone: tokens
-    [R / size, seq_len + 1] and which targets count, [R / size, seq_len]. Shares are contiguous, in order of rank."""
+    """This process's share of the R rows of an optimiser step, for `world.size` processes.
+
+    Returns tokens, int64 [R / size, seq_len + 1], and the mask of targets that count, bool [R / size, seq_len]. Shares
+    are contiguous and in order of rank.
+    """
     at = position(config.data, step)
     total = sum(at.phase.rows.values())
     begin, end = (total * rank // world.size for rank in (world.rank, world.rank + 1))
@@ -91,9 +99,9 @@ def step_rows(
 
 
 class BatchLoader:
-    """`step_rows` of one step after the other, those of the next prepared in a thread while a step runs.
+    """Reads the rows of one step after another (`step_rows`). A thread reads the next step's while a step runs.
 
-    waited: seconds that were spent waiting for rows, in all.
+    waited: total seconds spent waiting for rows.
     """
 
     def __init__(self, config: RunConfig, tokenizer: Any, data: TokenData, world: World):
@@ -103,7 +111,7 @@ class BatchLoader:
         self._ahead: tuple[int, Future[tuple[Tensor, Tensor]]] | None = None
 
     def rows(self, step: int) -> tuple[Tensor, Tensor]:
-        """The rows of a step, in any order of steps. Raises what reading them raises."""
+        """The rows of a step, as `step_rows` returns them. Steps may come in any order. Errors of reading pass on."""
         started = time.perf_counter()
         if self._ahead is None or self._ahead[0] != step:
             self._read(step)
@@ -120,7 +128,10 @@ class BatchLoader:
 
 
 def data_sha256(config: DataConfig) -> str:
-    """Identifies what a run reads: the texts or shards, and the tokenizer. Opens no shard."""
+    """SHA-256 of what a run reads: the texts or shards, and the tokenizer. Opens no shard.
+
+    Raises ValueError if the shards are missing.
+    """
     if config.source == "embedded":
         content: Any = corpus.fingerprint()
     else:
@@ -133,8 +144,10 @@ def data_sha256(config: DataConfig) -> str:
 
 
 def open_data(config: DataConfig) -> TokenData:
-    """The shards a run reads, those of the embedded corpus made if they are not there yet. Raises ValueError for
-    missing or damaged shards, and for shards that another tokenizer made."""
+    """Open the shards that a run reads. Those of the embedded corpus are made on first use.
+
+    Raises ValueError if shards are missing or damaged, or were made with another tokenizer.
+    """
     if config.source == "embedded":
         return prepare("embedded", config.tokenizer)
     data = TokenData(config.source)

@@ -1,9 +1,10 @@
-"""Checkpoints of a run: written whole or not at all, verified before they are used.
+"""Checkpoints of a run: written whole or not at all, and verified before use.
 
-`checkpoints/index.json` lists the complete ones with the SHA-256 of each file; what is not listed was being written
-when its run died, and is ignored. One process, or several that hold a whole model each, write a file `step_<step>.pt`.
-Processes that hold parts of a model write a folder `step_<step>.dcp` together (torch.distributed.checkpoint), each its
-own part. Either can be read by any number of processes, in parts or whole. `Writer` does so while training goes on.
+`checkpoints/index.json` lists the complete checkpoints with the SHA-256 of each file. A checkpoint that is not listed
+was being written when its run died; it is ignored. One process writes a file `step_<step>.pt`, and so does the first of
+several processes that each hold the whole model. Processes that each hold a part of the model write a folder
+`step_<step>.dcp` together (torch.distributed.checkpoint). Any number of processes can read either form, sharded or
+whole. `Writer` writes in the background while training continues.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ from harness.training.distributed import World, whole
 log = logging.getLogger(__name__)
 
 KEEP = 2
-REST = "rest.pt"  # in a folder, what is no tensor of the model or the optimiser
+REST = "rest.pt"  # file in a folder: everything but the tensors of the model and the optimiser
 
 Content = dict[str, Any]
-"""Of a checkpoint: `model` and `optimizer`, state dicts of torch, and whatever else."""
+"""Content of a checkpoint: the state dicts `model` and `optimizer`, and any other entries."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read or written; the message names the file and the remedy."""
+    """A checkpoint is missing, damaged, or of another configuration. The message names the file and the remedy."""
 
 
 def _index(folder: Path) -> dict[str, dict[str, Any]]:
@@ -52,8 +53,12 @@ def _index(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def save(run_dir: Path, step: int, content: Content, milestones: int | None = None) -> Path:
-    """Write the checkpoint of a step and drop all but the last KEEP, those of every `milestones` steps, and any of
-    later steps: they are damaged ones that the run went back behind. Raises OSError when the disk refuses."""
+    """Write the checkpoint of a step to a file and remove old checkpoints. Returns its path.
+
+    The last KEEP checkpoints and those of every `milestones` steps are kept. Checkpoints of later steps are removed:
+    they are damaged, and
+    the run resumed from an earlier one. Raises OSError if the disk refuses.
+    """
     folder = RunFolder(run_dir).checkpoints
     _clear(folder)
     path = folder / f"step_{step:08d}.pt"
@@ -61,14 +66,14 @@ def save(run_dir: Path, step: int, content: Content, milestones: int | None = No
         hashed = _Hashed(file)
         try:
             torch.save(content, hashed)
-        except RuntimeError as error:  # torch's own, which hides what the file said
+        except RuntimeError as error:  # torch hides the file's own error
             raise hashed.refused or error from None
     _list(path, step, {"sha256": hashed.digest.hexdigest()}, milestones)
     return path
 
 
 class _Hashed:
-    """A file that knows the SHA-256 of what is written to it, and the error with which it refused."""
+    """A binary file that hashes its content as it is written, and remembers the OSError of a write that failed."""
 
     def __init__(self, file: BinaryIO):
         self.digest, self.refused = hashlib.sha256(), None
@@ -84,8 +89,10 @@ class _Hashed:
 
 
 def save_sharded(run_dir: Path, step: int, content: Content, world: World, milestones: int | None = None) -> Path:
-    """The same by all processes of a run whose content is sharded: a folder. Raises OSError when a disk refuses, in all
-    processes, or PeerFailed."""
+    """Like `save`, for sharded content: all processes call it and write one folder together. Returns its path.
+
+    Raises OSError, or PeerFailed in the other processes, if a disk refuses.
+    """
     from torch.distributed import checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
 
@@ -103,24 +110,24 @@ def save_sharded(run_dir: Path, step: int, content: Content, world: World, miles
 
     world.on_first(begin)
     try:
-        # Tensors are on the CPU. To copy ahead, of which there is nothing, this thread would open the first GPU.
+        # Tensors are on the CPU already. Copying ahead would only make this thread open the first GPU.
         writer = dcp.FileSystemWriter(partial, per_thread_copy_ahead=0)
         dcp.save(tensors, storage_writer=writer, process_group=world.group)
-    except CheckpointException as error:  # no Exception, and raised by all processes
+    except CheckpointException as error:  # derives from BaseException; all processes raise it
         if world.first:
             shutil.rmtree(partial, ignore_errors=True)
         reasons = "; ".join(f"rank {rank}: {failure[0]}" for rank, failure in error.failures.items())
         raise OSError(
             f"{path}: cannot be written ({reasons}); free space or fix the permissions, then run again"
         ) from None
-    with world.together():  # each process what it has written itself
-        own = {file.name: file_sha256(file) for file in partial.glob(f"__{world.rank}_*")}
-    hashes = {name: value for part in world.gather(own) for name, value in part.items()}
+    with world.together():  # each process hashes the files that it wrote
+        written = {file.name: file_sha256(file) for file in partial.glob(f"__{world.rank}_*")}
+    hashes = {name: value for part in world.gather(written) for name, value in part.items()}
 
     def finish() -> None:
         for name in (".metadata", REST):
             hashes[name] = file_sha256(partial / name)
-        shutil.rmtree(path, ignore_errors=True)  # complete but not listed when its run died
+        shutil.rmtree(path, ignore_errors=True)  # there if the run died between this rename and the index
         os.replace(partial, path)
         _list(path, step, {"files": hashes}, milestones)
 
@@ -129,41 +136,44 @@ def save_sharded(run_dir: Path, step: int, content: Content, world: World, miles
 
 
 class Writer:
-    """Writes a run's checkpoints in a thread while training goes on, one at a time. All processes call every method.
+    """Writes a run's checkpoints in a thread, one at a time, while training continues.
 
-    Meanwhile a process has on the CPU a copy of what it writes. last: the newest one that is complete.
+    All processes call every method. During a write, each process that writes holds a copy of its content on the CPU.
+    last: path of the newest complete checkpoint; None before the first.
     """
 
     def __init__(self, run_dir: Path, world: World, sharded: bool, milestones: int | None, last: Path | None):
         self.last, self._run_dir, self._milestones = last, run_dir, milestones
         self._world = world
-        # What the thread says to those of the other processes must not come between what training says.
+        # The thread needs a group of its own: its collectives must not interleave with those of training.
         self._writers = world.new_group() if sharded else None
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[Path] | None = None
 
     def save(self, step: int, content: Content) -> None:
-        """Copy the content to the CPU, and begin to write it once the one before is written. Raises what `wait`
-        does, of the one before."""
+        """Wait for the previous write, copy the content to the CPU, and start to write it.
+
+        Raises what `wait` raises for the previous write.
+        """
         self.wait()
-        own = self._writers is not None or self._world.first
-        with self._world.together():  # there may be no memory for it
-            copied = _copy(content) if own else None
+        writes = self._writers is not None or self._world.first
+        with self._world.together():  # the copy may run out of memory
+            copied = _copy(content) if writes else None
         if self._writers is not None:
             self._writing = self._thread.submit(
                 save_sharded, self._run_dir, step, copied, self._writers, self._milestones
             )
-        elif own:
+        elif writes:
             self._writing = self._thread.submit(save, self._run_dir, step, copied, self._milestones)
 
     def check(self) -> None:
-        """Raise what a write that has ended by now has raised in this process. Waits for nothing."""
+        """Raise the error of a write that has ended in this process, if it failed. Does not wait."""
         if self._writing is not None and self._writing.done():
             written, self._writing = self._writing, None
             self.last = written.result()
 
     def wait(self) -> None:
-        """Until what was begun is written. Raises OSError, or PeerFailed beside the process that could not."""
+        """Wait for the write in progress. Raises OSError if it failed here, PeerFailed if it failed elsewhere."""
         with self._world.together():
             if self._writing is not None:
                 written, self._writing = self._writing, None
@@ -171,14 +181,15 @@ class Writer:
         self.last = self._world.on_first(lambda: self.last)
 
     def close(self) -> None:
-        """End the thread, behind what it is writing; where that fails nobody else says so any more."""
+        """End the thread after the write in progress. A failure of that write is logged, since nobody waits for it."""
         self._thread.shutdown()
         if self._writing is not None and (error := self._writing.exception()) is not None:
             log.error(f"the last checkpoint was not written: {error}")
 
 
 def _copy(content: Content) -> Content:
-    """Of all its tensors, on the CPU; sharded ones stay so, and one that has two names, as a tied embedding, one."""
+    """Copy all tensors to the CPU. Sharded tensors stay sharded; a tensor with two names, such as a tied embedding, is
+    copied once."""
     from torch.distributed.checkpoint.staging import BlockingAsyncStager
     from torch.distributed.tensor import DTensor
 
@@ -191,16 +202,16 @@ def _copy(content: Content) -> Content:
             return copy.deepcopy(value)
         if isinstance(value, DTensor):
             return stager.stage({"": value})[""]
-        place = (value.data_ptr(), value.shape, value.stride(), value.dtype)
-        if value.numel() == 0 or place not in copies:
-            copies[place] = value.detach().to("cpu", copy=True)
-        return copies[place]
+        key = (value.data_ptr(), value.shape, value.stride(), value.dtype)
+        if value.numel() == 0 or key not in copies:
+            copies[key] = value.detach().to("cpu", copy=True)
+        return copies[key]
 
     return copied(content)
 
 
 def _clear(folder: Path) -> None:
-    """Remove what processes that were killed had not finished."""
+    """Remove checkpoints that killed processes left unfinished."""
     for left in folder.glob("step_*.partial"):
         _remove(left)
 
@@ -210,7 +221,7 @@ def _remove(path: Path) -> None:
 
 
 def _list(path: Path, step: int, entry: dict[str, Any], milestones: int | None) -> None:
-    """Put a checkpoint that is complete on the list, and remove those that are not to be kept."""
+    """Add a complete checkpoint to the index, and remove those that are not kept."""
     folder = path.parent
     index = {name: known for name, known in _index(folder).items() if known["step"] < step}
     index[path.name] = {"step": step} | entry
@@ -223,21 +234,21 @@ def _list(path: Path, step: int, entry: dict[str, Any], milestones: int | None) 
 
 
 def kept_steps(saved: Iterable[int], milestones: int | None) -> set[int]:
-    """Of the steps that were saved, those whose checkpoint is kept: the last KEEP and every `milestones`th step."""
+    """The saved steps whose checkpoints are kept: the last KEEP, and every multiple of `milestones`."""
     steps = sorted(saved)
     return {*steps[-KEEP:], *(step for step in steps if milestones is not None and step % milestones == 0)}
 
 
 def latest(run_dir: Path) -> Path | None:
-    """The newest complete checkpoint of a run, if it has one."""
+    """Path of a run's newest complete checkpoint; None if it has none. Verifies nothing."""
     index = _index(RunFolder(run_dir).checkpoints)
     return RunFolder(run_dir).checkpoints / max(index) if index else None
 
 
 def latest_sound(run_dir: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is what was written, if the run has any, and a line for every newer, damaged one.
+    """Path of a run's newest undamaged checkpoint (None if it has none), and a line per newer, damaged one.
 
-    Raises CheckpointError when there are checkpoints and all of them are damaged.
+    Raises CheckpointError if there are checkpoints and all of them are damaged.
     """
     folder = RunFolder(run_dir).checkpoints
     faults: list[str] = []
@@ -247,19 +258,19 @@ def latest_sound(run_dir: Path) -> tuple[Path | None, list[str]]:
         except CheckpointError as fault:
             faults.append(str(fault))
         else:
-            return folder / name, [f"{fault}; going on from the one before, {name}" for fault in faults]
+            return folder / name, [f"{fault}; resuming from the one before, {name}" for fault in faults]
     if faults:
-        raise CheckpointError(f"{faults[0]}, and there is no sound one; delete {folder} to train from the start")
+        raise CheckpointError(f"{faults[0]}, and no earlier one is intact; delete {folder} to train from the start")
     return None, []
 
 
 def load(path: Path) -> Content:
-    """A checkpoint's content, whole, on the CPU. Raises CheckpointError for a missing or damaged one."""
+    """Content of a checkpoint, unsharded, on the CPU. Raises CheckpointError if it is missing or damaged."""
     try:
         _verify(path)
     except CheckpointError as fault:
         again = RunFolder(path.parent.parent).summary
-        raise CheckpointError(f"{fault}; delete {again} and submit again to train on from the one before") from None
+        raise CheckpointError(f"{fault}; delete {again} and submit again to resume from the one before") from None
     if path.suffix == ".pt":
         return torch.load(path, map_location="cpu", weights_only=True)
     stored = _stored(path).items()
@@ -267,7 +278,7 @@ def load(path: Path) -> Content:
 
 
 def require_config(path: Path, content: Content, config_hash: str) -> None:
-    """Raises CheckpointError for a checkpoint of another configuration."""
+    """Raise CheckpointError if a checkpoint belongs to another configuration."""
     if content["config_hash"] != config_hash:
         raise CheckpointError(
             f"{path}: made by another configuration ({content['config_hash'][:8]}, this is {config_hash[:8]}); use "
@@ -276,19 +287,21 @@ def require_config(path: Path, content: Content, config_hash: str) -> None:
 
 
 def load_sharded(path: Path, config_hash: str, model: dict[str, Tensor], parameters: Sequence[Tensor]) -> Content:
-    """A checkpoint's content, sharded over the processes as what it is for: `model`, a state dict, and the optimiser's
-    `parameters` in its order. Of a folder each process reads what it holds. Verifies no bytes: `latest_sound` has.
+    """Content of a checkpoint, sharded over the processes like the tensors it is loaded into.
 
-    Raises CheckpointError for a checkpoint of another configuration.
+    model: state dict of the model. parameters: the optimiser's, in its order. From a folder, each process reads only
+    what it holds. Bytes are not verified again: `latest_sound` has done so.
+
+    Raises CheckpointError if the checkpoint belongs to another configuration.
     """
     single = path.suffix == ".pt"
     content = torch.load(path if single else path / REST, map_location="cpu", weights_only=True)
     require_config(path, content, config_hash)
     if single:
         for name, tensor in content["model"].items():
-            content["model"][name] = _as(tensor, model[name])
+            content["model"][name] = _shard_like(tensor, model[name])
         for number, state in content["optimizer"]["state"].items():
-            content["optimizer"]["state"][number] = {k: _as(t, parameters[number]) for k, t in state.items()}
+            content["optimizer"]["state"][number] = {k: _shard_like(t, parameters[number]) for k, t in state.items()}
         return content
     tensors = {}
     for key, meta in _stored(path).items():
@@ -299,18 +312,18 @@ def load_sharded(path: Path, config_hash: str, model: dict[str, Tensor], paramet
     return _read(path, tensors)
 
 
-def _as(tensor: Tensor, owner: Tensor) -> Tensor:
-    """A whole tensor, sharded as another one of its shape is; any other as it is."""
+def _shard_like(tensor: Tensor, owner: Tensor) -> Tensor:
+    """Shard a whole tensor like `owner` if that is sharded and has its shape; else return it as it is."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if not isinstance(owner, DTensor) or tensor.shape != owner.shape:
         return tensor
-    # Every process has all of it, so that nothing is sent.
+    # Every process has read the whole tensor, so nothing has to be sent.
     return distribute_tensor(tensor.to(owner.device), owner.device_mesh, owner.placements, src_data_rank=None)
 
 
 def _tensors(content: Content) -> dict[str, Tensor]:
-    """Those of the model as model/NAME, those of the optimiser as optimizer/NUMBER/NAME."""
+    """All tensors by key: model/NAME for the model, optimizer/NUMBER/NAME for the optimiser."""
     moments = content["optimizer"]["state"].items()
     return {f"model/{name}": tensor for name, tensor in content["model"].items()} | {
         f"optimizer/{number}/{name}": tensor for number, state in moments for name, tensor in state.items()
@@ -328,10 +341,10 @@ def _stored(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path, tensors: dict[str, Tensor]) -> Content:
-    """Fill the tensors, and give the content that they are part of."""
+    """Read `tensors` from a folder, in place, and return the content with them in it."""
     from torch.distributed import checkpoint as dcp
 
-    with warnings.catch_warnings():  # that it works alone, which it is told to
+    with warnings.catch_warnings():  # torch warns of a single process, which is intended
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         dcp.load(tensors, storage_reader=dcp.FileSystemReader(path), no_dist=True)
     content = torch.load(path / REST, map_location="cpu", weights_only=True)
@@ -345,7 +358,7 @@ def _read(path: Path, tensors: dict[str, Tensor]) -> Content:
 
 
 def _verify(path: Path) -> None:
-    """Raises CheckpointError, without a remedy, unless a checkpoint is what was written."""
+    """Raise CheckpointError, without a remedy, if a checkpoint is not what was written."""
     expected = _index(path.parent).get(path.name)
     if expected is None or not path.exists():
         raise CheckpointError(f"{path}: the checkpoint is missing")
@@ -358,8 +371,10 @@ def _verify(path: Path) -> None:
 
 
 def digest(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over named tensors, bit for bit: what "the same weights" means. Sharded ones are brought together one at
-    a time, so that all processes must call it."""
+    """SHA-256 over named tensors, bit for bit: the definition of "the same weights".
+
+    Sharded tensors are gathered one at a time, so all processes must call it.
+    """
     total = hashlib.sha256()
     for name in sorted(tensors):
         total.update(name.encode())

@@ -1,9 +1,9 @@
-"""Several processes that train one run: how they find each other, and how they agree on what happens next.
+"""Several processes that train one run: how they join, agree on what happens next, and share a model.
 
-They are told their places by the environment, as torchrun and submitit's TorchDistributedEnvironment set it.
+Each process reads its rank from the environment, as torchrun and submitit's TorchDistributedEnvironment set it.
 
-What they hold is one of two things: each a whole model (`ddp`), or each a part of every parameter, gradient and moment
-(`fsdp`), brought together block by block while it computes. Both compute the same function.
+With `ddp` each process holds the whole model. With `fsdp` each holds a shard of every parameter, gradient and moment,
+and parameters are gathered block by block during the computation. Both compute the same function.
 """
 
 from __future__ import annotations
@@ -30,20 +30,21 @@ T = TypeVar("T")
 
 Sharding = Literal["ddp", "fsdp"]
 
-# All wait while the first writes a checkpoint or makes the shards of the data.
-PATIENCE = timedelta(minutes=30)
+PATIENCE = timedelta(minutes=30)  # others wait while the first writes a checkpoint or prepares the data
 
 
 class PeerFailed(RuntimeError):
-    """Another process of the run failed; the message says which and why."""
+    """Another process of the run failed. The message says which one and why."""
 
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among those of its run. rank: from 0 to size - 1. local_rank: among those of this machine.
-    group: torch's, of the connections that are used; its default one where None.
+    """The processes of a run, as seen from this one.
 
-    Every method is called by all processes in the same order; with one process each does what it says at once.
+    rank: this process, from 0 to size - 1. local_rank: its rank among the processes of this machine. group: the process
+    group of torch.distributed that methods use; None for the default one.
+
+    All processes must call every method, in the same order. With one process nothing is communicated.
     """
 
     rank: int = 0
@@ -53,11 +54,14 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this is rank 0, the process that writes files."""
         return self.rank == 0
 
     def total(self, values: Sequence[float]) -> list[float]:
-        """Sums over the processes, value by value in float64; the same bits on all."""
+        """Sum over the processes, value by value, in float64. All processes get the same bits.
+
+        Raises PeerFailed if a process is gone.
+        """
         if self.size == 1:
             return list(values)
         sums = torch.tensor(values, dtype=torch.float64)
@@ -68,14 +72,16 @@ class World:
         return sums.tolist()
 
     def anyone(self, says: bool) -> bool:
-        """Whether any process says so."""
+        """Whether any process says yes."""
         return self.total([says])[0] > 0
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What any process raises in the block is raised by all at its end: its own by the process that failed,
-        PeerFailed by the others. The first writes the traceback of every other to the log. The block itself must not
-        wait for other processes."""
+        """Fail together: if the block raises in any process, all processes raise at its end.
+
+        A process that failed raises its own error, the others raise PeerFailed. Rank 0 logs the tracebacks of all that
+        failed. The block itself must not wait for other processes.
+        """
         if self.size == 1:
             yield
             return
@@ -99,7 +105,7 @@ class World:
         raise PeerFailed(f"rank {rank}: {reason}")
 
     def gather(self, value: T) -> list[T]:
-        """What each process gives, by rank."""
+        """The values of all processes, by rank. Values are pickled."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -107,7 +113,7 @@ class World:
         return values
 
     def on_first(self, action: Callable[[], T]) -> T:
-        """What `action` returns in the first process, which alone runs it; what it raises is raised by all."""
+        """Run `action` in rank 0 alone and return its result in all processes. If it raises, all raise (`together`)."""
         result = None
         with self.together():
             if self.first:
@@ -119,7 +125,7 @@ class World:
         return shared[0]
 
     def new_group(self) -> World:
-        """The same processes over connections of their own, on which a thread may wait while others are in use."""
+        """The same processes with a process group of their own, so that a thread can communicate at the same time."""
         return self if self.size == 1 else replace(self, group=dist.new_group(backend="gloo", timeout=PATIENCE))
 
 
@@ -128,18 +134,19 @@ ALONE = World()
 
 @contextmanager
 def join_world() -> Iterator[World]:
-    """Join the processes that the environment names, and leave them at the end; inside another `world`, that one.
+    """Join the processes that the environment names, and leave them at the end. Inside another `join_world`, reuse it.
 
-    WORLD_SIZE missing or 1 means this process alone. With more, RANK, LOCAL_RANK, MASTER_ADDR and MASTER_PORT must be
-    set (ValueError otherwise). Tensors on a CPU go through gloo, those on a GPU through NCCL, and the process's GPU is
-    that of its local rank.
+    Without WORLD_SIZE, or with 1, this process is alone. Otherwise RANK, LOCAL_RANK, MASTER_ADDR and MASTER_PORT must
+    be set. CPU tensors travel over gloo and GPU tensors over NCCL; each process uses the GPU of its local rank.
+
+    Raises ValueError if the environment is incomplete or inconsistent.
     """
     if dist.is_initialized():
         yield World(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]))
         return
     size = _number("WORLD_SIZE") if "WORLD_SIZE" in os.environ else 1
     if size < 1:
-        raise ValueError(f"WORLD_SIZE: {size} is no number of processes; give at least 1")
+        raise ValueError(f"WORLD_SIZE: {size} is not a number of processes; give at least 1")
     if size == 1:
         yield ALONE
         return
@@ -151,7 +158,7 @@ def join_world() -> Iterator[World]:
         )
     world = World(_number("RANK"), size, _number("LOCAL_RANK"))
     if not 0 <= world.rank < size:
-        raise ValueError(f"RANK: {world.rank} is no place among WORLD_SIZE={size} processes; give 0 to {size - 1}")
+        raise ValueError(f"RANK: {world.rank} is not a rank among WORLD_SIZE={size} processes; give 0 to {size - 1}")
     cuda = torch.cuda.is_available()
     if cuda:
         _take_gpu(world.local_rank)
@@ -163,21 +170,21 @@ def join_world() -> Iterator[World]:
 
 
 def shard(root: nn.Module, blocks: Iterable[nn.Module], world: World, device: torch.device, dtype: torch.dtype) -> None:
-    """Spread the parameters of a module over the processes, in place (`divide`), and move it to the device a block at a
-    time. All processes hold the same whole module before.
+    """Shard the parameters of a module over the processes, in place (`divide`), and move it to the device block by
+    block. Beforehand all processes hold the same whole module.
 
-    Raises RuntimeError where the shards do not add up to what the parameters were.
+    Raises RuntimeError if the shards do not add up to the parameters.
     """
     from torch.distributed.device_mesh import init_device_mesh
 
     before = _moments(root)
     divide(root, blocks, init_device_mesh(device.type, (world.size,)), dtype)
     names, size = list(before), len(next(iter(before.values())))
-    own = _moments(root)
-    sums = world.total([value for name in names for value in own[name]])
+    shards = _moments(root)
+    sums = world.total([value for name in names for value in shards[name]])
     for index, name in enumerate(names):
         after = sums[size * index : size * (index + 1)]
-        # Both are float64 sums of the same numbers, in another order.
+        # Both are float64 sums of the same numbers in different orders.
         if any(abs(a - b) > 1e-9 * before[name][-1] for a, b in zip(after, before[name], strict=True)):
             raise RuntimeError(
                 f"{name}: sharded over {world.size} processes it has (numbers, sum, sum of absolute values) {after}, "
@@ -186,13 +193,14 @@ def shard(root: nn.Module, blocks: Iterable[nn.Module], world: World, device: to
 
 
 def divide(root: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh, dtype: torch.dtype) -> None:
-    """The plan by which parameters are spread over the processes of a mesh (torch's fully_shard, FSDP2): each along its
-    first axis, in place.
+    """Shard each parameter along its first axis over the processes of a mesh, in place (torch's fully_shard, FSDP2).
 
-    root: whose forward pass computes the loss; its gradients are the mean over the processes, summed in fp32. blocks:
-    parts of it that are brought together one after another, and whose `mlp` is all matrices. dtype: of activations.
-    The master weights stay fp32. Of parameters only an MLP's travel in `dtype`: its layers would round them so anyway,
-    while those of norms, decays and convolutions are used in fp32, as in a process alone.
+    root: module whose forward pass computes the loss. Its gradients are averaged over the processes, summed in fp32.
+    blocks: its submodules that are gathered one after another; the `mlp` of each holds nothing but matrices. dtype:
+    dtype of activations.
+
+    Master weights stay fp32. Only MLP parameters travel in `dtype`: their layers would round them anyway. Parameters of
+    norms, decays and convolutions are used in fp32, as in a single process.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -203,26 +211,26 @@ def divide(root: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh, dtype
         fully_shard(block.mlp, mesh=mesh, mp_policy=rounded)
         fully_shard(block, mesh=mesh, mp_policy=exact)
     fully_shard(root, mesh=mesh, mp_policy=exact)
-    for name, parameter in root.named_parameters():  # such as fla's _no_weight_decay
+    for name, parameter in root.named_parameters():  # fully_shard drops attributes such as fla's _no_weight_decay
         vars(parameter).update(marks[name])
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's part of a sharded tensor; any other tensor itself."""
+    """This process's shard of a sharded tensor; any other tensor itself."""
     from torch.distributed.tensor import DTensor
 
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor brought together, which all processes ask for; any other tensor itself."""
+    """A sharded tensor, gathered; any other tensor itself. All processes must call it."""
     from torch.distributed.tensor import DTensor
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _moments(module: nn.Module) -> dict[str, list[float]]:
-    """Of each parameter's part that is here: how many numbers, their sum and that of their absolute values."""
+    """Count, sum and sum of absolute values of this process's part of each parameter."""
     moments = {}
     for name, parameter in module.named_parameters():
         part = local(parameter).detach().double()
@@ -234,17 +242,17 @@ def _number(name: str) -> int:
     try:
         return int(os.environ[name])
     except ValueError:
-        raise ValueError(f"{name}: {os.environ[name]!r} in the environment is no whole number; correct it") from None
+        raise ValueError(f"{name}: {os.environ[name]!r} in the environment is not a whole number; correct it") from None
 
 
 def _take_gpu(local_rank: int) -> None:
     seen = torch.cuda.device_count()
-    # Schedulers may show each process nothing but its own GPU, which then has the number 0.
+    # A scheduler may show each process its own GPU alone, as number 0.
     index = 0 if seen == 1 else local_rank
     if index >= seen:
         raise ValueError(
             f"LOCAL_RANK: {local_rank} has no GPU of its own among the {seen} of this machine; start at most {seen} "
-            "processes a machine"
+            "processes per machine"
         )
     torch.cuda.set_device(index)
-    torch.cuda.init()  # else a device mesh takes the device of LOCAL_RANK, whether it can be seen or not
+    torch.cuda.init()  # else a device mesh takes the GPU numbered LOCAL_RANK, even if this process cannot see it

@@ -1,4 +1,4 @@
-"""What a run costs, before it is made: from its configuration alone, without weights, data or a device."""
+"""Cost of a run before it is trained, from its configuration alone: no weights, data or device are needed."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from harness.model.language_model import ModelConfig, ModelCost
 from harness.training.checkpoint import kept_steps
 from harness.training.distributed import Sharding
 
-FLOAT = 4  # bytes; weights, gradients and AdamW's two moments are fp32 whatever the activations are
+FLOAT = 4  # bytes; weights, gradients and AdamW's two moments are fp32 whatever the dtype of activations
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The cost of training one run; its evaluation is not in it.
+    """The cost of training one run. Evaluation is not included.
 
-    training_flops: the model's own, so that of a chunked form or of recomputed activations what the function asks for
-    alone. device_hours: on one device, or shared out among several at the same utilisation. measured: whether they come
-    from a throughput that was measured, and not from the FLOPs.
-    disk_bytes: of the checkpoints that are kept at the end; while one is written there is one more. memory_bytes: of
-    weights, gradients and AdamW's moments, what one process holds at most (`held_bytes`); beside them come activations,
-    logits, weights cast to the activations' dtype, what kernels use, and the driver's own.
+    training_flops: FLOPs that the model's function needs; extra work of a chunked form or of recomputation does not
+    count. device_hours: hours on one device, or summed over several at the same utilisation. measured: whether the
+    hours come from a measured throughput rather than from the FLOPs. disk_bytes: size of the checkpoints that are kept
+    at the end; during a write there is one more. memory_bytes: most that one process holds of weights, gradients and
+    AdamW's moments (`held_bytes`). Activations, logits, weights cast to the activations' dtype, buffers of kernels and
+    the driver come on top.
     """
 
     training_flops: float
@@ -44,24 +44,25 @@ def estimate(
     processes: int = 1,
     sharding: Sharding = "ddp",
 ) -> Estimate:
-    """The cost of a run on a device of `tflops` · 10¹² FLOP/s, of which training reaches the part `utilisation`.
+    """The cost of a run on a device of `tflops` · 10¹² FLOP/s, if training reaches the share `utilisation` of them.
 
-    records, device: a frame of records (`harness.records.store.load`), and the device's name as they have it; where a
-    throughput was measured there for every phase (`measured_rate`), hours are T over tokens a second. processes,
-    sharding: that train it together, and what each of them holds.
+    records: frame of records (`harness.records.store.load`). device: name of the device in the records. If they have a
+    throughput for every phase on that device (`measured_rate`), hours follow from it. processes: number of processes
+    that train the run together. sharding: what each of them holds.
 
-    With N parameters, embeddings included and tied ones once, and T tokens in each phase, whole steps of them:
+    With N parameters (embeddings included, tied ones counted once) and T tokens per phase, in whole steps:
 
-        training_flops = Σ over phases of T · FLOPs per training token at the phase's length (mixers.interface.Cost)
+        training_flops = Σ over phases: T · FLOPs per training token at the phase's length (mixers.interface.Cost)
         device_hours   = training_flops / (tflops · 10¹² · utilisation) / 3600
-        disk_bytes     = 4 · 3N for every checkpoint that is kept: weights and two moments
+                         or, measured, Σ over phases: T / tokens per second / 3600
+        disk_bytes     = 4 · 3N per checkpoint that is kept: weights and two moments
 
-    Raises ValueError for a rate that is none.
+    Raises ValueError if `tflops` is not positive and finite or `utilisation` is outside (0, 1].
     """
     if not 0 < tflops < float("inf"):
-        raise ValueError(f"tflops: {tflops} is no rate; give the device's, in 10^12 FLOP/s, more than 0")
+        raise ValueError(f"tflops: {tflops} is not a rate; give the device's in 10^12 FLOP/s, more than 0")
     if not 0 < utilisation <= 1:
-        raise ValueError(f"utilisation: {utilisation} is no part of a rate; give more than 0 and at most 1")
+        raise ValueError(f"utilisation: {utilisation} is not a share of a rate; give more than 0 and at most 1")
     model = config.model.model_dump_json()
     costs = [_cost(model, phase.seq_len) for phase in config.data.phases]
     tokens = [phase.steps * phase.tokens_per_step for phase in config.data.phases]
@@ -83,12 +84,12 @@ def estimate(
 
 
 def held_bytes(config: ModelConfig, processes: int, sharding: Sharding) -> int:
-    """What weights, gradients and two moments take in the process that holds the most of them, in bytes.
+    """Bytes of weights, gradients and two moments in the process that holds the most of them.
 
-    A whole model's N parameters take 4 · 4N. With fsdp (harness.training.distributed.divide) a process has of each
-    parameter ⌈first axis / processes⌉ rows, with gradients and moments; and whole, with gradients, what is brought
-    together at a time: the parameters outside the blocks, and two blocks, since the next one comes while one computes.
-    An upper bound, since an MLP travels in the activations' dtype.
+    A whole model with N parameters takes 4 · 4N. With fsdp (harness.training.distributed.divide) a process holds
+    ⌈first axis / processes⌉ rows of each parameter, its gradient and its moments. On top come gathered parameters with
+    their gradients: those outside the blocks, and two blocks, since the next one is gathered while one computes. This
+    is an upper bound, since an MLP is gathered in the activations' dtype.
     """
     model = meta_model(config)
     sizes = {parameter: parameter.numel() for parameter in model.parameters()}
@@ -100,7 +101,7 @@ def held_bytes(config: ModelConfig, processes: int, sharding: Sharding) -> int:
 
 
 def _checkpoints(config: RunConfig) -> int:
-    """How many a run keeps that is not interrupted."""
+    """Number of checkpoints that an uninterrupted run keeps."""
     steps, every = config.data.steps, [config.train.checkpoint_every]
     if config.train.milestones is not None:
         every.append(config.train.milestones)
@@ -111,17 +112,17 @@ def _checkpoints(config: RunConfig) -> int:
 def measured_rate(
     records: pd.DataFrame, device: str, preset: str, mixer: str, layout: str, seq_len: int
 ) -> float | None:
-    """Tokens a second of training steps in rows of `seq_len` tokens, as the suite `throughput` has measured them on a
-    device of this name, with the batch that is fastest there; None where it has not."""
+    """Training throughput in tokens per second, in rows of `seq_len` tokens, as the suite `throughput` measured it on a
+    device of this name with the fastest batch size. None if it was not measured."""
     wanted = {"suite": "throughput", "metric": "train_tokens_per_second", "device": device, "length": seq_len}
     wanted |= {"preset": preset, "mixer": mixer, "layout": layout}
-    found = records
+    matching = records
     for column, value in wanted.items():
-        found = found[found[column] == value]
-    return None if found.empty else float(found["value"].max())
+        matching = matching[matching[column] == value]
+    return None if matching.empty else float(matching["value"].max())
 
 
 @cache
 def _cost(model: str, seq_len: int) -> ModelCost:
-    """Of a model given as JSON, at a length: once for all seeds, since to lay out a large model takes a while."""
+    """Cost of a model, given as JSON, at a row length. Cached over seeds: laying out a large model takes a while."""
     return meta_model(ModelConfig.model_validate_json(model)).cost(seq_len)

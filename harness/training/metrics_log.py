@@ -1,4 +1,4 @@
-"""Metrics of a run in training: metrics.jsonl, TensorBoard, a tracker, a profile."""
+"""Metrics of a run in training: metrics.jsonl, TensorBoard, a tracker, and a profile."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from harness.experiments.schema import TrainConfig
 from harness.files import write_atomic
 from harness.run_folder import RunFolder
 
-PROFILE_STEPS = 3  # recorded ones, behind as many that are not
+PROFILE_STEPS = 3  # steps that are recorded, after as many that are not
 
 log = logging.getLogger(__name__)
 
 Write = Callable[[dict[str, float]], None]
+"""Writes one line of metrics, which includes `step`."""
 
 
 @contextlib.contextmanager
 def metrics_files(run_dir: Path, step: int) -> Iterator[Write]:
-    """Opens metrics.jsonl and tensorboard/ of a run that goes on behind `step`; gives what writes a line to both.
+    """Open metrics.jsonl and tensorboard/ of a run that resumes after `step`, and yield a function that writes to both.
 
-    Lines of later steps, which the run will do again, are dropped. A number that is not finite becomes null.
+    Lines of later steps are dropped: the run repeats these steps. A number that is not finite becomes null.
     """
     from torch.utils.tensorboard import SummaryWriter
 
@@ -53,7 +54,7 @@ def metrics_files(run_dir: Path, step: int) -> Iterator[Write]:
 
 
 def _step_of(line: str) -> float:
-    """The step of a metrics line; infinite for one that was cut off when its process died."""
+    """Step of a metrics line; infinite if the line was cut off when its process died."""
     try:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError):
@@ -61,7 +62,7 @@ def _step_of(line: str) -> float:
 
 
 def require_tracker(config: TrainConfig) -> None:
-    """Raises ValueError when the package that metrics are to go to is not there."""
+    """Raise ValueError if the package of `train.tracker` is not installed."""
     if config.tracker is not None and importlib.util.find_spec(config.tracker) is None:
         raise ValueError(
             f"train.tracker: {config.tracker} is not installed; pip install {config.tracker}, or leave the field out"
@@ -70,12 +71,13 @@ def require_tracker(config: TrainConfig) -> None:
 
 @contextlib.contextmanager
 def tracked(config: RunConfig, run_dir: Path) -> Iterator[Write]:
-    """Gives what sends a line of metrics to the run's tracker, where it has one: to the project WANDB_PROJECT,
-    `mixerbench` by default, as a run of the same id that goes on when this one does. wandb keeps its files among the
-    run's, trackio where TRACKIO_DIR says.
+    """Yield a function that sends a line of metrics to the run's tracker; it does nothing if the run has none.
 
-    Raises ValueError when the tracker cannot begin. One that fails later is named in the log, once, and left alone:
-    metrics.jsonl has everything.
+    Metrics go to the project WANDB_PROJECT (default `mixerbench`), to a run of the same id that resumes when this one
+    does. wandb keeps its files in the run's folder, trackio in TRACKIO_DIR.
+
+    Raises ValueError if the tracker cannot start. If it fails later, the log says so once and training continues
+    without it: metrics.jsonl has everything.
     """
     name = config.train.tracker
     if name is None:
@@ -95,7 +97,7 @@ def tracked(config: RunConfig, run_dir: Path) -> Iterator[Write]:
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"train.tracker: {name} does not begin ({reason}); log in, have it work offline, or leave the field out"
+            f"train.tracker: {name} does not start ({reason}); log in, set it to work offline, or leave the field out"
         ) from error
     lost = False
 
@@ -107,7 +109,7 @@ def tracked(config: RunConfig, run_dir: Path) -> Iterator[Write]:
             tracker.log({k: v for k, v in line.items() if k != "step"}, step=int(line["step"]))
         except Exception as error:
             lost = True
-            log.warning(f"{name} takes no more metrics ({error}); metrics.jsonl has them all")
+            log.warning(f"{name} accepts no more metrics ({error}); metrics.jsonl has them all")
 
     failed = {}
     try:
@@ -116,14 +118,17 @@ def tracked(config: RunConfig, run_dir: Path) -> Iterator[Write]:
         failed = {"exit_code": 1} if name == "wandb" else {}
         raise
     finally:
-        with contextlib.suppress(Exception):  # as above
+        with contextlib.suppress(Exception):  # metrics.jsonl has everything
             tracker.finish(**failed)
 
 
 @contextlib.contextmanager
 def profiled(folder: Path | None, device: torch.device) -> Iterator[Callable[[], None]]:
-    """Gives what is called after every step. Where there is a folder, PROFILE_STEPS steps are recorded behind as many
-    others, and it gets `trace.json`, for chrome://tracing or Perfetto, and `operators.txt`: the ten costliest."""
+    """Yield a function to call after every step. It does nothing if `folder` is None.
+
+    PROFILE_STEPS steps are recorded after as many others. The folder gets `trace.json` for chrome://tracing or
+    Perfetto, and `operators.txt` with the ten costliest operators.
+    """
     if folder is None:
         yield lambda: None
         return
@@ -135,7 +140,8 @@ def profiled(folder: Path | None, device: torch.device) -> Iterator[Callable[[],
     def write(run: Any) -> None:
         run.export_chrome_trace(str(folder / "trace.json"))
         table = run.key_averages().table(sort_by=f"self_{device.type}_time_total", row_limit=11)
-        lines = [line for line in table.splitlines() if not line.lstrip().startswith("ProfilerStep")]  # no operator
+        # The profiler lists each step as if it were an operator.
+        lines = [line for line in table.splitlines() if not line.lstrip().startswith("ProfilerStep")]
         write_atomic(folder / "operators.txt", "\n".join(lines).encode())
 
     plan = schedule(wait=PROFILE_STEPS - 1, warmup=1, active=PROFILE_STEPS, repeat=1)

@@ -1,4 +1,4 @@
-"""The paper's optimiser: AdamW with its parameter groups, and a cosine with warm-up counted in tokens."""
+"""The paper's optimiser: AdamW with its parameter groups, and a cosine schedule with warm-up counted in tokens."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from harness.training.distributed import whole
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay reaches a parameter: matrices only. Biases (mamba-3's B_bias and C_bias have three axes),
-    norms, A_log, dt_bias and D do not decay; the released GDN-2 code marks them so and then decays all the same. What a
-    layer of fla or mamba-ssm marks so does not decay either."""
+    """Whether weight decay applies to a parameter: to matrices only.
+
+    Biases (mamba-3's B_bias and C_bias have three axes), norms, A_log, dt_bias and D do not decay. Nor does a parameter
+    that a layer of fla or mamba-ssm marks with `_no_weight_decay`. The released GDN-2 code sets such marks, but then
+    decays the parameters anyway.
+    """
     return parameter.dim() >= 2 and not name.endswith("bias") and not getattr(parameter, "_no_weight_decay", False)
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """The parameters with weight decay and those without, each in the model's order."""
+    """Two parameter groups, with and without weight decay, each in the model's order."""
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     return [
         {"params": [p for n, p in named if decays(n, p)], "weight_decay": config.weight_decay},
@@ -35,22 +38,26 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> float:
-    """Scale the gradients down to a norm of `limit` where it is larger; returns the norm they had, a number for whose
-    sake the device is waited for. Sharded parameters: all processes call it.
+    """Scale the gradients down to the norm `limit` if theirs is larger. Returns the norm before clipping.
 
-    Every bit is as torch.nn.utils.clip_grad_norm_ leaves it. That multiplies by 1 where nothing is to be clipped, so as
-    not to wait; a training step reads the norm anyway, and one pass over all gradients is saved.
+    Waits for the device. All processes must call it if parameters are sharded.
+
+    The result equals that of torch.nn.utils.clip_grad_norm_ bit for bit. That function avoids the wait by multiplying
+    by 1 when nothing is clipped. A training step reads the norm anyway, so here a pass over all gradients is saved.
     """
     parameters = list(parameters)
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     value = whole(norm).item()
-    if not value < 0.99 * limit:  # nan too; what rounding of limit / norm decides is left to torch
+    if not value < 0.99 * limit:  # true for nan; close to the limit, torch's rounding of limit / norm decides
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
     return value
 
 
 def learning_rate(config: TrainConfig, tokens_seen: int, total: int) -> float:
-    """Linear from 0 over the warm-up, then half a cosine from lr to final_lr_ratio · lr at the last token."""
+    """Learning rate after `tokens_seen` of `total` tokens.
+
+    It rises linearly from 0 over the warm-up, then follows half a cosine from lr to final_lr_ratio · lr.
+    """
     warmup = config.warmup_ratio * total
     if tokens_seen < warmup:
         return config.lr * tokens_seen / warmup

@@ -1,4 +1,4 @@
-"""The rule that calls a training loss a spike."""
+"""The rule for calling a training loss a spike."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ SPIKE_DEVIATIONS = 6.0
 
 
 def is_spike(loss: float, before: Sequence[float]) -> bool:
-    """Whether a loss lies more than SPIKE_DEVIATIONS standard deviations above the mean of the last SPIKE_WINDOW before
-    it; never where there are fewer than SPIKE_LEAST."""
+    """Whether a loss lies more than SPIKE_DEVIATIONS standard deviations above the mean of the last SPIKE_WINDOW.
+
+    before: earlier losses, oldest first. With fewer than SPIKE_LEAST nothing is a spike.
+    """
     window = before[-SPIKE_WINDOW:]
     if len(window) < SPIKE_LEAST:
         return False

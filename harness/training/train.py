@@ -1,4 +1,4 @@
-"""`train`: one run from its last checkpoint to its summary, on one process or several."""
+"""Train one run from its last checkpoint to its summary, in one process or several."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ def train(
     sharding: Sharding = "ddp",
     profile: Path | None = None,
 ) -> Summary:
-    """Train a run to its end, from its last sound checkpoint if it has one; does nothing when it is finished.
+    """Train a run to its end, from its last intact checkpoint if it has one. Returns the summary.
 
-    In the processes of one `harness.training.distributed.world` it is called by all of them; the first writes
-    config.yaml, metrics.jsonl, tensorboard/, checkpoints/ and, last, train.json, and calls progress, and all return its
-    summary. command: the command line for the record, where it is not this process's own. stop: see Trainer.steps.
-    sharding: what each of several processes holds, the whole model (`ddp`) or a part of it (`fsdp`); a run may change
-    it whenever it goes on. profile: a folder for the first process's, see harness.training.metrics_log.profiled.
+    A finished run is not trained again. All processes of a `harness.training.distributed.join_world` call it; rank 0
+    writes config.yaml, metrics.jsonl, tensorboard/, checkpoints/ and, last, train.json.
 
-    Raises TrainingInterrupted when told to stop; TrainingStopped, GradientsWrong, CheckpointError, OSError or
-    ValueError with a line that names what to change; PeerFailed in the processes beside the one that raised such a
-    thing.
+    progress: called by rank 0 after every step, with its metrics. command: command line for the provenance; this
+    process's own if None. stop: see Trainer.steps. sharding: whether each of several processes holds the whole model
+    (`ddp`) or a part of it (`fsdp`); it may change whenever a run resumes. profile: folder for a profile of rank 0, see
+    harness.training.metrics_log.profiled.
+
+    Raises TrainingInterrupted if `stop` said so. Raises TrainingStopped, GradientsWrong, CheckpointError, OSError or
+    ValueError with a line that names what to change, and PeerFailed in the other processes.
     """
     with join_world() as world, _reported(world):
         if (summary := world.on_first(lambda: RunFolder(run_dir).read_summary())) is not None:
@@ -65,8 +66,8 @@ def train(
 
 @contextlib.contextmanager
 def _reported(world: World) -> Iterator[None]:
-    """Every process of several writes the traceback of what ends it to its own log, but for wrong use, which all say in
-    a line."""
+    """With several processes, log the traceback of an error in the process that it ends. Interruptions and wrong use
+    are exempt: their one-line message is enough."""
     try:
         yield
     except (TrainingInterrupted, ValueError):
@@ -78,7 +79,7 @@ def _reported(world: World) -> Iterator[None]:
 
 
 def _finish(trainer: Trainer, weights_sha256: str, command: str | None) -> Summary:
-    """Write train.json of a run that is trained to its end."""
+    """Write train.json of a run that has been trained to its end."""
     config = trainer.config
     summary = Summary(
         run=config.run_id,

@@ -1,9 +1,9 @@
-"""Training of one run, on one device or on several, and exactly resumable.
+"""The trainer of one run, on one device or several: steps, checkpoints and exact resumption.
 
-A step is a function of the weights, the optimiser's state and the step's number: its data come from (seed, step),
-and nothing else is drawn. So a run stopped anywhere and continued ends with the same bits. Several processes share the
-rows of a step, and with `fsdp` the model too; how many they are and what each holds changes the order of sums and
-nothing else, so it is no part of the configuration and may change whenever a run goes on.
+A step is a function of the weights, the optimiser's state and the step's number: its data come from (seed, step), and
+nothing else is random. So a run that is stopped anywhere and resumed ends with the same bits. Several processes share
+the rows of a step and, with `fsdp`, the model. Their number and what each holds change only the order of sums, so they
+are not part of the configuration and may change whenever a run resumes.
 """
 
 from __future__ import annotations
@@ -35,19 +35,20 @@ from harness.training.spikes import SPIKE_WINDOW, is_spike
 from harness.training.wrappers import MaskedLoss, wrap_blocks
 from mixers.registry import require_file
 
-LOG_EVERY = 10  # optimiser steps between two lines of metrics.jsonl
+LOG_EVERY = 10  # optimiser steps per line of metrics.jsonl
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[dict[str, float]], None]
+"""Takes the metrics of a step (`Trainer.train_step`)."""
 
 
 class TrainingStopped(RuntimeError):
-    """Training cannot go on; the message says at which step, why and from where it can be resumed."""
+    """Training cannot continue. The message says at which step, why, and from which checkpoint it can resume."""
 
 
 class TrainingInterrupted(Exception):
-    """Training was told to stop and has: no failure. The checkpoint of `step`, of `total`, is on the disk."""
+    """Training stopped because it was told to; not a failure. The checkpoint of step `step` of `total` is on disk."""
 
     def __init__(self, step: int, total: int):
         super().__init__(step, total)
@@ -58,12 +59,16 @@ class TrainingInterrupted(Exception):
 
 
 class Trainer:
-    """A run in its folder: built or restored by the constructor, advanced by `steps`.
+    """A run in its folder. The constructor builds or restores it; `steps` trains it.
 
-    here: this process's place among those that train the run; the first alone writes. sharding: what each of several
-    holds. restored_from: the checkpoint that it goes on from. notes: lines about what was found in the folder and not
-    used. skipped, spikes: how many steps were. gradient_check: what harness.training.gradient_check.check_gradients
-    found. ceiling: FLOP/s that matrix products reach on the devices of all processes.
+    world: processes that train the run; rank 0 alone writes. sharding: what each of several processes holds; None for
+    one process. restored_from: checkpoint that the run resumed from, if any. notes: lines about damaged checkpoints
+    that were passed over. skipped: steps left out because their loss or gradient was not finite. spikes: steps whose
+    loss stood out. recent_losses: losses of the last steps that were not skipped, oldest first. gradient_check: lines
+    of harness.training.gradient_check.check_gradients. ceiling: FLOP/s that matrix products reach, summed over the
+    devices of all processes.
+
+    Raises what harness.training.train.train lists for anything that keeps training from starting.
     """
 
     def __init__(self, config: RunConfig, run_dir: Path, world: World = ALONE, sharding: Sharding = "ddp"):
@@ -77,10 +82,10 @@ class Trainer:
         self.device = this_device()
         self.dtype = recipe_dtype(config.train, self.device)
         with world.together():
-            own = ceiling(self.device, self.dtype, torch.get_num_threads())
+            rate = ceiling(self.device, self.dtype, torch.get_num_threads())
             if self.device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(self.device)  # what that took is not training's
-        self.ceiling = world.total([own])[0]
+                torch.cuda.reset_peak_memory_stats(self.device)  # the measurement's memory is not training's
+        self.ceiling = world.total([rate])[0]
         with world.together():
             require_tracker(config.train)
             self.tokenizer = load_tokenizer(config.data.tokenizer)
@@ -103,7 +108,7 @@ class Trainer:
         self.loader = BatchLoader(config, self.tokenizer, self.data, world)
         self.step, self.seconds = 0, 0.0
         self.skipped, self.spikes = 0, 0
-        self.recent_losses: list[float] = []  # losses of the last steps
+        self.recent_losses: list[float] = []
         self.restored_from, self.notes = world.on_first(self._find_checkpoint)
         self.writer = checkpoint.Writer(
             run_dir, world, self.sharding == "fsdp", config.train.milestones, self.restored_from
@@ -112,9 +117,8 @@ class Trainer:
             if self.restored_from is not None:
                 self._restore(self.restored_from)
         if self.sharding == "ddp":
-            # Without find_unused_parameters DDP fails for a layer that leaves one unused, and after its first step it
-            # makes its buckets anew: more than two addends would then add up in an order that depends on where the
-            # run was resumed.
+            # Without find_unused_parameters, DDP fails for a layer that leaves a parameter unused, and it rebuilds its
+            # buckets after the first step. Sums of more than two terms would then depend on where the run resumed.
             self.loss = DistributedDataParallel(
                 self.loss,
                 device_ids=[self.device.index] if self.device.type == "cuda" else None,
@@ -140,8 +144,10 @@ class Trainer:
         torch.set_rng_state(content["rng"])
 
     def save(self) -> None:
-        """Begin to write a checkpoint of this moment, when the one before is written. Raises what kept that one from
-        it: OSError, or PeerFailed beside the process that could not."""
+        """Start to write a checkpoint of the present state, after the previous one is written.
+
+        Raises OSError if the previous write failed here, PeerFailed if it failed in another process.
+        """
         self.writer.save(self.step, self._content())
 
     def _content(self) -> dict[str, Any]:
@@ -159,10 +165,10 @@ class Trainer:
         }
 
     def train_step(self) -> dict[str, float]:
-        """One optimiser step; returns its metrics, the same on all processes but for speed, memory and waiting.
+        """Train one optimiser step. Returns its metrics; speed, memory and waiting differ between processes.
 
-        A step whose loss or gradient is not finite in any process leaves the weights as they are in all, and is
-        counted. Raises TrainingStopped for one more of them than train.max_skipped.
+        If the loss or the gradient is not finite in any process, all leave the weights as they are, and the step counts
+        as skipped. Raises TrainingStopped if that makes more than train.max_skipped.
         """
         started, waited = time.perf_counter(), self.loader.waited
         with self.world.together():
@@ -170,17 +176,17 @@ class Trainer:
             tokens, counted = self.loader.rows(self.step)
         targets = int(self.world.total([int(counted.sum())])[0])
         self.optimizer.zero_grad(set_to_none=True)
-        own = 0.0
+        local_loss = 0.0  # this process's share of the mean loss
         parts = zip(tokens.chunk(self.pieces), counted.chunk(self.pieces), strict=True)
         for number, (piece, mask) in enumerate(parts, 1):
             with self._reduced_if(number == self.pieces):
                 with self._autocast():
                     summed = self.loss(piece.to(self.device), mask.to(self.device))
-                # DDP and FSDP take the mean over the processes; what is wanted is the sum.
+                # DDP and FSDP average gradients over the processes, but the step needs their sum.
                 (summed * self.world.size / targets).backward()
-            own += summed.item() / targets
+            local_loss += summed.item() / targets
         norm = clip_gradients(self.model.parameters(), self.config.train.clip)
-        loss, faults = self.world.total([own, not math.isfinite(norm)])
+        loss, faults = self.world.total([local_loss, not math.isfinite(norm)])
         at = position(self.config.data, self.step)
         rate = learning_rate(self.config.train, at.tokens, self.config.data.tokens)
         if faults or not math.isfinite(loss):
@@ -211,21 +217,21 @@ class Trainer:
         }
 
     def _skip_step(self, loss: float, norm: float, at: Position) -> None:
-        """Leave out the present step; TrainingStopped if it is one too many."""
-        what = f"step {self.step}: loss {loss}, gradient norm {norm}"
+        """Count the present step as skipped. Raises TrainingStopped if it is one too many."""
+        problem = f"step {self.step}: loss {loss}, gradient norm {norm}"
         batch = f"batch: seed {self.config.seed}, rows {at.phase.rows} from {at.rows}"
         if self.skipped == self.config.train.max_skipped:
             self.writer.wait()
             raise TrainingStopped(
-                f"{what}; {self.skipped} steps were skipped before, as many as train.max_skipped allows; last good "
+                f"{problem}; {self.skipped} steps were skipped before, as many as train.max_skipped allows; last good "
                 f"checkpoint: {self.writer.last or 'none'}; {batch}; lower train.lr or look at that batch"
             )
         self.skipped += 1
         if self.world.first:
-            log.warning(f"{what}; skipped, {self.skipped} of at most {self.config.train.max_skipped}; {batch}")
+            log.warning(f"{problem}; skipped, {self.skipped} of at most {self.config.train.max_skipped}; {batch}")
 
     def _record_loss(self, loss: float, at: Position) -> None:
-        """Add a step's loss to the recent ones, and say where it lies far above those of its phase."""
+        """Add the loss of the present step to the recent ones. A spike within its phase is counted and logged."""
         since = self.recent_losses[-(self.step - at.first) :] if self.step > at.first else []
         if is_spike(loss, since):
             self.spikes += 1
@@ -235,16 +241,16 @@ class Trainer:
 
     @property
     def mean_loss(self) -> float:
-        """Over the last LOG_EVERY steps that were not skipped, in nats; nan before the first."""
+        """Mean loss of the last LOG_EVERY steps that were not skipped, in nats per token; nan before the first."""
         last = self.recent_losses[-LOG_EVERY:]
         return sum(last) / len(last) if last else math.nan
 
     def weights_sha256(self) -> str:
-        """Of the weights as they are now. All processes call it."""
+        """SHA-256 of the present weights. All processes must call it."""
         return checkpoint.digest(self.model.state_dict())
 
     def _reduced_if(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Where gradients of a piece are computed: they go to the other processes with those of the last piece."""
+        """Context in which the gradients of a piece are computed: processes reduce them with the last piece only."""
         if self.sharding == "fsdp":
             self.loss.set_requires_gradient_sync(last)
             return contextlib.nullcontext()
@@ -256,10 +262,10 @@ class Trainer:
         return torch.autocast(self.device.type, self.dtype)
 
     def steps(self, stop: Callable[[], bool] | None = None) -> Iterator[dict[str, float]]:
-        """Train to the end, yielding each step's metrics; checkpoints are written behind steps on the way and the last.
+        """Train to the end and yield the metrics of each step. Checkpoints are written on the way and after the last.
 
-        stop: asked after every step by every process. When one says yes and steps are left, that step's checkpoint is
-        written and TrainingInterrupted raised by all. Nothing is being written any more then, nor at the end.
+        stop: called after every step in every process. If any says yes and steps are left, all write the checkpoint of
+        that step and raise TrainingInterrupted. When the iterator ends or raises that, all checkpoints are written.
         """
         total = self.config.data.steps
         while self.step < total:

@@ -14,13 +14,16 @@ from harness.model.loss import linear_cross_entropy
 
 
 def masked_loss(model: LanguageModel, tokens: Tensor, counted: Tensor) -> Tensor:
-    """Summed cross-entropy, in nats, over the counted targets; logits exist for those alone, and for few at a time."""
+    """Cross-entropy in nats, summed over the targets that count; a scalar.
+
+    tokens: [B, T + 1] int64. counted: [B, T] bool. Logits are computed for counted targets only, a few at a time.
+    """
     hidden, _ = model.hidden(tokens[:, :-1])
     return linear_cross_entropy(hidden[counted], model.head.weight, tokens[:, 1:][counted])
 
 
 class MaskedLoss(nn.Module):
-    """`masked_loss` as a module, for DDP and FSDP to see the forward pass that they reduce gradients of."""
+    """`masked_loss` as a module: DDP and FSDP must see the forward pass whose gradients they reduce."""
 
     def __init__(self, model: LanguageModel):
         super().__init__()
@@ -31,11 +34,12 @@ class MaskedLoss(nn.Module):
 
 
 def wrap_blocks(model: LanguageModel, config: TrainConfig) -> None:
-    """Recompute and compile the blocks of a model as its recipe says, in place; names of weights stay."""
+    """Make the blocks of a model recompute activations or run compiled, as the recipe says. In place; names of weights
+    do not change."""
     for block in model.blocks:
-        if config.compile:  # inside what recomputes, which dynamo leaves alone
+        if config.compile:  # inside the recomputation, which dynamo does not trace into
             block.forward = torch.compile(block.forward)
         if config.recompute:
-            block.forward = partial(  # no dropout anywhere: there is no random state to bring back
+            block.forward = partial(  # without dropout there is no random state to restore
                 torch.utils.checkpoint.checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
             )

@@ -44,7 +44,9 @@ def test_damaged_checkpoints_are_named_and_the_newest_sound_one_is_taken(tmp_pat
     found, (line,) = checkpoint.latest_sound(tmp_path)
     assert found == older and line.startswith(f"{newer}: {said}") and "the one before, step_00000001.pt" in line
     spoil(older)
-    with pytest.raises(checkpoint.CheckpointError, match=rf"{newer.name}: {said}.*no sound one; delete .*checkpoints"):
+    with pytest.raises(
+        checkpoint.CheckpointError, match=rf"{newer.name}: {said}.*no earlier one is intact; delete .*checkpoints"
+    ):
         checkpoint.latest_sound(tmp_path)
 
 
@@ -111,7 +113,7 @@ def test_a_folder_with_a_damaged_file_is_named_and_the_one_before_is_taken(
     said = {"flipped": "damaged, its SHA-256 is not the recorded one", "missing": "the file is missing"}[fault]
     found, (line,) = checkpoint.latest_sound(tmp_path)
     assert found == older
-    assert line == f"{path}: {said}; going on from the one before, step_00000001.dcp"
+    assert line == f"{path}: {said}; resuming from the one before, step_00000001.dcp"
     with pytest.raises(checkpoint.CheckpointError, match=rf"{file}: {said}; delete .*train.json and submit again"):
         checkpoint.load(newer)
 

@@ -487,11 +487,11 @@ def test_one_process_needs_no_environment(size: str | None, monkeypatch: pytest.
     ("environment", "message"),
     [
         ({"WORLD_SIZE": "4", "RANK": "0", "MASTER_ADDR": "h"}, "WORLD_SIZE: 4 .* lacks LOCAL_RANK, MASTER_PORT; start"),
-        ({"WORLD_SIZE": "many"}, "WORLD_SIZE: 'many' in the environment is no whole number"),
-        ({"WORLD_SIZE": "0"}, "WORLD_SIZE: 0 is no number of processes; give at least 1"),
+        ({"WORLD_SIZE": "many"}, "WORLD_SIZE: 'many' in the environment is not a whole number"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE: 0 is not a number of processes; give at least 1"),
         (
             {"WORLD_SIZE": "2", "RANK": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "h", "MASTER_PORT": "1"},
-            "RANK: 2 is no place among WORLD_SIZE=2 processes; give 0 to 1",
+            "RANK: 2 is not a rank among WORLD_SIZE=2 processes; give 0 to 1",
         ),
     ],
 )

@@ -168,10 +168,10 @@ def test_hours_are_measured_where_every_phase_has_a_rate_and_else_come_from_the_
 @pytest.mark.parametrize(
     ("tflops", "utilisation", "message"),
     [
-        (0, 0.4, r"tflops: 0 is no rate"),
-        (float("inf"), 0.4, r"tflops: inf is no rate"),
-        (989, 0, r"utilisation: 0 is no part"),
-        (989, 40, r"utilisation: 40 is no part of a rate; give more than 0 and at most 1"),
+        (0, 0.4, r"tflops: 0 is not a rate"),
+        (float("inf"), 0.4, r"tflops: inf is not a rate"),
+        (989, 0, r"utilisation: 0 is not a share"),
+        (989, 40, r"utilisation: 40 is not a share of a rate; give more than 0 and at most 1"),
     ],
 )
 def test_a_rate_that_is_none_is_refused(tflops: float, utilisation: float, message: str) -> None:

@@ -355,7 +355,7 @@ def test_a_tracker_that_is_missing_or_does_not_begin_is_named_before_training(
     config = run_config(small_data, "attention", tracker="wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_PROJECT", "no/project")
-    with pytest.raises(ValueError, match=r"train.tracker: wandb does not begin \(.*leave the field out"):
+    with pytest.raises(ValueError, match=r"train.tracker: wandb does not start \(.*leave the field out"):
         train(config, tmp_path)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"train.tracker: wandb is not installed; pip install wandb, or leave"):
@@ -376,6 +376,6 @@ def test_a_tracker_that_breaks_down_is_named_once_and_training_goes_on(
     monkeypatch.setattr(trackio, "finish", broken)
     config = run_config(small_data, "attention", steps=20, tracker="trackio")
     assert train(config, tmp_path).steps == 20 and len(lines(tmp_path)) == 2
-    assert caplog.messages == ["trackio takes no more metrics (gone); metrics.jsonl has them all"]
+    assert caplog.messages == ["trackio accepts no more metrics (gone); metrics.jsonl has them all"]
     untracked = config.model_copy(update={"train": config.train.model_copy(update={"tracker": None})})
     assert config.run_id == untracked.run_id
