@@ -1,10 +1,10 @@
-"""Running other projects' Triton kernels on a CPU, as they are, under Triton's interpreter.
+"""Run Triton kernels of other projects on a CPU, unchanged, under Triton's interpreter.
 
-Their kernels are autotuned, for which there is no driver; loop over plain integers and use instructions of PTX, which
-the interpreter does not know; ask for the GPU's properties; and Mamba-3's cast their inputs to bfloat16, on which the
-interpreter computes nonsense. `upstream_kernels` answers for all of that: the first configuration of each kernel is
-taken, loop counters are tensors as they are when compiled, approximate instructions give the exact value, and Mamba-3
-stays in fp32. What the kernels compute is theirs.
+These kernels need autotuning, for which the interpreter has no driver. They loop over plain integers and use PTX
+instructions, which it does not know. They ask for the GPU's properties, and Mamba-3's kernels cast their inputs to
+bfloat16, on which the interpreter computes nonsense. `upstream_kernels` fills all these gaps: each kernel runs its
+first configuration, loop counters are tensors as in compiled code, approximate instructions return the exact value, and
+Mamba-3 stays in fp32. The kernels' own code does not change.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def _first_configuration(self: Autotuner, *args, **kwargs):
 
 
 def _range(*bounds):
-    """`range` inside a kernel: counters are int32 tensors. Code around kernels in the same module keeps Python's."""
+    """Replace `range` in a module: inside kernels counters are int32 tensors, outside it is Python's `range`."""
     try:
         tl.full((), 0, tl.int32)
-    except ValueError:  # Triton's functions can be called within kernels only
+    except ValueError:  # Triton's functions only work inside kernels
         return builtins.range(*bounds)
     return _counters(*bounds)
 
@@ -53,7 +53,7 @@ def _inline_asm(self, text, constraints, values, types_, pure, pack):
 
 
 def _wide(tensor: TensorHandle) -> TensorHandle:
-    """bfloat16, which the interpreter keeps as its bits, as fp32."""
+    """Return a bfloat16 tensor, which the interpreter stores as bits, as fp32."""
     if tensor.dtype.scalar != tl.bfloat16:
         return tensor
     return TensorHandle((tensor.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
@@ -65,7 +65,7 @@ def _dot(self, a, b, d, *precision, compute=InterpreterBuilder.create_dot):
 
 @contextlib.contextmanager
 def upstream_kernels() -> Iterator[None]:
-    """Within, Triton kernels of fla and mamba-ssm run on CPU tensors. Where there is a GPU, nothing is changed."""
+    """Run Triton kernels of fla and mamba-ssm on CPU tensors within the block. With a GPU, change nothing."""
     if torch.cuda.is_available():
         yield
         return

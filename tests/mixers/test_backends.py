@@ -1,6 +1,6 @@
-"""Every mixer through its authors' kernels: the same function of the same weights as in torch.
+"""The choice of backends, and every mixer through its authors' kernels: the same function as in torch.
 
-The kernels run as they are under Triton's interpreter, in fp32; test_backends_gpu.py has them compiled, in bf16.
+The kernels run unchanged under Triton's interpreter, in fp32. test_backends_gpu.py runs them compiled, in bf16.
 """
 
 from __future__ import annotations
@@ -30,36 +30,36 @@ every_kernel = pytest.mark.parametrize(("name", "options"), CASES, ids=[f"{n}-{i
 interpreter_only = pytest.mark.skipif(
     torch.cuda.is_available(), reason="the interpreter is for CPUs; kernels are compiled or interpreted, not both"
 )
-# fp32 against fp32: both round at 6e-8 over chunks of 64 to 256 tokens; a wrong argument shows at 1e-2. Measured: 2e-6,
-# and 3e-5 for the gradients of A_log and dt_bias, sums over tokens that nearly cancel.
+# fp32 against fp32: both round at 6e-8 over chunks of 64 to 256 tokens, and a wrong argument costs 1e-2. Measured:
+# 2e-6, and 3e-5 for the gradients of A_log and dt_bias, whose sums over tokens nearly cancel.
 CLOSE = 1e-4
-# mamba-ssm's single step of Mamba-3 rounds state and query to bf16, 2^-8, for its last product.
+# mamba-ssm's decoding step of Mamba-3 rounds state and query to bf16, 2^-8, for its last product.
 STEP = {"mamba3_siso": 1e-2}
 
 
 def mixer(name: str, options: dict) -> Mixer:
     torch.manual_seed(3)
     built = build_mixer(name, D, options)
-    with torch.no_grad():  # weights that start as constants are to matter too
+    with torch.no_grad():  # so that weights that start as constants matter too
         for parameter in built.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return built
 
 
 def through_kernels(built: Mixer) -> Mixer:
-    """Ask for the kernels by name, in fp32 also where they refuse it because on a GPU they compute in bf16."""
+    """Choose the kernels by name, even in fp32 if they refuse it because they compute in bf16 on a GPU."""
     name = built.backends[0].name
     built.backends = (Backend(name, lambda device, dtype, config: None), TORCH)
     built.backend = name
     return built
 
 
-def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return ((found - wanted).norm() / wanted.norm().clamp_min(1e-12)).item()
+def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((actual - expected).norm() / expected.norm().clamp_min(1e-12)).item()
 
 
 def evaluate(built: Mixer, x: torch.Tensor, state: State | None, weights: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Output, state and the gradient of everything, of a loss in which output and state both count."""
+    """Return output, state and all gradients, for a loss that depends on both output and state."""
     leaves = {name: p for name, p in built.named_parameters()} | {"x": x.clone().requires_grad_()}
     entering = None
     if state is not None:
@@ -68,8 +68,8 @@ def evaluate(built: Mixer, x: torch.Tensor, state: State | None, weights: torch.
     y, after = built(leaves["x"], entering, return_state=True)
     loss = (y * weights).sum() + sum((value * value).sum() for key, value in after.items() if key != "angle")
     gradients = torch.autograd.grad(loss, list(leaves.values()))
-    found = {"y": y} | {f"after.{key}": value for key, value in after.items()}
-    return found | {f"d {name}": g for name, g in zip(leaves, gradients, strict=True)}
+    outputs = {"y": y} | {f"after.{key}": value for key, value in after.items()}
+    return outputs | {f"d {name}": g for name, g in zip(leaves, gradients, strict=True)}
 
 
 @interpreter_only
@@ -78,7 +78,7 @@ def test_kernels_give_the_outputs_states_and_gradients_of_torch(name: str, optio
     built = mixer(name, options)
     with torch.no_grad():
         _, state = built(torch.randn(2, 5, D), return_state=True)
-    # A length that is no multiple of a chunk behind a state, and a short one behind nothing.
+    # A length that is no multiple of a chunk, after a state; and a short one without a state.
     for entering, batch, steps in ((state, 2, 70), (None, 1, 9)):
         x, weights = torch.randn(2, batch, steps, D)
         built.backend = "torch"
@@ -161,7 +161,7 @@ def test_on_a_gpu_every_mixer_runs_on_kernels_in_bf16(pretended_gpu: pytest.Monk
         built = build_mixer(name, D, options)
         assert built.serving(GPU, torch.bfloat16) == built.backends[0].name != "torch"
         assert built.serving(GPU, torch.float64) == "torch"
-    # Mamba-3's kernels cast to bf16 whatever they are given.
+    # Mamba-3's kernels cast every input to bf16.
     assert "compute in bfloat16" in why("mamba3_siso", "mamba-ssm", torch.float32)
     assert build_mixer("mamba3_siso", D, SSM).serving(GPU, torch.float32) == "torch"
 

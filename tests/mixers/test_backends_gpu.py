@@ -1,4 +1,4 @@
-"""On a GPU, in bf16: every mixer on its kernels beside its authors' layer and the float64 form of the same weights."""
+"""On a GPU in bf16: every mixer's kernels against its authors' layer and the float64 form of the same weights."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ OPTIONS = {
     "mamba3_siso": SSM,
     "mamba3_mimo": SSM,
 }
-MAMBA_SSM = ("mamba3_siso", "mamba3_mimo")  # whose layers are mamba-ssm's; the others have one in fla
-# bf16 keeps 8 bits. Activations pass some ten roundings on the way to an output and as many again to a gradient; two
-# implementations round at other places, so each is held to the float64 form, and none may be far worse than the other.
+MAMBA_SSM = ("mamba3_siso", "mamba3_mimo")  # compared with mamba-ssm's layers, the others with fla's
+# bf16 keeps 8 bits. Activations pass about ten roundings on the way to an output, and as many again to a gradient. Two
+# implementations round at different places, so both are compared with the float64 form, and ours may not be far worse.
 OUTPUT, GRADIENT, WORSE = 10 * 2**-8, 20 * 2**-8, 2.0
 
 
@@ -44,7 +44,7 @@ def mixer(name: str) -> Mixer:
 
 
 def gradients(layer: nn.Module, x: torch.Tensor, weights: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Output and gradients, by name; in bf16 unless the layer is float64."""
+    """Return output and gradients by name, in bf16 unless the layer is float64."""
     x = x.clone().requires_grad_()
     with torch.autocast("cuda", torch.bfloat16, enabled=x.dtype != torch.float64):
         y = layer(x)
@@ -54,10 +54,10 @@ def gradients(layer: nn.Module, x: torch.Tensor, weights: torch.Tensor) -> dict[
     return {"y": y, "x": x.grad} | {name: p.grad for name, p in layer.named_parameters()}
 
 
-def errors(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> dict[str, float]:
+def errors(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> dict[str, float]:
     return {
-        key: ((found[key].double() - value).norm() / value.norm().clamp_min(1e-30)).item()
-        for key, value in wanted.items()
+        key: ((actual[key].double() - value).norm() / value.norm().clamp_min(1e-30)).item()
+        for key, value in expected.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""torch.compile takes a block of any mixer's torch form whole: one graph, and what it computes is the same."""
+"""torch.compile traces a block of any mixer's torch form as one graph, which computes the same."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from harness.experiments.matching import matched_config
 from harness.model.language_model import Block, build_model
 
 MIXERS = ("gdn2", "gated_deltanet", "kda", "mamba2", "mamba3_siso", "mamba3_mimo", "attention")
-TOKENS = 80  # more than one chunk of any mixer, the last one filled up
+TOKENS = 80  # more than one chunk of any mixer, the last one padded
 
 
 def block(mixer: str) -> Block:
@@ -27,13 +27,13 @@ def _nothing_compiled_before() -> None:
 
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_a_block_is_one_graph(mixer: str) -> None:
-    found = torch._dynamo.explain(block(mixer).forward)(inputs(), None, None, False)
-    assert (found.graph_count, found.graph_break_count) == (1, 0), [reason.reason for reason in found.break_reasons]
+    graphs = torch._dynamo.explain(block(mixer).forward)(inputs(), None, None, False)
+    assert (graphs.graph_count, graphs.graph_break_count) == (1, 0), [reason.reason for reason in graphs.break_reasons]
 
 
 @pytest.mark.parametrize("mixer", ["gated_deltanet", "mamba3_mimo"])
 def test_the_graph_computes_what_the_block_does(mixer: str) -> None:
-    # Without the code generator, which sums in another order, the operations are the same ones: equal bits.
+    # Without the code generator, which sums in another order, the operations are the same, so the bits are equal.
     built, x = block(mixer), inputs()
     parts = [x, *built.parameters()]
     eager, _ = built(x, None, None, False)

@@ -1,4 +1,4 @@
-"""Layers of flash-linear-attention as mixers, their kernels run by Triton's interpreter where there is no GPU."""
+"""Layers of flash-linear-attention as mixers. Their kernels run under Triton's interpreter, on a CPU."""
 
 import pytest
 import torch
@@ -44,13 +44,13 @@ def mixer(layer: str, **more: object) -> Mixer:
     built = build_mixer(f"fla:{layer}", D, OPTIONS[layer] | more)
     with torch.no_grad():
         for parameter in built.parameters():
-            if not parameter.any():  # some start at zero, where much of a layer cannot be seen
+            if not parameter.any():  # some start at zero, which hides much of a layer
                 parameter.normal_(0, 0.1)
     return built.eval()
 
 
 def close(layer: str) -> dict[str, float]:
-    # MesaNet rounds q and k to fp16 in chunks and not in single steps: 2^-11 each, and a solver behind them.
+    # MesaNet rounds q and k to fp16 in chunks but not in single steps: 2^-11 each, and a solver amplifies it.
     return {"rtol": 5e-3, "atol": 1e-2} if layer == "MesaNet" else CLOSE
 
 
@@ -79,25 +79,25 @@ def test_whole_equals_pieces_equals_token_by_token_and_a_state_is_left_as_it_was
         for cuts in ([0, 4, 5, 9], list(range(10))):
             state, outputs = None, []
             for a, b in zip(cuts, cuts[1:], strict=False):
-                given, kept = state, None if state is None else {key: value.clone() for key, value in state.items()}
-                y, state = built(x[:, a:b], given, return_state=True)
+                start, copy = state, None if state is None else {key: value.clone() for key, value in state.items()}
+                y, state = built(x[:, a:b], start, return_state=True)
                 outputs.append(y)
-                assert given is None or all(torch.equal(given[key], value) for key, value in kept.items())
+                assert start is None or all(torch.equal(start[key], value) for key, value in copy.items())
             torch.testing.assert_close(torch.cat(outputs, 1), whole, **close(layer))
             assert state.keys() == final.keys() and state["length"].tolist() == [9, 9]
             for key, value in final.items():
                 torch.testing.assert_close(state[key], value, **close(layer))
 
 
-# The others have one form, or are seen in both within twelve tokens.
+# The excluded layers have only one form, or show both forms within twelve tokens.
 @pytest.mark.parametrize("layer", sorted(set(OPTIONS) - {"Mamba", "Mamba2", "MesaNet"}))
 @torch.no_grad()
 def test_chunks_and_single_steps_share_a_state(layer: str) -> None:
-    built, x = mixer(layer), torch.randn(1, 66, D)  # fla's layers compute up to 64 tokens step by step
-    # Chunks multiply and divide by products of decays: some bits less than steps.
+    built, x = mixer(layer), torch.randn(1, 66, D)  # fla's layers run up to 64 tokens step by step
+    # Chunks multiply and divide by products of decays, which costs some bits against single steps.
     loose = {"rtol": 1e-3, "atol": 1e-4}
     if KNOWN[layer].no_fp32:
-        built, x, loose = built.half(), x.half(), {"rtol": 1e-2, "atol": 5e-3}  # 2^-11 a rounding
+        built, x, loose = built.half(), x.half(), {"rtol": 1e-2, "atol": 5e-3}  # 2^-11 per rounding
     with upstream_kernels():
         whole, final = built(x, return_state=True)
         first, state = built(x[:, :20], return_state=True)
@@ -119,7 +119,7 @@ def test_packed_equals_separate_and_states_can_be_joined_and_reordered(layer: st
         second, long = built(x[:, 5:], return_state=True)
         for y in (native, grouped):
             torch.testing.assert_close(y, torch.cat([first, second], 1), **CLOSE)
-        # Rows that have seen 5 and 7 tokens, together and in the other order.
+        # Rows that have seen 5 and 7 tokens, in one batch and in reversed order.
         y, _ = built(step, after)
         torch.testing.assert_close(y[:1], built(step[:1], short)[0], **CLOSE)
         torch.testing.assert_close(y[1:], built(step[1:], long)[0], **CLOSE)

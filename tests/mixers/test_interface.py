@@ -1,4 +1,4 @@
-"""What every mixer promises, checked on all of them through the interface alone."""
+"""Promises of the interface, checked on every mixer, and errors about its options."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ CASES = [(name, options) for name, options in OPTIONS.items()] + [
     ("gdn2", DELTA | {"erase_gate": "scalar", "write_gate": "scalar", "erase_range": 2}),
 ]
 every_mixer = pytest.mark.parametrize(("name", "options"), CASES, ids=[f"{n}-{i}" for i, (n, _) in enumerate(CASES)])
-# float64 throughout: two orders of the same sums differ by some 1e-15, a wrong state by 1e-3.
+# float64 throughout: two orders of the same sums differ by about 1e-15, a wrong state by 1e-3.
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
 
 
@@ -63,10 +63,10 @@ def test_packed_equals_separate_with_and_without_a_state(name: str, options: dic
     for state in (None, start):
         packed, after = m(x, state, cu_seqlens=offsets, return_state=True)
         for i, (a, b) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
-            own = None if state is None else index_state(state, [i])
-            alone, alone_after = m(x[:, a:b], own, return_state=True)
+            entering = None if state is None else index_state(state, [i])
+            alone, alone_after = m(x[:, a:b], entering, return_state=True)
             torch.testing.assert_close(packed[:, a:b], alone, **CLOSE)
-            # And what follows from the state is the same too, however the joined state is laid out.
+            # The next token is the same too, whatever the layout of the joined state.
             step = torch.randn(1, 1, D, dtype=torch.float64)
             y, _ = m(step, index_state(after, [i]))
             y_alone, _ = m(step, alone_after)
@@ -105,10 +105,10 @@ def test_states_can_be_repeated_reordered_and_joined(name: str, options: dict) -
 def test_a_given_state_is_left_as_it_was(name: str, options: dict) -> None:
     m = mixer(name, options)
     _, state = m(torch.randn(2, 9, D, dtype=torch.float64), return_state=True)
-    kept = {key: value.clone() for key, value in state.items()}
+    before = {key: value.clone() for key, value in state.items()}
     for steps in (1, 20):
         m(torch.randn(2, steps, D, dtype=torch.float64), state, return_state=True)
-    for key, value in kept.items():
+    for key, value in before.items():
         assert torch.equal(state[key], value)
 
 
@@ -133,7 +133,7 @@ def test_bf16_activations_keep_an_fp32_state(name: str, options: dict) -> None:
         y16, state = m(x.bfloat16(), return_state=True)
     if "recurrent" in state or "ssm" in state:
         assert state.get("recurrent", state.get("ssm")).dtype == torch.float32
-    # bf16 keeps 8 bits: 2^-8 a rounding, some ten of them in a row.
+    # bf16 keeps 8 bits: 2^-8 per rounding, about ten of them in a row.
     assert (y16.float() - y).norm() / y.norm() < 0.05
 
 

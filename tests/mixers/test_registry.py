@@ -1,4 +1,4 @@
-"""Mixers from elsewhere: installed packages, and single files, down to a job that trains one."""
+"""Mixers of installed packages and of single files, up to a job that trains one. Crosses all rooms on purpose."""
 
 import json
 import os
@@ -69,7 +69,7 @@ def mixer_file(tmp_path: Path) -> Path:
 
 
 def distribution(folder: Path, name: str, module: str, entry_points: str) -> None:
-    """What pip leaves of a package with one module."""
+    """Write the files that pip installs for a package with one module."""
     (folder / f"{name}.py").write_text(module)
     info = folder / f"{name}-1.0.dist-info"
     info.mkdir()

@@ -1,6 +1,6 @@
-"""Published layers and our mixers on the same weights: one function, in both directions.
+"""Published layers and our mixers compute the same function of the same weights, in both directions.
 
-The layers' Triton kernels run under Triton's interpreter; test_backends_gpu.py has them compiled.
+The layers' Triton kernels run under Triton's interpreter; test_backends_gpu.py runs them compiled.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tests.mixers.interpreter import upstream_kernels
 
 D = 32
 DELTA = {"hidden_size": D, "head_dim": 16, "num_heads": 1, "num_v_heads": 2, "layer_idx": 0}
-# fp32 in both, sums in other orders over 40 tokens: measured 3e-6, and 3e-5 for the gradient of A_log, whose terms
-# nearly cancel. A gate of another kind shows at 1e-1.
+# fp32 in both, with sums over 40 tokens in other orders. Measured: 3e-6, and 3e-5 for the gradient of A_log, whose
+# terms nearly cancel. A wrong kind of gate costs 1e-1.
 CLOSE = 1e-4
 
 
@@ -49,7 +49,7 @@ LAYERS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "fla KimiDeltaAttention": ("fla", lambda: fla_layer("KimiDeltaAttention", **DELTA)),
     "fla GatedDeltaNet2": ("fla", lambda: fla_layer("GatedDeltaNet2", **DELTA)),
     "fla GatedDeltaNet2, b to 2": ("fla", lambda: fla_layer("GatedDeltaNet2", **DELTA, allow_neg_eigval=True)),
-    # One group: with more, this layer's form for a CPU hands them to other heads than its kernels and mamba-ssm do.
+    # One group: with several, this layer's CPU form assigns them to other heads than its kernels and mamba-ssm do.
     "fla Mamba2": ("fla", lambda: fla_layer("Mamba2", hidden_size=D, head_dim=16, state_size=16, layer_idx=0)),
     "fla Mamba3 SISO": ("fla", fla_mamba3),
     "mamba-ssm Mamba2": (
@@ -63,14 +63,14 @@ every_layer = pytest.mark.parametrize("name", LAYERS)
 
 def randomised(layer: nn.Module) -> nn.Module:
     torch.manual_seed(5)
-    with torch.no_grad():  # weights that start as constants are to matter too
+    with torch.no_grad():  # so that weights that start as constants matter too
         for parameter in layer.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     return layer
 
 
 def run(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    if type(layer).__module__ == "fla.layers.mamba3":  # its forward refuses a CPU; what it calls does not
+    if type(layer).__module__ == "fla.layers.mamba3":  # only its forward refuses a CPU
         return layer.cuda_kernels_forward(x)[0]
     y = layer(x)
     return y[0] if isinstance(y, tuple) else y
@@ -78,7 +78,7 @@ def run(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """fla looks for mamba-ssm when its own layers are imported, which may have been before it could be."""
+    """Give fla mamba-ssm's kernels: fla looks for them on import, which may have come too early."""
     import fla.layers.mamba2 as fla_mamba2
     import fla.layers.mamba3 as fla_mamba3
 
@@ -122,13 +122,13 @@ def test_a_mixer_becomes_the_published_layer_and_comes_back(name: str) -> None:
     assert set(theirs) == set(layer.state_dict())
     for key, value in layer.state_dict().items():
         assert torch.equal(theirs[key], value)
-    next(iter(again.parameters())).data.add_(1)  # a copy: the mixer does not see it
+    next(iter(again.parameters())).data.add_(1)  # the layer holds a copy, so the mixer does not change
     assert torch.equal(next(iter(mixer.parameters())), next(iter(layer.parameters())))
     assert from_upstream(to_upstream(mixer, library)).config == mixer.config
 
 
 def test_mimo_moves_to_both_libraries_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Where TileLang is missing mamba-ssm refuses to build the layer; its weights do not need the kernels.
+    # Without TileLang mamba-ssm refuses to build the layer, although its weights do not need the kernels.
     monkeypatch.setattr(mamba_ssm("modules.mamba3"), "mamba3_mimo_combined", object())
     mixer = randomised(build_mixer("mamba3_mimo", D, {"head_dim": 16, "d_state": 16, "rank": 2}))
     for library in ("fla", "mamba-ssm"):
