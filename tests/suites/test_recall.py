@@ -13,7 +13,7 @@ from harness.data.tokenizer import load_tokenizer
 from harness.tables.comparison import comparison
 from suites.recall import Config, Recall, questions
 from suites.shared.lm_requests import fingerprint
-from tests.harness.tables.test_comparison import record, store
+from tests.harness.tables.table_records import record, store
 
 DIFFICULTIES = {"pairs": [2, 8], "rewrites": [1, 5], "writes": [4, 60], "shared": [1, 2, 4]}
 

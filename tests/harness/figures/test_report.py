@@ -1,4 +1,4 @@
-"""The page to share holds all that it shows."""
+"""The report is one page that needs no other file."""
 
 import re
 import shutil

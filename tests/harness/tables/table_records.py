@@ -1,4 +1,4 @@
-"""Hand-made records of the tests of tables, through the real store."""
+"""Hand-made records for the tests of tables, written and read through the real store."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def record(label: str, task: str, metric: str, value: float, stderr: float | Non
 
 
 def store(folder, records: list[Record]) -> pd.DataFrame:
-    """The records through the real store: written by run and suite, and loaded."""
+    """Write records by run and suite, and load them as a frame."""
     by_file: dict[tuple[str, str], list[Record]] = {}
     for r in records:
         by_file.setdefault((r.run, r.suite), []).append(r)
@@ -110,16 +110,18 @@ def expectation(table: str, **tolerance: float) -> Expected:
 
 
 def answers(mixer: str, layout: str, column: Column, shift: float) -> np.ndarray:
-    """0/1 scores at about the printed rate plus shift; the easiest items are the same for all mixers."""
+    """0/1 scores at about the printed rate plus `shift`; the easiest items are the same for all mixers."""
     share = printed_values()[mixer, layout, *column.key] + shift
     hard = np.random.default_rng(len(column.task)).random(ITEMS)
     return (hard < share).astype(float)
 
 
 def of_table2(folder: Path):
-    """(frame, runs, samples) of a small table 2: a stand-in for WikiText, LAMBADA without an error, per-sample scores,
-    a recurrent mixer with one task too few, one that failed, one whose records cannot be read, and in the hybrid layout
-    a mixer at a scale that is not the paper's."""
+    """(frame, runs, samples) of a small table 2 with per-sample scores.
+
+    It has a stand-in for WikiText, LAMBADA without an error, a recurrent mixer without one of the tasks, one that
+    failed, one whose records cannot be read, and a hybrid at another scale than the paper's.
+    """
     records, runs = [], []
     rows = [("gdn2", "recurrent", 0.1), ("gated_deltanet", "recurrent", 0.0), ("mamba2", "recurrent", -0.2)]
     for mixer, layout, shift in [*rows, ("attention", "attention", -0.1), ("gdn2", "hybrid", 0.0)]:
@@ -143,8 +145,10 @@ def of_table2(folder: Path):
 
 
 def of_table5(folder: Path):
-    """(frame, runs, samples) of a small table 5: two seeds of the whole model and of one with a scalar erase gate, with
-    every task behind its averages, and a variant of the paper's fourth row whose options are not known."""
+    """(frame, runs, samples) of a small table 5 with two seeds and every task of its averages.
+
+    The rows are the whole model, one with a scalar erase gate, and the paper's fourth variant with unknown options.
+    """
     variants = {
         "Gated DeltaNet-2": {"erase_gate": "channel", "write_gate": "channel", "erase_range": 1},
         "Gated DeltaNet-2, scalar erase gate": {"erase_gate": "scalar", "write_gate": "channel", "erase_range": 1},

@@ -1,6 +1,8 @@
-"""Tables byte for byte, in all four forms. After a change that is meant, `MIXERBENCH_WRITE_GOLDENS=1 pytest
-tests/harness/tables/test_forms.py` writes the files of tests/harness/tables/golden anew; read them before you commit
-them."""
+"""Tables byte for byte, in all four forms.
+
+After an intended change, `MIXERBENCH_WRITE_GOLDENS=1 pytest tests/harness/tables/test_forms.py` rewrites the files of
+tests/harness/tables/golden; read them before you commit them.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ import pytest
 from harness.tables.comparison import comparison
 from harness.tables.forms import Table
 from harness.tables.paper import paper_table, printed_table
-from tests.harness.tables.table_records import RUNS, expectation, golden_records, of_table2, of_table5, store
+from tests.harness.tables.table_records import RUNS, expectation, golden_records, of_table2, of_table5, record, store
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = ("comparison", "table2", "table5", "table3-printed", "table5-printed")
@@ -54,7 +56,7 @@ def test_tables_are_the_golden_ones_in_every_form(name, tmp_path):
 
 
 class Shape(html.parser.HTMLParser):
-    """Width of every row of a fragment, and that every tag is closed in turn."""
+    """Collects the width of every row of a fragment, and checks that tags are closed in order."""
 
     def __init__(self):
         super().__init__()
@@ -96,7 +98,7 @@ def test_every_form_is_well_made(name, tmp_path):
             assert len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1, line
     visible = re.sub(r"(?m)^%.*$", "", latex)
     assert not re.search(r"[±−–↑↓≈≠]", visible)
-    braces = re.sub(r"\\\\|\\[{}]", "", visible)  # without line breaks and braces that are text
+    braces = re.sub(r"\\\\|\\[{}]", "", visible)  # without line breaks and escaped braces
     assert braces.count("{") == braces.count("}")
     for environment in set(re.findall(r"\\begin\{(\w+)\}", visible)):
         assert visible.count(f"\\begin{{{environment}}}") == visible.count(f"\\end{{{environment}}}")
@@ -114,7 +116,7 @@ def test_latex_compiles_with_the_packages_that_it_names(tmp_path):
     command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "all.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=300)
     assert done.returncode == 0, done.stdout[-3000:]
-    # Longest lines of small print may stick out by some points, a table not.
+    # The longest lines of small print may stick out by a few points; a table must not.
     wide = [float(w) for w in re.findall(r"Overfull .hbox \((\S+)pt too wide", done.stdout)]
     assert "undefined" not in done.stdout and max(wide, default=0) < 30
 
@@ -125,3 +127,18 @@ def test_a_csv_has_one_header_and_numbers_below_it(tmp_path):
     assert len(set(header)) == len(header)
     numbers = [cell for row in rows[1:] for cell in row[3:] if cell]
     assert numbers and all(float(cell) == float(cell) for cell in numbers if not cell.startswith("not finite"))
+
+
+def test_wide_suites_are_split_by_metric(tmp_path):
+    records = [
+        record("gdn2", "s_niah_1", metric, 0.5, 0.1, suite="ruler", length=length)
+        for metric in ("contains", "needle_gain")
+        for length in range(100, 800, 100)
+    ]
+    titles = [title for title, _ in comparison(store(tmp_path, records)).sections()]
+    assert titles == ["ruler: contains", "ruler: needle gain, nats/token"]
+
+
+def test_a_bar_in_a_label_does_not_break_the_table(tmp_path):
+    text = comparison(store(tmp_path, [record("a|b", "piqa", "acc", 0.5, 0.1, mixer="gdn2")])).markdown()
+    assert "| recurrent | a\\|b | 50.0 ± 10.0" in text

@@ -1,4 +1,4 @@
-"""The paper's tables: its layout, averages, printed numbers beside ours, and what they tell apart."""
+"""The paper's tables: layout, averages, printed numbers next to ours, and which printed numbers differ."""
 
 from __future__ import annotations
 

@@ -1,0 +1,53 @@
+"""The tables of a collection are written in every form, in the paper's layout where the experiment measures one."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.experiments.load import load_experiment
+from harness.tables.collection import write_forms, write_table
+from harness.tables.paper import printed_table
+from tests.harness.tables.table_records import golden_records, of_table2, store
+
+
+@pytest.fixture
+def collected(tmp_path):
+    """A collection of a small table 2."""
+    frame, runs, _ = of_table2(tmp_path / "runs")
+    out = tmp_path / "out"
+    out.mkdir()
+    frame.drop(columns="file").to_parquet(out / "records.parquet")
+    runs.to_json(out / "runs.json", orient="records")
+    return out
+
+
+def written(folder):
+    return sorted(path.name for path in folder.iterdir() if path.suffix in (".md", ".tex", ".csv", ".html"))
+
+
+def test_a_table_is_written_in_four_forms_and_returned_as_markdown(collected):
+    shown = write_table(collected, None, allow_mixed=False)
+    assert written(collected) == ["table.csv", "table.html", "table.md", "table.tex"]
+    assert shown == (collected / "table.md").read_text() and "### language" in shown
+
+
+def test_an_experiment_of_the_paper_is_also_laid_out_as_the_papers_table(collected):
+    experiment = load_experiment("table2")
+    shown = write_table(collected, None, allow_mixed=False, experiment=experiment)
+    assert shown == (collected / "table2.md").read_text() and "Language modelling" in shown
+    assert len(written(collected)) == 8
+    only = write_table(collected, ["piqa_acc"], allow_mixed=False, experiment=experiment)
+    assert only == (collected / "table.md").read_text() and "boolq" not in only.partition("\n- ")[0]
+
+
+def test_a_folder_without_a_collection_is_refused(tmp_path):
+    store(tmp_path / "runs", golden_records())
+    with pytest.raises(ValueError, match="nothing collected there; run collect first"):
+        write_table(tmp_path, None, allow_mixed=False)
+
+
+def test_forms_are_named_after_the_table(tmp_path):
+    markdown = write_forms(tmp_path, "table3-printed", printed_table("table3"))
+    assert written(tmp_path) == [f"table3-printed.{form}" for form in ("csv", "html", "md", "tex")]
+    assert (tmp_path / "table3-printed.md").read_text() == markdown
+    assert "tab:table3-printed" in (tmp_path / "table3-printed.tex").read_text()

@@ -1,0 +1,81 @@
+"""Notes: what a reader is told about seeds, samples, baselines, training and failures."""
+
+from __future__ import annotations
+
+from harness.records.provenance import Provenance
+from harness.tables.comparison import comparison
+from harness.tables.notes import tasks_text
+from tests.harness.tables.table_records import CERTIFICATE, RUNS, golden_records, record, store
+
+
+def test_a_baseline_changes_no_note_about_the_models(tmp_path):
+    changes = {"version_torch": "2.12.0", "device": "Other CPU", "dtype": "float64", "git_commit": "f" * 40}
+    other = Provenance(**{**vars(CERTIFICATE), **changes, "git_dirty": True})
+    models = [record("gdn2", "novels", "word_perplexity", 40.0, 1.0, seed=seed) for seed in (1, 2)]
+    unigram = record(
+        "unigram", "novels", "word_perplexity", 900.0, None, layout="baseline", preset="none", certificate=other
+    )
+    alone, beside = (comparison(store(tmp_path / str(len(r)), r)) for r in (models, [*models, unigram]))
+    about_errors = "a number without ± has no known error, and its group of its column no marks"
+    assert [note for note in beside.notes if note != about_errors] == alone.notes
+    assert beside.provenance[:-1] == alone.provenance[:-1]
+    assert "seeds: 1, 2" in beside.notes and beside.provenance[-1].startswith("3 records")
+
+
+def test_a_cell_with_fewer_seeds_than_its_row_is_named(tmp_path):
+    records = [record("gdn2", "piqa", "acc", 0.5, 0.1, seed=s) for s in (0, 1)] + [
+        record("kda", "piqa", "acc", 0.5, 0.1, seed=s) for s in (0, 1)
+    ]
+    records.append(record("kda", "boolq", "acc", 0.6, 0.1, seed=0))
+    assert "fewer seeds: kda (recurrent) boolq_acc has 1 of 2" in comparison(store(tmp_path, records)).notes
+
+
+def test_notes_name_each_task_once(tmp_path):
+    records = [
+        record("gdn2", task, metric, 0.5, 0.1, 12, suite="ruler", length=length, stand_in="novels")
+        for task in ("s_niah_2", "mk_niah_1")
+        for length in (320, 512)
+        for metric in ("contains", "needle_logprob", "needle_gain")
+    ]
+    records += [record("gdn2", task, "acc", 0.5, 0.1, 12, stand_in="novels") for task in ("piqa", "boolq")]
+    records.append(record("gdn2", "piqa", "acc_norm", 0.5, 0.1, 9, stand_in="fewer"))
+    notes = comparison(store(tmp_path, records)).notes
+    everything = "piqa (acc), boolq and s_niah_2, mk_niah_1 @320/512"
+    assert f"[a] not the paper's measurement: {everything}: novels" in notes
+    assert "[b] not the paper's measurement: piqa (acc_n): fewer" in notes
+    assert f"samples a run: 12: {everything}; 9: piqa (acc_n)" in notes
+
+
+def test_what_runs_were_trained_on_is_said_and_marked_where_it_differs(tmp_path):
+    frame = store(tmp_path, [record(label, "piqa", "acc", 0.5, 0.1) for label in ("gdn2", "kda")])
+    runs = RUNS.assign(trained_on=["CPU, float32"] * 2 + ["GPU, bfloat16", None], mixture="90% prose, 10% recall")
+    notes = comparison(frame, runs=runs).notes
+    # The GPU run has failed, and no number of it is shown.
+    assert "trained on CPU, float32" in notes and "trained on mixture: 90% prose, 10% recall" in notes
+    runs["trained_on"] = ["CPU, float32", "GPU, bfloat16", "GPU, bfloat16", "CPU, float32"]
+    said = "MIXED, trained on CPU, float32: gdn2 (recurrent), attention (attention); GPU, bfloat16: kda (recurrent)"
+    assert said in comparison(frame, runs=runs).notes
+    assert not any("trained on" in note for note in comparison(frame, runs=RUNS).notes)
+
+
+def test_a_failed_run_is_named_with_its_reason_on_one_line(tmp_path):
+    notes = comparison(store(tmp_path, golden_records()), runs=RUNS).notes
+    assert "FAILED: mamba2 (recurrent, seed 0, run mamba2-recurrent-0): loss is nan at step 7" in notes
+
+
+def test_uncommitted_changes_and_the_number_of_records_are_part_of_the_provenance(tmp_path):
+    dirty = Provenance(**{**vars(CERTIFICATE), "git_dirty": True})
+    provenance = comparison(store(tmp_path, [record("gdn2", "piqa", "acc", 0.5, 0.1, certificate=dirty)])).provenance
+    assert "code: 0123456789 with uncommitted changes" in provenance
+    assert "1 records (schema 1) of runs gdn2-recurrent-0" in provenance
+
+
+def test_tasks_of_the_same_lengths_are_named_together(tmp_path):
+    lengths = {"s_niah_1": (320, 512), "s_niah_2": (320, 512), "mk_niah_1": (320,)}
+    records = [
+        record("gdn2", task, "contains", 0.5, 0.1, suite="ruler", length=length)
+        for task, own in lengths.items()
+        for length in own
+    ]
+    table = comparison(store(tmp_path, records))
+    assert tasks_text(table, table.columns) == "s_niah_1, s_niah_2 @320/512 and mk_niah_1 @320"
