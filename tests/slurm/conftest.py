@@ -1,4 +1,4 @@
-"""Clusters for tests that need a real Slurm: one a session, started when a test first asks for it."""
+"""Fixtures for tests that need a real Slurm: one cluster per session, started when a test first asks for it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def slurm_without_accounting() -> Iterator[MiniSlurm]:
 
 @pytest.fixture
 def slurm_at_hand(slurm_cluster: MiniSlurm, monkeypatch: pytest.MonkeyPatch) -> MiniSlurm:
-    """slurm_cluster, and what runs in this process finds it, too."""
+    """slurm_cluster, also for Slurm's commands that this process calls."""
     for name in os.environ.keys() - slurm_cluster.env.keys():
         monkeypatch.delenv(name)
     for name in ("SLURM_CONF", "PATH"):

@@ -22,10 +22,10 @@ def plans(tmp_path: Path) -> list[RunPlan]:
     """The runs of table 5, evaluated on one task each."""
     found = []
     for i, config in enumerate(expand(load_experiment("table5"), 32000, "0" * 64)):
-        work = RunPlan(config, tmp_path / "runs" / config.run_id, {"language": Evaluation({})}, [])
+        run = RunPlan(config, tmp_path / "runs" / config.run_id, {"language": Evaluation({})}, [])
         measured = record(config.label, "lambada", "perplexity", 11.0 + i, 0.1, mixer="gdn2", preset=config.preset)
-        write_records(work.folder, "language", [replace(measured, run=config.run_id)])
-        found.append(work)
+        write_records(run.folder, "language", [replace(measured, run=config.run_id)])
+        found.append(run)
     return found
 
 
@@ -56,8 +56,8 @@ def test_a_run_whose_records_cannot_be_read_is_said_and_does_not_stop_the_others
     shown = write_table(tmp_path / "out", None, False)
     assert "| recurrent | Gated DeltaNet-2, scalar erase gate | unreadable |" in shown
     assert "UNREADABLE: Gated DeltaNet-2, scalar erase gate" in shown and "schema 2 is newer" in shown
-    for work in plans:
-        path = work.folder / "records" / "language.jsonl"
+    for run in plans:
+        path = run.folder / "records" / "language.jsonl"
         path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))
     with pytest.raises(ValueError, match="line 1: schema 2 is newer than this version reads, 1; update the project"):
         collect(plans, tmp_path / "out", "test")

@@ -67,20 +67,20 @@ def test_a_job_that_is_killed_or_told_to_leave_starts_again_and_ends_with_the_sa
     data = data_config(small_data, steps=150)
     path = experiment(tmp_path, small_data, mixers=["gated_deltanet"], train=recipe, data=data)
     runs = tmp_path / "runs"
-    (work,) = plan(load_experiment(path), runs)
+    (run,) = plan(load_experiment(path), runs)
     command = [*RUN, "submit", str(path), "--runs", str(runs)]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    wait_for((work.folder / "checkpoints" / "index.json").exists)
-    os.kill(json.loads((work.folder / "state" / "train.json").read_text())["pid"], number)
+    wait_for((run.folder / "checkpoints" / "index.json").exists)
+    os.kill(json.loads((run.folder / "state" / "train.json").read_text())["pid"], number)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    (ended,) = [event for event in RunFolder(work.folder).read_attempts(TRAIN) if event["event"] == "ended"]
+    (ended,) = [event for event in RunFolder(run.folder).read_attempts(TRAIN) if event["event"] == "ended"]
     assert ended["outcome"] == ("failed" if number == signal.SIGKILL else "left")
-    summary = RunFolder(work.folder).read_summary()
+    summary = RunFolder(run.folder).read_summary()
     assert summary is not None
-    assert summary.weights_sha256 == train(work.config, tmp_path / "uninterrupted").weights_sha256
-    kept = yaml.safe_load((work.folder / "config.yaml").read_text())
-    assert kept["seed"] == work.config.seed
+    assert summary.weights_sha256 == train(run.config, tmp_path / "uninterrupted").weights_sha256
+    kept = yaml.safe_load((run.folder / "config.yaml").read_text())
+    assert kept["seed"] == run.config.seed
 
 
 def test_a_run_that_fails_twice_alike_is_given_up_the_others_are_finished_and_retry_tries_again(
@@ -114,17 +114,17 @@ def test_an_interrupted_submit_stops_its_jobs_and_status_says_so(tmp_path: Path,
     data = data_config(small_data, steps=2000)
     path = experiment(tmp_path, small_data, mixers=["gated_deltanet"], data=data)
     runs = tmp_path / "runs"
-    (work,) = plan(load_experiment(path), runs)
+    (run,) = plan(load_experiment(path), runs)
     # As a shell starts it in the background: with ^C ignored, which processes hand on.
     command = ["bash", "-c", 'trap "" INT; exec "$@"', "bash", *RUN, "submit", str(path), "--runs", str(runs)]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    wait_for((work.folder / "checkpoints" / "index.json").exists)
+    wait_for((run.folder / "checkpoints" / "index.json").exists)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1 and "interrupted; the same command continues" in output
     status = cli.invoke(app, ["status", str(path), "--runs", str(runs)])
     assert "stopped" in status.output
-    assert not at_work(work.folder, TRAIN)
+    assert not at_work(run.folder, TRAIN)
 
 
 def test_two_submits_at_once_train_every_run_once_and_both_wait_for_the_end(tmp_path: Path, small_data: Path) -> None:
@@ -135,18 +135,18 @@ def test_two_submits_at_once_train_every_run_once_and_both_wait_for_the_end(tmp_
     for process in both:
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
-    for work in plan(load_experiment(path), runs):
-        assert not work.missing
+    for run in plan(load_experiment(path), runs):
+        assert not run.missing
         for unit in (TRAIN, "recall"):
-            assert [event["event"] for event in RunFolder(work.folder).read_attempts(unit)] == ["started"]
+            assert [event["event"] for event in RunFolder(run.folder).read_attempts(unit)] == ["started"]
 
 
 def test_a_run_that_another_process_works_on_is_not_touched(tmp_path: Path, small_data: Path) -> None:
     path = experiment(tmp_path, small_data, mixers=["attention"])
-    (work,) = plan(load_experiment(path), tmp_path / "runs")
+    (run,) = plan(load_experiment(path), tmp_path / "runs")
     options = ["--run", "attention", "--runs", str(tmp_path / "runs")]
-    with exclusively(work.folder, TRAIN):
+    with exclusively(run.folder, TRAIN):
         result = cli.invoke(app, ["train", str(path), *options])
     assert result.exit_code == 1
     assert "another process is working on train of this run; wait for it or stop it" in result.output
-    assert RunFolder(work.folder).read_summary() is None
+    assert RunFolder(run.folder).read_summary() is None

@@ -25,8 +25,8 @@ def plans(tmp_path: Path, small_data: Path) -> list[RunPlan]:
     return plan(load_experiment(path), tmp_path / "runs")
 
 
-def arrays(plans: list[RunPlan], works: list[Pending], limit: int = 1000) -> dict:
-    made = graph(load_experiment("demo"), works, Path("sub"), Path("runs"), "command", limit)
+def arrays(plans: list[RunPlan], pending: list[Pending], limit: int = 1000) -> dict:
+    made = graph(load_experiment("demo"), pending, Path("sub"), Path("runs"), "command", limit)
     assert [array.name for array in made][0] == "prepare" and [array.name for array in made][-1] == "collect"
     known: set[str] = set()
     for array in made:  # nothing waits for what is submitted after it
@@ -62,12 +62,12 @@ def test_arrays_are_no_longer_than_the_cluster_allows(plans: list[RunPlan]) -> N
 
 
 def test_what_is_trained_is_only_evaluated_and_what_another_job_trains_is_waited_for(plans: list[RunPlan]) -> None:
-    works = [
+    pending = [
         Pending(plans[0], plans[0].missing),
         Pending(plans[1], ["ruler@256"]),
         Pending(plans[2], ["recall"], "12_3"),
     ]
-    found = arrays(plans, works)
+    found = arrays(plans, pending)
     assert [job.folder for job in found["train-0"].tasks] == [plans[0].folder]
     assert [job.folder for job in found["ruler@256-trained-0"].tasks] == [plans[1].folder]
     assert found["ruler@256-trained-0"].after == [("afterok", "prepare")]
@@ -81,7 +81,7 @@ def test_units_that_somebody_does_or_whose_training_has_failed_are_left_out(plan
     write_status(evaluation.folder, "recall", "failed", "no data")
     write_status(lost.folder, TRAIN, "queued", job="7_9")
     todo, left_out = to_do(plans, Queue({"7_0": ("RUNNING", "n1", "")}))
-    assert [(work.plan, work.units, work.after) for work in todo] == [
+    assert [(run.plan, run.units, run.after) for run in todo] == [
         (training, training.missing[1:], "7_0"),
         (evaluation, evaluation.missing, ""),
         (lost, lost.missing, ""),

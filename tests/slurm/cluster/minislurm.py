@@ -1,4 +1,6 @@
-"""A real Slurm on one machine, for tests: munge, MariaDB, slurmdbd, slurmctld and some slurmd, all below one folder.
+"""A real Slurm cluster on one machine, for tests, with all its daemons and files in one folder.
+
+It consists of munge, MariaDB, slurmdbd, slurmctld and one slurmd per node.
 
     bash tests/slurm/cluster/install.sh                      # once, as root
     python3 tests/slurm/cluster/minislurm.py up /tmp/s1      # options: NODES=2 CPUS=16 GPUS=2 ACCOUNTING=1 PORT0=20000
@@ -6,11 +8,11 @@
     sinfo; srun -N2 hostname
     python3 tests/slurm/cluster/minislurm.py down /tmp/s1    # stops what it started and removes the folder
 
-Runs as root or as a user, who then is the cluster's administrator; without PORT0 it takes ports that are free, so that
-several run side by side. Nothing is read or written in /etc/slurm, /etc/munge, /run and /var. GPUs are character
-devices that nobody drives: Slurm counts them and sets CUDA_VISIBLE_DEVICES. Partitions: debug (the default), short (at
-most 30 minutes), low and high (whose jobs requeue those of low). Accounting knows the account `lab` and the QOS `long`
-and refuses others. Needs the standard library alone.
+It runs as root or as an ordinary user, who becomes the cluster's administrator. Without PORT0 it takes free ports, so
+that several clusters can run side by side. It reads and writes nothing in /etc/slurm, /etc/munge, /run and /var. GPUs
+are character devices without a driver: Slurm counts them and sets CUDA_VISIBLE_DEVICES. Partitions: debug (the
+default), short (at most 30 minutes), low, and high (whose jobs preempt those of low by requeueing them). Accounting
+knows the account `lab` and the QOS `long` and refuses others. The module needs only the standard library.
 """
 
 from __future__ import annotations
@@ -33,18 +35,21 @@ from pathlib import Path
 
 # Debian keeps the daemons in sbin, which is not on an ordinary user's PATH.
 PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
-LONGEST_BASE = 60  # characters: the path of a unix socket ends at 107, and slurmstepd's has 40 of its own
+LONGEST_BASE = 60  # characters: a unix socket's path has at most 107, and slurmstepd appends 40
 
 
 def installed() -> bool:
-    """Whether install.sh has run."""
+    """Whether all of Slurm's programs are installed."""
     return all(shutil.which(name, path=PATH) for name in ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd"))
 
 
 @dataclass(frozen=True)
 class MiniSlurm:
-    """A cluster below `base`, an absolute and short path, with `nodes` nodes n1, n2, ... of `cpus` CPUs and `gpus` fake
-    GPUs each. port: the first of ten ports and one a node. Nothing runs before `start`."""
+    """A cluster in the folder `base`. Nothing runs before `start`.
+
+    base: short absolute path. nodes: number of nodes, called n1, n2, ... cpus, gpus: per node; the GPUs are fake.
+    port: first of 10 + `nodes` consecutive ports.
+    """
 
     base: Path
     nodes: int = 2
@@ -55,35 +60,37 @@ class MiniSlurm:
 
     @property
     def conf(self) -> str:
-        """What SLURM_CONF must be for every client."""
+        """The value of SLURM_CONF for every client."""
         return str(self.base / "etc/slurm.conf")
 
     @property
     def env(self) -> dict[str, str]:
-        """The environment for subprocesses: this process' without traces of another Slurm, and with SLURM_CONF."""
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
-        return kept | {"SLURM_CONF": self.conf, "PATH": PATH}
+        """The environment for subprocesses: this process's, with this cluster's SLURM_CONF and no other Slurm's."""
+        variables = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
+        return variables | {"SLURM_CONF": self.conf, "PATH": PATH}
 
     def run(self, *command: str, timeout: float = 60, **options: object) -> str:
-        """What a command writes to stdout, on this cluster; RuntimeError with its stderr when it fails."""
+        """Run a command on this cluster and return its stdout. Raises RuntimeError with its stderr if it fails."""
         done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=timeout, **options)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}: exit {done.returncode}: {done.stderr.strip()}")
         return done.stdout
 
     def squeue(self) -> list[dict[str, str]]:
-        """A row a job or array task that has not ended: id (`7` or `7_0`), name, state and reason."""
+        """One row per unfinished job or array task: id (`7` or `7_0`), name, state and reason."""
         rows = self.run("squeue", "-h", "-r", "-o", "%i|%j|%T|%r").splitlines()
         return [dict(zip(("id", "name", "state", "reason"), row.split("|"), strict=True)) for row in rows]
 
     def sacct(self, job: str) -> dict[str, str]:
-        """The accounted state of a job, or of each task of an array that has started, by id; seconds behind the
-        truth."""
+        """The state of a job, or of each started task of an array, in the accounting, by id. It lags by seconds."""
         rows = self.run("sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", job).splitlines()
         return dict(row.split("|") for row in rows)
 
     def wait(self, condition: Callable[[], object], what: str, seconds: float = 60) -> None:
-        """Until the condition holds; TimeoutError with `what`, the queue and the controller's last words."""
+        """Wait until the condition holds.
+
+        Raises TimeoutError with `what`, the queue and the end of the daemons' logs.
+        """
         end = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > end:
@@ -91,8 +98,7 @@ class MiniSlurm:
             time.sleep(0.1)
 
     def start(self) -> MiniSlurm:
-        """Bring everything up and wait until all nodes are idle. What was started before a failure still runs then:
-        `stop` ends it."""
+        """Start everything and wait until all nodes are idle. After a failure, `stop` ends what did start."""
         if len(str(self.base)) > LONGEST_BASE:
             raise ValueError(f"base: {self.base} is longer than {LONGEST_BASE} characters; use a folder in /tmp")
         for folder in ("etc", "run", "log", "state", "munge", *(f"spool/n{i + 1}" for i in range(self.nodes))):
@@ -109,46 +115,47 @@ class MiniSlurm:
         return self
 
     def stop_controller(self) -> None:
-        """End slurmctld; jobs go on, and clients get no answer until `start_controller`."""
+        """End slurmctld. Jobs continue, and clients get no answer until `start_controller`."""
         _end(self.base / "run/slurmctld.pid", "slurmctld")
 
     def start_controller(self) -> None:
-        """Start slurmctld again with the state that it has saved."""
+        """Start slurmctld again, from its saved state."""
         self._daemon("slurmctld")
         self.wait(self._all_known, "the controller to answer and the nodes to register", 30)
 
     def restart_controller(self) -> None:
+        """Stop and start slurmctld."""
         self.stop_controller()
         self.start_controller()
 
     def cut_off(self, node: str) -> None:
-        """End a node's slurmd alone: the controller cannot reach the node, whose jobs go on without hearing of it."""
+        """End only a node's slurmd: the controller cannot reach the node, whose jobs continue unaware."""
         _end(self.base / f"run/slurmd.{node}.pid", "slurmd")
 
     def switch_off(self, node: str) -> None:
-        """End a node with everything on it at once, as a loss of power does: nothing says a last word or cleans up."""
+        """Kill a node with everything on it at once, as a power failure does: nothing can clean up."""
         name = f"SLURMD_NODENAME={node}".encode()
         daemon = _alive_of(self.base / f"run/slurmd.{node}.pid", "slurmd")
         of_jobs = [pid for pid in self.processes() if name in _environment(pid)]
-        # Their slurmstepd has not the node's name in its own environment.
+        # A slurmstepd does not have the node's name in its own environment.
         steps = {parent for pid in of_jobs if _read(parent := _parent(pid), "comm").strip() == b"slurmstepd"}
         ending = [*([daemon] if daemon else []), *steps, *of_jobs]
-        for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first, so that none sees another one end
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first, so that none sees another one die
             for pid in ending:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
 
     def give_up(self, node: str) -> None:
-        """Call a node down, as an operator does, or the controller itself after minutes of silence."""
+        """Mark a node as down, as an operator does, or the controller itself after minutes of silence."""
         self.run("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")
 
     def bring_back(self, node: str) -> None:
-        """Start the slurmd of a node that was lost; ReturnToService puts it back to use."""
+        """Start the slurmd of a lost node again; ReturnToService puts the node back into service."""
         self._daemon("slurmd", "-N", node)
         self.wait(lambda: not any("down" in state for state in self._node_states()), f"{node} to return", 30)
 
     def processes(self) -> list[int]:
-        """Everything alive that was started for this cluster, jobs included: by its SLURM_CONF or its command line."""
+        """Pids of all live processes of this cluster, jobs included, found by SLURM_CONF or command line."""
         conf, below = f"SLURM_CONF={self.conf}".encode(), f"{self.base}/".encode()
         return [
             pid
@@ -157,7 +164,7 @@ class MiniSlurm:
         ]
 
     def _daemon(self, *command: str, **env: str) -> None:
-        # Into a file, not a pipe: a daemon that keeps its stderr would keep the pipe, and with it us, waiting.
+        # Output goes to a file: a daemon that keeps its stderr open would make us wait for the end of a pipe.
         with open(self.base / "log/start.log", "ab") as log:
             done = subprocess.run(
                 command, env=self.env | env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=60
@@ -188,7 +195,7 @@ class MiniSlurm:
         return "\n".join([queue.stdout.rstrip() or queue.stderr.rstrip(), *tails])
 
     def _resolve_nodes(self) -> None:
-        """torch's rendezvous connects to the first node by its name."""
+        """Make the nodes' names resolve: torch's rendezvous connects to the first node by its name."""
         names = [f"n{i + 1}" for i in range(self.nodes)]
         unknown = [name for name in names if not _resolves(name)]
         if unknown and os.getuid() == 0:
@@ -207,7 +214,7 @@ class MiniSlurm:
         key.write_bytes(os.urandom(128))
         self._daemon(
             "munged",
-            "--force",  # it would refuse a folder below /tmp, which everybody may write
+            "--force",  # otherwise it refuses a folder in /tmp, which everybody may write to
             f"--key-file={key}",
             f"--seed-file={self.base}/munge/seed",
             f"--socket={self.base}/run/munge.sock",
@@ -218,11 +225,11 @@ class MiniSlurm:
     def _configure(self) -> None:
         base, host, user = self.base, socket.gethostname().split(".")[0], _user()
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
-        memory = total // (self.nodes + 1)  # MiB a node
+        memory = total // (self.nodes + 1)  # MiB per node
         gres = f" Gres=gpu:{self.gpus}" if self.gpus else ""
-        # slurmctld serves only under this machine's own name. Without cred_expire a requeued job waits 120 s before it
-        # starts again; less than 5 counts as 120. config_overrides lets nodes have more CPUs than the machine.
-        # slurmd loads a cgroup plugin even where nothing uses cgroups; v1 is the one that does nothing then.
+        # slurmctld runs only under this machine's own name. Without cred_expire a requeued job waits 120 s before it
+        # starts again; values below 5 count as 120. config_overrides lets nodes have more CPUs than the machine.
+        # slurmd loads a cgroup plugin even if nothing uses cgroups; only v1 then does nothing.
         lines = f"""
             ClusterName=mini
             SlurmctldHost={host}(127.0.0.1)
@@ -288,15 +295,15 @@ class MiniSlurm:
             (base / "etc" / name).write_text("".join(line + "\n" for line in content))
 
     def _fake_gpus(self) -> list[str]:
-        """gres.conf: a GPU needs a character device of its own; a mere count registers none and the node is invalid."""
+        """The lines of gres.conf. Each GPU needs a character device: with a mere count, the node is invalid."""
         if not self.gpus:
             return []
         device = f"{self.base}/run/gpu"
         try:
-            for i in range(self.gpus):  # 240 to 254 are for local use; nothing answers there
+            for i in range(self.gpus):  # major numbers 240 to 254 are for local use; they have no driver
                 os.mknod(f"{device}{i}", 0o20600, os.makedev(240, i))
         except PermissionError:
-            device = "/dev/tty"  # not opened, only counted
+            device = "/dev/tty"  # counted, never opened
         return [f"NodeName=n{i + 1} Name=gpu File={device}[0-{self.gpus - 1}]" for i in range(self.nodes)]
 
     def _start_accounting(self) -> None:
@@ -306,7 +313,7 @@ class MiniSlurm:
             "mariadb-install-db", "--no-defaults", data, as_user, "--skip-test-db",
             "--auth-root-authentication-method=normal",
         )  # fmt: skip
-        # Memory and safety that a database of minutes can do without.
+        # A database that lives for minutes needs little memory and no durability.
         self._daemon(
             "setsid", "--fork", "mariadbd", "--no-defaults", data, as_user, f"--socket={sock}", "--skip-networking",
             f"--pid-file={base}/run/mariadbd.pid", f"--log-error={base}/log/mariadbd.log", "--skip-name-resolve",
@@ -316,7 +323,7 @@ class MiniSlurm:
         sql = ["mariadb", "--no-defaults", "-uroot", "-S", sock, "-e"]
         self.wait(lambda: self._ok(*sql, "select 1"), "MariaDB", 30)
         self._daemon(*sql, "create database acct; create user s@localhost; grant all on acct.* to s@localhost")
-        dbd = base / "etc/slurmdbd.conf"  # found beside slurm.conf; slurmdbd refuses one that others can read
+        dbd = base / "etc/slurmdbd.conf"  # read from next to slurm.conf; slurmdbd refuses a file that others can read
         dbd.touch(mode=0o600)
         dbd.write_text(
             f"AuthType=auth/munge\nAuthInfo=socket={base}/run/munge.sock\nDbdHost=localhost\nDbdAddr=127.0.0.1\n"
@@ -324,17 +331,17 @@ class MiniSlurm:
             f"PidFile={base}/run/slurmdbd.pid\nStorageType=accounting_storage/mysql\nStorageHost=localhost\n"
             "StorageLoc=acct\nStorageUser=s\n"
         )
-        self._daemon("slurmdbd", MYSQL_UNIX_PORT=sock)  # the client library's; slurmdbd.conf has no key for a socket
-        # slurmctld dies when it comes before slurmdbd does. sacctmgr would take seconds to find that nobody answers.
+        self._daemon("slurmdbd", MYSQL_UNIX_PORT=sock)  # read by the client library; slurmdbd.conf has no socket option
+        # slurmctld dies if it starts before slurmdbd answers, and sacctmgr takes seconds to notice that nobody does.
         self.wait(lambda: _answers(self.port + 1), "slurmdbd", 60)
         for what in ("cluster mini", "qos long", "account lab", f"user {user} account=lab qos=normal,long"):
             self._daemon("sacctmgr", "-i", "add", *what.split())
-        # Slurm gives root an account of its own.
+        # Slurm gives root its own account.
         self._daemon("sacctmgr", "-i", "modify", "user", user, "set", "defaultaccount=lab")
 
 
 def stop(base: Path) -> None:
-    """End the jobs and the daemons of a cluster below `base`, by the pids recorded there, and what jobs left behind."""
+    """End the jobs and daemons of the cluster in `base`, and every process that its jobs left behind."""
     run, cluster = base / "run", MiniSlurm(base)
     if _alive_of(run / "slurmctld.pid", "slurmctld"):  # while the daemons can still end jobs
         with contextlib.suppress(RuntimeError, subprocess.TimeoutExpired, TimeoutError):
@@ -346,8 +353,8 @@ def stop(base: Path) -> None:
         _end(pid_file, "slurmd")
     for name in ("slurmdbd", "mariadbd", "munged"):
         _end(run / f"{name}.pid", name)
-    # A slurmstepd outlives its slurmd; what a job detached, or started while Slurm was killing it one by one, outlives
-    # the job. Only these: a shell may well have our SLURM_CONF, too.
+    # A slurmstepd outlives its slurmd. Processes that a job detached, or started while Slurm was killing it, outlive
+    # the job. End only these: a user's shell may have our SLURM_CONF too.
     end = time.monotonic() + 10
     while left := [pid for pid in cluster.processes() if _of_a_job(pid)]:
         for one in {one for pid in left for one in _tree(pid)}:
@@ -367,7 +374,7 @@ def _environment(pid: int) -> list[bytes]:
 
 
 def _read(pid: int, name: str) -> bytes:
-    """A file of /proc; empty for a process that has just ended or is another user's."""
+    """A file of /proc; empty for a process that has just ended or belongs to another user."""
     try:
         return Path(f"/proc/{pid}/{name}").read_bytes()
     except OSError:
@@ -375,18 +382,18 @@ def _read(pid: int, name: str) -> bytes:
 
 
 def _parent(pid: int) -> int:
-    """0 for a process that has just ended."""
+    """The parent's pid; 0 for a process that has just ended."""
     return int((_read(pid, "stat").rpartition(b")")[2].split() or [0, 0])[1])
 
 
 def _alive(pid: int) -> bool:
-    """Not a zombie: where process 1 reaps nobody, what has ended stays one."""
+    """Whether a process runs. Zombies do not count: they stay if process 1 does not reap them."""
     state = _read(pid, "stat").rpartition(b")")[2].split()
     return bool(state) and state[0] not in (b"Z", b"X")
 
 
 def _alive_of(pid_file: Path, name: str) -> int | None:
-    """The process of a pid file; its name is looked at, since a stale file's pid may be somebody else's by now."""
+    """The pid in a pid file if a process of that name has it; a stale file's pid may belong to another process."""
     try:
         pid = int(pid_file.read_text())
     except (OSError, ValueError):
@@ -413,7 +420,7 @@ def _tree(pid: int) -> Iterator[int]:
 
 
 def _user() -> str:
-    return pwd.getpwuid(os.getuid()).pw_name  # and not $USER: Slurm goes by the id
+    return pwd.getpwuid(os.getuid()).pw_name  # not $USER: Slurm goes by the user id
 
 
 def _resolves(name: str) -> bool:
@@ -429,7 +436,7 @@ def _answers(port: int) -> bool:
 
 
 def free_ports(count: int) -> int:
-    """The first of `count` free ports in a row, below those that connections take by themselves."""
+    """The first of `count` consecutive free ports, below the range of ephemeral ports."""
     for _ in range(1000):
         first = random.SystemRandom().randrange(15000, 32000 - count)
         with contextlib.ExitStack() as sockets, contextlib.suppress(OSError):
@@ -441,10 +448,12 @@ def free_ports(count: int) -> int:
 
 @contextlib.contextmanager
 def running(**options: object) -> Iterator[MiniSlurm]:
-    """A cluster of one's own in a fresh folder; gone in the end, even when this process is killed: a guard that reads
-    from it stops the cluster when the pipe closes."""
+    """A cluster in a fresh folder, for the duration of the context.
+
+    It also ends if this process is killed: a guard process stops it as soon as the pipe between the two closes.
+    """
     base = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
-    # A session of its own: Ctrl-C in a terminal reaches all processes of the session.
+    # In a session of its own, out of reach of Ctrl-C in the terminal.
     guard = subprocess.Popen(
         [sys.executable, __file__, "guard", str(base)], stdin=subprocess.PIPE, start_new_session=True
     )
@@ -457,6 +466,7 @@ def running(**options: object) -> Iterator[MiniSlurm]:
 
 
 def main(arguments: list[str]) -> None:
+    """The command line: `up FOLDER`, `down FOLDER`, `installed`, and `guard FOLDER`, which `running` uses."""
     if arguments == ["installed"]:
         sys.exit(not installed())
     if len(arguments) != 2 or arguments[0] not in ("up", "down", "guard"):

@@ -23,7 +23,7 @@ def test_the_documented_commands_work_on_a_cluster(slurm_cluster: MiniSlurm, tmp
     client = Client(slurm_cluster, tmp_path)
     path = experiment(tmp_path, small_data, mixers=["attention"], data=data_config(small_data, 4))
     path.write_text(path.read_text() + "scales: {125m: {description: of the same size}}\n")
-    (work,) = plan(load_experiment(path), client.runs)
+    (run,) = plan(load_experiment(path), client.runs)
     # Not what reads a data set of the Hub: tests/slurm/test_preparation.py has a file instead.
     shown = [c.text for c in commands() if "--cluster PROFILE" in c.text and "HuggingFaceFW/" not in c.text]
     texts = list(dict.fromkeys(shown))
@@ -32,7 +32,7 @@ def test_the_documented_commands_work_on_a_cluster(slurm_cluster: MiniSlurm, tmp
         words = text.split()[2:]
         if words[0] in ("submit", "retry", "cancel"):
             words[1] = str(path)
-        words = [{"PROFILE": "profile.yaml", "RUN": work.config.run_id}.get(word, word) for word in words]
+        words = [{"PROFILE": "profile.yaml", "RUN": run.config.run_id}.get(word, word) for word in words]
         runs = [] if words[0] == "doctor" else ["--runs", str(client.runs)]
         if words[0] == "logs":
             client.finish()

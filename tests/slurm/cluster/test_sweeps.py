@@ -36,13 +36,13 @@ def long_experiment(client: Client, shards: Path, steps: int = 250, **changes: o
     return experiment(client.folder, shards, data=data_config(shards, steps), **({"train": recipe} | changes))
 
 
-def outcomes(work: RunPlan, unit: str = TRAIN) -> list[str]:
-    return [event.get("outcome", event["event"]) for event in RunFolder(work.folder).read_attempts(unit)]
+def outcomes(run: RunPlan, unit: str = TRAIN) -> list[str]:
+    return [event.get("outcome", event["event"]) for event in RunFolder(run.folder).read_attempts(unit)]
 
 
-def weights(work: RunPlan) -> str:
-    summary = RunFolder(work.folder).read_summary()
-    assert summary is not None, f"{work.config.run_id} is not trained"
+def weights(run: RunPlan) -> str:
+    summary = RunFolder(run.folder).read_summary()
+    assert summary is not None, f"{run.config.run_id} is not trained"
     return summary.weights_sha256
 
 
@@ -60,12 +60,12 @@ def test_a_sweep_that_is_interrupted_in_every_way_ends_as_one_that_is_not(client
     os.kill(client.wait_for_checkpoint(killed)["pid"], signal.SIGKILL)
     os.kill(client.wait_for_checkpoint(stepped)["pid"], signal.SIGUSR2)
     client.finish(600)
-    for work in runs:
-        assert weights(work) == train(work.config, client.folder / "alone" / work.config.run_id).weights_sha256
+    for run in runs:
+        assert weights(run) == train(run.config, client.folder / "alone" / run.config.run_id).weights_sha256
         (evaluation,) = [
-            event for event in RunFolder(work.folder).read_attempts("recall") if event["event"] == "started"
+            event for event in RunFolder(run.folder).read_attempts("recall") if event["event"] == "started"
         ]
-        assert evaluation["time"] >= (work.folder / "train.json").stat().st_mtime
+        assert evaluation["time"] >= (run.folder / "train.json").stat().st_mtime
     assert outcomes(requeued).count("started") == 2 and "failed" not in outcomes(requeued)
     assert outcomes(told).count("left") == 1 and outcomes(stepped).count("left") == 1
     assert outcomes(killed).count("failed") == 1
@@ -73,7 +73,7 @@ def test_a_sweep_that_is_interrupted_in_every_way_ends_as_one_that_is_not(client
     assert {row["state"] for row in client.rows(path).values()} == {"done"}
     assert "fits" in client.call("doctor", "--cluster", "profile.yaml")
     frame = pd.read_parquet(client.runs / "collected" / "tiny" / "records.parquet")
-    assert set(frame["run"]) == {work.config.run_id for work in runs}
+    assert set(frame["run"]) == {run.config.run_id for run in runs}
     assert "Gated DeltaNet" in (client.runs / "collected" / "tiny" / "table.md").read_text()
     assert "nothing submitted" in client.submit(path)
 
@@ -90,8 +90,8 @@ def test_runs_whose_node_is_lost_go_on_on_another_one(small_data: Path, tmp_path
 
         def started_on(*nodes: str) -> bool:
             begun = [
-                [event["node"] for event in RunFolder(work.folder).read_attempts(TRAIN) if event["event"] == "started"]
-                for work in runs
+                [event["node"] for event in RunFolder(run.folder).read_attempts(TRAIN) if event["event"] == "started"]
+                for run in runs
             ]
             return begun == [list(nodes)] * 2
 
@@ -110,8 +110,8 @@ def test_runs_whose_node_is_lost_go_on_on_another_one(small_data: Path, tmp_path
         assert all(reason.endswith(again) for reason in shown("training", 2, second))
         cluster.bring_back(first)
         # This time the processes hang where nobody reaches them, and their next attempts have to wait for them.
-        for work in runs:
-            os.kill(json.loads((work.folder / "state" / "train.json").read_text())["pid"], signal.SIGSTOP)
+        for run in runs:
+            os.kill(json.loads((run.folder / "state" / "train.json").read_text())["pid"], signal.SIGSTOP)
         cluster.cut_off(second)
         cluster.give_up(second)
         cluster.wait(
@@ -120,24 +120,24 @@ def test_runs_whose_node_is_lost_go_on_on_another_one(small_data: Path, tmp_path
         assert started_on(first, second)
         cluster.bring_back(second)  # where Slurm ends what it has given up
         client.finish()
-        for work in runs:
-            assert weights(work) == train(work.config, client.folder / "alone" / work.config.run_id).weights_sha256
-            assert outcomes(work) == ["started", "lost", "started", "lost", "started"]
-            assert outcomes(work, "recall") == ["started"]
+        for run in runs:
+            assert weights(run) == train(run.config, client.folder / "alone" / run.config.run_id).weights_sha256
+            assert outcomes(run) == ["started", "lost", "started", "lost", "started"]
+            assert outcomes(run, "recall") == ["started"]
         assert started_on(first, second, first) and {row["state"] for row in client.rows(path).values()} == {"done"}
         frame = pd.read_parquet(client.runs / "collected" / "tiny" / "records.parquet")
-        assert set(frame["run"]) == {work.config.run_id for work in runs}
+        assert set(frame["run"]) == {run.config.run_id for run in runs}
 
 
 def test_a_time_limit_costs_nothing_but_time(client: Client, small_data: Path) -> None:
     client = Client(client.cluster, client.folder, train=TINY | {"minutes": 1})
     path = long_experiment(client, small_data, steps=2500, mixers=["gated_deltanet"])
-    (work,) = plan(load_experiment(path), client.runs)
+    (run,) = plan(load_experiment(path), client.runs)
     client.submit(path)
     client.finish(900)
     # The limit is looked at every half minute: how often it strikes is Slurm's business.
-    assert outcomes(work).count("left") >= 1 and "failed" not in outcomes(work)
-    assert weights(work) == train(work.config, client.folder / "alone").weights_sha256
+    assert outcomes(run).count("left") >= 1 and "failed" not in outcomes(run)
+    assert weights(run) == train(run.config, client.folder / "alone").weights_sha256
 
 
 def test_a_run_that_always_fails_is_given_up_and_the_others_are_finished(client: Client, small_data: Path) -> None:
@@ -170,32 +170,32 @@ def test_two_submissions_at_once_do_every_run_once_and_cancel_stops_it(client: C
     assert [process.returncode for process in both] == [0, 0], said
     assert sum("nothing submitted" in text for text in said) == 1
     runs = plan(load_experiment(path), client.runs)
-    for work in runs:
-        client.wait_for_checkpoint(work)
+    for run in runs:
+        client.wait_for_checkpoint(run)
     assert "job" in client.call("cancel", str(path), "--runs", str(client.runs))
     client.finish()
     assert {row["state"] for row in client.rows(path).values()} == {"stopped"}
     client.submit(path)
     client.finish()
-    for work in runs:
-        assert outcomes(work).count("started") == 2 and "failed" not in outcomes(work)
-        assert outcomes(work, "recall") == ["started"]
-        assert weights(work) == train(work.config, client.folder / "alone" / work.config.run_id).weights_sha256
+    for run in runs:
+        assert outcomes(run).count("started") == 2 and "failed" not in outcomes(run)
+        assert outcomes(run, "recall") == ["started"]
+        assert weights(run) == train(run.config, client.folder / "alone" / run.config.run_id).weights_sha256
 
 
 def test_two_processes_give_the_losses_of_one_with_twice_the_rows(client: Client, small_data: Path) -> None:
     client = Client(client.cluster, client.folder, train=TINY | {"nodes": 2, "tasks_per_node": 1})
     path = experiment(client.folder, small_data, mixers=["gdn2"], data=data_config(small_data, steps=20), suites={})
-    (work,) = plan(load_experiment(path), client.runs)
+    (run,) = plan(load_experiment(path), client.runs)
     client.submit(path)
     client.finish()
-    summary = RunFolder(work.folder).read_summary()
+    summary = RunFolder(run.folder).read_summary()
     assert summary is not None and summary.world_size == 2
     alone = client.folder / "alone"
-    train(work.config, alone)
+    train(run.config, alone)
     curves = [
         [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        for folder in (work.folder, alone)
+        for folder in (run.folder, alone)
     ]
     # The sums of a step's gradient in another order, over 20 steps: fp32 rounding.
     assert len(curves[0]) == 2 and curves[0] == pytest.approx(curves[1], rel=1e-5)
@@ -206,21 +206,21 @@ def test_status_is_right_without_accounting(
 ) -> None:
     client = Client(slurm_without_accounting, tmp_path)
     path = long_experiment(client, small_data, steps=400, mixers=["attention"])
-    (work,) = plan(load_experiment(path), client.runs)
+    (run,) = plan(load_experiment(path), client.runs)
     client.submit(path)
-    assert client.rows(path)[work.config.run_id]["state"] in ("queued", "training")
-    pid = client.wait_for_checkpoint(work)["pid"]
-    row = client.rows(path)[work.config.run_id]
+    assert client.rows(path)[run.config.run_id]["state"] in ("queued", "training")
+    pid = client.wait_for_checkpoint(run)["pid"]
+    row = client.rows(path)[run.config.run_id]
     assert row["state"] == "training" and row["steps"] == 400 and row["loss"] > 0 and row["attempts"] == 1
     # A job of which nothing is left but what it last said of itself.
     client.cluster.run("scancel", "--signal=KILL", "--batch", row["job"])
     os.kill(pid, signal.SIGKILL)
     client.finish()
-    row = client.rows(path)[work.config.run_id]
+    row = client.rows(path)[run.config.run_id]
     assert row["state"] in ("lost", "stopped", "failed") and row["reason"]
     client.submit(path)
     client.finish()
-    assert client.rows(path)[work.config.run_id]["state"] == "done"
+    assert client.rows(path)[run.config.run_id]["state"] == "done"
 
 
 @pytest.mark.parametrize(
