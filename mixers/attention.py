@@ -1,4 +1,4 @@
-"""Softmax attention with rotary positions, full or over a sliding window: the baseline, and half of every hybrid.
+"""Softmax attention with rotary positions, full or windowed: the baseline, and half of every hybrid.
 
 Parameter names and the rotate-half pairing of RoPE are those of LLaMA, so that weights move to and from transformers.
 """

@@ -1,4 +1,4 @@
-"""Mamba-2 (Dao and Gu, arXiv 2405.21060), with the parameters and computation of Mamba2 in mamba-ssm 2.3.2.post1.
+"""Mamba-2 (Dao and Gu, arXiv 2405.21060), with the parameters and computation of mamba-ssm 2.3.2.post1.
 
     [z, x, B, C, dt] = in_proj(u)
     x, B, C = SiLU(causal depthwise convolution of [x, B, C])

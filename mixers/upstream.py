@@ -1,4 +1,4 @@
-"""Conversion between mixers and the published layers of flash-linear-attention and mamba-ssm, weights included.
+"""Conversion between mixers and layers of flash-linear-attention and mamba-ssm, weights included.
 
 Parameters have the same names on both sides, so a state_dict loads unchanged. The two sides differ in how a layer's
 shape is given, and in the variants of a layer that exist.

@@ -1,4 +1,4 @@
-"""The conformance kit: everything that a mixer must pass, as one function to call on a mixer of one's own.
+"""The conformance kit: everything that a mixer must pass, as one function.
 
     findings = conform(lambda: build_mixer("gdn2", 64, SMALL["gdn2"]))
     print(render(findings))

@@ -1,4 +1,4 @@
-"""Checks of a mixer's behaviour: shapes, causality, states, packing, gradients, precision, long inputs and kernels."""
+"""Checks of a mixer's behaviour: shapes, causality, states, packing, gradients, precision and kernels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A mixer on trial: fixed weights in any precision, the tokens it is tried on, and how errors are measured."""
+"""A mixer on trial: fixed weights in any precision, test tokens, and the measurement of errors."""
 
 from __future__ import annotations
 

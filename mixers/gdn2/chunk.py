@@ -1,4 +1,4 @@
-"""Training form of Gated Delta Rule-2: four Triton kernels, two parallel over the chunks and two that scan them.
+"""Training form of Gated Delta Rule-2: two Triton kernels parallel over chunks and two that scan them.
 
 With C tokens per chunk, P the product of α from the chunk's start up to a token, and F the product after it to the end:
 

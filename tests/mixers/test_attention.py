@@ -1,4 +1,4 @@
-"""Attention: softmax over rotated queries and keys, and a cache that grows in place only where no caller sees it."""
+"""Attention: softmax over rotated queries and keys, and a cache that grows in place unseen by callers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Launch Triton kernels, tuned over the configurations that fit, and compile them for GPUs that are not present."""
+"""Launch Triton kernels, tuned over the configurations that fit, and compile them for absent GPUs."""
 
 from __future__ import annotations
 
