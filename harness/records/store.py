@@ -35,7 +35,7 @@ from harness.records.record import (
     samples_line,
 )
 from harness.records.units import suite_of
-from harness.run_folder import Collection
+from harness.run_folder import Collection, RunFolder
 
 INCIDENTAL = ["label", "time", "command", "git_commit", "git_dirty", "file"]
 """Fields in which two copies of a number may differ: its label, and when and with which checkout it was measured."""
@@ -60,9 +60,8 @@ def write_records(run_dir: Path, unit: str, records: Sequence[Record]) -> Path:
         if record.key in seen:
             raise ValueError(f"records: {record.key} appears twice; a run has one value per metric")
         seen.add(record.key)
-    folder = run_dir / "records"
-    folder.mkdir(parents=True, exist_ok=True)
-    target, samples_target = folder / f"{unit}.jsonl", folder / f"{unit}.samples.jsonl"
+    target, samples_target = RunFolder(run_dir).records(unit), RunFolder(run_dir).samples(unit)
+    target.parent.mkdir(parents=True, exist_ok=True)
     with_samples = [record for record in records if record.samples is not None]
     temporary = _write_lines(target, (record_line(record) for record in records))
     try:
@@ -141,8 +140,8 @@ def _record_files(source: Source) -> list[Path]:
     for path in map(Path, sources):
         if path.is_file():
             found = [path]
-        elif (path / "records.parquet").is_file():
-            found = [path / "records.parquet"]
+        elif Collection(path).records.is_file():
+            found = [Collection(path).records]
         elif path.is_dir():
             # A run, a folder of runs, a folder of experiments. Not deeper: snapshots of code may lie there.
             found = sorted(f for depth in ("", "*/", "*/*/") for f in path.glob(f"{depth}records/*.jsonl"))
@@ -182,7 +181,7 @@ def _without_copies(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _read_collection(path: Path) -> pd.DataFrame:
-    """The records of a collection. Raises ValueError if another version wrote it."""
+    """The records of a collection, whose own metrics are declared. Raises ValueError if another version wrote it."""
     frame = pd.read_parquet(path)
     expected = set(COLUMNS) - {"file"}
     if set(frame.columns) != expected:
@@ -198,8 +197,7 @@ def _read_collection(path: Path) -> pd.DataFrame:
 def _read_samples(path: Path) -> Iterator[tuple[SampleKey, tuple[float, ...]]]:
     """The scores that belong to a file of records, if it has any."""
     if path.suffix == ".parquet":
-        collected = path.with_name("samples.json")
-        for key, scores in json.loads(collected.read_text(encoding="utf-8")) if collected.exists() else ():
+        for key, scores in Collection(path.parent).read_samples():
             yield tuple(key), tuple(scores)
         return
     samples_path = path.with_suffix(".samples.jsonl")
