@@ -51,6 +51,7 @@ OF_EXPERIMENTS = ("submit", "retry", "train", "status", "cancel", "collect", "ta
 SMALLER = {
     ("submit",): ["--cluster", "debug"],
     ("check",): ["--long-tokens", "2048"],
+    ("eval", "copy"): ["--set", "lengths=[4]", "--set", "samples=2"],
     ("eval", "recall"): ["--set", "pairs=[2]", "--set", "samples=2"],
     ("eval", "ruler"): ["--set", "tasks=[s_niah_1]", "--set", "lengths=[320]", "--set", "steps=unit"],
     ("generate",): ["--max-new-tokens", "4"],
@@ -104,6 +105,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, small_data: Path) -> Path:
     (folder / "texts.jsonl").write_text("\n".join(texts))
     (code,) = re.findall(r"```python\n(.*?)```", (CHECKOUT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     (folder / "average.py").write_text(code)
+    (code,) = re.findall(r"```python\n(.*?)```", (CHECKOUT / "docs" / "suites.md").read_text("utf-8"), re.DOTALL)
+    (folder / "copy.py").write_text(code)
     return folder
 
 
