@@ -1,4 +1,4 @@
-"""From an experiment to its runs: mixers × layouts × ablations × seeds, with matched models."""
+"""Expands an experiment into runs: presets × mixers × layouts × ablations × seeds, with matched models."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ from mixers.registry import file_of, get, load_file, mixer_config
 
 
 def expand(experiment: Experiment, vocab_size: int | None, data_sha256: str) -> list[RunConfig]:
-    """All runs of an experiment, with matched models. Raises ValueError for the first that cannot be built.
+    """All runs of an experiment, with matched models, in the order of the file.
 
-    vocab_size: of the tokenizer in use; None keeps the preset's. data_sha256: see RunConfig.
+    vocab_size: vocabulary of the tokenizer in use; None keeps the preset's. data_sha256: see RunConfig.
+
+    Raises ValueError for the first run that cannot be built, and if two runs are the same or share a label.
     """
     for file in experiment.mixer_files:
         load_file(file)
     if len(set(experiment.seeds)) < len(experiment.seeds):
         raise ValueError(f"seeds: {experiment.seeds} names one twice; name each once")
     runs: list[RunConfig] = []
-    trained: set[str] = set()
-    called: set[tuple[str, str, Layout]] = set()
+    models: set[str] = set()
+    labels: set[tuple[str, str, Layout]] = set()
     for name, spec in product(experiment.preset_names, experiment.mixers):
         ablations = [a for a in experiment.ablations if a.mixers is None or spec.mixer in a.mixers]
         for layout, ablation in product(_layouts(experiment, spec), [None, *ablations]):
@@ -37,7 +39,7 @@ def expand(experiment: Experiment, vocab_size: int | None, data_sha256: str) -> 
             if ablation is not None:
                 label = f"{label}, {ablation.label}"
                 where = f"{experiment.name}: ablations: {ablation.label!r} of {spec.mixer} ({layout})"
-            # Options are compared with their defaults spelt out: one given its default value makes no second model.
+            # Options are compared with all defaults spelt out: naming a default value makes no second model.
             try:
                 resolved = mixer_config(spec.mixer, preset(name).mixers.get(spec.mixer, {}) | options)
                 model = _matched(name, layout, spec.mixer, get(spec.mixer).cls, json.dumps(options), vocab_size)
@@ -46,12 +48,12 @@ def expand(experiment: Experiment, vocab_size: int | None, data_sha256: str) -> 
                     raise
                 raise ValueError(f"{where}: {error}; if it is not meant for this mixer, name its mixers") from None
             content = [name, layout, spec.mixer, identity(resolved), model.mlp_widths, identity(train)]
-            if (key := json.dumps(content)) in trained:
+            if (key := json.dumps(content)) in models:
                 raise ValueError(f"{where} is listed twice with the same options; remove one")
-            if (label, name, layout) in called:
+            if (label, name, layout) in labels:
                 raise ValueError(f"{where}: two entries are called {label!r} ({layout}); give each a label")
-            trained.add(key)
-            called.add((label, name, layout))
+            models.add(key)
+            labels.add((label, name, layout))
             file = file_of(spec.mixer)
             runs += [
                 RunConfig(
@@ -75,7 +77,7 @@ def _layouts(experiment: Experiment, spec: MixerSpec) -> list[Layout]:
     if spec.mixer != "attention":
         return [spec.layout] if spec.layout else list(experiment.layouts)
     if spec.layout not in (None, "attention"):
-        raise ValueError(f"mixers: layout {spec.layout!r} does not go with attention, which is its own; remove it")
+        raise ValueError(f"mixers: attention has a layout of its own, not {spec.layout!r}; remove the layout")
     return ["attention"]
 
 
@@ -83,8 +85,8 @@ def _layouts(experiment: Experiment, spec: MixerSpec) -> list[Layout]:
 def _matched(
     preset_name: str, layout: Layout, mixer: str, cls: type[Mixer], options: str, vocab_size: int | None
 ) -> ModelConfig:
-    """`matched_config`, cached: it takes a tenth of a second at the larger scales.
+    """`matched_config`, cached: at the larger scales it takes a tenth of a second.
 
-    options: as JSON. cls: the mixer's class, so that another class under the same name is another model.
+    options: as JSON. cls: the mixer's class, part of the key since a name may be registered anew.
     """
     return matched_config(preset_name, layout, mixer, json.loads(options), vocab_size)

@@ -1,4 +1,4 @@
-"""From an experiment file to a validated Experiment: names, scales, overrides."""
+"""Reads an experiment file into a validated Experiment, with its scale and overrides applied."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from harness.experiments.schema import Experiment
 from mixers.interface import one_line
 
 EXPERIMENTS = Path(__file__).parent
+"""Folder of the shipped experiment files."""
 
 
 def load_experiment(
     path_or_name: str | Path, overrides: list[str] | None = None, scale: str | None = None
 ) -> Experiment:
-    """Read an experiment from a file, or by the name of one in harness/experiments.
+    """Read an experiment from a file, or by its name from harness/experiments.
 
-    scale: one of the file's `scales`; the experiment is then called `<name>-<scale>`. overrides: `a.b=value` with a
-    YAML value, applied after the scale and before validation. Raises ValueError with one line.
+    scale: one of the file's `scales`; the experiment is then named `<name>-<scale>`. overrides: `a.b=value` with a YAML
+    value, applied after the scale and before validation.
+
+    Raises ValueError with one line if the file or a value in it is wrong.
     """
     path = Path(path_or_name)
     if not path.suffix and not path.exists():
@@ -37,7 +40,7 @@ def load_experiment(
     if scale is not None:
         experiment = _validated(values, path)
         if scale not in experiment.scales:
-            known = ", ".join(experiment.scales) or "none beside the file's own"
+            known = ", ".join(experiment.scales) or "none but the file's own"
             raise ValueError(f"scale: {path} has no scale {scale!r}; known: {known}")
         values = _merged(values, experiment.scales[scale]) | {"name": f"{experiment.name}-{scale}"}
     for override in overrides or []:
@@ -58,7 +61,7 @@ def _validated(values: dict[str, Any], path: Path) -> Experiment:
 
 
 def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`values` with `changes` over them; mappings in both are merged key by key, all else is replaced."""
+    """`values` updated by `changes`: mappings in both are merged key by key, anything else is replaced."""
     both = {key: _merged(values[key], new) for key, new in changes.items() if _are_mappings(values.get(key), new)}
     return values | changes | both
 
@@ -75,13 +78,13 @@ def _override(values: dict[str, Any], override: str) -> None:
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise ValueError(f"--set: {key!r} goes through {parent!r}, which is no mapping")
+            raise ValueError(f"--set: {key!r} goes through {parent!r}, which is not a mapping; name a field of one")
     values[last] = parse_value(text, override)
 
 
 def parse_value(text: str, subject: str) -> Any:
-    """A YAML value given on the command line; ValueError naming the option when it is none."""
+    """Parse a YAML value from the command line. Raises ValueError naming `subject` if it is not YAML."""
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
-        raise ValueError(f"--set: {subject!r} has no YAML value behind the =") from None
+        raise ValueError(f"--set: {subject!r} has no YAML value after the =; quote it or correct it") from None

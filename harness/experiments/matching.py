@@ -1,7 +1,7 @@
-"""Equal terms: MLP widths such that every mixer's model has the same number of non-embedding parameters.
+"""Matching of models: MLP widths that give every mixer's model the same number of non-embedding parameters.
 
-The target is Gated DeltaNet-2 in the recurrent layout at the preset's reference MLP width. Widths are multiples of
-32; where the quotient is not whole, some blocks get 32 more than others, spread evenly over the depth.
+The target is Gated DeltaNet-2 in the recurrent layout at the preset's reference MLP width. Widths are multiples of 32.
+If the parameters cannot be divided equally, some blocks get 32 more than others, spread evenly over the depth.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from harness.experiments.presets import Preset, preset
 from harness.model.language_model import LanguageModel, Layout, ModelConfig
 from mixers.registry import resolved_options
 
-WIDTH_STEP = 32
-TOLERANCE = 0.005
+WIDTH_STEP = 32  # MLP widths are multiples of it
+TOLERANCE = 0.005  # largest relative difference from the target
 
 
 def _config(
@@ -38,14 +38,14 @@ def _config(
 
 
 def meta_model(config: ModelConfig) -> LanguageModel:
-    """The model without its weights: shapes, counts and costs at any scale, at once."""
+    """The model on the meta device, without weights: shapes, counts and costs at any scale without delay."""
     with torch.device("meta"):
         return LanguageModel(config)
 
 
 @lru_cache
 def target_parameters(preset_name: str) -> int:
-    """Non-embedding parameters that every model of the preset matches."""
+    """Number of non-embedding parameters that every model of the preset matches."""
     scale = preset(preset_name)
     widths = [scale.reference_mlp_width["recurrent"]] * scale.layers
     config = _config(scale, "recurrent", "gdn2", {}, widths, scale.vocab_size)
@@ -53,12 +53,12 @@ def target_parameters(preset_name: str) -> int:
 
 
 def spread(units: int, layers: int) -> list[int]:
-    """`units` steps of WIDTH_STEP over the layers, as evenly as whole steps allow."""
+    """MLP widths per layer: `units` steps of WIDTH_STEP in total, spread as evenly as whole steps allow."""
     return [WIDTH_STEP * ((i + 1) * units // layers - i * units // layers) for i in range(layers)]
 
 
 def fixed_parameters(config: ModelConfig) -> int:
-    """Non-embedding parameters outside the MLPs. Blocks of a kind are alike, so one of each is built."""
+    """Number of non-embedding parameters outside the MLPs. Blocks of a kind are alike, so it builds one of each."""
     kinds = 2 if config.layout == "hybrid" else 1
     few = meta_model(config.model_copy(update={"mlp_widths": [WIDTH_STEP] * kinds}))
     outside = sum(p.numel() for p in few.blocks.parameters()) - kinds * 3 * config.d_model * WIDTH_STEP
@@ -74,8 +74,10 @@ def matched_config(
 ) -> ModelConfig:
     """The model of `mixer` in `layout` whose non-embedding parameters match the preset's target within 0.5%.
 
-    options override the preset's geometry of the mixer. Raises ValueError with the reason when no MLP width, in
-    multiples of 32, comes that close, and for whatever the mixer or the layout does not accept.
+    options: options of the mixer, over the preset's geometry. vocab_size: None keeps the preset's.
+
+    Raises ValueError with the reason if no MLP width, in multiples of 32, comes that close, or if the mixer or the
+    layout rejects an option.
     """
     scale, options = preset(preset_name), options or {}
     vocab_size = vocab_size or scale.vocab_size
@@ -104,9 +106,9 @@ def matched_config(
 
 
 def parameter_table(preset_name: str, seq_len: int | None = None) -> list[dict[str, Any]]:
-    """Every mixer of a preset in every layout it has: widths and costs, or under `refused` why there is no match.
+    """One row per mixer and layout of a preset: widths and costs, or under `refused` the reason for no match.
 
-    seq_len: at which FLOPs per training token are counted; the preset's context if None.
+    seq_len: row length at which FLOPs per training token are counted; the preset's context if None.
     """
     scale = preset(preset_name)
     rows: list[dict[str, Any]] = []

@@ -1,7 +1,7 @@
-"""Model scales by name, and the geometry each mixer has there.
+"""Presets: model scales by name, and the geometry of each mixer at that scale.
 
-A preset fixes width, depth, vocabulary and, per mixer, the heads, so that every recurrent mixer carries the same
-number of state floats a layer. What is left free, the MLP widths, harness.experiments.matching solves for.
+A preset fixes width, depth, vocabulary and the heads of each mixer, so that every recurrent mixer has the same number
+of state floats per layer. The MLP widths are left free; harness.experiments.matching solves for them.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from typing import Any
 class Preset:
     """One scale.
 
-    layers: blocks. context: training length in tokens, at which FLOPs are stated. reference_mlp_width: the MLP
-    width of Gated DeltaNet-2; its parameter count in the recurrent layout is the target that all models match, and
-    a width given for another layout is taken as it is.
-    embedding_std: of the embedding's initialisation, the paper's 0.02 at width 2304, which is 1/√2304; the CPU scales
-    keep the rule 1/√d_model, without which their recall takes several times as many tokens to appear.
-    mixers: options per mixer. hybrid_attention: the attention blocks of the hybrid layout.
+    d_model: width of the model. layers: number of blocks. vocab_size: vocabulary, unless a tokenizer decides it.
+    context: training length in tokens, at which FLOPs are stated. tie_embeddings: whether the head shares the
+    embedding's weights.
+    reference_mlp_width: MLP width of Gated DeltaNet-2 by layout. In the recurrent layout, its parameter count is the
+    target that all models match; in another layout, its width is used as given.
+    mixers: options of each mixer. hybrid_attention: options of the attention blocks of the hybrid layout.
+    embedding_std: standard deviation of the embedding at initialisation. The paper has 0.02 at width 2304, close to
+    1/√2304. Small scales keep the rule 1/√d_model: without it, recall takes several times as many tokens to appear.
     """
 
     d_model: int
@@ -36,9 +38,12 @@ class Preset:
 def _geometry(
     heads: int, head_dim: int, d_inner: int, ssm_head_dim: int, d_state: int, attention_heads: int
 ) -> dict[str, dict[str, Any]]:
-    """Equal state for all: heads · head_dim² = d_inner · d_state."""
+    """Options of every mixer with states of equal size: heads · head_dim² = d_inner · d_state floats per layer."""
     if heads * head_dim**2 != d_inner * d_state:
-        raise ValueError(f"preset: states differ, {heads * head_dim**2} and {d_inner * d_state} floats a layer")
+        raise ValueError(
+            f"preset: states differ, {heads * head_dim**2} and {d_inner * d_state} floats per layer; make "
+            "heads · head_dim² equal to d_inner · d_state"
+        )
     delta = {"heads": heads, "head_dim": head_dim}
     ssm = {"d_inner": d_inner, "head_dim": ssm_head_dim, "d_state": d_state}
     return {
@@ -53,8 +58,8 @@ def _geometry(
 
 
 PRESETS: dict[str, Preset] = {
-    # The paper's release configuration (arXiv 2605.22791, training recipe): 16 heads of 128, 262,144 floats a layer.
-    # At width 2304 an expansion of 2 would give Mamba 294,912; an inner width of 4096 restores the paper's figure.
+    # The paper's release configuration (arXiv 2605.22791, training recipe): 16 heads of 128, 262,144 floats per layer.
+    # At width 2304, an expansion of 2 would give Mamba 294,912 floats; an inner width of 4096 restores the paper's.
     "release-1.3b": Preset(
         d_model=2304,
         layers=18,
@@ -85,7 +90,7 @@ PRESETS: dict[str, Preset] = {
         mixers=_geometry(6, 128, d_inner=1536, ssm_head_dim=64, d_state=64, attention_heads=12),
         hybrid_attention={"heads": 12, "window": 2048},
     ),
-    # What one GPU trains in minutes; the embedded tokenizer's vocabulary.
+    # One GPU trains it in minutes. Its vocabulary is the embedded tokenizer's.
     "35m": Preset(
         d_model=512,
         layers=8,
@@ -97,7 +102,7 @@ PRESETS: dict[str, Preset] = {
         hybrid_attention={"heads": 8, "window": 256},
         embedding_std=512**-0.5,
     ),
-    # CPU scales. Their states are as small as their widths, so that recall still separates the mixers.
+    # CPU scales. Their states are as small as their widths, so that recall still tells the mixers apart.
     "cpu-1m": Preset(
         d_model=128,
         layers=4,
@@ -120,7 +125,7 @@ PRESETS: dict[str, Preset] = {
         hybrid_attention={"heads": 2, "window": 128},
         embedding_std=64**-0.5,
     ),
-    # The width axis of recall. MLPs are the narrowest whose steps of 32 match all mixers.
+    # The width axis of recall. Their MLPs are the narrowest that can match all mixers in steps of 32.
     "cpu-recall-32": Preset(
         d_model=32,
         layers=2,
@@ -158,7 +163,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def preset(name: str) -> Preset:
-    """The preset called `name`; ValueError listing the known ones otherwise."""
+    """The preset called `name`. Raises ValueError listing the known ones if there is none."""
     if name not in PRESETS:
         raise ValueError(f"preset: unknown name {name!r}; known: {', '.join(PRESETS)}")
     return PRESETS[name]

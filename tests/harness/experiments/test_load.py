@@ -1,101 +1,67 @@
-"""The experiment files of the project: what they train, at every scale, and that no two of them train it twice."""
+"""Loading of experiment files: scales, overrides, and errors that name the file."""
+
+from pathlib import Path
 
 import pytest
-import yaml
 
-from harness.experiments.expand import expand
-from harness.experiments.load import EXPERIMENTS, load_experiment
-from harness.experiments.matching import TOLERANCE, meta_model, target_parameters
-from harness.experiments.run_config import RunConfig
-from harness.experiments.schema import Experiment
-from harness.records.published import column_name, published
-from suites.registry import suite_config
-
-PAPER = ("table2", "table3", "table4", "table5")
-SCALES = (None, "360m", "125m")
-NAMES = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
+from harness.experiments.load import load_experiment
+from tests.harness.experiments.experiment_files import BASE, write
 
 
-def every_scale() -> list[tuple[str, str | None]]:
-    files = {name: yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text()) for name in NAMES}
-    return [(name, scale) for name, values in files.items() for scale in (None, *values.get("scales", {}))]
+def test_a_file_that_is_missing_or_not_yaml_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"experiment: no file tabel2; give a path, or one of: decode, demo"):
+        load_experiment("tabel2")
+    path = tmp_path / "broken.yaml"
+    path.write_text("name: [")
+    with pytest.raises(ValueError, match=r"broken.yaml: not YAML"):
+        load_experiment(path)
 
 
-def runs_of(experiment: Experiment) -> list[RunConfig]:
-    """Without the tokenizer that the file names: the embedded one has 4,096 tokens, the paper's 32,000."""
-    return expand(experiment, 4096 if experiment.data.tokenizer == "embedded" else 32000, "0" * 64)
+def test_a_scale_changes_the_fields_it_names_deeply_and_overrides_come_last(tmp_path: Path) -> None:
+    data = BASE["data"] | {"tokenizer": "own.json"}
+    phases = [{"tokens": 500, "seq_len": 32, "rows": {"text": 2}}]
+    scale = {
+        "preset": "cpu-600k",
+        "data": {"phases": phases},
+        "train": {"lr": 1e-2},
+        "suites": {"ruler": {"samples": 9}},
+    }
+    changes = {"train": {"lr": 1e-3, "clip": 0.5}, "suites": {"ruler": {"lengths": [320]}}, "scales": {"tiny": scale}}
+    path = write(tmp_path, data=data, **changes)
+    whole, tiny = load_experiment(path), load_experiment(path, scale="tiny")
+    assert (whole.name, whole.preset, whole.train.lr) == ("small", "cpu-1m", 1e-3)
+    assert (tiny.name, tiny.preset, tiny.train.lr, tiny.train.clip) == ("small-tiny", "cpu-600k", 1e-2, 0.5)
+    assert (tiny.data.tokenizer, len(tiny.data.phases), tiny.data.tokens) == ("own.json", 1, 512)
+    assert tiny.suites == {"ruler": {"lengths": [320], "samples": 9}}
+    assert load_experiment(path, ["train.lr=3e-4"], "tiny").train.lr == 3e-4
 
 
-@pytest.mark.parametrize(("name", "scale"), every_scale())
-def test_every_experiment_expands_at_every_scale_and_its_suites_know_their_options(
-    name: str, scale: str | None
-) -> None:
-    experiment = load_experiment(name, scale=scale)
-    assert experiment.name == (f"{name}-{scale}" if scale else name)
-    assert runs_of(experiment)
-    for suite, options in experiment.suites.items():
-        suite_config(suite, options)
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.lr", r"--set: expected a.b=value, got 'train.lr'"),
+        ("name.first=a", r"--set: 'name.first' goes through 'name', which is not a mapping"),
+        ("train.lr=[1", r"--set: 'train.lr=\[1' has no YAML value after the =; quote it or correct it"),
+        ("train.rate=1", r"small.yaml: train.rate: unknown field"),
+    ],
+)
+def test_a_wrong_override_is_named(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_experiment(write(tmp_path), [override])
 
 
-@pytest.mark.parametrize("scale", SCALES)
-def test_tables_2_to_4_are_measured_on_the_same_runs_and_table_5s_whole_model_is_one_of_them(scale: str | None) -> None:
-    first, *others = ([r.run_id for r in runs_of(load_experiment(t, scale=scale))] for t in PAPER)
-    assert len(first) == 13  # six mixers in two layouts, and attention
-    assert others[0] == others[1] == first
-    assert [run_id in first for run_id in others[2]] == [True, False, False, False]
+def test_an_override_may_make_a_mapping_and_later_ones_win(tmp_path: Path) -> None:
+    experiment = load_experiment(write(tmp_path), ["suites.recall.lengths=[64]", "seeds=[1]", "seeds=[2, 3]"])
+    assert experiment.suites == {"recall": {"lengths": [64]}} and experiment.seeds == [2, 3]
 
 
-def test_one_suite_has_the_same_options_in_all_tables_so_that_none_undoes_anothers_evaluation() -> None:
-    options: dict[str, list[object]] = {}
-    for table in PAPER:
-        for suite, given in load_experiment(table).suites.items():
-            options.setdefault(suite, []).append(suite_config(suite, given))
-    assert all(config == same[0] for same in options.values() for config in same)
+def test_files_of_mixers_and_suites_lie_relative_to_the_experiment(tmp_path: Path) -> None:
+    experiment = load_experiment(write(tmp_path, mixer_files=["mine/mixer.py"], suite_files=["suite.py"]))
+    assert experiment.mixer_files == [str(tmp_path / "mine" / "mixer.py")]
+    assert experiment.suite_files == [str(tmp_path / "suite.py")]
 
 
-@pytest.mark.parametrize("scale", SCALES)
-def test_every_model_of_the_tables_is_matched_at_every_scale(scale: str | None) -> None:
-    experiment = load_experiment("table2", scale=scale)
-    target = target_parameters(experiment.preset)
-    for run in runs_of(experiment):
-        found = meta_model(run.model).cost(4096).non_embedding_params
-        assert abs(found / target - 1) <= TOLERANCE
-
-
-def test_the_papers_scale_follows_the_papers_recipe() -> None:
-    experiment = load_experiment("table2")
-    (phase,) = experiment.data.phases
-    assert (phase.tokens, phase.seq_len, phase.tokens_per_step) == (100_000_000_000, 4096, 2**19)
-    train = experiment.train
-    assert (train.lr, train.weight_decay, train.clip, train.betas) == (4e-4, 0.1, 1.0, (0.9, 0.95))
-    assert train.warmup_ratio * phase.tokens == 1e9
-    assert train.final_lr_ratio == 0.1
-
-
-@pytest.mark.parametrize("table", PAPER)
-def test_the_rows_of_a_table_are_the_papers(table: str) -> None:
-    runs = runs_of(load_experiment(table))
-    if table == "table5":
-        gates = published(table)[["erase_gate", "write_gate", "erase_range"]].drop_duplicates()
-        configs = [gates_of(run) for run in runs]
-        assert sorted(configs) == sorted(gates.itertuples(index=False, name=None))
-    else:
-        rows = published(table)[["mixer", "layout"]].drop_duplicates()
-        assert {(r.mixer, r.layout) for r in runs} == set(rows.itertuples(index=False, name=None))
-
-
-def gates_of(run: RunConfig) -> tuple[str, str, int]:
-    """The options that table 5 varies, as the built mixer has them."""
-    config = meta_model(run.model).blocks[0].mixer.config
-    return config.erase_gate, config.write_gate, config.erase_range
-
-
-@pytest.mark.parametrize("table", PAPER)
-def test_every_printed_column_has_a_tolerance_at_the_papers_scale_and_none_at_others(table: str) -> None:
-    expected = load_experiment(table).expectation
-    cells = published(table)[["task", "metric", "length"]].drop_duplicates().fillna({"length": 0})
-    names = [column_name(task, metric, length or None) for task, metric, length in cells.itertuples(index=False)]
-    assert all(expected.allowed(name) for name in names)
-    assert [load_experiment(table, scale=scale).expectation for scale in SCALES[1:]] == [None, None]
-    fewer = "data.phases=[{tokens: 1_000_000, seq_len: 4096, rows: {text: 128}}]"
-    assert load_experiment(table, [fewer]).expectation is None
+def test_a_file_that_is_not_a_mapping_is_named(tmp_path: Path) -> None:
+    (tmp_path / "list.yaml").write_text("- gdn2\n")
+    with pytest.raises(ValueError, match=r"list.yaml: expected a mapping of fields, got list"):
+        load_experiment(tmp_path / "list.yaml")
