@@ -1,6 +1,7 @@
 """Snapshots of a submission: its jobs run the code and the files that were submitted."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from harness.experiments.load import load_experiment
-from harness.files import cache_dir
+from harness.files import CHECKOUT, cache_dir
 from harness.run_folder import RunFolder, Submission
 from slurm.plan import plan
 from slurm.snapshot import environment, keep_files, open_submission, snapshot
 from tests.slurm.experiments import break_checkout, copy_checkout, data_config, experiment, wait_for
+from tests.suites.built_in import built_in_only
 
 
 def test_editing_the_checkout_does_not_change_a_job_that_waits(tmp_path: Path, small_data: Path) -> None:
@@ -78,4 +80,28 @@ def test_a_mixer_file_is_copied_and_refused_when_it_changes_meanwhile(tmp_path: 
     assert experiment_kept.mixer_files == [str(copy)] and run.config.run_id == plans[0].config.run_id
     file.write_text("changed")
     with pytest.raises(ValueError, match="mine.py has changed while it was being submitted; submit again"):
+        keep_files(loaded, plans, tmp_path / "runs")
+
+
+def test_jobs_that_wait_keep_the_files_of_their_suites(tmp_path: Path, small_data: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (CHECKOUT / "docs" / "suites.md").read_text("utf-8"), re.DOTALL)
+    (tmp_path / "copy.py").write_text(code)
+    suites = {"copy": {"lengths": [4]}, "recall": {}}
+    path = experiment(tmp_path, small_data, suites=suites, suite_files=["copy.py"])
+    with built_in_only():
+        loaded = load_experiment(path)
+        plans = plan(loaded, tmp_path / "runs")
+        kept, kept_plans = keep_files(loaded, plans, tmp_path / "runs")
+    (copy,) = kept.suite_files
+    assert Path(copy).parent == tmp_path / "runs" / "code" and Path(copy).read_text() == code
+    for before, after in zip(plans, kept_plans, strict=True):
+        assert after.units["copy@4"].suite_file.path == copy and after.units["recall"] == before.units["recall"]
+        assert after.units["copy@4"].key("0") == before.units["copy@4"].key("0")
+    with built_in_only():
+        assert [p.missing for p in plan(kept, tmp_path / "runs")] == [p.missing for p in plans]
+    (tmp_path / "copy.py").write_text(code + "\n# edited\n")
+    with (
+        built_in_only(),
+        pytest.raises(ValueError, match="suite_file: .*copy.py has changed while it was being submit"),
+    ):
         keep_files(loaded, plans, tmp_path / "runs")
