@@ -117,7 +117,7 @@ def parse_settings(text: str) -> dict[str, Any]:
 
 
 def length_unit(settings: Iterable[str]) -> str | None:
-    """What the lengths of records with these settings (JSON text) count; None for tokens."""
+    """Unit of the lengths of records with these settings (JSON text); None for tokens."""
     return next((unit for text in settings if (unit := parse_settings(text).get(LENGTH_UNIT))), None)
 
 

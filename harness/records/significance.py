@@ -44,9 +44,9 @@ def pairwise(rows: Sequence[Row], compare: Callable[[Row, Row], Comparison]) -> 
     the worst of many equal rows lie far apart. A pair that cannot be tested gets 1.
     """
     pairs = [(i, j) for i in range(len(rows)) for j in range(i)]
-    found = {(i, j): p for i, j in pairs if (p := compare(rows[i], rows[j]).p) is not None}
+    tested = {(i, j): p for i, j in pairs if (p := compare(rows[i], rows[j]).p) is not None}
     adjusted = np.ones((len(rows), len(rows)))
-    for (i, j), p in zip(found, holm(list(found.values())), strict=True):
+    for (i, j), p in zip(tested, holm(list(tested.values())), strict=True):
         adjusted[i, j] = adjusted[j, i] = p
     return adjusted
 
@@ -62,15 +62,15 @@ def tiers(values: Sequence[float], adjusted: np.ndarray, higher_is_better: bool)
     """
     order = np.argsort(finite("values", values), kind="stable")
     rest = [int(i) for i in (order[::-1] if higher_is_better else order)]
-    found: list[int | None] = [None] * len(rest)
+    assigned: list[int | None] = [None] * len(rest)
     for tier in (0, 1):
         worse = [i for i in rest[1:] if adjusted[rest[0], i] < ALPHA]
         if not worse:
             break
         for i in rest:
-            found[i] = None if i in worse else tier
+            assigned[i] = None if i in worse else tier
         rest = worse
-    return found
+    return assigned
 
 
 def items_to_settle_paired(gap: float, discordance: float) -> int | float:

@@ -240,7 +240,7 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Comparison:
     """
     x, y = finite("a", a), finite("b", b)
     if x.size != y.size:
-        raise ValueError(f"b: {y.size} scores beside {x.size} of a; pair runs on the same items")
+        raise ValueError(f"b: {y.size} scores, but a has {x.size}; pair runs on the same items")
     d = x - y
     if is_binary(x) and is_binary(y):
         return mcnemar(d)
@@ -326,12 +326,12 @@ def average_difference(a: Sequence[Scores], b: Sequence[Scores]) -> Comparison:
     Raises ValueError if a and b differ in tasks, a row's seeds in items, or a task's items between a and b.
     """
     if len(a) != len(b) or not a:
-        raise ValueError(f"b: {len(b)} tasks beside {len(a)} of a; average the same tasks, at least one")
+        raise ValueError(f"b: {len(b)} tasks, but a has {len(a)}; average the same tasks, at least one")
     sides = [[matrix(name, scores) for scores in side] for name, side in (("a", a), ("b", b))]
     deltas, parts = [], []
     for x, y in zip(*sides, strict=True):
         if x.shape[1] != y.shape[1]:
-            raise ValueError(f"b: {y.shape[1]} scores beside {x.shape[1]} of a; pair runs on the same items")
+            raise ValueError(f"b: {y.shape[1]} scores, but a has {x.shape[1]}; pair runs on the same items")
         d = x.mean(axis=0) - y.mean(axis=0)
         deltas.append(d.mean())
         binary = is_binary(x) and is_binary(y)
@@ -362,9 +362,9 @@ def difference(a: Estimate, b: Estimate, scores: tuple[Scores, Scores] | None = 
     """
     if scores is not None:
         one = all(len(s) == 1 for s in scores)
-        found = paired(scores[0][0], scores[1][0]) if one else average_difference([scores[0]], [scores[1]])
-        if found.p is not None:
-            return found
+        by_item = paired(scores[0][0], scores[1][0]) if one else average_difference([scores[0]], [scores[1]])
+        if by_item.p is not None:
+            return by_item
     delta, n = a.value - b.value, min(a.items, b.items)
     if a.stderr is None or b.stderr is None:
         return Comparison(delta, None, None, None, "none: an error is not known", n)

@@ -1,4 +1,4 @@
-"""The tables of a collection, written beside its records in every form."""
+"""The tables of a collection, written next to its records in every form."""
 
 from __future__ import annotations
 

@@ -92,8 +92,8 @@ def comparison(
         replace(row, group=f"{row.layout}, {row.preset}" if row.preset else row.layout)
         for row in table_rows(frame, runs, presets)
     ]
-    found = measure(frame, rows, columns, runs, samples or {}, allow_mixed)
-    return finish(found.table, found, runs, expected, printed)
+    measured = measure(frame, rows, columns, runs, samples or {}, allow_mixed)
+    return finish(measured.table, measured, runs, expected, printed)
 
 
 def measure(
@@ -109,7 +109,7 @@ def measure(
     check_seeds(frame)
     groups = column_groups(frame, columns)
     letters = stand_in_letters(groups)
-    found = Measured(Table(rows, []), {}, {letter: reason for reason, letter in letters.items()})
+    measured = Measured(Table(rows, []), {}, {letter: reason for reason, letter in letters.items()})
     own_runs = runs_by_row(runs)
     for (suite, task, metric, length), records in groups.items():
         reasons = {letters[r["stand_in"]] for r in records if r["stand_in"] is not None}
@@ -121,22 +121,24 @@ def measure(
             raise ValueError(
                 f"column {column.name}: {disagreements[0]}; evaluate again under one setting, or allow mixed records"
             )
-        found.mixed += [f"{column.name}: {what}" for what in disagreements]
-        found.table.columns.append(column)
+        measured.mixed += [f"{column.name}: {what}" for what in disagreements]
+        measured.table.columns.append(column)
         by_row: dict[tuple[str, str], Records] = {}
         for record in records:
             by_row.setdefault((record["layout"], record["label"]), []).append(record)
         for row in rows:
-            own = found.records[row, column] = by_row.get((row.layout, row.label), [])
+            records_of_row = measured.records[row, column] = by_row.get((row.layout, row.label), [])
             missing = missing_text(own_runs.get((row.layout, row.label), []), suite)
-            found.table.cells[row, column] = make_cell(own, samples) if own else Cell(text=missing)
+            measured.table.cells[row, column] = (
+                make_cell(records_of_row, samples) if records_of_row else Cell(text=missing)
+            )
     if runs is not None:
-        found.table.model = {row: model_cells(runs, row) for row in rows}
-    return found
+        measured.table.model = {row: model_cells(runs, row) for row in rows}
+    return measured
 
 
 def finish(
-    table: Table, found: Measured, runs: pd.DataFrame | None, expected: Expected | None, paper: Printed
+    table: Table, measured: Measured, runs: pd.DataFrame | None, expected: Expected | None, paper: Printed
 ) -> Table:
     """Add the paper's numbers, marks and notes. paper: gives the printed number of a row and column."""
     own_runs = runs_by_row(runs)
@@ -150,10 +152,10 @@ def finish(
             if tested := mark({row: table.cells[row, column] for row in rows}, column):
                 table.tested[group, column] = tested
     table.notes = [
-        *reading_notes(table, found.used, at_scale),
-        *table_notes(found.table, found.used, found.stand_ins, found.mixed, runs),
+        *reading_notes(table, measured.used, at_scale),
+        *table_notes(measured.table, measured.used, measured.stand_ins, measured.mixed, runs),
     ]
-    table.provenance = provenance_notes(found.used)
+    table.provenance = provenance_notes(measured.used)
     return table
 
 
@@ -213,8 +215,8 @@ def table_rows(frame: pd.DataFrame, runs: pd.DataFrame | None, presets: Mapping[
     repeated = known[known.duplicated(["layout", "label"])]
     if not repeated.empty:
         layout, label, _ = repeated.iloc[0]
-        found = known[(known["layout"] == layout) & (known["label"] == label)]["mixer"]
-        raise ValueError(f"label: {label!r} ({layout}) stands for {', '.join(found)}; give each mixer its own label")
+        mixers = known[(known["layout"] == layout) & (known["label"] == label)]["mixer"]
+        raise ValueError(f"label: {label!r} ({layout}) stands for {', '.join(mixers)}; give each mixer its own label")
     rows = [Row(*values, presets.get(values[1])) for values in known.itertuples(index=False)]
     return sorted(rows, key=lambda row: rank(LAYOUTS, row.layout))
 
@@ -289,7 +291,7 @@ def differing(records: Records, metric: str) -> list[str]:
     """
     ran = ["dtype", *(name for name in records[0] if name.startswith("version_"))]
     models = [r for r in records if r["layout"] != BASELINE]
-    found = []
+    disagreements = []
     for name in [*ITEMS, *ran, *(("device", "threads") if METRICS[metric].of_device else ())]:
         of = records if name in ITEMS else models
         if len({r[name] for r in of}) < 2:
@@ -299,10 +301,10 @@ def differing(records: Records, metric: str) -> list[str]:
             for key in keys:
                 stated = [(parse_settings(r[name]).get(key), r) for r in records]
                 stated = [(v, r) for v, r in stated if key in parse_settings(r[name]) or r["layout"] != BASELINE]
-                found += phrase(f"settings.{key}", stated)
+                disagreements += phrase(f"settings.{key}", stated)
         else:
-            found += phrase(name, [(r[name], r) for r in of])
-    return found
+            disagreements += phrase(name, [(r[name], r) for r in of])
+    return disagreements
 
 
 def phrase(name: str, values: Iterable[tuple[Any, dict[str, Any]]]) -> list[str]:

@@ -77,22 +77,22 @@ def paper_table(
         (replace(row, group=heading(row)) for row in table_rows(frame, runs, presets)),
         key=lambda row: (list(HEADINGS.values()).index(HEADINGS[row.layout]), rank(paper_order(), model_name(row))),
     )
-    found = measure(frame, rows, None, runs, samples or {}, allow_mixed)
-    measured = {column.key: column for column in found.table.columns}
-    table = Table(rows, [], model=found.table.model, title=TITLES[which])
+    measured = measure(frame, rows, None, runs, samples or {}, allow_mixed)
+    by_key = {column.key: column for column in measured.table.columns}
+    table = Table(rows, [], model=measured.table.model, title=TITLES[which])
     for column in columns:
         parts = averaged(column)
         if parts is not None:
-            tasks = [measured[key] for key in parts if key in measured]
+            tasks = [by_key[key] for key in parts if key in by_key]
             column = replace(column, stand_ins=tuple(sorted({s for c in tasks for s in c.stand_ins})))
-        column = measured.get(column.key, column)
+        column = by_key.get(column.key, column)
         table.columns.append(column)
         for row in rows:
             if parts is not None:
-                table.cells[row, column] = average_cell(found, row, tasks, len(parts), samples or {})
+                table.cells[row, column] = average_cell(measured, row, tasks, len(parts), samples or {})
             else:
-                table.cells[row, column] = found.table.cells.get((row, column), Cell())
-    return finish(table, found, runs, expected, printed_variant(runs) if which == "table5" else printed)
+                table.cells[row, column] = measured.table.cells.get((row, column), Cell())
+    return finish(table, measured, runs, expected, printed_variant(runs) if which == "table5" else printed)
 
 
 def belongs(which: str, frame: pd.DataFrame) -> pd.Series:
@@ -145,21 +145,21 @@ def averaged(column: Column) -> list[ColumnKey] | None:
     return [c.key for c in columns if c.unit.percent and c.task != AVERAGE]
 
 
-def average_cell(found: Measured, row: Row, columns: list[Column], tasks: int, samples: Samples) -> Cell:
+def average_cell(measured: Measured, row: Row, columns: list[Column], tasks: int, samples: Samples) -> Cell:
     """The average of a row over its tasks (`stats.average`), over the seeds that all tasks have.
 
     columns: the tasks that were measured. tasks: number of tasks in the average. If a task or a common seed is missing,
     the cell's text says so.
     """
-    cells = [found.table.cells[row, column] for column in columns]
+    cells = [measured.table.cells[row, column] for column in columns]
     scored = sum(cell.estimate is not None for cell in cells)
     if scored < tasks:
         reasons = [cell.text for cell in cells if cell.text != MISSING and cell.estimate is None]
         return Cell(text=f"{scored} of {tasks} tasks" if scored else (reasons or [MISSING])[0])
-    seeds = set.intersection(*({r["seed"] for r in found.records[row, c]} for c in columns))
+    seeds = set.intersection(*({r["seed"] for r in measured.records[row, c]} for c in columns))
     if not seeds:
         return Cell(text="no seed has all tasks")
-    records: list[Records] = [[r for r in found.records[row, c] if r["seed"] in seeds] for c in columns]
+    records: list[Records] = [[r for r in measured.records[row, c] if r["seed"] in seeds] for c in columns]
     estimate = stats.average(
         [[r["value"] for r in task] for task in records],
         [[sampling_error(r) for r in task] for task in records],
@@ -255,8 +255,8 @@ def printed_estimate(value: float, shares: list[float], column: Column) -> stats
         return stats.estimate([value], [None], [1])
     counts = sizes(column)
     errors = [[proportion_stderr(p, n)] for p, n in zip(shares, counts, strict=True)]
-    found = stats.average([[p] for p in shares], errors, [[n] for n in counts])
-    return replace(found, value=value)
+    estimate = stats.average([[p] for p in shares], errors, [[n] for n in counts])
+    return replace(estimate, value=value)
 
 
 def printed_notes(which: str, table: Table) -> list[str]:

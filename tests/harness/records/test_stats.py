@@ -199,9 +199,9 @@ def test_continuous_differences_that_are_all_equal_have_their_sign_and_no_interv
 
 
 def test_runs_of_different_items_are_not_paired():
-    with pytest.raises(ValueError, match="2 scores beside 3 of a; pair runs on the same items"):
+    with pytest.raises(ValueError, match="2 scores, but a has 3; pair runs on the same items"):
         paired([1.0, 2.0, 3.0], [1.0, 2.0])
-    with pytest.raises(ValueError, match="2 scores beside 3 of a"):
+    with pytest.raises(ValueError, match="2 scores, but a has 3"):
         average_difference([[[1.0, 2.0, 3.0]]], [[[1.0, 2.0]]])
     with pytest.raises(ValueError, match="a: none"):
         paired([], [])
