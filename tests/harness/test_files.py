@@ -1,0 +1,104 @@
+"""Files are written whole or not at all; damaged JSON is named; where the checkout and the cache lie."""
+
+import hashlib
+import os
+import resource
+from pathlib import Path
+
+import pytest
+
+from harness.files import CHECKOUT, atomic, cache_dir, file_sha256, read_json, write_atomic, write_json
+
+
+def test_a_reader_sees_the_old_content_until_the_new_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "made" / "file"
+    write_atomic(path, b"old")
+    with atomic(path) as file:
+        file.write(b"new")
+        file.flush()
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new" and list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_block_that_raises_leaves_the_old_content_and_no_other_file(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+    with pytest.raises(error), atomic(path) as file:
+        file.write(b"half")
+        raise error
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_refuses_is_named_with_the_file_and_the_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The kernel refuses to let a file grow past this, as a full disk would.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match=rf"{path}: cannot be written \(.*\); free space or fix the permissions"):
+            write_atomic(path, b"x" * 10_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_target_that_cannot_be_replaced_is_named(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match=r"folder: cannot be written \(Is a directory\); free space or fix"):
+        write_atomic(tmp_path / "folder", b"x")
+    assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
+
+
+def test_processes_that_write_the_same_file_use_temporary_files_of_their_own(tmp_path: Path) -> None:
+    with atomic(tmp_path / "file") as file:
+        assert Path(file.name).name == f"file.{os.getpid()}.partial"
+
+
+def test_json_comes_back(tmp_path: Path) -> None:
+    content = {"name": "größer", "values": [1, 2.5, None, True]}
+    write_json(tmp_path / "file.json", content)
+    assert read_json(tmp_path / "file.json", "delete it") == content
+    assert "größer" in (tmp_path / "file.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xfe\xfa"])
+def test_damaged_json_is_named_with_the_remedy(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "file.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{path}: damaged, not JSON \(.*\); delete it") as told:
+        read_json(path, "delete it")
+    assert "\n" not in str(told.value)
+
+
+def test_missing_json_is_no_damage(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "file.json", "delete it")
+
+
+def test_the_checkout_holds_the_packages_and_the_cache_lies_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (CHECKOUT / "harness" / "files.py").is_file() and (CHECKOUT / "mixers").is_dir()
+    monkeypatch.delenv("MIXERBENCH_CACHE", raising=False)
+    assert cache_dir() == CHECKOUT / ".cache"
+    monkeypatch.setenv("MIXERBENCH_CACHE", "")
+    assert cache_dir() == CHECKOUT / ".cache"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MIXERBENCH_CACHE", "~/elsewhere")
+    assert cache_dir() == tmp_path / "elsewhere"
+
+
+def test_an_installed_wheel_caches_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MIXERBENCH_CACHE", raising=False)
+    monkeypatch.setattr("harness.files.CHECKOUT", tmp_path)  # no pyproject.toml there
+    monkeypatch.chdir(tmp_path)
+    assert cache_dir() == tmp_path / ".cache"
+
+
+def test_the_hash_is_of_the_content(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    assert file_sha256(tmp_path / "file") == hashlib.sha256(b"content").hexdigest()
