@@ -37,14 +37,15 @@ INCIDENTAL = Incidental()
 
 def identity(config: BaseModel) -> dict[str, Any]:
     """The fields that identify a configuration, as JSON values, nested configurations likewise."""
-    dumped = config.model_dump(mode="json")
-    content: dict[str, Any] = {}
-    for name, field in type(config).model_fields.items():
-        value = _content(getattr(config, name), dumped[name])
-        neutral = _mark(field, Neutral)
-        if _mark(field, Incidental) is None and (neutral is None or value != neutral.value):
-            content[name] = value
-    return content
+    return _values(config, with_incidental=False)
+
+
+def compact(config: BaseModel) -> dict[str, Any]:
+    """All values of a configuration but neutral ones, which `completed` puts back.
+
+    A hash of them does not change when a field is added.
+    """
+    return _values(config, with_incidental=True)
 
 
 def completed(kind: type[BaseModel], stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,11 +67,23 @@ def _mark(field: FieldInfo, kind: type) -> Any:
     return next((mark for mark in field.metadata if isinstance(mark, kind)), None)
 
 
-def _content(value: Any, dumped: Any) -> Any:
+def _values(config: BaseModel, with_incidental: bool) -> dict[str, Any]:
+    dumped = config.model_dump(mode="json")
+    content: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        value, neutral = _content(getattr(config, name), dumped[name], with_incidental), _mark(field, Neutral)
+        if _mark(field, Incidental) is not None and not with_incidental:
+            continue
+        if neutral is None or value != neutral.value:
+            content[name] = value
+    return content
+
+
+def _content(value: Any, dumped: Any, with_incidental: bool) -> Any:
     if isinstance(value, BaseModel):
-        return identity(value)
+        return _values(value, with_incidental)
     if isinstance(value, list | tuple):
-        return [_content(item, item_dumped) for item, item_dumped in zip(value, dumped, strict=True)]
+        return [_content(*pair, with_incidental) for pair in zip(value, dumped, strict=True)]
     return dumped
 
 

@@ -24,7 +24,7 @@ from harness.run_folder import Collection, RunFolder
 from harness.tables.collection import write_table
 from mixers.registry import mixer_config
 from slurm.plan import RunPlan, plan
-from suites.registry import suite, suite_config
+from suites.registry import stored_config, suite
 
 
 def runs_frame(plans: list[RunPlan], unreadable: Mapping[Path, str]) -> pd.DataFrame:
@@ -119,7 +119,7 @@ def _baselines(plans: list[RunPlan], command: str) -> list[Path]:
             first.setdefault(unit, run)
     for unit, run in first.items():
         evaluation, chosen = run.units[unit], suite(suite_of(unit))
-        for baseline in chosen.baselines(suite_config(chosen.name, evaluation.options)):
+        for baseline in chosen.baselines(stored_config(chosen.name, evaluation.options)):
             key = evaluation.key(run.config.data_sha256)
             folder = RunFolder(run.folder.parent / f"{baseline.name}-{key[:8]}")
             if folder.read_done(unit) != key:

@@ -38,7 +38,7 @@ from slurm.state import ended, exclusively, job_id, started, write_status
 from suites.evaluate import evaluate, keep
 from suites.prefetch import prefetch
 from suites.registry import require_file as require_suite_file
-from suites.registry import suite, suite_config
+from suites.registry import stored_config, suite
 from suites.units import TRAIN, Evaluation
 
 HEARTBEAT = 2.0
@@ -218,7 +218,7 @@ class MeasureJob(Job):
             torch.set_num_threads(recipe.threads)
         require_file(self.config.mixer_file)
         model = build_model(self.config.model, self.config.seed).to(this_device())
-        options = suite_config(chosen.name, self.evaluation.options)
+        options = stored_config(chosen.name, self.evaluation.options)
         measurements = chosen.measure(model, recipe, options, self.beat())
         dtype = recipe_dtype(recipe, this_device())
         birth = provenance(self.config.hash, this_device(), dtype, model.backend(dtype), self.command)

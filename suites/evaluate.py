@@ -18,7 +18,7 @@ from harness.run_folder import RunFolder
 from harness.training import checkpoint
 from harness.training.device import this_device
 from suites.interface import Progress, silent
-from suites.registry import require_file, suite, suite_config
+from suites.registry import require_file, stored_config, suite
 from suites.units import Evaluation
 
 
@@ -45,7 +45,7 @@ def evaluate(
     for other in RunFolder(folder).all_answers(unit):
         if other != answers:  # answers to other options, or from other weights
             other.unlink()
-    options = suite_config(chosen.name, evaluation.options)
+    options = stored_config(chosen.name, evaluation.options)
     measurements = chosen.run(Journal(lm, answers, progress), options, progress)
     birth = provenance(config.hash, this_device(), lm.dtype, backend=lm.model.backend(lm.dtype), command=command)
     keep(folder, unit, measurements, birth, config, label, key)

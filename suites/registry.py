@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from harness.records.metrics import METRICS, declare
 from harness.records.units import suite_of
+from mixers.identity import compact, completed
 from mixers.interface import one_line
 from suites.interface import Suite, SuiteConfig
 from suites.units import TRAIN, Evaluation, SuiteFile
@@ -187,6 +188,11 @@ def suite_config(name: str, options: dict[str, Any]) -> SuiteConfig:
         raise ValueError(one_line(error, f"suites.{name}.", config.model_fields)) from None
 
 
+def stored_config(name: str, options: dict[str, Any]) -> SuiteConfig:
+    """Options of an `Evaluation`, perhaps of an earlier version. Raises ValueError as `suite_config` does."""
+    return suite_config(name, completed(suite(name).Config, options))
+
+
 def evaluations(name: str, options: dict[str, Any]) -> dict[str, Evaluation]:
     """Return what a suite with these options evaluates, by unit. Raises ValueError for options it does not take."""
     chosen, file = suite(name), _files.get(name)
@@ -194,7 +200,7 @@ def evaluations(name: str, options: dict[str, Any]) -> dict[str, Evaluation]:
     for unit in units:
         if suite_of(unit) != name:
             raise ValueError(f"suites.{name}: unit {unit!r} is not its own; name units by unit_name(self.name, length)")
-    return {unit: Evaluation(part.model_dump(mode="json"), chosen.fresh, file) for unit, part in units.items()}
+    return {unit: Evaluation(compact(part), chosen.fresh, file) for unit, part in units.items()}
 
 
 def check(name: str, options: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:

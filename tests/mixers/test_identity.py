@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, create_model
 
-from mixers.identity import INCIDENTAL, Neutral, completed, identity
+from mixers.identity import INCIDENTAL, Neutral, compact, completed, identity
 
 
 class Inner(BaseModel):
@@ -57,3 +57,10 @@ def test_fields_of_nested_configurations_are_completed_and_left_out_likewise() -
     values = completed(outer, {"inner": {"width": 4}, "parts": [{"width": 8}]})
     assert values == {"inner": {"width": 4, "depth": 1}, "parts": [{"width": 8, "depth": 1}]}
     assert identity(outer(**values)) == {"inner": {"width": 4}, "parts": [{"width": 8}]}
+
+
+def test_what_is_stored_compactly_reads_back_and_does_not_grow_with_new_fields() -> None:
+    after = with_new_field(neutral="paper", default="paper")
+    assert compact(after(threads=8)) == compact(Before(threads=8)) == Before(threads=8).model_dump(mode="json")
+    for config in (after(), after(start="upstream", threads=2)):
+        assert after(**completed(after, compact(config))) == config

@@ -5,14 +5,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+from pydantic import create_model
 
+from harness.experiments.load import load_experiment
 from harness.files import CHECKOUT
 from harness.records.metrics import METRICS, Metric
+from harness.records.units import suite_of
+from mixers.identity import Neutral
 from suites import registry
 from suites.interface import Suite, SuiteConfig
-from suites.registry import register_suite
+from suites.registry import evaluations, register_suite
 from suites.units import SuiteFile
 from tests.suites.built_in import built_in_only
 
@@ -140,3 +145,34 @@ def test_installed_packages_add_suites_and_a_broken_one_is_named_and_left_out(tm
     assert done.returncode == 0, done.stderr
     assert "'lengths'" in done.stdout and "'by_class'" in done.stdout and "'half'" not in done.stdout
     assert "suites of broken left out: mixerbench.suites entry point any = broken: ModuleNotFoundError" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("experiment", "unit", "key"),
+    [
+        ("demo", "recall", "836713aee4c9f0b2"),
+        ("demo", "language", "a07d4720276e1155"),
+        ("table3", "ruler@1024", "07e8edd1e6636322"),
+        ("table4", "retrieval", "8052e78aa7dcda57"),
+        ("figure2", "throughput", "7ebb30efeacfcbd5"),
+    ],
+)
+def test_the_keys_of_committed_evaluations_are_frozen_so_that_nothing_is_measured_twice(
+    experiment: str, unit: str, key: str
+) -> None:
+    suite = suite_of(unit)
+    units = evaluations(suite, load_experiment(experiment).suites[suite])
+    assert units[unit].key("0" * 64).startswith(key)
+
+
+def test_a_new_option_at_its_neutral_value_changes_no_key_and_another_default_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = evaluations("recall", {"pairs": [2]})["recall"]
+    config = registry.suite("recall").Config
+    for default, same in (("as before", True), ("better", False)):
+        field = (Annotated[str, Neutral("as before")], default)
+        monkeypatch.setattr(type(registry.suite("recall")), "Config", create_model("New", __base__=config, style=field))
+        after = evaluations("recall", {"pairs": [2]})["recall"]
+        assert (after.key("0") == before.key("0")) is same
+        assert registry.stored_config("recall", before.options).style == "as before"
