@@ -207,7 +207,7 @@ def train_here(run: RunPlan, sharding: Sharding, profile: Path | None) -> Summar
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether SIGINT or SIGTERM has arrived; a second one has its usual effect."""
+    """Yield a function that tells whether SIGINT or SIGTERM has arrived. The second signal has its usual effect."""
     received: list[int] = []
 
     def receive(number: int, frame: Any) -> None:

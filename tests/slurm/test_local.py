@@ -16,6 +16,7 @@ from harness.records.store import load
 from harness.run_folder import RunFolder
 from harness.training.train import train
 from run import app
+from slurm.local import stop_requests
 from slurm.plan import plan
 from slurm.state import at_work, exclusively
 from suites.units import TRAIN
@@ -150,3 +151,16 @@ def test_a_run_that_another_process_works_on_is_not_touched(tmp_path: Path, smal
     assert result.exit_code == 1
     assert "another process is working on train of this run; wait for it or stop it" in result.output
     assert RunFolder(run.folder).read_summary() is None
+
+
+def test_the_first_interrupt_asks_to_stop_and_the_second_raises() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
+    try:
+        with pytest.raises(KeyboardInterrupt), stop_requests() as stop:
+            assert not stop()
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop()
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)

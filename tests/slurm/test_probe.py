@@ -1,4 +1,4 @@
-"""What a cluster would refuse of a profile, found before submitting: parsed answers of Slurm, and a real cluster."""
+"""Faults of a profile, found before submitting: from parsed answers of Slurm, and on a real cluster."""
 
 from pathlib import Path
 

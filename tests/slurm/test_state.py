@@ -1,4 +1,4 @@
-"""What becomes of a unit whose process has ended, from its markers alone."""
+"""Units whose process has ended: which start again and which are given up, from their markers alone."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""The documented command lines that need a cluster, in the order of docs/slurm.md, on one of two nodes."""
+"""The documented commands that need a cluster, executed on one in the order of docs/slurm.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Slurm that other tests run on: it schedules, requeues and accounts, and leaves nothing behind."""
+"""The Slurm cluster of the other tests: it schedules, requeues and accounts, and cleans up after itself."""
 
 import os
 import signal

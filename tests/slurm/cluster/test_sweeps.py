@@ -1,4 +1,4 @@
-"""Sweeps on a real Slurm: what waits for what, and what becomes of jobs that clusters interrupt."""
+"""Sweeps on a real Slurm: dependencies, interruptions, failures and requeues, across all modules of slurm/."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_runs_whose_node_is_lost_go_on_on_another_one(small_data: Path, tmp_path
         again = f"started again: ended without a word on {first}"
         assert all(reason.endswith(again) for reason in shown("training", 2, second))
         cluster.bring_back(first)
-        # This time the processes hang where nobody reaches them, and their next attempts have to wait for them.
+        # Now the processes hang out of the controller's reach, and their next attempts must wait for them.
         for run in runs:
             os.kill(json.loads((run.folder / "state" / "train.json").read_text())["pid"], signal.SIGSTOP)
         cluster.cut_off(second)
