@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache, lru_cache
 from typing import Any
 
 from lm_eval.api.model import TemplateLM
@@ -15,9 +16,24 @@ KNOWN, UNKNOWN = -0.25, -4.0
 NEEDLE_ASKED = " mentioned in the provided text is"
 
 
+class RememberingTokenizer(PreTrainedTokenizerFast):
+    """A tokenizer that encodes a text once: tests ask for the same documents and prompts again and again."""
+
+    def encode(self, text: str, **options: Any) -> list[int]:
+        if options != {"add_special_tokens": False}:
+            return super().encode(text, **options)
+        return list(_ids(text))
+
+
+@lru_cache(maxsize=2048)
+def _ids(text: str) -> tuple[int, ...]:
+    return tuple(PreTrainedTokenizerFast.encode(tokenizer(), text, add_special_tokens=False))
+
+
+@cache
 def tokenizer() -> PreTrainedTokenizerFast:
     """Return the embedded tokenizer, with a BOS token."""
-    return PreTrainedTokenizerFast(tokenizer_file=str(TOKENIZER), bos_token="<|bos|>")
+    return RememberingTokenizer(tokenizer_file=str(TOKENIZER), bos_token="<|bos|>")
 
 
 def read_out(prompt: str) -> str | None:

@@ -54,12 +54,6 @@ def test_prompts_are_those_that_results_were_measured_on(tok, task, length):
     assert found == ITEMS[task, length], "other prompts need another VERSION"
 
 
-def test_needles_depend_on_neither_order_nor_number(tok):
-    wanted = {task: digest(draw_needles(tok, task, n=8)) for task in PAPER_TASKS}
-    assert {task: digest(draw_needles(tok, task, n=8)) for task in reversed(PAPER_TASKS)} == wanted
-    assert digest(draw_needles(tok, "mk_niah_1", n=12)[:8]) == wanted["mk_niah_1"]
-
-
 def test_seed_task_and_length_give_other_samples(tok):
     first = draw_needles(tok, "s_niah_2", n=4)
     assert {s.answer for s in first}.isdisjoint(s.answer for s in draw_needles(tok, "s_niah_2", n=4, seed=1))
@@ -106,23 +100,24 @@ def test_questions_that_do_not_fit_are_passed_over_and_too_few_are_an_error(tok,
 
 
 def digests(tok, tasks):
-    """Return the hash of four samples of each task, and of eight needles of each task of the paper."""
-    return {task: digest(draw(tok, task, n=4)) for task in tasks} | {
-        f"{task}, short": digest(draw_needles(tok, task, n=8)) for task in PAPER_TASKS
-    }
+    """Return the hash of four samples of each task, and of eight needles of those of the paper."""
+    needles = {f"{task}, needles": digest(draw_needles(tok, task, n=8)) for task in tasks if task in PAPER_TASKS}
+    return needles | {task: digest(draw(tok, task, n=4)) for task in tasks}
 
 
 def test_samples_depend_on_neither_order_nor_number_nor_process(tok, data):
-    wanted = {task: digest(draw(tok, task, n=4)) for task in TASKS}
-    assert {task: digest(draw(tok, task, n=4)) for task in reversed(TASKS)} == wanted
-    assert {task: digest(draw(tok, task, n=7)[:4]) for task in TASKS} == wanted
+    wanted = digests(tok, TASKS)
+    assert digests(tok, TASKS[::-1]) == wanted
+    assert digest(draw_needles(tok, "mk_niah_1", n=12)[:8]) == wanted["mk_niah_1, needles"]
+    assert all(digest(draw(tok, task, n=7)[:4]) == wanted[task] for task in TASKS)
     assert all(digest(draw(tok, task, n=4, seed=1)) != wanted[task] for task in TASKS)
     script = (
         "import json; from tests.suites.retriever import tokenizer; from tests.suites.ruler.test_samples import *;"
         "print(json.dumps(digests(tokenizer(), GENERATED)))"
     )
     other = subprocess.run([sys.executable, "-c", script], cwd=CHECKOUT, capture_output=True, text=True, check=True)
-    assert json.loads(other.stdout) == digests(tok, GENERATED)
+    # The passages of qa are this process's own.
+    assert json.loads(other.stdout) == {key: value for key, value in wanted.items() if not key.startswith("qa_")}
 
 
 @pytest.mark.parametrize("task", GENERATED)
