@@ -1,17 +1,27 @@
-"""The global batch is the same however many processes share it, and an epoch reads every window once."""
+"""Rows of a step: the same global batch for any number of processes, every window once per epoch, read ahead."""
 
+import json
+import threading
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from harness.data import synthetic
+from harness.data.prepare import prepare
 from harness.data.shards import TokenData
 from harness.data.tokenizer import load_tokenizer
 from harness.experiments.expand import expand
-from harness.experiments.schema import Experiment
-from harness.training.batches import data_sha256, step_rows
-from harness.training.distributed import World
+from harness.experiments.run_config import RunConfig
+from harness.experiments.schema import DataConfig, Experiment
+from harness.training import batches
+from harness.training.batches import BatchLoader, data_sha256, open_data, position, step_rows
+from harness.training.distributed import ALONE, World
+from harness.training.trainer import Trainer
+from tests.harness.training.tiny import PHASE, run_config
 
 ROWS, SEQ_LEN = 64, 31
 
@@ -41,3 +51,69 @@ def test_no_window_is_lost_or_repeated_in_an_epoch_at_any_world_size(small_data:
     stream = data.tokens("train")
     expected = Counter(tuple(stream[i * SEQ_LEN : (i + 1) * SEQ_LEN + 1].tolist()) for i in range(windows))
     assert Counter(read[:windows]) == expected
+
+
+def test_phases_follow_one_another_and_no_row_is_read_twice() -> None:
+    first = {"tokens": 200, "seq_len": 20, "rows": {"text": 3, "mqar": 1}}
+    second = {"tokens": 190, "seq_len": 40, "rows": {"text": 2}}
+    config = DataConfig(phases=[first, second])
+    assert (config.steps, config.tokens, config.seq_len) == (3 + 3, 240 + 240, 40)
+    positions = [position(config, step) for step in range(6)]
+    assert [p.tokens for p in positions] == [80, 160, 240, 320, 400, 480]
+    assert [p.rows["text"] for p in positions] == [0, 3, 6, 9, 11, 13]
+    assert [p.phase.seq_len for p in positions] == [20, 20, 20, 40, 40, 40]
+    with pytest.raises(ValueError, match="step: 6 is past the last of 6 steps"):
+        position(config, 6)
+
+
+def test_rows_are_a_function_of_seed_and_number_and_ask_only_for_values_they_gave(small_data: Path) -> None:
+    tokenizer = load_tokenizer()
+    data = open_data(DataConfig(source=str(small_data), phases=[PHASE]))
+    for task in ("text", "mqar"):
+        tokens, counted = synthetic.rows(task, 0, 3, 4, 128, tokenizer, data)
+        again, _ = synthetic.rows(task, 0, 5, 1, 128, tokenizer, data)
+        assert tokens.shape == (4, 129) and counted.shape == (4, 128)
+        assert torch.equal(tokens[2:3], again) and not torch.equal(tokens[1], tokens[2])
+        assert counted.any(1).all()
+    tokens, counted = synthetic.rows("mqar", 0, 0, 8, 128, tokenizer, data)
+    for row, mask in zip(tokens.tolist(), counted.tolist(), strict=True):
+        for index, asked in enumerate(mask, start=1):
+            if asked:
+                pairs = row[1 : index - 1]
+                assert dict(zip(pairs[::2], pairs[1::2], strict=True))[row[index - 1]] == row[index]
+
+
+def test_rows_are_read_ahead_by_a_thread_and_are_those_of_the_step(
+    tmp_path: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(run_config(small_data), tmp_path)
+    expected = {step: step_rows(trainer.config, step, trainer.tokenizer, trainer.data) for step in range(12)}
+    read: list[tuple[int, bool]] = []
+
+    def recorded(config: RunConfig, step: int, *rest: Any) -> tuple[Tensor, Tensor]:
+        read.append((step, threading.current_thread() is threading.main_thread()))
+        return step_rows(config, step, *rest)
+
+    monkeypatch.setattr(batches, "step_rows", recorded)
+    rows = BatchLoader(trainer.config, trainer.tokenizer, trainer.data, ALONE)
+    for step in (0, 1, 2, 7, 11, 3):  # steps may go back, and nothing is read past the end
+        assert all(torch.equal(a, b) for a, b in zip(rows.rows(step), expected[step], strict=True))
+    rows._thread.shutdown()
+    assert read == [(step, False) for step in (0, 1, 2, 3, 7, 8, 11, 3, 4)]
+
+
+def test_missing_data_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere.*run data prepare"):
+        open_data(DataConfig(source=str(tmp_path / "nowhere"), phases=[PHASE]))
+
+
+def test_a_flipped_bit_in_a_shard_is_found(tmp_path: Path) -> None:
+    source = tmp_path / "a.jsonl"
+    source.write_text("".join(json.dumps({"text": f"Text number {i}, and some more."}) + "\n" for i in range(400)))
+    folder = prepare(source, "embedded", tmp_path / "out").folder
+    shard = max(folder.glob("train*"), key=lambda p: p.stat().st_size)
+    content = bytearray(shard.read_bytes())
+    content[100] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{shard.name}.*data prepare again"):
+        open_data(DataConfig(source=str(folder), phases=[PHASE]))

@@ -1,4 +1,4 @@
-"""Checkpoints: which are kept, and which is taken. That several processes write one: test_distributed.py."""
+"""Checkpoints: which are kept and which is restored. test_distributed.py has several processes write one."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def test_the_last_two_are_kept_and_what_a_killed_process_left_is_removed(tmp_pat
     assert checkpoint.latest_sound(tmp_path) == (tmp_path / "checkpoints" / "step_00000003.pt", [])
 
 
-def test_a_run_that_went_back_leaves_later_checkpoints_behind(tmp_path: Path) -> None:
+def test_a_run_that_resumed_earlier_drops_the_later_checkpoints(tmp_path: Path) -> None:
     for step in (10, 20, 15):
         checkpoint.save(tmp_path, step, {"step": step})
     assert sorted(p.name for p in (tmp_path / "checkpoints").glob("*.pt")) == ["step_00000010.pt", "step_00000015.pt"]
@@ -32,26 +32,26 @@ def test_a_run_that_went_back_leaves_later_checkpoints_behind(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("fault", ["cut", "missing"])
-def test_damaged_checkpoints_are_named_and_the_newest_sound_one_is_taken(tmp_path: Path, fault: str) -> None:
+def test_damaged_checkpoints_are_named_and_the_newest_intact_one_is_restored(tmp_path: Path, fault: str) -> None:
     assert checkpoint.latest_sound(tmp_path) == (None, [])
     older, newer = (checkpoint.save(tmp_path, step, {"x": torch.ones(4)}) for step in (1, 2))
-    said = {"cut": "damaged, its SHA-256", "missing": "the checkpoint is missing"}[fault]
+    reason = {"cut": "damaged, its SHA-256", "missing": "the checkpoint is missing"}[fault]
 
     def spoil(path: Path) -> None:
         path.unlink() if fault == "missing" else path.write_bytes(path.read_bytes()[:-1])
 
     spoil(newer)
-    found, (line,) = checkpoint.latest_sound(tmp_path)
-    assert found == older and line.startswith(f"{newer}: {said}") and "the one before, step_00000001.pt" in line
+    restored, (line,) = checkpoint.latest_sound(tmp_path)
+    assert restored == older and line.startswith(f"{newer}: {reason}") and "the one before, step_00000001.pt" in line
     spoil(older)
     with pytest.raises(
-        checkpoint.CheckpointError, match=rf"{newer.name}: {said}.*no earlier one is intact; delete .*checkpoints"
+        checkpoint.CheckpointError, match=rf"{newer.name}: {reason}.*no earlier one is intact; delete .*checkpoints"
     ):
         checkpoint.latest_sound(tmp_path)
 
 
 def content(step: int) -> dict[str, Any]:
-    """As of a model with two parameters and AdamW."""
+    """Content of a checkpoint of a model with two parameters, and of AdamW."""
     model = {"a": torch.arange(6.0).view(2, 3) + step, "b.c": torch.full((5,), float(step))}
     state = {i: {"step": torch.tensor(float(step)), "exp_avg": t * 2} for i, t in enumerate(model.values())}
     groups = [{"params": [0, 1], "lr": 0.1}]
@@ -68,10 +68,10 @@ def test_a_folder_holds_what_a_file_does(tmp_path: Path) -> None:
     folder = save_folder(tmp_path / "folder", 3)
     assert (file.name, folder.name) == ("step_00000003.pt", "step_00000003.dcp")
     parameters = list(content(0)["model"].values())
-    found = [checkpoint.load(p) for p in (file, folder)]
-    found += [checkpoint.load_sharded(p, "abc", content(0)["model"], parameters) for p in (file, folder)]
+    contents = [checkpoint.load(p) for p in (file, folder)]
+    contents += [checkpoint.load_sharded(p, "abc", content(0)["model"], parameters) for p in (file, folder)]
     expected = content(3)
-    for loaded in found:
+    for loaded in contents:
         assert loaded.keys() == expected.keys()
         torch.testing.assert_close(loaded["model"], expected["model"], rtol=0, atol=0)
         torch.testing.assert_close(loaded["optimizer"]["state"], expected["optimizer"]["state"], rtol=0, atol=0)
@@ -79,7 +79,7 @@ def test_a_folder_holds_what_a_file_does(tmp_path: Path) -> None:
         assert (loaded["step"], loaded["recent"]) == (3, [1.0, 2.5])
 
 
-def test_milestones_are_kept_beside_the_last_two(tmp_path: Path) -> None:
+def test_milestones_are_kept_next_to_the_last_two(tmp_path: Path) -> None:
     for step in range(0, 90, 10):
         checkpoint.save(tmp_path, step, {"step": step}, milestones=30) if step % 20 else save_folder(tmp_path, step, 30)
     left = sorted(p.name for p in (tmp_path / "checkpoints").glob("step_*"))
@@ -87,7 +87,7 @@ def test_milestones_are_kept_beside_the_last_two(tmp_path: Path) -> None:
     assert list(json.loads((tmp_path / "checkpoints" / "index.json").read_text())) == left
 
 
-def test_a_folder_that_was_not_finished_is_ignored_and_goes(tmp_path: Path) -> None:
+def test_an_unfinished_folder_is_ignored_and_removed(tmp_path: Path) -> None:
     sound = save_folder(tmp_path, 1)
     (half := sound.with_name("step_00000002.dcp.partial")).mkdir()
     (half / "__0_0.distcp").write_bytes(b"half of it")
@@ -99,7 +99,7 @@ def test_a_folder_that_was_not_finished_is_ignored_and_goes(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("file", ["__0_0.distcp", ".metadata", checkpoint.REST])
 @pytest.mark.parametrize("fault", ["flipped", "missing"])
-def test_a_folder_with_a_damaged_file_is_named_and_the_one_before_is_taken(
+def test_a_folder_with_a_damaged_file_is_named_and_the_one_before_is_restored(
     tmp_path: Path, file: str, fault: str
 ) -> None:
     older, newer = (save_folder(tmp_path, step) for step in (1, 2))
@@ -110,15 +110,15 @@ def test_a_folder_with_a_damaged_file_is_named_and_the_one_before_is_taken(
         damaged = bytearray(path.read_bytes())
         damaged[len(damaged) // 2] ^= 1
         path.write_bytes(damaged)
-    said = {"flipped": "damaged, its SHA-256 is not the recorded one", "missing": "the file is missing"}[fault]
-    found, (line,) = checkpoint.latest_sound(tmp_path)
-    assert found == older
-    assert line == f"{path}: {said}; resuming from the one before, step_00000001.dcp"
-    with pytest.raises(checkpoint.CheckpointError, match=rf"{file}: {said}; delete .*train.json and submit again"):
+    reason = {"flipped": "damaged, its SHA-256 is not the recorded one", "missing": "the file is missing"}[fault]
+    restored, (line,) = checkpoint.latest_sound(tmp_path)
+    assert restored == older
+    assert line == f"{path}: {reason}; resuming from the one before, step_00000001.dcp"
+    with pytest.raises(checkpoint.CheckpointError, match=rf"{file}: {reason}; delete .*train.json and submit again"):
         checkpoint.load(newer)
 
 
-def test_the_digest_is_of_names_and_bits(tmp_path: Path) -> None:
+def test_the_digest_depends_on_names_and_bits_and_not_on_order(tmp_path: Path) -> None:
     model = content(1)["model"]
     same = {name: model[name].clone() for name in reversed(model)}
     assert checkpoint.digest(model) == checkpoint.digest(same)

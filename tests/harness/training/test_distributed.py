@@ -31,7 +31,7 @@ from harness.training.optim import build_optimizer
 from harness.training.train import train
 from harness.training.trainer import Trainer
 from harness.training.wrappers import MaskedLoss
-from tests.harness.training.test_train import TINY, after, run_config
+from tests.harness.training.tiny import TINY, after, run_config
 
 STEPS = 6  # four of the first mixture, two of the second
 

@@ -1,4 +1,4 @@
-"""What a run is said to cost, against sums done by hand and a checkpoint that was written."""
+"""Estimates of cost, against sums by hand, a checkpoint on disk, and a model that torch shards itself."""
 
 import multiprocessing
 from pathlib import Path
@@ -28,7 +28,7 @@ SHORT = {"tokens": 126, "seq_len": 63, "rows": {"text": 2}}
 
 
 def run_config(phases: list[dict], **model: object) -> RunConfig:
-    """Two blocks of attention, whose every figure can be worked out by hand."""
+    """A model of two attention blocks, small enough to work out every figure by hand."""
     shape = {"layout": "attention", "mixer": "attention", "mixer_options": {"heads": 2}}
     return RunConfig(
         label="Transformer",
@@ -44,7 +44,7 @@ def run_config(phases: list[dict], **model: object) -> RunConfig:
 
 
 def test_flops_and_hours_are_those_worked_out_by_hand() -> None:
-    # A token in a row of 127 sees 64 keys on average. Attention: 2·4·64² + 4·64·64 = 49,152; MLP: 2·3·64·96 = 36,864;
+    # In rows of 127 a token sees 64 keys on average. Attention: 2·4·64² + 4·64·64 = 49,152; MLP: 2·3·64·96 = 36,864;
     # head: 2·64·100 = 12,800. Forward 2·86,016 + 12,800 = 184,832, training three times that; 10 steps of 508 tokens.
     cost = estimate(run_config([PHASE]), tflops=1e-3, utilisation=0.5)
     assert cost.training_flops == 3 * 184_832 * 5_080
@@ -54,10 +54,10 @@ def test_flops_and_hours_are_those_worked_out_by_hand() -> None:
     assert both.training_flops == 3 * (184_832 * 5_080 + 168_448 * 126)
 
 
-def test_bytes_are_those_of_every_parameter_once() -> None:
+def test_bytes_count_every_parameter_once() -> None:
     # Blocks 2·(4·64² + 3·64·96 + 2·64) = 69,888, last norm 64, embedding and head 6,400 each: 82,752.
     cost = estimate(run_config([PHASE]), 1.0, 0.5)
-    assert (cost.memory_bytes, cost.disk_bytes) == (16 * 82_752, 12 * 82_752)  # ten steps: the last alone is saved
+    assert (cost.memory_bytes, cost.disk_bytes) == (16 * 82_752, 12 * 82_752)  # ten steps: only the last is saved
     tied = estimate(run_config([PHASE], tie_embeddings=True), 1.0, 0.5)
     assert tied.memory_bytes == 16 * (82_752 - 6_400)
 
@@ -73,7 +73,7 @@ def test_a_checkpoint_is_as_large_on_disk_as_estimated(tmp_path: Path) -> None:
     for step in range(checkpoint.KEEP + 1):
         checkpoint.save(tmp_path, step, content)
     written = sum(path.stat().st_size for path in (tmp_path / "checkpoints").glob("step_*.pt"))
-    # Beside the numbers lie names and the archive's own entries, some hundred bytes a tensor.
+    # The file also holds names and the archive's own entries, some hundred bytes per tensor.
     assert written == pytest.approx(checkpoint.KEEP * estimate(config, 1.0, 0.5).disk_bytes, rel=0.01)
 
 
@@ -91,8 +91,8 @@ def test_disk_is_for_as_many_checkpoints_as_a_run_keeps(tmp_path: Path) -> None:
 
 
 def divided(config: ModelConfig, rank: int, processes: int) -> dict[str, tuple[int, int, int]]:
-    """Of every parameter of a model on the meta device, divided by torch itself: how many numbers this process holds,
-    and from which row on it writes how many to a checkpoint."""
+    """By parameter of a model that torch shards on the meta device: numbers that this process holds, and the first row
+    and number of rows that it writes to a checkpoint."""
     dist.init_process_group("fake", rank=rank, world_size=processes, store=FakeStore())
     model = meta_model(config)
     divide(MaskedLoss(model), model.blocks, init_device_mesh("cpu", (processes,)), torch.bfloat16)
@@ -108,11 +108,11 @@ def divided(config: ModelConfig, rank: int, processes: int) -> dict[str, tuple[i
 @pytest.mark.parametrize("mixer", ["gdn2", "mamba3_mimo", "attention"])
 @pytest.mark.parametrize("processes", [1, 3, 64])
 def test_the_papers_models_are_spread_over_processes_as_estimated(processes: int, mixer: str) -> None:
-    """1.3B parameters: what each process holds, and that a checkpoint has every row once."""
+    """1.3B parameters: each process holds what is estimated, and a checkpoint has every row once."""
     config = matched_config("release-1.3b", "attention" if mixer == "attention" else "recurrent", mixer)
     whole = {name: p.shape for name, p in meta_model(config).named_parameters()}
     ranks = range(processes) if processes < 8 else (0, 1, 31, 32, 63)
-    # Each rank in a process of its own: torch keeps what it worked out for the first that it was.
+    # Each rank in a process of its own: torch caches what it worked out for the first rank.
     with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
         parts = pool.starmap(divided, [(config, rank, processes) for rank in ranks], chunksize=1)
     for name, shape in whole.items():
@@ -129,7 +129,7 @@ def test_the_papers_models_are_spread_over_processes_as_estimated(processes: int
     assert held_bytes(config, processes, "ddp") == 16 * sum(shape.numel() for shape in whole.values())
 
 
-def test_the_papers_own_run_takes_six_parameters_a_token_and_somewhat_more() -> None:
+def test_the_papers_run_takes_slightly_more_than_six_flops_per_parameter_and_token() -> None:
     config = next(
         r for r in expand(load_experiment("table2"), 32000, "0" * 64) if (r.mixer, r.layout) == ("gdn2", "recurrent")
     )
@@ -147,7 +147,7 @@ def speeds(*changes: dict) -> pd.DataFrame:
     return pd.DataFrame([row | change for change in changes]).astype({"length": "Int64"})
 
 
-def test_a_rate_is_that_of_the_same_device_model_and_length_and_of_its_fastest_batch() -> None:
+def test_a_measured_rate_is_of_the_same_device_model_and_length_and_of_the_fastest_batch() -> None:
     model = ("cpu-600k", "attention", "attention")
     records = speeds({}, {"value": 300.0}, {"metric": "mfu", "value": 900.0}, {"mixer": "kda", "value": 900.0})
     assert measured_rate(records, "H100", *model, 127) == 300.0
@@ -155,7 +155,7 @@ def test_a_rate_is_that_of_the_same_device_model_and_length_and_of_its_fastest_b
     assert [measured_rate(records, *other) for other in others] == [None] * 3
 
 
-def test_hours_are_measured_where_every_phase_has_a_rate_and_else_come_from_the_flops() -> None:
+def test_hours_are_measured_if_every_phase_has_a_rate_and_else_follow_from_the_flops() -> None:
     config, flops = run_config([PHASE, SHORT]), estimate(run_config([PHASE, SHORT]), 1.0, 0.5)
     both = estimate(config, 1.0, 0.5, speeds({}, {"length": 63, "value": 9.0}), "H100")
     assert both.measured and not flops.measured
@@ -174,6 +174,6 @@ def test_hours_are_measured_where_every_phase_has_a_rate_and_else_come_from_the_
         (989, 40, r"utilisation: 40 is not a share of a rate; give more than 0 and at most 1"),
     ],
 )
-def test_a_rate_that_is_none_is_refused(tflops: float, utilisation: float, message: str) -> None:
+def test_a_wrong_rate_is_refused(tflops: float, utilisation: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         estimate(run_config([PHASE]), tflops, utilisation)

@@ -1,0 +1,189 @@
+"""The trainer: steps that are skipped, spikes, metrics, checkpoints in the background, and refusals before training."""
+
+import math
+from concurrent.futures import wait
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.experiments.run_config import RunConfig
+from harness.lm.load import load_trained
+from harness.model.language_model import build_model
+from harness.run_folder import RunFolder
+from harness.training import batches, checkpoint
+from harness.training.batches import step_rows
+from harness.training.device import ceiling
+from harness.training.train import train
+from harness.training.trainer import Trainer, TrainingStopped
+from tests.harness.training.tiny import make_bad, metrics_lines, run_config
+
+
+def test_a_step_that_is_not_finite_leaves_the_weights_and_the_moments_and_is_counted(
+    tmp_path: Path, small_data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = Trainer(run_config(small_data, "attention", checkpoint_every=4), tmp_path)
+    make_bad(trainer, {2, 3})
+    before: dict[str, Tensor] = {}
+    for metrics in trainer.steps():
+        weights = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+        if metrics["step"] in (3, 4):
+            assert math.isnan(metrics["loss"]) and all(torch.equal(weights[name], before[name]) for name in weights)
+        before = weights
+        if metrics["step"] == 6:
+            break
+    assert metrics["skipped"] == 2 and len(trainer.recent_losses) == 4 and math.isfinite(trainer.mean_loss)
+    assert {int(state["step"]) for state in trainer.optimizer.state.values()} == {4}
+    for step, message in zip((2, 3), caplog.messages, strict=True):
+        assert message.startswith(
+            f"step {step}: loss nan, gradient norm nan; skipped, {step - 1} of at most 10; batch: "
+        )
+    # The count resumes with the run.
+    assert Trainer(run_config(small_data, "attention", checkpoint_every=4), tmp_path).skipped == 2
+
+
+def test_more_steps_that_are_not_finite_than_allowed_stop_the_run(tmp_path: Path, small_data: Path) -> None:
+    trainer = Trainer(run_config(small_data, "attention", max_skipped=2, checkpoint_every=4), tmp_path)
+    make_bad(trainer, {1, 5, 7})
+    message = (
+        r"step 7: loss nan.*2 steps were skipped before, as many as train.max_skipped allows; last good checkpoint: "
+    )
+    with pytest.raises(TrainingStopped, match=message + r".*step_00000004.pt; batch: seed 0, rows"):
+        list(trainer.steps())
+    # With more allowed it is the same run, and it resumes.
+    again = Trainer(run_config(small_data, "attention", max_skipped=3, checkpoint_every=4), tmp_path)
+    assert (again.step, again.skipped) == (4, 1)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path: Path, small_data: Path) -> None:
+    trainer = Trainer(run_config(small_data, "attention", max_skipped=0), tmp_path)
+    steps = trainer.steps()
+    for _ in range(6):
+        next(steps)
+    with torch.no_grad():
+        trainer.model.blocks[0].mlp.up_proj.weight[0, 0] = torch.inf
+    with pytest.raises(TrainingStopped, match=r"step 6: loss nan.*last good checkpoint: .*step_00000005.pt; batch: "):
+        next(steps)
+    assert RunFolder(tmp_path).read_summary() is None
+
+
+def test_spikes_are_counted_within_a_phase(tmp_path: Path, small_data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = Trainer(run_config(small_data, "attention", steps=40), tmp_path)
+    trainer.recent_losses = [1.0, 1.1] * 15
+    trainer.step = 4  # the first step of the second phase: there is nothing to compare with
+    trainer.train_step()
+    assert trainer.spikes == 0
+    trainer.recent_losses, trainer.step = [1.0, 1.1] * 15, 34
+    assert trainer.train_step()["spikes"] == 1
+    assert "is a spike; the last ones were" in caplog.messages[-1]
+
+
+def test_metrics_say_how_fast_how_large_and_how_long_it_waited(tmp_path: Path, small_data: Path) -> None:
+    config = run_config(small_data, steps=3)
+    train(config, tmp_path)
+    (line,) = metrics_lines(tmp_path)
+    flops = build_model(config.model, 0).cost(128).flops_per_token
+    assert line["flops_per_second"] == pytest.approx(line["tokens_per_second"] * flops)
+    # The rate of matrix products was measured on the same CPU, perhaps while it was busy.
+    assert 0 < line["mfu"] < 10
+    assert line["mfu"] == pytest.approx(line["flops_per_second"] / ceiling(torch.device("cpu"), torch.float32, 1))
+    assert 2**20 < line["memory_bytes"] < 2**40
+    assert line["data_wait_seconds"] >= 0 and (line["skipped"], line["spikes"]) == (0, 0)
+
+
+def test_accumulation_does_not_change_the_step(tmp_path: Path, small_data: Path) -> None:
+    once = train(run_config(small_data, steps=3), tmp_path / "once")
+    pieces = train(run_config(small_data, steps=3, accumulation=4), tmp_path / "pieces")
+    # The same sums in another order: fp32's 6e-8 over three optimiser steps.
+    assert abs(once.train_loss - pieces.train_loss) < 1e-4
+    a, b = (load_trained(tmp_path / name)[0].state_dict() for name in ("once", "pieces"))
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4)
+
+
+def test_training_continues_while_a_checkpoint_is_written(
+    tmp_path: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, held, write = Trainer(run_config(small_data), tmp_path), Event(), checkpoint.save
+
+    def slow(*arguments: Any) -> Path:
+        held.wait()
+        return write(*arguments)
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    trainer.train_step()
+    weights = trainer.weights_sha256()
+    trainer.save()
+    assert trainer.train_step()["step"] == 2 and trainer.train_step()["step"] == 3
+    assert checkpoint.latest(tmp_path) is None and trainer.writer.last is None
+    held.set()
+    trainer.writer.wait()
+    assert trainer.writer.last == checkpoint.latest(tmp_path) == tmp_path / "checkpoints" / "step_00000001.pt"
+    content = checkpoint.load(trainer.writer.last)
+    # The state at that moment, not after the two steps since.
+    assert content["step"] == 1 and checkpoint.digest(content["model"]) == weights != trainer.weights_sha256()
+    assert {float(state["step"]) for state in content["optimizer"]["state"].values()} == {1.0}
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(tmp_path: Path, small_data: Path) -> None:
+    import resource
+
+    trainer = Trainer(run_config(small_data), tmp_path)
+    trainer.save()
+    trainer.writer.wait()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The kernel refuses to let a file grow past this, as a full disk would.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        trainer.step = 1
+        trainer.save()
+        wait([trainer.writer._writing])
+        # The next step raises it, long before the next checkpoint would.
+        with pytest.raises(OSError, match=r"step_00000001.pt: cannot be written .*; free space or fix the permissions"):
+            trainer.train_step()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["index.json", "step_00000000.pt"]
+    checkpoint.load(tmp_path / "checkpoints" / "step_00000000.pt")
+
+
+def test_an_unfinished_checkpoint_is_ignored(tmp_path: Path, small_data: Path) -> None:
+    config = run_config(small_data, "attention")
+    stopped = Trainer(config, tmp_path)
+    for metrics in stopped.steps():
+        if metrics["step"] == 6:
+            break
+    (tmp_path / "checkpoints" / "step_00000010.pt").write_bytes(b"half of it")
+    assert Trainer(config, tmp_path).step == 5
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path, small_data: Path) -> None:
+    train(run_config(small_data, "attention", steps=5), tmp_path)
+    (tmp_path / "train.json").unlink()
+    with pytest.raises(checkpoint.CheckpointError, match="made by another configuration"):
+        Trainer(run_config(small_data, "attention", steps=5, lr=2e-3), tmp_path)
+
+
+def test_an_error_of_reading_ahead_comes_with_the_step_that_needs_the_rows(
+    tmp_path: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(config: RunConfig, step: int, *rest: Any) -> tuple[Tensor, Tensor]:
+        if step == 2:
+            raise OSError("shard is gone")
+        return step_rows(config, step, *rest)
+
+    monkeypatch.setattr(batches, "step_rows", broken)
+    steps = Trainer(run_config(small_data), tmp_path).steps()
+    assert [next(steps)["step"], next(steps)["step"]] == [1, 2]
+    with pytest.raises(OSError, match="shard is gone"):
+        next(steps)
+
+
+def test_the_model_must_take_the_tokenizers_vocabulary(tmp_path: Path, small_data: Path) -> None:
+    config = run_config(small_data)
+    small = config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": 1000})})
+    with pytest.raises(ValueError, match=r"vocab_size: 1000 is too small .*set it to at least 4096"):
+        Trainer(small, tmp_path)
