@@ -1,4 +1,4 @@
-"""The commands on runs and jobs: wrong use ends in one line, before anything is written."""
+"""The commands on runs and jobs as a user calls them: wrong use ends in one line, before anything is written."""
 
 import json
 from pathlib import Path
@@ -46,3 +46,44 @@ def test_params_gives_every_mixer_and_layout_as_json() -> None:
         assert row["non_embedding_params"] > 1.29e9 and row["flops_per_token"] > 7.7e9
         assert {"embedding_params", "state_floats_per_layer", "mlp_widths"} <= set(row)
     assert cli.invoke(app, ["params", "--preset", "2b"]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["submit", "FILE", "--parallel", "0"], "--parallel: 0 runs at a time; give at least 1"),
+        (
+            ["submit", "FILE", "--cluster", "nowhere"],
+            "--cluster: no profile nowhere; give local, debug, a path, or",
+        ),
+        (["retry", "FILE"], "--failed, --run: give one of them"),
+        (["retry", "FILE", "--run", "nope"], "--run: 'nope' is not of this experiment; its runs: gated_deltanet-"),
+        (["train", "FILE", "--run", "nope"], "--run: 'nope' names 0 runs; give one of: gated_deltanet-"),
+        (
+            ["train", "FILE", "--run", "attention", "--sharding", "zero"],
+            "--sharding: 'zero' is unknown; use ddp or",
+        ),
+        (["train", "FILE", "--run", "attention", "--sharding", "fsdp"], "this is one; start it with torchrun"),
+        (["logs", "nope"], "run: no 'nope' has started in"),
+        (["bench", "sweep", "--runs", "4"], "--runs: 4 is no sweep; give at least 5"),
+    ],
+)
+def test_a_wrong_option_names_itself_and_what_to_give(
+    tmp_path: Path, small_data: Path, command: list[str], message: str
+) -> None:
+    path, runs = experiment(tmp_path, small_data), tmp_path / "runs"
+    words = [str(path) if word == "FILE" else word for word in command]
+    result = cli.invoke(app, words if command[0] == "bench" else [*words, "--runs", str(runs)])
+    assert result.exit_code == 2, result.output
+    (line,) = [line for line in result.output.splitlines() if line]
+    assert line.startswith("error: ") and message in line
+    assert not runs.exists()
+
+
+def test_an_experiment_that_was_never_submitted_has_its_planned_runs_waiting(tmp_path: Path, small_data: Path) -> None:
+    path = experiment(tmp_path, small_data)
+    result = cli.invoke(app, ["status", str(path), "--runs", str(tmp_path / "runs"), "--json"])
+    assert result.exit_code == 0, result.output
+    assert [row["state"] for row in json.loads(result.output)] == ["waiting", "waiting"]
+    shown = cli.invoke(app, ["status", str(path), "--runs", str(tmp_path / "runs")])
+    assert shown.output.startswith("tiny: 0 of 2 runs done\n")
