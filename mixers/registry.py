@@ -6,28 +6,24 @@ packages (entry point group `mixerbench.mixers`), and mixers defined in a single
 
 from __future__ import annotations
 
-import hashlib
 import re
-import sys
 import types
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from mixers import plugins
 from mixers.fla_layer import FLA_PREFIX
 from mixers.fla_layer import entry as fla_entry
 from mixers.identity import completed, identity
 from mixers.interface import Entry, Mixer, MixerConfig, one_line
 
 BUILT_IN = ("gated_deltanet", "gdn2.layer", "kda", "mamba2", "mamba3", "attention")
-PLUGINS = "mixerbench.mixers"
 
 
 class MixerFile(BaseModel):
@@ -70,31 +66,10 @@ def entries() -> dict[str, Entry]:
     return _entries
 
 
-@contextmanager
-def _whole_or_not_at_all() -> Iterator[None]:
-    """Unregister whatever the block registered if it raises."""
-    before = dict(_entries)
-    try:
-        yield
-    except BaseException:
-        _entries.clear()
-        _entries.update(before)
-        raise
-
-
 @cache
 def _load_plugins() -> None:
-    """Load the mixers of installed packages. A package that cannot be loaded is left out with a warning."""
-    for point in entry_points(group=PLUGINS):
-        try:
-            with _whole_or_not_at_all():
-                _load_plugin(point)
-        except Exception as error:
-            warnings.warn(
-                f"mixers of {point.dist.name if point.dist else 'a package'} left out: {PLUGINS} entry point "
-                f"{point.name} = {point.value}: {type(error).__name__}: {error}",
-                stacklevel=3,
-            )
+    """Load the mixers of installed packages, once per process."""
+    plugins.load_packages("mixer", _load_plugin, _entries)
 
 
 def _load_plugin(point: EntryPoint) -> None:
@@ -116,32 +91,8 @@ def load_file(path: str | Path) -> list[str]:
 
     Raises ValueError if the file is missing, raises, registers nothing, or registers a name that is already taken.
     """
-    path = Path(path).resolve()
-    if not path.is_file():
-        raise ValueError(f"mixer_file: {path} is missing; give the path of a Python file")
-    source = path.read_bytes()
-    sha256 = hashlib.sha256(source).hexdigest()
-    if names := [name for name, file in _files.items() if file.sha256 == sha256]:
-        return names
-    before = set(entries())
-    # In sys.modules, pickle and inspect find it, so that the file's dataclasses, annotations and Triton kernels work.
-    module = types.ModuleType(f"mixer_file_{sha256[:16]}")
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module
-    try:
-        with _whole_or_not_at_all():
-            exec(compile(source, str(path), "exec"), module.__dict__)
-            names = [name for name in _entries if name not in before]
-            if not names:
-                raise ValueError("registers no mixer; decorate a class with @register_mixer(name, display=...)")
-    except Exception as error:
-        del sys.modules[module.__name__]
-        loaded = [name for name, file in _files.items() if file.path == str(path)]
-        remedy = "; it has changed since this process loaded it: start a new one" if loaded else ""
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise ValueError(f"mixer_file: {path}: {kind}{error}{remedy}") from error
-    _files.update(dict.fromkeys(names, MixerFile(path=str(path), sha256=sha256)))
-    return names
+    hint = "decorate a class with @register_mixer(name, display=...)"
+    return plugins.load_file("mixer", path, MixerFile, _files, entries(), hint, _entries)
 
 
 def file_of(name: str) -> MixerFile | None:
@@ -153,15 +104,8 @@ def require_file(file: MixerFile | None) -> None:
     """Load the file that defines a run's mixer, if any. Raises ValueError if the file is missing or has changed."""
     if file is None:
         return
-    path = Path(file.path)
-    if not path.is_file():
-        raise ValueError(f"mixer_file: {path}, which defines this run's mixer, is missing; put it back")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != file.sha256:
-        raise ValueError(
-            f"mixer_file: {path} has changed since the run was planned; put back the content with sha256 "
-            f"{file.sha256[:16]}…, or submit again for a run of the new one"
-        )
-    load_file(path)
+    plugins.require_unchanged("mixer", file, "this run's mixer", "the run", "submit again for a run of the new one")
+    load_file(file.path)
 
 
 def get(name: str) -> Entry:

@@ -6,16 +6,12 @@ Besides the built-in suites, a suite can come from an installed package through 
 
 from __future__ import annotations
 
-import hashlib
 import re
-import sys
 import types
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,13 +20,13 @@ from transformers import PreTrainedTokenizerBase
 
 from harness.records.metrics import METRICS, declare
 from harness.records.units import suite_of
+from mixers import plugins
 from mixers.identity import compact, completed
 from mixers.interface import one_line
 from suites.interface import Suite, SuiteConfig
 from suites.units import TRAIN, Evaluation, SuiteFile
 
 BUILT_IN = ("language", "ruler", "retrieval", "recall", "throughput", "decode")
-PLUGINS = "mixerbench.suites"
 
 AnySuite = TypeVar("AnySuite", bound=type[Suite])
 
@@ -85,32 +81,10 @@ def entries() -> dict[str, Suite]:
     return {name: _suites[name] for name in dict.fromkeys((*BUILT_IN, *_suites))}
 
 
-@contextmanager
-def _whole_or_not_at_all() -> Iterator[None]:
-    """If the block raises, no suite and no metric of it stays registered."""
-    suites, metrics = dict(_suites), dict(METRICS)
-    try:
-        yield
-    except BaseException:
-        for registered, before in ((_suites, suites), (METRICS, metrics)):
-            registered.clear()
-            registered.update(before)
-        raise
-
-
 @cache
 def _load_plugins() -> None:
-    """Load the suites of installed packages. One that cannot be loaded is left out with a warning."""
-    for point in entry_points(group=PLUGINS):
-        try:
-            with _whole_or_not_at_all():
-                _load_plugin(point)
-        except Exception as error:
-            warnings.warn(
-                f"suites of {point.dist.name if point.dist else 'a package'} left out: {PLUGINS} entry point "
-                f"{point.name} = {point.value}: {type(error).__name__}: {error}",
-                stacklevel=3,
-            )
+    """Load the suites of installed packages, once per process."""
+    plugins.load_packages("suite", _load_plugin, _suites, METRICS)
 
 
 def _load_plugin(point: EntryPoint) -> None:
@@ -133,50 +107,18 @@ def load_file(path: str | Path) -> list[str]:
 
     Raises ValueError if the file is missing, fails, registers nothing, or takes a name that is taken.
     """
-    path = Path(path).resolve()
-    if not path.is_file():
-        raise ValueError(f"suite_file: {path} is missing; give the path of a Python file")
-    source = path.read_bytes()
-    sha256 = hashlib.sha256(source).hexdigest()
-    if names := [name for name, file in _files.items() if file.sha256 == sha256]:
-        return names
     _load_plugins()
-    before = set(_suites)
-    # A module of its own, so that pickle and inspect find the file's classes.
-    module = types.ModuleType(f"suite_file_{sha256[:16]}")
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module
-    try:
-        with _whole_or_not_at_all():
-            exec(compile(source, str(path), "exec"), module.__dict__)
-            names = [
-                name for name in _suites if name not in before and type(_suites[name]).__module__ == module.__name__
-            ]
-            if not names:
-                raise ValueError("registers no suite; decorate a class with @register_suite(name, title=...)")
-    except Exception as error:
-        del sys.modules[module.__name__]
-        loaded = any(file.path == str(path) for file in _files.values())
-        remedy = "; it has changed since this process loaded it: start a new one" if loaded else ""
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise ValueError(f"suite_file: {path}: {kind}{error}{remedy}") from error
-    _files.update(dict.fromkeys(names, SuiteFile(path=str(path), sha256=sha256)))
-    return names
+    hint = "decorate a class with @register_suite(name, title=...)"
+    return plugins.load_file("suite", path, SuiteFile, _files, BUILT_IN, hint, _suites, METRICS)
 
 
 def require_file(file: SuiteFile | None) -> None:
     """Load the file that an evaluation's suite comes from, if any. Raises ValueError unless it is there, unchanged."""
     if file is None:
         return
-    path = Path(file.path)
-    if not path.is_file():
-        raise ValueError(f"suite_file: {path}, which defines this evaluation's suite, is missing; put it back")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != file.sha256:
-        raise ValueError(
-            f"suite_file: {path} has changed since the evaluation was planned; put back the content with sha256 "
-            f"{file.sha256[:16]}…, or submit again to evaluate with the new one"
-        )
-    load_file(path)
+    otherwise = "submit again to evaluate with the new one"
+    plugins.require_unchanged("suite", file, "this evaluation's suite", "the evaluation", otherwise)
+    load_file(file.path)
 
 
 def suite_config(name: str, options: dict[str, Any]) -> SuiteConfig:

@@ -1,0 +1,109 @@
+"""Code from outside that registers mixers or suites: single Python files and entry points of installed packages."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import types
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+
+class SourceFile(Protocol):
+    """A file that was loaded: its absolute path, and the SHA-256 of its content at that time."""
+
+    path: str
+    sha256: str
+
+
+File = TypeVar("File", bound=SourceFile)
+
+
+@contextmanager
+def whole_or_not_at_all(*registries: dict[str, Any]) -> Iterator[None]:
+    """If the block raises, whatever it registered is unregistered again."""
+    before = [dict(registry) for registry in registries]
+    try:
+        yield
+    except BaseException:
+        for registry, content in zip(registries, before, strict=True):
+            registry.clear()
+            registry.update(content)
+        raise
+
+
+def load_packages(kind: str, load: Callable[[EntryPoint], None], *registries: dict[str, Any]) -> None:
+    """Load the entry points `mixerbench.<kind>s`. A package that cannot be loaded is left out with a warning."""
+    group = f"mixerbench.{kind}s"
+    for point in entry_points(group=group):
+        try:
+            with whole_or_not_at_all(*registries):
+                load(point)
+        except Exception as error:
+            warnings.warn(
+                f"{kind}s of {point.dist.name if point.dist else 'a package'} left out: {group} entry point "
+                f"{point.name} = {point.value}: {type(error).__name__}: {error}",
+                stacklevel=3,
+            )
+
+
+def load_file(
+    kind: str,
+    path: str | Path,
+    described: Callable[..., File],
+    files: dict[str, File],
+    built_in: Collection[str],
+    hint: str,
+    *registries: dict[str, Any],
+) -> list[str]:
+    """Run a Python file that registers things in the first of `registries`; returns their names.
+
+    files: the file of each name that came from one; the new ones are added, as `described(path=…, sha256=…)`. Content
+    that is loaded already is not run again. built_in: names that the file may import, which are not its own. hint: how
+    to register. Raises ValueError if the file is missing, raises, registers nothing, or takes a name that is taken.
+    """
+    path = Path(path).resolve()
+    if not path.is_file():
+        raise ValueError(f"{kind}_file: {path} is missing; give the path of a Python file")
+    source = path.read_bytes()
+    sha256 = hashlib.sha256(source).hexdigest()
+    if names := [name for name, file in files.items() if file.sha256 == sha256]:
+        return names
+    before = {*registries[0], *built_in}
+    # In sys.modules, pickle and inspect find it, so that the file's dataclasses, annotations and Triton kernels work.
+    module = types.ModuleType(f"{kind}_file_{sha256[:16]}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module
+    try:
+        with whole_or_not_at_all(*registries):
+            exec(compile(source, str(path), "exec"), module.__dict__)
+            names = [name for name in registries[0] if name not in before]
+            if not names:
+                raise ValueError(f"registers no {kind}; {hint}")
+    except Exception as error:
+        del sys.modules[module.__name__]
+        loaded = any(file.path == str(path) for file in files.values())
+        remedy = "; it has changed since this process loaded it: start a new one" if loaded else ""
+        name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"{kind}_file: {path}: {name}{error}{remedy}") from error
+    files.update(dict.fromkeys(names, described(path=str(path), sha256=sha256)))
+    return names
+
+
+def require_unchanged(kind: str, file: SourceFile, defines: str, planned: str, otherwise: str) -> None:
+    """Raise ValueError if a file is missing or has changed.
+
+    defines: what the file defines. planned: what was planned with its content. otherwise: how to use the new content.
+    """
+    path = Path(file.path)
+    if not path.is_file():
+        raise ValueError(f"{kind}_file: {path}, which defines {defines}, is missing; put it back")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != file.sha256:
+        raise ValueError(
+            f"{kind}_file: {path} has changed since {planned} was planned; put back the content with sha256 "
+            f"{file.sha256[:16]}…, or {otherwise}"
+        )
