@@ -17,7 +17,7 @@ from harness.figures.learning_curves import read_curves
 from harness.files import write_json
 from harness.records.metrics import BUILT_IN, METRICS
 from harness.records.provenance import provenance
-from harness.records.record import Record
+from harness.records.record import BASELINE, Record
 from harness.records.store import load, load_samples, write_records
 from harness.records.units import suite_of
 from harness.run_folder import Collection, RunFolder
@@ -125,7 +125,7 @@ def _baselines(plans: list[RunPlan], command: str) -> list[Path]:
             if folder.read_done(unit) != key:
                 measurements = baseline.measure(load_tokenizer(run.config.data.tokenizer))
                 birth = provenance(key, "cpu", "float64", backend="none", command=command)
-                row = {"run": baseline.name, "label": baseline.label, "mixer": baseline.name, "layout": "baseline"}
+                row = {"run": baseline.name, "label": baseline.label, "mixer": baseline.name, "layout": BASELINE}
                 row |= {"preset": run.config.preset, "seed": 0}
                 write_records(folder.path, unit, [Record.of(m, birth, **row) for m in measurements])
                 folder.write_done(unit, key)

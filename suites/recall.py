@@ -17,7 +17,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from transformers import PreTrainedTokenizerBase
 
 from harness.data.synthetic import TASKS, Words, recall_words, sample_text
-from harness.records.record import Measurement
+from harness.records.record import LENGTH_UNIT, Measurement
 from suites.interface import Progress, Suite, SuiteConfig, silent
 from suites.registry import register_suite
 from suites.shared.lm_requests import check_distinct, fingerprint, mean_measurement, tokenizer_of
@@ -111,7 +111,7 @@ class Recall(Suite):
                 if greedy:
                     (acc if text == drawn[i].answer else stale)[i] = 1.0
             items = [(question.context, question.answer, *question.old) for question in drawn]
-            settings = {"items_sha256": fingerprint(items), "length_unit": TASKS[task].unit}
+            settings = {"items_sha256": fingerprint(items), LENGTH_UNIT: TASKS[task].unit}
             scored = {"acc": acc, "stale": stale} if task == "overwrite" else {"acc": acc}
             results += [
                 mean_measurement(metric, scores, suite=self.name, task=task, length=difficulty, settings=settings)

@@ -19,14 +19,14 @@ from pydantic import ValidationError
 from transformers import PreTrainedTokenizerBase
 
 from harness.records.metrics import METRICS, declare
-from harness.records.units import suite_of
+from harness.records.units import SUITES, suite_of
 from mixers import plugins
 from mixers.identity import compact, completed
 from mixers.interface import one_line
 from suites.interface import Suite, SuiteConfig
 from suites.units import TRAIN, Evaluation, SuiteFile
 
-BUILT_IN = ("language", "ruler", "retrieval", "recall", "throughput", "decode")
+BUILT_IN = SUITES
 
 AnySuite = TypeVar("AnySuite", bound=type[Suite])
 

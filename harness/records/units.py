@@ -1,6 +1,9 @@
-"""Names of units, the parts of a suite that are measured apart: SUITE, or SUITE@LENGTH for one context length."""
+"""Names of suites and of units, the parts of a suite that are measured apart: SUITE, or SUITE@LENGTH."""
 
 from __future__ import annotations
+
+SUITES = ("language", "ruler", "retrieval", "recall", "throughput", "decode")
+"""Built-in suites, in the order in which tables show them; those from outside follow."""
 
 
 def unit_name(suite: str, length: int) -> str:

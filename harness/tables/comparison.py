@@ -16,7 +16,7 @@ from harness.records import stats
 from harness.records.metrics import METRICS
 from harness.records.published import column_name, printed_values
 from harness.records.record import BASELINE, SampleKey, length_unit, parse_settings
-from harness.records.units import suite_of
+from harness.records.units import SUITES, suite_of
 from harness.tables.cells import FAILED, MISSING, MODEL_COLUMNS, NOT_FINITE, UNREADABLE, Cell, Column, Row
 from harness.tables.forms import Table
 from harness.tables.marks import mark
@@ -25,7 +25,6 @@ from mixers import registry
 
 LAYOUTS = get_args(Layout)
 """Order of rows; baselines come last."""
-SUITES = ("language", "ruler", "retrieval", "recall", "throughput")
 """Order of columns; other suites come last, by name."""
 ITEMS = ("settings", "limit", "stand_in")
 """Fields that say which items were scored and how. Records of a column must agree on them, on dtype and versions."""
