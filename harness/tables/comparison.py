@@ -25,7 +25,6 @@ from mixers import registry
 
 LAYOUTS = get_args(Layout)
 """Order of rows; baselines come last."""
-"""Order of columns; other suites come last, by name."""
 ITEMS = ("settings", "limit", "stand_in")
 """Fields that say which items were scored and how. Records of a column must agree on them, on dtype and versions."""
 UNUSED = ["config_hash", "time", "command", "file"]
