@@ -44,6 +44,8 @@ def errors() -> Iterator[None]:
     """Exit code 2 for wrong use and 1 for failure, each with one line that names what to change."""
     try:
         yield
+    except typer.Exit:  # a RuntimeError: the command has said what it had to say
+        raise
     except ValueError as error:
         fail(error, 2)
     except (OSError, RuntimeError) as error:
