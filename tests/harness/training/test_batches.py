@@ -18,7 +18,7 @@ from harness.experiments.expand import expand
 from harness.experiments.run_config import RunConfig
 from harness.experiments.schema import DataConfig, Experiment
 from harness.training import batches
-from harness.training.batches import BatchLoader, data_sha256, open_data, position, step_rows
+from harness.training.batches import BatchLoader, data_sha256, open_data, pieces, position, step_rows
 from harness.training.distributed import ALONE, World
 from harness.training.trainer import Trainer
 from tests.harness.training.tiny import PHASE, run_config
@@ -117,3 +117,21 @@ def test_a_flipped_bit_in_a_shard_is_found(tmp_path: Path) -> None:
     shard.write_bytes(content)
     with pytest.raises(ValueError, match=rf"{shard.name}.*data prepare again"):
         open_data(DataConfig(source=str(folder), phases=[PHASE]))
+
+
+def test_pieces_of_several_processes_are_no_larger_than_those_of_one(small_data: Path) -> None:
+    config = run_config(small_data, accumulation=4)
+    assert [pieces(config.data, config.train, size) for size in (1, 2, 4)] == [4, 2, 1]
+    with pytest.raises(ValueError, match="3 processes with train.accumulation 4 cut a step into 6 .*has 4 rows"):
+        pieces(config.data, config.train, 3)
+
+
+def test_shares_in_order_of_rank_are_the_rows_of_the_step(small_data: Path) -> None:
+    config = run_config(small_data)
+    tokenizer, data = load_tokenizer(), open_data(config.data)
+    for step in (1, 5):
+        tokens, counted = step_rows(config, step, tokenizer, data)
+        for size in (2, 4):
+            shares = [step_rows(config, step, tokenizer, data, World(r, size, r)) for r in range(size)]
+            assert torch.equal(torch.cat([t for t, _ in shares]), tokens)
+            assert torch.equal(torch.cat([c for _, c in shares]), counted)

@@ -1,4 +1,4 @@
-"""The trainer: steps that are skipped, spikes, metrics, checkpoints in the background, and refusals before training."""
+"""The trainer: skipped steps, spikes, metrics, checkpoints in the background, and refusals before training."""
 
 import math
 from concurrent.futures import wait
