@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.experiments.schema import Experiment
-from harness.files import CHECKOUT, cache_dir, write_atomic
+from harness.files import CHECKOUT, atomic_folder, cache_dir, write_atomic, write_json
 from harness.records.provenance import SNAPSHOT, git_state
 from harness.run_folder import Submission, code_folder, submissions_folder
 from slurm.plan import RunPlan
@@ -44,15 +44,15 @@ def snapshot(runs_root: Path, checkout: Path = CHECKOUT) -> Path:
     target = code_folder(runs_root) / digest.hexdigest()[:16]
     if target.is_dir():
         return target
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    for file in files:
-        (partial / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(checkout / file, partial / file)
-    (partial / SNAPSHOT).write_text(json.dumps({"git_commit": commit, "git_dirty": dirty}))
     try:
-        partial.rename(target)
-    except OSError:  # another submission has made the same copy meanwhile
-        shutil.rmtree(partial)
+        with atomic_folder(target) as partial:
+            for file in files:
+                (partial / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(checkout / file, partial / file)
+            write_json(partial / SNAPSHOT, {"git_commit": commit, "git_dirty": dirty})
+    except OSError:
+        if not target.is_dir():  # else another submission has made the same copy meanwhile
+            raise
     return target
 
 

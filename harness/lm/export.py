@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from harness.data.tokenizer import load_tokenizer
 from harness.experiments.run_config import RunConfig
+from harness.files import atomic_folder
 from harness.lm.hf.modeling_mixerbench import MIXER_FILE, MixerbenchConfig, MixerbenchForCausalLM
 from harness.lm.load import load_trained
 from harness.model.language_model import LanguageModel
@@ -134,18 +133,11 @@ def export(run_dir: Path, out: Path) -> Path:
     theirs.model = model
     theirs.config.mixer_file = MIXER_FILE if config.mixer_file else None
     theirs.generation_config = GenerationConfig(**ids)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
+    with atomic_folder(out) as partial:
         theirs.save_pretrained(partial, max_shard_size=2**60)
         tokenizer.save_pretrained(partial)
         _check_bos(partial, tokenizer)
         (partial / "README.md").write_text(_card(config, summary, birth), encoding="utf-8")
-        for file in partial.iterdir():
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return out
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.files import CHECKOUT, atomic, cache_dir, file_sha256, read_json, write_atomic, write_json
+from harness.files import CHECKOUT, atomic, atomic_folder, cache_dir, file_sha256, read_json, write_atomic, write_json
 
 
 def test_a_reader_sees_the_old_content_until_the_new_is_whole(tmp_path: Path) -> None:
@@ -102,3 +102,25 @@ def test_an_installed_wheel_caches_in_the_current_folder(tmp_path: Path, monkeyp
 def test_the_hash_is_of_the_content(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"content")
     assert file_sha256(tmp_path / "file") == hashlib.sha256(b"content").hexdigest()
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    with pytest.raises(ValueError), atomic_folder(tmp_path / "out") as folder:
+        (folder / "a").write_text("half")
+        raise ValueError
+    assert list(tmp_path.iterdir()) == []
+    with atomic_folder(tmp_path / "out") as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "a").write_text("whole")
+        assert not (tmp_path / "out").exists()
+    assert (tmp_path / "out" / "deep" / "a").read_text() == "whole"
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+def test_a_folder_that_somebody_has_made_meanwhile_stays_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(OSError), atomic_folder(tmp_path / "out") as folder:
+        (folder / "a").write_text("ours")
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "a").write_text("theirs")
+    assert (tmp_path / "out" / "a").read_text() == "theirs"
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
