@@ -246,13 +246,13 @@ class RunFolder:
         return content
 
 
-REWRITE = "delete it and submit the experiment again, which writes it anew"
+REWRITE = "delete it and submit the experiment again, which writes it again"
 _RESUME = "delete it and submit again, which resumes training from the last checkpoint"
 
 
 @dataclass(frozen=True)
 class Collection:
-    """What `collect` gathered of an experiment, and the tables, figures and report made from it."""
+    """The collected results of an experiment, and the tables, figures and report made from them."""
 
     path: Path
 
@@ -327,7 +327,7 @@ class Collection:
 
 @dataclass(frozen=True)
 class Submission:
-    """What one `submit` keeps: the resolved experiment, its plan, and the jobs that it put into a queue."""
+    """One submission: the resolved experiment, its plan, and the jobs that it put into a queue."""
 
     path: Path
 
@@ -353,7 +353,7 @@ class Submission:
         return self.path / "logs"
 
     def array(self, name: str) -> Path:
-        """What each task of a job array works on."""
+        """The folder and the unit of every task of a job array."""
         return self.path / "arrays" / f"{name}.json"
 
     def write_experiment(self, experiment: Mapping[str, Any]) -> None:

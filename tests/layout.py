@@ -40,7 +40,7 @@ def imports(name: str, path: Path, known: Iterable[str]) -> set[str]:
 
 
 def graph(root: Path = CHECKOUT) -> dict[str, set[str]]:
-    """What each module imports."""
+    """Modules of ours that each module imports."""
     known = modules(root)
     return {name: imports(name, path, known) for name, path in known.items()}
 
@@ -57,7 +57,7 @@ def upward(arrows: Mapping[str, set[str]]) -> list[str]:
 
 
 def rooms(arrows: Mapping[str, set[str]], floor: str) -> dict[str, set[str]]:
-    """What the rooms of a floor, its folders and the files beside them, import of one another."""
+    """Imports between the rooms of a floor: its folders, and the files next to them."""
     between: dict[str, set[str]] = defaultdict(set)
     for name, targets in arrows.items():
         here = _room(name, floor)

@@ -62,7 +62,7 @@ SMALLER = {
     ("bench", "loader"): ["--rows", "2", "--steps", "2", "--workers", "1"],
     ("bench", "optimizer"): ["--preset", "cpu-600k", "--steps", "2"],
 }
-"""What is put behind a documented command to make it short."""
+"""Options appended to a documented command to make it short."""
 
 
 def runnable() -> list[Command]:
@@ -111,7 +111,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, small_data: Path) -> Path:
 
 
 def run_id(folder: Path) -> str:
-    """Of the one run of tiny.yaml."""
+    """Id of the one run of tiny.yaml."""
     tiny = load_experiment(folder / "tiny.yaml")
     (run,) = expand(tiny, len(load_tokenizer()), data_sha256(tiny.data))
     return run.run_id

@@ -22,7 +22,7 @@ def code(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 
 
 def faults(notebook: nbformat.NotebookNode) -> list[str]:
-    """What a reader should not see: errors, warnings, and paths of the machine that ran the notebook."""
+    """Outputs that a reader should not see: errors, warnings, paths of the machine that ran the notebook."""
     outputs = [output for cell in code(notebook) for output in cell.outputs]
     found = [str(o) for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
     return found + [str(o)[:500] for o in outputs if str(CHECKOUT) in str(o) or tempfile.gettempdir() + "/" in str(o)]

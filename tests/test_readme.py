@@ -1,4 +1,4 @@
-"""What the README tells a stranger to do, done: his mixer passes the kit and stands in a table."""
+"""The README followed by a stranger: the example mixer passes the kit and appears in a table."""
 
 import re
 import subprocess

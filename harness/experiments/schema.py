@@ -225,7 +225,7 @@ class Experiment(Closed):
     """Name of the experiment; its collection and submissions carry it."""
 
     description: str = ""
-    """What the experiment is for, in a sentence or two; shown in its report."""
+    """Purpose of the experiment, in a sentence or two; shown in its report."""
 
     preset: str | None = None
     """Scale of all models; `run.py list` names the presets."""
