@@ -194,7 +194,7 @@ class RunFolder:
     def read_done(self, unit: str) -> str | None:
         """Key of the evaluation whose records lie here; None if there are none."""
         try:
-            return self.done(unit).read_text().strip()
+            return self.done(unit).read_text(errors="replace").strip()  # a damaged key matches no evaluation
         except FileNotFoundError:
             return None
 
@@ -232,9 +232,10 @@ class RunFolder:
     def append_attempt(self, unit: str, event: Mapping[str, Any]) -> None:
         path = self.attempts(unit)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # One write in append mode: the line is there or not, whoever else writes.
+        # One write in append mode: the line is there or not, whoever else writes. It begins with a line's end, too, so
+        # that it does not join a line that a dying machine cut off; empty lines are no events.
         with open(path, "ab", buffering=0) as file:
-            file.write((json.dumps(event, ensure_ascii=False) + "\n").encode())
+            file.write(("\n" + json.dumps(event, ensure_ascii=False) + "\n").encode())
 
     def _read_training(self) -> dict[str, Any] | None:
         try:
@@ -297,7 +298,7 @@ class Collection:
         """One row per run. Raises ValueError if nothing was collected here or the file is damaged."""
         import pandas as pd
 
-        return pd.DataFrame(self._read(self.runs))
+        return pd.DataFrame(self._rows(self.runs))
 
     def read_curves(self) -> pd.DataFrame:
         """Training metrics of all runs. Raises ValueError if there are none."""
@@ -309,7 +310,7 @@ class Collection:
 
     def read_samples(self) -> list[Any]:
         """Pairs of a record's key and its per-sample scores; empty if none were collected."""
-        return self._read(self.samples) if self.samples.is_file() else []
+        return self._rows(self.samples) if self.samples.is_file() else []
 
     def write(self, records: pd.DataFrame, samples: Sequence[Any], runs: pd.DataFrame, curves: pd.DataFrame) -> None:
         """Replace the collected data."""
@@ -318,11 +319,14 @@ class Collection:
         write_atomic(self.samples, json.dumps(samples).encode())
         write_atomic(self.runs, runs.to_json(orient="records", indent=1).encode())
 
-    def _read(self, path: Path) -> Any:
+    def _rows(self, path: Path) -> list[Any]:
         try:
-            return read_json(path, "run collect again")
+            rows = read_json(path, "run collect again")
         except FileNotFoundError:
             raise ValueError(f"{path}: nothing collected there; run collect first") from None
+        if not isinstance(rows, list):
+            raise ValueError(f"{path}: damaged, not a list; run collect again")
+        return rows
 
 
 @dataclass(frozen=True)
@@ -364,7 +368,8 @@ class Submission:
         """Keys: experiment, cluster, host, pid, time, and runs with their units. Raises ValueError if it is damaged."""
         remedy = f"delete {self.path} and submit again"
         plan = read_json(self.plan, remedy)
-        if not isinstance(plan, dict) or not {"experiment", "cluster", "host", "pid", "time", "runs"} <= plan.keys():
+        named = isinstance(plan, dict) and {"experiment", "cluster", "host", "pid", "time", "runs"} <= plan.keys()
+        if not named or not isinstance(plan["runs"], list):
             raise ValueError(f"{self.plan}: damaged, no plan of a submission; {remedy}")
         return plan
 
@@ -373,10 +378,14 @@ class Submission:
 
     def read_jobs(self) -> dict[str, str]:
         """Slurm's job id by array name; empty while nothing was put into a queue."""
+        remedy = f"see `squeue` for its jobs, then delete {self.path}"
         try:
-            return read_json(self.jobs, f"see `squeue` for its jobs, then delete {self.path}")
+            ids = read_json(self.jobs, remedy)
         except FileNotFoundError:
             return {}
+        if not isinstance(ids, dict):
+            raise ValueError(f"{self.jobs}: damaged, no mapping of job ids; {remedy}")
+        return ids
 
     def write_jobs(self, ids: Mapping[str, str]) -> None:
         write_json(self.jobs, dict(ids))

@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
-import json
 import logging
 import os
 import shutil
@@ -25,7 +24,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from harness.files import atomic, file_sha256, write_atomic, write_json
+from harness.files import atomic, file_sha256, read_json, write_atomic, write_json
 from harness.run_folder import RunFolder
 from harness.training.distributed import World, whole
 
@@ -43,21 +42,23 @@ class CheckpointError(ValueError):
 
 
 def _index(folder: Path) -> dict[str, dict[str, Any]]:
-    path = RunFolder(folder.parent).checkpoint_index
-    if not path.exists():
-        return {}
+    path, remedy = RunFolder(folder.parent).checkpoint_index, f"delete the folder {folder} to train from the start"
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError:
-        raise CheckpointError(f"{path}: not JSON; delete the folder {folder} to train from the start") from None
+        index = read_json(path, remedy)
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    if not isinstance(index, dict) or not all(isinstance(entry, dict) and "step" in entry for entry in index.values()):
+        raise CheckpointError(f"{path}: damaged, no list of checkpoints; {remedy}")
+    return index
 
 
 def save(run_dir: Path, step: int, content: Content, milestones: int | None = None) -> Path:
     """Write the checkpoint of a step to a file and remove old checkpoints. Returns its path.
 
     The last KEEP checkpoints and those of every `milestones` steps are kept. Checkpoints of later steps are removed:
-    they are damaged, and
-    the run resumed from an earlier one. Raises OSError if the disk refuses.
+    they are damaged, and the run resumed from an earlier one. Raises OSError if the disk refuses.
     """
     folder = RunFolder(run_dir).checkpoints
     _clear(folder)

@@ -124,3 +124,12 @@ def test_the_digest_depends_on_names_and_bits_and_not_on_order(tmp_path: Path) -
     assert checkpoint.digest(model) == checkpoint.digest(same)
     same["a"][0, 0] += 1e-6
     assert checkpoint.digest(model) != checkpoint.digest(same)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b'{"step_00000002.pt": 2}'])
+def test_a_damaged_list_of_checkpoints_is_named_with_the_remedy(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "index.json").write_bytes(content)
+    for read in (checkpoint.latest, checkpoint.latest_sound):
+        with pytest.raises(checkpoint.CheckpointError, match=r"index.json: damaged.*; delete the folder .*checkpoints"):
+            read(tmp_path)
