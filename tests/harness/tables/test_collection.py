@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from harness.experiments.load import load_experiment
+from harness.files import CHECKOUT
+from harness.run_folder import Collection
 from harness.tables.collection import write_forms, write_table
 from harness.tables.paper import printed_table
 from tests.harness.tables.table_records import golden_records, of_table2, store
@@ -51,3 +55,14 @@ def test_forms_are_named_after_the_table(tmp_path):
     assert written(tmp_path) == [f"table3-printed.{form}" for form in ("csv", "html", "md", "tex")]
     assert (tmp_path / "table3-printed.md").read_text() == markdown
     assert "tab:table3-printed" in (tmp_path / "table3-printed.tex").read_text()
+
+
+@pytest.mark.parametrize("name", ["demo", "recall"])
+def test_committed_results_are_written_again_to_the_same_bytes(name, tmp_path):
+    committed = CHECKOUT / "results" / name
+    for path in (Collection(committed).records, Collection(committed).samples, Collection(committed).runs):
+        shutil.copy(path, tmp_path)
+    write_table(tmp_path, None, allow_mixed=False, experiment=load_experiment(name))
+    forms = written(tmp_path)
+    assert forms == written(committed) == ["table.csv", "table.html", "table.md", "table.tex"]
+    assert [form for form in forms if (tmp_path / form).read_bytes() != (committed / form).read_bytes()] == []
