@@ -21,7 +21,7 @@ from harness.command_line import (
     load_mixers,
     print_result,
 )
-from harness.run_folder import collection
+from harness.run_folder import collection_of
 
 
 @app.command()
@@ -161,7 +161,7 @@ def table(
     with errors():
         loaded = load_experiment(experiment, scale=scale)
         if not paper:
-            target = out or collection(runs.resolve(), loaded.name).path
+            target = out or collection_of(runs.resolve(), loaded.name).path
             typer.echo(write_table(target, columns.split(",") if columns else None, allow_mixed, loaded))
             return
         if loaded.expected is None or loaded.expected.table not in PAPER_TABLES:
@@ -191,7 +191,7 @@ def figure(
     from harness.figures import GATES, write_figure, write_gates
 
     with errors():
-        target = out or collection(runs.resolve(), load_experiment(experiment, scale=scale).name).path
+        target = out or collection_of(runs.resolve(), load_experiment(experiment, scale=scale).name).path
         if what == GATES:
             from harness.lm.load import load_lm
 
@@ -221,6 +221,6 @@ def report(
 
     with errors():
         loaded = load_experiment(experiment, scale=scale)
-        target = out or collection(runs.resolve(), loaded.name).path
+        target = out or collection_of(runs.resolve(), loaded.name).path
         write_table(target, None, False, loaded)
         typer.echo(write(target, loaded, column))

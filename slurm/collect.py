@@ -20,7 +20,7 @@ from harness.records.provenance import provenance
 from harness.records.record import BASELINE, Record
 from harness.records.store import load, load_samples, write_records
 from harness.records.units import suite_of
-from harness.run_folder import Collection, RunFolder
+from harness.run_folder import Collection, RunFolder, run_of_records
 from harness.tables.collection import write_table
 from mixers.registry import mixer_config
 from slurm.plan import RunPlan, plan
@@ -47,7 +47,7 @@ def runs_frame(plans: list[RunPlan], unreadable: Mapping[Path, str]) -> pd.DataF
             row["mixture"] = mixture(config.data)
         statuses = [RunFolder(run.folder).read_status(unit) for unit in run.missing]
         row["failure"] = next((s.detail for s in statuses if s is not None and s.state == "failed"), None)
-        reasons = {path.stem: reason for path, reason in unreadable.items() if path.parents[1] == run.folder}
+        reasons = {path.stem: reason for path, reason in unreadable.items() if run_of_records(path) == run.folder}
         row["unreadable"] = reasons or None
         rows.append(row)
     return pd.DataFrame(rows)
@@ -85,7 +85,7 @@ def collect(plans: list[RunPlan], out: Path, command: str) -> tuple[pd.DataFrame
     files += _baselines(plans, command)
     unreadable: dict[Path, str] = {}
     frame = load(files, unreadable=unreadable)
-    of_runs = {path for path in unreadable if path.parents[1] in {run.folder for run in plans}}
+    of_runs = {path for path in unreadable if run_of_records(path) in {run.folder for run in plans}}
     if frame.empty or len(of_runs) < len(unreadable):
         raise ValueError(next(reason for path, reason in unreadable.items() if frame.empty or path not in of_runs))
     labels = {run.config.run_id: run.config.label for run in plans}
@@ -97,7 +97,7 @@ def collect(plans: list[RunPlan], out: Path, command: str) -> tuple[pd.DataFrame
     outside = {name: asdict(METRICS[name]) for name in frame["metric"].unique() if name not in BUILT_IN}
     if outside:
         write_json(Collection(out).metrics, outside)
-    broken = {path.parents[1] for path in of_runs}
+    broken = {run_of_records(path) for path in of_runs}
     return frame, [run.config.run_id for run in plans if run.missing or run.folder in broken]
 
 

@@ -28,7 +28,7 @@ from harness.command_line import (
     print_result,
     this_command,
 )
-from harness.run_folder import collection
+from harness.run_folder import collection_of
 
 Where = Annotated[
     str,
@@ -335,7 +335,7 @@ def collect_(
 
     with errors():
         loaded, plans = _planned(experiment, scale, overrides, mixer_file, suite_file, runs)
-        target = out or collection(runs.resolve(), loaded.name).path
+        target = out or collection_of(runs.resolve(), loaded.name).path
         frame, lacking = collect(plans, target, this_command())
     typer.echo(f"{target}: {len(frame)} records of {frame['run'].nunique()} runs")
     for run_id in lacking:

@@ -11,6 +11,7 @@ import torch
 from harness.experiments.run_config import RunConfig
 from harness.records.provenance import device_name
 from harness.records.store import load
+from harness.run_folder import record_files
 from harness.training.device import ceiling, recipe_dtype, this_device
 from harness.training.distributed import Sharding
 from harness.training.estimate import estimate
@@ -36,7 +37,7 @@ def cost_here(plans: Sequence[RunPlan], runs_root: Path) -> str:
 
 def measured_speeds(runs_root: Path) -> pd.DataFrame:
     """All records of the suite `throughput` in a folder of runs."""
-    return load(sorted(runs_root.glob("*/records/throughput.jsonl")))
+    return load(record_files(runs_root, "throughput"))
 
 
 def cost_of(

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import submitit
 
 from harness.experiments.schema import Experiment
-from harness.run_folder import RunFolder, Submission, collection, submissions_folder, submitting_lock
+from harness.run_folder import RunFolder, Submission, collection_of, submissions_folder, submitting_lock
 from harness.training.distributed import Sharding
 from harness.training.trainer import pieces
 from slurm.cost import cost_of, measured_speeds
@@ -127,7 +127,7 @@ def graph(
         if run.after:
             for unit in run.units:
                 add(f"{unit}-{run.plan.config.run_id}", "evaluate", [run], unit, [*ready, ("afterok", run.after)])
-    out = collection(runs_root, experiment.name).path
+    out = collection_of(runs_root, experiment.name).path
     last = [("afterany", array.name) for array in arrays]
     return [*arrays, Array("collect", "collect", [CollectJob(folder, "collect", out, runs_root, command)], last)]
 

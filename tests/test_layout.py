@@ -81,6 +81,26 @@ def test_docstrings_name_the_thing() -> None:
     assert not openings
 
 
+def test_only_one_room_knows_the_names_of_files_of_runs_collections_and_submissions() -> None:
+    home = CHECKOUT / "harness" / "run_folder"
+    endings = (".json", ".jsonl", ".yaml", ".parquet", ".html", ".lock")
+    names = {name for path in home.glob("*.py") for name in strings(path) if name.endswith(endings)}
+    # A folder of prepared data, and the work folder of a preparation, have files of these names, too.
+    names = {name for name in names if name[0] != "."} - {"index.json", "plan.json", "jobs.json"}
+    assert {"train.json", "config.yaml", "records.parquet"} <= names
+    others = {name: path for name, path in modules().items() if home not in path.parents}
+    assert not {name: found for name, path in others.items() if (found := names & strings(path))}
+    assert not [name for name, path in others.items() if any("records/" in text for text in strings(path))]
+
+
+def strings(path: Path) -> set[str]:
+    """String literals of a module, docstrings left out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    documented = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    constants = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in documented)
+    return {node.value for node in constants if isinstance(node.value, str)}
+
+
 def test_the_code_map_is_the_tree() -> None:
     assert written_map() == code_map(), "run `python -m tests.layout`"
 

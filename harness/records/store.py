@@ -35,7 +35,7 @@ from harness.records.record import (
     samples_line,
 )
 from harness.records.units import suite_of
-from harness.run_folder import Collection, RunFolder
+from harness.run_folder import Collection, RunFolder, record_files
 
 INCIDENTAL = ["label", "time", "command", "git_commit", "git_dirty", "file"]
 """Fields in which two copies of a number may differ: its label, and when and with which checkout it was measured."""
@@ -143,8 +143,7 @@ def _record_files(source: Source) -> list[Path]:
         elif Collection(path).records.is_file():
             found = [Collection(path).records]
         elif path.is_dir():
-            # A run, a folder of runs, a folder of experiments. Not deeper: snapshots of code may lie there.
-            found = sorted(f for depth in ("", "*/", "*/*/") for f in path.glob(f"{depth}records/*.jsonl"))
+            found = record_files(path)
         else:
             raise ValueError(
                 f"records: {path} does not exist; give a folder of runs, a collection or a file of records"

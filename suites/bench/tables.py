@@ -20,6 +20,7 @@ from harness.records.provenance import Provenance, provenance
 from harness.records.published import published
 from harness.records.record import Measurement, Record, record_line
 from harness.records.store import load
+from harness.run_folder import RunFolder
 from harness.tables.cells import Column
 from harness.tables.paper import PAPER_TABLES, paper_table, printed_columns
 
@@ -84,13 +85,14 @@ def write_run(
     """Write the record files of one run, with values from `rng`, to `folder`."""
     run_id = f"{mixer}-{layout}-s{seed}"
     fields = {"run": run_id, "label": mixer, "mixer": mixer, "layout": layout, "preset": "none", "seed": seed}
-    (folder / run_id / "records").mkdir(parents=True)
     for suite in dict.fromkeys(c.suite for c in columns):
         values = {c: float(rng.uniform(0.4, 0.6)) for c in columns if c.suite == suite}
         measurements = [Measurement(suite, c.task, c.metric, value, 0.01, 500, c.length) for c, value in values.items()]
         lines = [record_line(Record.of(m, birth, **fields)) for m in measurements]
         # write_records would wait for the disk at every file.
-        (folder / run_id / "records" / f"{suite}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        path = RunFolder(folder / run_id).records(suite)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def render(rows: list[Row]) -> str:

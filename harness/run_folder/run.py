@@ -1,36 +1,16 @@
-"""The folders of runs, collections and submissions: every file in them, by name, read and written here alone.
-
-    RUNS/                            a folder of runs, `runs/` by default
-      <run>/                         RunFolder
-        config.yaml                  the resolved configuration
-        metrics.jsonl, tensorboard/  training metrics
-        checkpoints/                 with index.json
-        train.json                   Summary and provenance of the finished training
-        answers/<unit>-<key>.jsonl   answers of an evaluation in progress
-        records/<unit>.jsonl         records; <unit>.samples.jsonl, their per-sample scores; <unit>.done, the key
-        state/<unit>.json            Status; <unit>.jsonl, its attempts; <unit>.lock, held by the process at work
-      collected/<experiment>/        Collection
-      submissions/<name>-<time>/     Submission
-      code/                          snapshots of the code of submissions
-      submitting.lock                held while a submission decides what to do
-
-Nothing here imports torch or pandas before it needs them: the status of thousands of runs must be quick.
-"""
+"""The folder of one run: its configuration, training, records, and the state of each unit of work."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 
 from harness.files import read_json, write_atomic, write_json
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 T = TypeVar("T")
 State = Literal["queued", "running", "requeued", "stopped", "failed", "done"]
@@ -251,178 +231,16 @@ REWRITE = "delete it and submit the experiment again, which writes it again"
 _RESUME = "delete it and submit again, which resumes training from the last checkpoint"
 
 
-@dataclass(frozen=True)
-class Collection:
-    """The collected results of an experiment, and the tables, figures and report made from them."""
-
-    path: Path
-
-    @property
-    def records(self) -> Path:
-        return self.path / "records.parquet"
-
-    @property
-    def samples(self) -> Path:
-        return self.path / "samples.json"
-
-    @property
-    def runs(self) -> Path:
-        return self.path / "runs.json"
-
-    @property
-    def curves(self) -> Path:
-        return self.path / "curves.parquet"
-
-    @property
-    def metrics(self) -> Path:
-        """Descriptions of the metrics that suites from elsewhere declare; there only if such a suite was collected."""
-        return self.path / "metrics.json"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report.html"
-
-    def table(self, name: str, form: Literal["md", "tex", "csv", "html"]) -> Path:
-        """A table in one of its forms; `name` is `table`, or the paper's (`table2`)."""
-        return self.path / f"{name}.{form}"
-
-    def figure(self, name: str, form: Literal["png", "svg"]) -> Path:
-        return self.path / f"{name}.{form}"
-
-    def require(self) -> None:
-        """Raises ValueError if nothing was collected here."""
-        if not self.records.is_file():
-            raise ValueError(f"{self.path}: nothing collected there; run collect first")
-
-    def read_runs(self) -> pd.DataFrame:
-        """One row per run. Raises ValueError if nothing was collected here or the file is damaged."""
-        import pandas as pd
-
-        return pd.DataFrame(self._rows(self.runs))
-
-    def read_curves(self) -> pd.DataFrame:
-        """Training metrics of all runs. Raises ValueError if there are none."""
-        import pandas as pd
-
-        if not self.curves.is_file():
-            raise ValueError(f"{self.curves}: no training curves there; run collect again")
-        return pd.read_parquet(self.curves)
-
-    def read_samples(self) -> list[Any]:
-        """Pairs of a record's key and its per-sample scores; empty if none were collected."""
-        return self._rows(self.samples) if self.samples.is_file() else []
-
-    def write(self, records: pd.DataFrame, samples: Sequence[Any], runs: pd.DataFrame, curves: pd.DataFrame) -> None:
-        """Replace the collected data."""
-        write_atomic(self.records, records.to_parquet())
-        write_atomic(self.curves, curves.to_parquet())
-        write_atomic(self.samples, json.dumps(samples).encode())
-        write_atomic(self.runs, runs.to_json(orient="records", indent=1).encode())
-
-    def _rows(self, path: Path) -> list[Any]:
-        try:
-            rows = read_json(path, "run collect again")
-        except FileNotFoundError:
-            raise ValueError(f"{path}: nothing collected there; run collect first") from None
-        if not isinstance(rows, list):
-            raise ValueError(f"{path}: damaged, not a list; run collect again")
-        return rows
+def record_files(folder: Path, unit: str = "*") -> list[Path]:
+    """Files of records, of all units or of one, in a run, a folder of runs or a folder of folders of runs."""
+    # Not deeper: snapshots of code may lie there.
+    found = {path for depth in ("", "*/", "*/*/") for path in folder.glob(f"{depth}records/{unit}.jsonl")}
+    return sorted(path for path in found if not path.name.endswith(".samples.jsonl"))
 
 
-@dataclass(frozen=True)
-class Submission:
-    """One submission: the resolved experiment, its plan, and the jobs that it put into a queue."""
-
-    path: Path
-
-    @property
-    def experiment(self) -> Path:
-        return self.path / "experiment.yaml"
-
-    @property
-    def plan(self) -> Path:
-        return self.path / "plan.json"
-
-    @property
-    def jobs(self) -> Path:
-        return self.path / "jobs.json"
-
-    @property
-    def prepared(self) -> Path:
-        return self.path / "prepared"
-
-    @property
-    def logs(self) -> Path:
-        """Scripts, pickles and output of submitit."""
-        return self.path / "logs"
-
-    def array(self, name: str) -> Path:
-        """The folder and the unit of every task of a job array."""
-        return self.path / "arrays" / f"{name}.json"
-
-    def write_experiment(self, experiment: Mapping[str, Any]) -> None:
-        """Store the resolved experiment, as plain values."""
-        write_atomic(self.experiment, yaml.safe_dump(dict(experiment), sort_keys=False).encode())
-
-    def read_plan(self) -> dict[str, Any]:
-        """Keys: experiment, cluster, host, pid, time, and runs with their units. Raises ValueError if it is damaged."""
-        remedy = f"delete {self.path} and submit again"
-        plan = read_json(self.plan, remedy)
-        named = isinstance(plan, dict) and {"experiment", "cluster", "host", "pid", "time", "runs"} <= plan.keys()
-        if not named or not isinstance(plan["runs"], list):
-            raise ValueError(f"{self.plan}: damaged, no plan of a submission; {remedy}")
-        return plan
-
-    def write_plan(self, plan: Mapping[str, Any]) -> None:
-        write_json(self.plan, dict(plan))
-
-    def read_jobs(self) -> dict[str, str]:
-        """Slurm's job id by array name; empty while nothing was put into a queue."""
-        remedy = f"see `squeue` for its jobs, then delete {self.path}"
-        try:
-            ids = read_json(self.jobs, remedy)
-        except FileNotFoundError:
-            return {}
-        if not isinstance(ids, dict):
-            raise ValueError(f"{self.jobs}: damaged, no mapping of job ids; {remedy}")
-        return ids
-
-    def write_jobs(self, ids: Mapping[str, str]) -> None:
-        write_json(self.jobs, dict(ids))
-
-    def write_array(self, name: str, tasks: Sequence[tuple[Path, str]]) -> Path:
-        """List the (folder, unit) of every task of a job array."""
-        write_json(self.array(name), [[str(folder), unit] for folder, unit in tasks])
-        return self.array(name)
-
-
-def collection(runs_root: Path, experiment: str) -> Collection:
-    """Where `collect` puts an experiment by default."""
-    return Collection(runs_root / "collected" / experiment)
-
-
-def submissions_folder(runs_root: Path) -> Path:
-    return runs_root / "submissions"
-
-
-def submissions(runs_root: Path, experiment: str) -> list[Submission]:
-    """Submissions of an experiment, oldest first. Raises ValueError for a damaged plan."""
-    dated = []
-    for path in submissions_folder(runs_root).glob(f"{experiment}-*/plan.json"):
-        submission = Submission(path.parent)
-        plan = submission.read_plan()
-        if plan["experiment"] == experiment:
-            dated.append((plan["time"], str(path.parent), submission))
-    return [submission for *_, submission in sorted(dated, key=lambda item: item[:2])]
-
-
-def code_folder(runs_root: Path) -> Path:
-    """Snapshots of the code of submissions, and copies of the files that define mixers."""
-    return runs_root / "code"
-
-
-def submitting_lock(runs_root: Path) -> Path:
-    return runs_root / "submitting.lock"
+def run_of_records(path: Path) -> Path:
+    """The folder of the run that a file of records belongs to."""
+    return path.parents[1]
 
 
 def started_runs(runs_root: Path) -> list[str]:

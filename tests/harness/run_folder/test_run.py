@@ -1,24 +1,19 @@
-"""The run folder: files come back as written, later fields are ignored, and a damaged file is named with the remedy."""
+"""The folder of a run: typed reads, and errors that name the damaged file and the remedy."""
 
 from dataclasses import asdict
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from harness.experiments.run_config import read_config
 from harness.files import write_json
 from harness.run_folder import (
-    Collection,
     RunFolder,
     Status,
-    Submission,
     Summary,
-    collection,
     started_runs,
-    submissions,
-    submissions_folder,
 )
+from tests.harness.run_folder.damage import damage
 
 SUMMARY = Summary(
     run="gdn2-recurrent-s0-01234567",
@@ -38,12 +33,6 @@ SUMMARY = Summary(
     tokens_per_second=1000.0,
     weights_sha256="ab" * 32,
 )
-PLAN = {"experiment": "demo", "cluster": "local", "host": "node1", "pid": 7, "time": "2026-01-01T00:00:00", "runs": []}
-
-
-def damage(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
 
 
 def test_a_finished_training_comes_back_with_its_provenance(tmp_path: Path) -> None:
@@ -148,72 +137,3 @@ def test_answers_of_one_evaluation_are_told_from_anothers(tmp_path: Path) -> Non
     for path in (second, first):
         damage(path, b"")
     assert first != second and folder.all_answers("ruler") == [first, second] and folder.all_answers("recall") == []
-
-
-def test_a_submission_keeps_its_plan_and_its_jobs(tmp_path: Path) -> None:
-    submission = Submission(tmp_path)
-    assert submission.read_jobs() == {}
-    submission.write_plan(PLAN)
-    submission.write_jobs({"train": "12"})
-    assert submission.read_plan() == PLAN and submission.read_jobs() == {"train": "12"}
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b'{"experiment": "de', b"\xff\xfe", b"[]", b"null", b'{"experiment": "demo"}']
-)
-def test_a_damaged_plan_is_named_with_the_remedy(tmp_path: Path, content: bytes) -> None:
-    submission = Submission(submissions_folder(tmp_path) / "demo-1")
-    damage(submission.plan, content)
-    message = rf"plan.json: damaged.*; delete {submission.path} and submit again"
-    with pytest.raises(ValueError, match=message):
-        submission.read_plan()
-    with pytest.raises(ValueError, match=message):
-        submissions(tmp_path, "demo")
-
-
-@pytest.mark.parametrize("content", [b"", b'{"train": "1', b"\xff\xfe", b"[]", b"null"])
-def test_damaged_jobs_are_named_with_the_remedy(tmp_path: Path, content: bytes) -> None:
-    submission = Submission(tmp_path)
-    damage(submission.jobs, content)
-    with pytest.raises(ValueError, match=rf"jobs.json: damaged.*; see `squeue` for its jobs, then delete {tmp_path}"):
-        submission.read_jobs()
-
-
-def test_submissions_of_an_experiment_come_oldest_first_and_no_others(tmp_path: Path) -> None:
-    for folder, experiment, time in (
-        ("demo-b", "demo", "2026-01-01"),
-        ("demo-a", "demo", "2026-01-02"),
-        ("demo-125m-a", "demo-125m", "2026-01-03"),
-    ):
-        Submission(submissions_folder(tmp_path) / folder).write_plan(PLAN | {"experiment": experiment, "time": time})
-    assert [s.path.name for s in submissions(tmp_path, "demo")] == ["demo-b", "demo-a"]
-    assert submissions(tmp_path, "table2") == []
-
-
-def test_a_collection_comes_back_and_says_what_is_missing(tmp_path: Path) -> None:
-    collected = collection(tmp_path, "demo")
-    for read, message in (
-        (collected.require, "nothing collected there; run collect first"),
-        (collected.read_runs, r"runs.json: nothing collected there; run collect first"),
-        (collected.read_curves, r"curves.parquet: no training curves there; run collect again"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            read()
-    assert collected.read_samples() == []
-    frame = pd.DataFrame({"run": ["a", "b"], "value": [1.0, 2.0]})
-    collected.write(frame, [["key", [0.0, 1.0]]], frame, frame)
-    collected.require()
-    pd.testing.assert_frame_equal(collected.read_runs(), frame)
-    pd.testing.assert_frame_equal(collected.read_curves(), frame)
-    assert collected.read_samples() == [["key", [0.0, 1.0]]]
-
-
-@pytest.mark.parametrize("content", [b"", b'[{"run": "a', b"\xff\xfe"])
-def test_a_damaged_collection_is_named_with_the_remedy(tmp_path: Path, content: bytes) -> None:
-    collected = Collection(tmp_path)
-    damage(collected.runs, content)
-    damage(collected.samples, content)
-    with pytest.raises(ValueError, match=r"runs.json: damaged.*; run collect again"):
-        collected.read_runs()
-    with pytest.raises(ValueError, match=r"samples.json: damaged.*; run collect again"):
-        collected.read_samples()

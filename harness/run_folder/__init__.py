@@ -1,0 +1,49 @@
+"""The folders of runs, collections and submissions: every file in them, by name, read and written in this room alone.
+
+    RUNS/                            a folder of runs, `runs/` by default
+      <run>/                         RunFolder
+        config.yaml                  the resolved configuration
+        metrics.jsonl, tensorboard/  training metrics
+        checkpoints/                 with index.json
+        train.json                   Summary and provenance of the finished training
+        answers/<unit>-<key>.jsonl   answers of an evaluation in progress
+        records/<unit>.jsonl         records; <unit>.samples.jsonl, their per-sample scores; <unit>.done, the key
+        state/<unit>.json            Status; <unit>.jsonl, its attempts; <unit>.lock, held by the process at work
+      collected/<experiment>/        Collection
+      submissions/<name>-<time>/     Submission
+      code/                          snapshots of the code of submissions
+      submitting.lock                held while a submission decides what to do
+
+Nothing here imports torch or pandas before it needs them: the status of thousands of runs must be quick.
+"""
+
+from harness.run_folder.collection import Collection, collection_of
+from harness.run_folder.run import (
+    REWRITE,
+    RunFolder,
+    State,
+    Status,
+    Summary,
+    record_files,
+    run_of_records,
+    started_runs,
+)
+from harness.run_folder.submission import Submission, code_folder, submissions, submissions_folder, submitting_lock
+
+__all__ = [
+    "Collection",
+    "REWRITE",
+    "RunFolder",
+    "State",
+    "Status",
+    "Submission",
+    "Summary",
+    "code_folder",
+    "collection_of",
+    "record_files",
+    "run_of_records",
+    "started_runs",
+    "submissions",
+    "submissions_folder",
+    "submitting_lock",
+]

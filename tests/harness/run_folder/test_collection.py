@@ -1,0 +1,41 @@
+"""A collection comes back, says what is missing, and is named with the remedy where it is damaged."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from harness.run_folder import (
+    Collection,
+    collection_of,
+)
+from tests.harness.run_folder.damage import damage
+
+
+def test_a_collection_comes_back_and_says_what_is_missing(tmp_path: Path) -> None:
+    collected = collection_of(tmp_path, "demo")
+    for read, message in (
+        (collected.require, "nothing collected there; run collect first"),
+        (collected.read_runs, r"runs.json: nothing collected there; run collect first"),
+        (collected.read_curves, r"curves.parquet: no training curves there; run collect again"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read()
+    assert collected.read_samples() == []
+    frame = pd.DataFrame({"run": ["a", "b"], "value": [1.0, 2.0]})
+    collected.write(frame, [["key", [0.0, 1.0]]], frame, frame)
+    collected.require()
+    pd.testing.assert_frame_equal(collected.read_runs(), frame)
+    pd.testing.assert_frame_equal(collected.read_curves(), frame)
+    assert collected.read_samples() == [["key", [0.0, 1.0]]]
+
+
+@pytest.mark.parametrize("content", [b"", b'[{"run": "a', b"\xff\xfe"])
+def test_a_damaged_collection_is_named_with_the_remedy(tmp_path: Path, content: bytes) -> None:
+    collected = Collection(tmp_path)
+    damage(collected.runs, content)
+    damage(collected.samples, content)
+    with pytest.raises(ValueError, match=r"runs.json: damaged.*; run collect again"):
+        collected.read_runs()
+    with pytest.raises(ValueError, match=r"samples.json: damaged.*; run collect again"):
+        collected.read_samples()
