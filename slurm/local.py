@@ -91,8 +91,9 @@ def run_plan(
     Waits for runs that another process works on. A unit that fails is tried again until `slurm.state.settle` gives it
     up. An interrupt stops the jobs; another call resumes them.
     """
+    before = dict(os.environ)
     if code is not None:
-        os.environ.update(environment(code))
+        os.environ.update(environment(code))  # submitit's local jobs take this process's variables
     waiting, running = list(plans), []
     executors = [_executor(cluster, logs, slot) for slot in range(parallel)]
     try:
@@ -125,6 +126,9 @@ def run_plan(
                 time.sleep(POLL if cluster != "debug" else 0)
     finally:
         _stop([job for _, _, job, _ in running])
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
     return _failures(plans)
 
 

@@ -38,6 +38,7 @@ NOT_EXECUTED = {
     "bash tests/slurm/cluster/install.sh": "installs, as root",
     "python3 tests/slurm/cluster/minislurm.py up /tmp/s1": CLUSTER,
     "python3 tests/slurm/cluster/minislurm.py down /tmp/s1": CLUSTER,
+    "python -m tests.layout": "writes the code map anew; tests/test_layout.py compares it with the tree",
     "python run.py bench kernels --static": "minutes; tests/suites/bench/test_static_kernels.py compiles a part",
     "python run.py bench kernels --repeats 15": "as without an option, but longer",
     "python run.py bench lm": "half a minute at least; tests/suites/bench/test_lm.py times less of it",

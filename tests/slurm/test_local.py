@@ -27,8 +27,10 @@ cli = CliRunner()
 
 def test_submit_trains_and_evaluates_once_and_the_table_comes_out(tmp_path: Path, small_data: Path) -> None:
     path, runs = experiment(tmp_path, small_data), tmp_path / "runs"
+    before = dict(os.environ)
     first = cli.invoke(app, ["submit", str(path), "--cluster", "local", "--runs", str(runs)])
     assert first.exit_code == 0, first.output
+    assert dict(os.environ) == before  # what jobs are told, this process forgets
     second = cli.invoke(app, ["submit", str(path), "--cluster", "local", "--runs", str(runs)])
     assert second.exit_code == 0 and "nothing submitted: everything is done" in second.output
     frame = load(runs)
