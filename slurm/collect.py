@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -23,15 +24,16 @@ from harness.records.units import suite_of
 from harness.run_folder import Collection, RunFolder, run_of_records
 from harness.tables.collection import write_table
 from mixers.registry import mixer_config
-from slurm.plan import RunPlan, plan
+from slurm.plan import RunPlan, plan, selections
 from suites.registry import stored_config, suite
 
 
 def runs_frame(plans: list[RunPlan], unreadable: Mapping[Path, str]) -> pd.DataFrame:
     """One row per run: its model, its training, the reason if it failed, and why its records are unreadable.
 
-    The column `options` holds the mixer's options with their defaults; `unreadable` holds reasons by unit. unreadable:
-    the reason for each file of records that could not be read.
+    The column `options` holds the mixer's options with their defaults; `unreadable` holds reasons by unit. Of a tuned
+    run, `tuned` holds the chosen values, `trials` the number of trials, and `tuned_at` their scale. unreadable: the
+    reason for each file of records that could not be read.
     """
     rows: list[dict[str, Any]] = []
     for run in plans:
@@ -45,11 +47,39 @@ def runs_frame(plans: list[RunPlan], unreadable: Mapping[Path, str]) -> pd.DataF
         if summary is not None:
             row |= asdict(summary) | {"label": config.label, "trained_on": trained_on(run.folder)}
             row["mixture"] = mixture(config.data)
+        if config.tuned is not None:
+            row |= {"tuned": config.tuned.values, "trials": config.tuned.trials, "tuned_at": config.tuned.preset}
         statuses = [RunFolder(run.folder).read_status(unit) for unit in run.missing]
         row["failure"] = next((s.detail for s in statuses if s is not None and s.state == "failed"), None)
         reasons = {path.stem: reason for path, reason in unreadable.items() if run_of_records(path) == run.folder}
         row["unreadable"] = reasons or None
         rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def trials_frame(plans: list[RunPlan]) -> pd.DataFrame:
+    """One row per trial of every choice that is made.
+
+    Columns: label, mixer, layout, preset, seed, run, share (of the tokens), score (in the metric's own unit; None if
+    training diverged), loss, reason, values (JSON), chosen, and the metric that was chosen by: suite, task, metric,
+    lengths.
+    """
+    rows: list[dict[str, Any]] = []
+    for selection in selections(plans):
+        made = selection.file.read()
+        if made is None:
+            continue
+        by, first = selection.tuned.choose, selection.trials[0].config
+        model = {"label": first.label, "mixer": first.mixer, "layout": first.layout, "preset": first.preset}
+        score = {"suite": by.suite, "task": by.task, "metric": by.metric, "lengths": by.lengths}
+        rows += [
+            model
+            | {key: trial[key] for key in ("run", "seed", "score", "loss", "reason")}
+            | {"values": json.dumps(trial["values"]), "chosen": trial["values"] == made["values"]}
+            | {"share": selection.tuned.share}
+            | score
+            for trial in made["trials"]
+        ]
     return pd.DataFrame(rows)
 
 
@@ -72,7 +102,8 @@ def mixture(data: DataConfig) -> str:
 
 
 def collect(plans: list[RunPlan], out: Path, command: str) -> tuple[pd.DataFrame, list[str]]:
-    """Write records.parquet, samples.json (per-sample scores), runs.json and curves.parquet (training) to `out`.
+    """Write records.parquet, samples.json (per-sample scores), runs.json, curves.parquet (training) and trials.json
+    (tuning) to `out`.
 
     Returns the records and the ids of the runs that lack some. The suites' baselines are added. metrics.json describes
     the metrics that suites from elsewhere declare, so that readers need no suite. Unreadable records are left out;
@@ -93,7 +124,8 @@ def collect(plans: list[RunPlan], out: Path, command: str) -> tuple[pd.DataFrame
     scores = load_samples([path for path in files if path not in unreadable])
     samples = [[list(key), list(values)] for key, values in scores.items()]
     curves = read_curves({run.folder: run.config for run in plans})
-    Collection(out).write(frame.drop(columns="file"), samples, runs_frame(plans, unreadable), curves)
+    tried = trials_frame(plans)
+    Collection(out).write(frame.drop(columns="file"), samples, runs_frame(plans, unreadable), curves, tried)
     outside = {name: asdict(METRICS[name]) for name in frame["metric"].unique() if name not in BUILT_IN}
     if outside:
         write_json(Collection(out).metrics, outside)

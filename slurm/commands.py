@@ -134,19 +134,23 @@ def retry(
     suite_file: SuiteFiles = None,
 ) -> None:
     """Submit failed runs again."""
+    from slurm.plan import trials
     from slurm.state import forgive_failed
 
     with errors():
         if failed == (run is not None):
             raise ValueError("--failed, --run: give one of them: all runs that have failed, or one by its id")
         loaded, plans = _planned(experiment, scale, overrides, mixer_file, suite_file, runs)
-        chosen = [planned for planned in plans if run in (None, planned.config.run_id)]
+        tried = trials(plans)
+        chosen = [planned for planned in (*tried, *plans) if run in (None, planned.config.run_id)]
         if not chosen:
-            ids = ", ".join(planned.config.run_id for planned in plans)
+            ids = ", ".join(planned.config.run_id for planned in (*tried, *plans))
             raise ValueError(f"--run: {run!r} is not of this experiment; its runs: {ids}")
         forgiven = sum(forgive_failed(planned.folder, planned.missing) for planned in chosen)
         typer.echo(f"{forgiven} failed units are tried again")
-        failures = _submit(loaded, chosen, cluster, parallel, runs.resolve(), dry_run=False) if forgiven else {}
+        # A trial is of use to the runs that wait for its choice.
+        again = chosen if run is not None and chosen[0] not in tried else plans
+        failures = _submit(loaded, again, cluster, parallel, runs.resolve(), dry_run=False) if forgiven else {}
     if failures:
         raise typer.Exit(1)
 
@@ -201,13 +205,20 @@ def _submit(loaded: Any, plans: list[Any], cluster: str, parallel: int, runs: Pa
 
 def _run_here(loaded: Any, plans: list[Any], cluster: str, parallel: int, runs: Path, dry_run: bool) -> dict[str, str]:
     """Run what an experiment lacks on this machine; returns why runs failed, by run id."""
-    for run in plans:
-        todo = " → ".join(run.missing) or "done"
-        typer.echo(f"{run.config.run_id:40} {run.config.data.steps:6} steps  {todo}")
-    if dry_run:
-        from slurm.cost import cost_here
+    from slurm.plan import trials
 
-        typer.echo(f"{cost_here(plans, runs)}\nnothing submitted")
+    tried = trials(plans)
+    folders = {run.folder for run in tried}
+    for run in (*tried, *plans):
+        todo = " → ".join(run.missing) or "done"
+        name = f"{run.config.run_id} (trial)" if run.folder in folders else run.config.run_id
+        typer.echo(f"{name:40} {run.config.data.steps:6} steps  {todo}")
+    if dry_run:
+        from harness.training.cost import cost_here
+        from suites.units import TRAIN
+
+        untrained = [run.config for run in (*tried, *plans) if TRAIN in run.missing]
+        typer.echo(f"{cost_here(untrained, runs)}\nnothing submitted")
         return {}
     if not any(run.missing for run in plans):
         typer.echo("nothing submitted: everything is done")

@@ -1,4 +1,4 @@
-"""The jobs of an experiment: prepare it, train a run, evaluate one unit of a run, collect the results.
+"""The jobs of an experiment: prepare it, train a run, evaluate one unit of a run, choose values, collect the results.
 
 A job that is told to save and leave (submitit's signal, before a time limit or by hand) does so and starts again. A job
 that fails starts again too, until `slurm.state.settle` gives it up. Every job may start any number of times: it does
@@ -33,8 +33,9 @@ from harness.training.distributed import Sharding, World, join_world
 from harness.training.train import train
 from harness.training.trainer import TrainingInterrupted
 from mixers.registry import require_file
-from slurm.plan import RunPlan
+from slurm.plan import RunPlan, Selection
 from slurm.state import ended, exclusively, job_id, started, write_status
+from slurm.trials import Unfinished, chosen_config, decide
 from suites.evaluate import evaluate, keep
 from suites.prefetch import prefetch
 from suites.registry import require_file as require_suite_file
@@ -114,17 +115,18 @@ class Job(Checkpointable):
                 self._ended(world, "terminated", "interrupted")
                 raise
             except Exception as error:
-                self._ended(world, "failed", " ".join(str(error).split()) or type(error).__name__)
+                kind = type(error).__name__
+                self._ended(world, "failed", " ".join(str(error).split()) or kind, kind)
                 raise
             if world.first:
                 write_status(self.folder, self.unit, "done")
 
-    def _ended(self, world: World, outcome: Any, reason: str) -> None:
+    def _ended(self, world: World, outcome: Any, reason: str, kind: str = "") -> None:
         if not world.first:  # the first process learns of every other one's failure and records it
             return
         # If the record cannot be written, for example on a full disk, the original error must still reach the log.
         with contextlib.suppress(OSError):
-            ended(self.folder, self.unit, outcome, reason)
+            ended(self.folder, self.unit, outcome, reason, kind)
             write_status(self.folder, self.unit, "stopped", reason)
 
     def done(self) -> bool:
@@ -173,7 +175,7 @@ class TrainJob(Job):
             beat("", **known, tokens_per_second=rate, seconds_left=left / rate)
 
         train(
-            self.config,
+            chosen_config(self.config, self.folder),
             self.folder,
             progress,
             self.command,
@@ -242,6 +244,30 @@ class PrepareJob(Job):
                 f"{'; '.join(lacking)}: cannot be had here; run `python run.py prefetch` where there is internet"
             )
         write_atomic(Submission(self.folder).prepared, "\n".join(map(str, items)).encode())
+
+
+@dataclass(frozen=True)
+class ChooseJob(Job):
+    """Choose the tuned values of a submission's runs from their trials.
+
+    folder: the submission's.
+    """
+
+    selections: tuple[Selection, ...]
+
+    def done(self) -> bool:
+        return all(selection.file.read() is not None for selection in self.selections)
+
+    def work(self, notice: Notice) -> None:
+        beat, unfinished = self.beat(), []
+        for number, selection in enumerate(self.selections, 1):
+            beat(f"choice {number} of {len(self.selections)}")
+            try:
+                decide(selection)
+            except Unfinished as error:
+                unfinished.append(str(error))
+        if unfinished:
+            raise Unfinished(f"{'; '.join(unfinished)}; submit again to continue")
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,12 @@ from harness.training.distributed import Sharding, join_world
 from harness.training.train import train
 from harness.training.trainer import TrainingInterrupted
 from slurm.jobs import in_turn, run_jobs
-from slurm.plan import RunPlan
+from slurm.plan import RunPlan, trials
 from slurm.queue import Queue
 from slurm.snapshot import environment, open_submission, snapshot
 from slurm.state import at_work, exclusively, settle
 from slurm.status import overview, planned
+from slurm.trials import DIVERGED, Unfinished, chosen_config, decide, failure, settled
 from suites.units import TRAIN, missing
 
 POLL = 0.5
@@ -40,22 +41,27 @@ Running = tuple[RunPlan, list[str], "submitit.Job[None]", int]
 def run_experiment(
     experiment: Experiment, plans: Sequence[RunPlan], runs_root: Path, cluster: str, parallel: int, command: str
 ) -> dict[str, str]:
-    """Finish all runs of an experiment on this machine and print the progress; returns why runs failed, by run id.
+    """Finish all runs of an experiment on this machine, and first their trials, and print the progress.
 
-    cluster, parallel: see `run_plan`. SIGTERM, like ^C, raises KeyboardInterrupt, which stops the jobs.
+    Returns why runs failed, by run id; a trial that diverged did not fail. cluster, parallel: see `run_plan`. SIGTERM,
+    like ^C, raises KeyboardInterrupt, which stops the jobs.
     """
     # Both are set: a shell starts background processes with SIGINT ignored, which the jobs would inherit.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
     console, begin, last = Console(), time.time(), 0.0
     total = sum(bool(run.missing) for run in plans)
+    undecided = [r for r in plans if r.missing and r.selection is not None and r.selection.file.read() is None]
+    plans = [*trials(undecided), *plans]
     logs = Submission(open_submission(experiment, plans, runs_root, cluster)).logs
     code = snapshot(runs_root) if cluster == "local" else None
+    shown = planned(experiment.name, plans)
 
     def text(active: list[RunPlan]) -> str:
         left = sum(bool(missing(run.folder, run.units)) for run in plans)
         head = f"{total - left}/{total} runs finished, {time.time() - begin:.0f} s"
-        rows = overview(planned(experiment.name, active), Queue(None))
+        at_work = {run.folder for run in active}
+        rows = overview([run for run in shown if run.folder in at_work], Queue(None))
         return "\n".join([head, *(f"  {row.line()}" for row in rows)])
 
     if console.is_terminal and cluster == "local":
@@ -82,7 +88,7 @@ def run_plan(
     progress: Callable[[list[RunPlan]], None],
     code: Path | None = None,
 ) -> dict[str, str]:
-    """Finish all runs of a plan; returns why runs failed, by run id.
+    """Finish all runs of a plan; returns why runs failed, by run id. A tuned run starts once its values are chosen.
 
     cluster: `local` starts processes through submitit's LocalExecutor, `parallel` of them at a time, since it has no
     queue of its own; `debug` does one run after another in this process. progress: called with the runs in progress.
@@ -95,6 +101,7 @@ def run_plan(
     if code is not None:
         os.environ.update(environment(code))  # submitit's local jobs take this process's variables
     waiting, running = list(plans), []
+    over: set[Path] = set()
     executors = [_executor(cluster, logs, slot) for slot in range(parallel)]
     try:
         while waiting or running:
@@ -104,6 +111,9 @@ def run_plan(
                 units = _left(run)
                 if not units:
                     waiting.remove(run)
+                elif not _chosen(run, over):
+                    if over.issuperset(_trials(run)):  # and some have failed
+                        waiting.remove(run)
                 elif not at_work(run.folder, units[0]):
                     waiting.remove(run)
                     slot = min(set(range(parallel)) - {slot for *_, slot in running})
@@ -132,6 +142,28 @@ def run_plan(
     return _failures(plans)
 
 
+def _trials(run: RunPlan) -> list[Path]:
+    """Folders of the trials that choose a run's values."""
+    return [] if run.selection is None else [trial.folder for trial in run.selection.trials]
+
+
+def _chosen(run: RunPlan, over: set[Path]) -> bool:
+    """Whether a run's values are chosen, or it has none to choose. Chooses them if its trials are done.
+
+    over: folders of trials that are known to have finished or failed; more are added.
+    """
+    if run.selection is None or run.selection.file.read() is not None:
+        return True
+    over |= {trial.folder for trial in run.selection.trials if trial.folder not in over and settled(trial)}
+    if not over.issuperset(_trials(run)):
+        return False
+    try:
+        decide(run.selection)
+    except Unfinished:
+        return False
+    return True
+
+
 def _left(run: RunPlan) -> list[str]:
     """The units of a run that can still be done: none if its training has failed."""
     failed = _failed(run)
@@ -145,8 +177,18 @@ def _failed(run: RunPlan) -> dict[str, str]:
 
 
 def _failures(plans: Sequence[RunPlan]) -> dict[str, str]:
-    lines = {run.config.run_id: [f"{unit}: {why}" for unit, why in _failed(run).items()] for run in plans}
-    return {run: "; ".join(reasons) for run, reasons in lines.items() if reasons}
+    """The reasons why runs failed, by run id. A trial that diverged has not failed: it has the worst score."""
+    tried = {trial.folder for trial in trials(plans)}
+    lines = {}
+    for run in plans:
+        reasons = [f"{unit}: {why}" for unit, why in _failed(run).items()]
+        if reasons and run.folder in tried and (failure(run) or ("",))[0] == DIVERGED:
+            continue
+        if not reasons and _left(run) and run.selection is not None and run.selection.file.read() is None:
+            reasons = ["its values are not chosen, since trials failed"]
+        if reasons:
+            lines[run.config.run_id] = "; ".join(reasons)
+    return lines
 
 
 def _stop(jobs: Sequence[submitit.Job[None]]) -> None:
@@ -203,7 +245,8 @@ def train_here(run: RunPlan, sharding: Sharding, profile: Path | None) -> Summar
             bar.update(task, completed=metrics["step"], description=line)
 
         try:
-            summary = train(run.config, run.folder, show, stop=stop, sharding=sharding, profile=profile)
+            config = chosen_config(run.config, run.folder)
+            summary = train(config, run.folder, show, stop=stop, sharding=sharding, profile=profile)
         except TrainingInterrupted:
             raise KeyboardInterrupt from None
     return summary if world.first else None

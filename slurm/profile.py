@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, Posit
 
 from harness.experiments.schema import Closed
 from harness.training.distributed import Sharding
+from harness.training.estimate import UTILISATION
 from mixers.interface import one_line
 
 PROFILES = Path(__file__).parent / "profiles"
@@ -136,7 +137,7 @@ class Profile(Closed):
     tflops: PositiveFloat | None = None
     """Dense bf16 peak of one GPU in TFLOP/s, for estimates of models whose speed was not measured."""
 
-    utilisation: float = Field(default=0.4, gt=0, le=1)
+    utilisation: float = Field(default=UTILISATION, gt=0, le=1)
     """Fraction of `tflops` that training reaches."""
 
     @model_validator(mode="before")

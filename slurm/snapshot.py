@@ -26,7 +26,7 @@ from harness.experiments.schema import Experiment
 from harness.files import CHECKOUT, atomic_folder, cache_dir, write_atomic, write_json
 from harness.records.provenance import SNAPSHOT, git_state
 from harness.run_folder import Submission, code_folder, submissions_folder
-from slurm.plan import RunPlan
+from slurm.plan import RunPlan, trials
 
 PARTS = ("run.py", "pyproject.toml", "harness", "mixers", "suites", "slurm")
 
@@ -75,7 +75,7 @@ def environment(code: Path) -> dict[str, str]:
 def open_submission(experiment: Experiment, plans: Sequence[RunPlan], runs_root: Path, cluster: str) -> Path:
     """Create the folder of a new submission, with its experiment and plan; returns the folder.
 
-    cluster: `local`, `debug` or `slurm`.
+    plans: its runs, trials among them. cluster: `local`, `debug` or `slurm`.
     """
     stamp = time.strftime("%Y%m%d-%H%M%S")
     folder = submissions_folder(runs_root) / f"{experiment.name}-{stamp}"
@@ -87,6 +87,7 @@ def open_submission(experiment: Experiment, plans: Sequence[RunPlan], runs_root:
             folder = folder.with_name(f"{experiment.name}-{stamp}-{attempt}")
     submission = Submission(folder)
     submission.write_experiment(experiment.model_dump(mode="json", exclude_defaults=True))
+    tried = {trial.folder for trial in trials(plans)}
     runs = [
         {
             "run": plan.config.run_id,
@@ -96,11 +97,12 @@ def open_submission(experiment: Experiment, plans: Sequence[RunPlan], runs_root:
             "seed": plan.config.seed,
             "steps": plan.config.data.steps,
             "units": {unit: evaluation.options for unit, evaluation in plan.units.items()},
+            "trial": plan.folder in tried,
         }
         for plan in plans
     ]
     head = {"experiment": experiment.name, "cluster": cluster, "host": socket.gethostname(), "pid": os.getpid()}
-    units = plans[0].units if plans else {}  # an experiment evaluates all its runs alike
+    units = {unit: evaluation for plan in plans for unit, evaluation in plan.units.items()}
     head["fresh"] = [unit for unit, evaluation in units.items() if evaluation.fresh]
     head["suite_files"] = {u: asdict(evaluation.suite_file) for u, evaluation in units.items() if evaluation.suite_file}
     submission.write_plan(head | {"time": time.time(), "runs": runs})
@@ -131,7 +133,10 @@ def keep_files(experiment: Experiment, plans: Sequence[RunPlan], runs_root: Path
     def moved(plan: RunPlan) -> RunPlan:
         config = plan.config.model_copy(update={"mixer_file": copied("mixer", plan.config.mixer_file)})
         units = {u: replace(asked, suite_file=copied("suite", asked.suite_file)) for u, asked in plan.units.items()}
-        return RunPlan(config, plan.folder, units, plan.missing)
+        selection = plan.selection
+        if selection is not None:
+            selection = replace(selection, trials=tuple(moved(trial) for trial in selection.trials))
+        return RunPlan(config, plan.folder, units, plan.missing, selection)
 
     moved_plans = [moved(plan) for plan in plans]
     files = {f"{kind}_files": [path for (k, _), path in copies.items() if k == kind] for kind, _ in copies}

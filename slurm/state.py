@@ -105,13 +105,15 @@ def started(folder: Path, unit: str, log: str) -> None:
     _append(folder, unit, event="started", job=job_id(), node=node_name(), pid=os.getpid(), log=log)
 
 
-def ended(folder: Path, unit: str, outcome: Literal["failed", "left", "terminated", "lost"], reason: str) -> None:
+def ended(
+    folder: Path, unit: str, outcome: Literal["failed", "left", "terminated", "lost"], reason: str, kind: str = ""
+) -> None:
     """Record the end of an attempt that did not finish its unit.
 
     outcome: `left`: it was told to save and leave, and its job starts again. `terminated`: it was told to end. `lost`:
-    nobody was left to record the end. `failed`: anything else.
+    nobody was left to record the end. `failed`: anything else. kind: class of the error, if one was raised.
     """
-    _append(folder, unit, event="ended", outcome=outcome, reason=reason, reached=_reached(folder, unit))
+    _append(folder, unit, event="ended", outcome=outcome, reason=reason, kind=kind, reached=_reached(folder, unit))
 
 
 def silent_end(node: str) -> str:

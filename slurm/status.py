@@ -32,7 +32,8 @@ class Row:
 
     state: done, training, evaluating, queued, requeued, stopped, lost (its job vanished without a word), failed or
     waiting (not submitted). unit: the unit that the other fields describe. loss: nats per token. finished: number of
-    finished evaluations, out of `units`. attempts: how often the unit was started.
+    finished evaluations, out of `units`. attempts: how often the unit was started. trial: whether the run tries values
+    for others.
     """
 
     run: str
@@ -49,6 +50,7 @@ class Row:
     reason: str
     node: str
     job: str
+    trial: bool = False
 
     def line(self) -> str:
         """The row as one line of text."""
@@ -59,7 +61,8 @@ class Row:
             progress += f"  {self.tokens_per_second:,.0f} tok/s  {duration(self.seconds_left)} left"
         where = " ".join(filter(None, [self.job, self.node]))
         tries = f"{self.attempts}×" if self.attempts else ""
-        return f"{self.run:44} {self.state:10} {progress:52} {tries:4} {where:16} {self.reason}".rstrip()
+        name = f"{self.run} (trial)" if self.trial else self.run
+        return f"{name:44} {self.state:10} {progress:52} {tries:4} {where:16} {self.reason}".rstrip()
 
 
 def duration(seconds: float) -> str:
@@ -81,6 +84,7 @@ class Submitted:
     folder: Path
     steps: int
     units: dict[str, Evaluation]
+    trial: bool = False
 
 
 def submitted(runs_root: Path, name: str) -> list[Submitted]:
@@ -92,13 +96,21 @@ def submitted(runs_root: Path, name: str) -> list[Submitted]:
         files = {unit: SuiteFile(**file) for unit, file in files.items()}
         for run in plan["runs"]:
             units = {u: Evaluation(options, u in fresh, files.get(u)) for u, options in run["units"].items()}
-            runs[run["run"]] = Submitted(name, run["run"], runs_root / run["run"], run["steps"], units)
+            trial = run.get("trial", False)
+            runs[run["run"]] = Submitted(name, run["run"], runs_root / run["run"], run["steps"], units, trial)
     return list(runs.values())
 
 
 def planned(name: str, plans: Sequence[RunPlan]) -> list[Submitted]:
-    """The runs of a plan in the form that a submission would record."""
-    return [Submitted(name, run.config.run_id, run.folder, run.config.data.steps, run.units) for run in plans]
+    """The runs of a plan, and before them their trials, in the form that a submission would record."""
+    from slurm.plan import trials
+
+    tried = trials(plans)
+    folders = {trial.folder for trial in tried}
+    every = [*tried, *(run for run in plans if run.folder not in folders)]
+    return [
+        Submitted(name, r.config.run_id, r.folder, r.config.data.steps, r.units, r.folder in folders) for r in every
+    ]
 
 
 def runs_of(runs_root: Path, experiment: str, scale: str | None) -> tuple[str, list[Submitted]]:
@@ -120,8 +132,12 @@ def runs_of(runs_root: Path, experiment: str, scale: str | None) -> tuple[str, l
 def report(runs_root: Path, name: str, runs: Sequence[Submitted]) -> str:
     """The state of an experiment as text: a headline, troubles of its last submission, and one line per run."""
     rows = overview(runs, Queue.read())
-    finished = sum(row.state == "done" for row in rows)
-    head = f"{name}: {finished} of {len(rows)} runs done"
+    reported = [row for row in rows if not row.trial]
+    head = f"{name}: {sum(row.state == 'done' for row in reported)} of {len(reported)} runs done"
+    if tried := [row for row in rows if row.trial]:
+        diverged = sum(row.state == "failed" for row in tried)
+        over = sum(row.state == "done" for row in tried) + diverged
+        head += f", {over} of {len(tried)} trials over" + (f", {diverged} of them failed" if diverged else "")
     return "\n".join([head, *troubles(runs_root, name), *(row.line() for row in rows)])
 
 
@@ -166,6 +182,7 @@ def _row(run: Submitted, queue: Queue) -> Row:
         reason=evaluating + reason if reason else "",
         node=known.node if state == "running" else "",
         job=known.job if state not in ("done", "waiting") else "",
+        trial=run.trial,
     )
 
 
@@ -206,11 +223,11 @@ def accounting(jobs: list[str]) -> dict[str, str]:
 
 
 def troubles(runs_root: Path, name: str) -> list[str]:
-    """Why the last submission could not prepare or collect, one line each, which no run's own state tells."""
+    """Why the last submission could not prepare, choose or collect, one line each, which no run's own state tells."""
     found = []
     for submission in submissions(runs_root, name)[-1:]:
         folder = submission.path
-        for unit in ("prepare", "collect"):
+        for unit in ("prepare", "choose", "collect"):
             status = RunFolder(folder).read_status(unit)
             if status is not None and status.state in ("failed", "stopped"):
                 found.append(f"{unit} of {folder.name} {status.state}: {status.detail}")

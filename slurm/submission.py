@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,11 +19,11 @@ import submitit
 
 from harness.experiments.schema import Experiment
 from harness.run_folder import RunFolder, Submission, collection_of, submissions_folder, submitting_lock
+from harness.training.cost import cost_of, measured_speeds
 from harness.training.distributed import Sharding
 from harness.training.trainer import pieces
-from slurm.cost import cost_of, measured_speeds
-from slurm.jobs import CollectJob, Job, PrepareJob, run_jobs
-from slurm.plan import RunPlan
+from slurm.jobs import ChooseJob, CollectJob, Job, PrepareJob, run_jobs
+from slurm.plan import RunPlan, Selection, selections, trials
 from slurm.probe import array_limit
 from slurm.profile import Profile, Resources, sbatch_parameters
 from slurm.queue import NAME, Queue, ask
@@ -31,8 +31,8 @@ from slurm.snapshot import environment, keep_files, open_submission, snapshot
 from slurm.state import write_status
 from suites.units import TRAIN
 
-Stage = Literal["prepare", "train", "evaluate", "collect"]
-"""Kinds of job in the graph. Those of `collect` get the resources of the profile's stage `prepare`."""
+Stage = Literal["prepare", "train", "evaluate", "choose", "collect"]
+"""Kinds of job in the graph. Those of `choose` and `collect` get the resources of the profile's stage `prepare`."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,39 @@ class Pending:
     after: str = ""
 
 
-def to_do(plans: Sequence[RunPlan], queue: Queue) -> tuple[list[Pending], list[str]]:
-    """The units that are left to submit, and a line for each missing unit that is left out.
+@dataclass(frozen=True)
+class Work:
+    """The work of a submission.
+
+    trials, runs: what is left of them. choices: those that are not made yet. held: Slurm's ids of other submissions'
+    jobs that work on trials. left_out: a line for each missing unit that is left out, because another job or process
+    works on it already, or because it has failed.
+    """
+
+    trials: list[Pending]
+    runs: list[Pending]
+    choices: list[Selection]
+    held: list[str]
+    left_out: list[str]
+
+
+def work_left(plans: Sequence[RunPlan], queue: Queue) -> Work:
+    """The work that is left of an experiment's runs and their trials."""
+    undecided = [selection for selection in selections(plans) if selection.file.read() is None]
+    tried = list({trial.folder: trial for selection in undecided for trial in selection.trials}.values())
+    trials, held, out = to_do(tried, queue)
+    runs, _, left_out = to_do(plans, queue)
+    if not runs:  # nobody would use the choice
+        return Work([], [], [], [], left_out)
+    return Work(trials, runs, undecided, held, out + left_out)
+
+
+def to_do(plans: Sequence[RunPlan], queue: Queue) -> tuple[list[Pending], list[str], list[str]]:
+    """The units that are left to submit, the jobs that work on others, and a line for each that is left out.
 
     A unit is left out if another job or process works on it already, or if it has failed.
     """
-    todo, left_out = [], []
+    todo, held, left_out = [], [], []
     for plan in plans:
         units, after = [], ""
         for unit in plan.missing:
@@ -80,18 +107,19 @@ def to_do(plans: Sequence[RunPlan], queue: Queue) -> tuple[list[Pending], list[s
             elif holder is not None and status is not None:
                 state = "requeued" if status.state == "stopped" else status.state
                 left_out.append(f"{plan.config.run_id} {unit}: {state} already, {holder}")
+                held += [status.job] if status.job else []
                 if unit == TRAIN:
                     after = status.job
             else:
                 units.append(unit)
         if units:
             todo.append(Pending(plan, units, after))
-    return todo, left_out
+    return todo, held, left_out
 
 
 def graph(
     experiment: Experiment,
-    todo: Sequence[Pending],
+    work: Work,
     folder: Path,
     runs_root: Path,
     command: str,
@@ -101,32 +129,44 @@ def graph(
     """The job arrays that do what is left, in the order in which they can be submitted.
 
     One array trains, and one per unit evaluates, each task after the training of its own run (aftercorr). Then a job
-    collects. folder: the submission's. limit: the most tasks that an array may have.
+    collects. Before all that, trials are trained and evaluated likewise, and a job chooses from them: it waits for
+    their end, whether they succeed or not, and the runs wait for its success. folder: the submission's. limit: the most
+    tasks that an array may have.
     """
     arrays = [Array("prepare", "prepare", [PrepareJob(folder, "prepare")])]
-    ready = [("afterok", "prepare")]
 
     def add(name: str, stage: Stage, pending: Sequence[Pending], unit: str, after: list[tuple[str, str]]) -> None:
         tasks = [job for run in pending for job in run_jobs(run.plan, [unit], command, sharding)]
         if tasks:
             arrays.append(Array(name, stage, tasks, after))
 
-    train = [run for run in todo if TRAIN in run.units]
-    trained = [run for run in todo if TRAIN not in run.units and not run.after]
-    for part, start in enumerate(range(0, len(train), limit)):
-        pending, name = train[start : start + limit], f"train-{part}"
-        add(name, "train", pending, TRAIN, ready)
-        for unit in pending[0].plan.units:
-            add(f"{unit}-{part}", "evaluate", pending, unit, [("aftercorr", name)])
-    for unit, evaluation in trained[0].plan.units.items() if trained else ():
-        pending = [run for run in trained if unit in run.units]
-        name = unit if evaluation.fresh else f"{unit}-trained"
-        for part, start in enumerate(range(0, len(pending), limit)):
-            add(f"{name}-{part}", "evaluate", pending[start : start + limit], unit, ready)
-    for run in todo:
-        if run.after:
-            for unit in run.units:
-                add(f"{unit}-{run.plan.config.run_id}", "evaluate", [run], unit, [*ready, ("afterok", run.after)])
+    def add_runs(todo: Sequence[Pending], prefix: str, training: str, ready: list[tuple[str, str]]) -> None:
+        train = [run for run in todo if TRAIN in run.units]
+        trained = [run for run in todo if TRAIN not in run.units and not run.after]
+        for part, start in enumerate(range(0, len(train), limit)):
+            pending, name = train[start : start + limit], f"{training}-{part}"
+            add(name, "train", pending, TRAIN, ready)
+            for unit in pending[0].plan.units:
+                add(f"{prefix}{unit}-{part}", "evaluate", pending, unit, [("aftercorr", name)])
+        for unit, evaluation in trained[0].plan.units.items() if trained else ():
+            pending = [run for run in trained if unit in run.units]
+            name = unit if evaluation.fresh else f"{unit}-trained"
+            for part, start in enumerate(range(0, len(pending), limit)):
+                add(f"{prefix}{name}-{part}", "evaluate", pending[start : start + limit], unit, ready)
+        for run in todo:
+            if run.after:
+                for unit in run.units:
+                    name = f"{prefix}{unit}-{run.plan.config.run_id}"
+                    add(name, "evaluate", [run], unit, [*ready, ("afterok", run.after)])
+
+    prepared = [("afterok", "prepare")]
+    add_runs(work.trials, "trials-", "trials", prepared)
+    ready = prepared
+    if work.choices:
+        after = [("afterany", array.name) for array in arrays[1:]] + [("afterany", job) for job in work.held]
+        arrays.append(Array("choose", "choose", [ChooseJob(folder, "choose", tuple(work.choices))], prepared + after))
+        ready = [("afterok", "choose")]
+    add_runs(work.runs, "", "train", ready)
     out = collection_of(runs_root, experiment.name).path
     last = [("afterany", array.name) for array in arrays]
     return [*arrays, Array("collect", "collect", [CollectJob(folder, "collect", out, runs_root, command)], last)]
@@ -146,20 +186,22 @@ def submit(
 ) -> tuple[dict[str, str], list[str]]:
     """Put everything that an experiment lacks into Slurm's queue, completely or not at all.
 
-    Returns Slurm's id of each array by name, and the lines of `to_do` about what is left out. Raises ValueError if the
+    Returns Slurm's id of each array by name, and the lines about what is left out. Raises ValueError if the
     processes of a training job cannot share its rows, and RuntimeError with sbatch's message if it refuses.
     """
     for plan in plans:
         pieces(plan.config.data, plan.config.train, profile.train.nodes * profile.train.tasks)
     with submitting(runs_root):
-        todo, left_out = to_do(plans, Queue.read())
-        if not todo:
-            return {}, left_out
-        experiment, kept = keep_files(experiment, [run.plan for run in todo], runs_root)
-        todo = [Pending(plan, run.units, run.after) for plan, run in zip(kept, todo, strict=True)]
+        work = work_left(plans, Queue.read())
+        if not work.runs:
+            return {}, work.left_out
+        pending = [*work.trials, *work.runs]
+        experiment, kept = keep_files(experiment, [run.plan for run in pending], runs_root)
+        pending = [replace(run, plan=plan) for run, plan in zip(pending, kept, strict=True)]
+        work = replace(work, trials=pending[: len(work.trials)], runs=pending[len(work.trials) :])
         limit, code = array_limit(), snapshot(runs_root)
-        folder = open_submission(experiment, plans, runs_root, "slurm")
-        arrays = graph(experiment, todo, folder, runs_root, command, limit, profile.sharding)
+        folder = open_submission(experiment, [*trials(plans), *plans], runs_root, "slurm")
+        arrays = graph(experiment, work, folder, runs_root, command, limit, profile.sharding)
         ids: dict[str, str] = {}
         try:
             for array in arrays:
@@ -176,7 +218,7 @@ def submit(
                 ask("scancel", *ids.values(), error=None)
             shutil.rmtree(folder)
             raise
-    return ids, left_out
+    return ids, work.left_out
 
 
 def _put(array: Array, ids: dict[str, str], profile: Profile, folder: Path, code: Path) -> str:
@@ -189,7 +231,7 @@ def _put(array: Array, ids: dict[str, str], profile: Profile, folder: Path, code
     extra = {"kill-on-invalid-dep": "yes"} | ({"hold": True} if array.stage == "prepare" else {})
     python = profile.python or shlex.quote(sys.executable)
     variables = environment(code)
-    if array.stage in ("train", "evaluate", "collect"):
+    if array.stage != "prepare":
         variables["HF_HUB_OFFLINE"] = "1"  # `prepare` has frozen everything they read
     # A signal to the job also reaches the batch shell. With a trap, the shell waits for its step and settles the end.
     setup = ["trap 'terminated=1' TERM", *(f"export {k}={shlex.quote(v)}" for k, v in variables.items())]
@@ -231,14 +273,17 @@ def describe(experiment: Experiment, plans: Sequence[RunPlan], profile: Profile,
 
     Touches nothing.
     """
-    todo, left_out = to_do(plans, Queue.read())
+    work = work_left(plans, Queue.read())
     try:
         limit = array_limit()
     except ValueError:  # a dry run needs no cluster
         limit = 1001  # Slurm's default
-    arrays = graph(experiment, todo, submissions_folder(runs_root), runs_root, "", limit) if todo else []
+    arrays = graph(experiment, work, submissions_folder(runs_root), runs_root, "", limit) if work.runs else []
     finished = sum(not plan.missing for plan in plans)
-    lines = [f"{experiment.name}: {len(plans)} runs, {finished} of them done", *(f"left out: {x}" for x in left_out)]
+    lines = [f"{experiment.name}: {len(plans)} runs, {finished} of them done"]
+    if tried := trials(plans):
+        lines.append(f"{len(tried)} trials, {len(tried) - len(work.trials)} of them over or at work")
+    lines += [f"left out: {line}" for line in work.left_out]
     if arrays:
         lines.append(f"{'array':24} {'tasks':>6} {'at once':>8} {'nodes × GPUs':>13} {'CPUs':>5} {'limit':>10}  after")
     for array in arrays:
@@ -249,7 +294,7 @@ def describe(experiment: Experiment, plans: Sequence[RunPlan], profile: Profile,
         cpus = resources.cpus_per_task * resources.tasks
         limit = f"{resources.minutes // 60}:{resources.minutes % 60:02} h"
         lines.append(f"{array.name:24} {len(array.tasks):6} {at_once:8} {shape:>13} {cpus:5} {limit:>10}  {after}")
-    trained = [run.plan.config for run in todo if TRAIN in run.units]
+    trained = [run.plan.config for run in (*work.trials, *work.runs) if TRAIN in run.units]
     processes = profile.train.nodes * profile.train.tasks
     speeds = measured_speeds(runs_root)
     cost = cost_of(trained, profile.tflops, profile.utilisation, speeds, profile.device, processes, profile.sharding)

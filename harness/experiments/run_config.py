@@ -9,14 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import NonNegativeInt, ValidationError
 
-from harness.experiments.schema import Closed, DataConfig, TrainConfig
+from harness.experiments.closed import Closed
+from harness.experiments.matching import matched_config
+from harness.experiments.schema import DataConfig, TrainConfig
+from harness.experiments.tuning import OPTION, RECIPE, Tuned, Values, fields_of
 from harness.model.language_model import Layout, ModelConfig
 from harness.run_folder import REWRITE, RunFolder
-from mixers.identity import completed, identity
+from mixers.identity import Neutral, completed, identity
 from mixers.interface import one_line
 from mixers.registry import MixerFile, options_identity
 
@@ -54,6 +57,10 @@ class RunConfig(Closed):
     mixer_file: MixerFile | None = None
     """File that defines the mixer; None for a mixer of ours or of an installed package."""
 
+    tuned: Annotated[Tuned | None, Neutral(None)] = None
+    """How tuned values are chosen; None if nothing is tuned. Until they are chosen, `train` and `model` hold the
+    experiment's own."""
+
     @classmethod
     def stored(cls, values: dict[str, Any]) -> RunConfig:
         """The configuration that was stored as `values`, perhaps by an earlier version. Raises ValidationError."""
@@ -61,7 +68,13 @@ class RunConfig(Closed):
 
     @property
     def hash(self) -> str:
-        """SHA-256 of everything that changes what is trained. Raises ValueError if the mixer is not registered."""
+        """SHA-256 of everything that changes what is trained. Raises ValueError if the mixer is not registered.
+
+        The hash of a tuned run tells how its values are chosen instead of the values: it is known before they are, and
+        the choice does not change it.
+        """
+        if self.tuned is not None:
+            return self.tuned.run
         content = identity(self)
         del content["label"], content["mixer_file"]
         if self.mixer_file is not None:  # its content, wherever it lies
@@ -70,6 +83,26 @@ class RunConfig(Closed):
         if self.layout == "hybrid":
             content["model"]["attention_options"] = options_identity("attention", self.model.attention_options)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def with_values(self, values: Values) -> RunConfig:
+        """The run with values of a grid in place of its own; a changed mixer is matched anew.
+
+        Raises ValueError if the mixer rejects an option, or no MLP width matches.
+        """
+        train = self.train
+        if recipe := fields_of(values, RECIPE):
+            train = TrainConfig.model_validate(train.model_dump() | recipe)
+        model = self.model
+        if options := fields_of(values, OPTION):
+            given = model.mixer_options | options
+            model = matched_config(self.preset, self.layout, self.mixer, given, model.vocab_size)
+        return self.model_copy(update={"train": train, "model": model})
+
+    def chosen(self, values: Values) -> RunConfig:
+        """A tuned run with its chosen values, under the same id."""
+        assert self.tuned is not None
+        tuned = self.tuned.model_copy(update={"values": values})
+        return self.with_values(values).model_copy(update={"tuned": tuned})
 
     @property
     def run_id(self) -> str:

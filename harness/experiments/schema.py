@@ -11,8 +11,6 @@ from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -23,18 +21,14 @@ from pydantic import (
 )
 
 from harness.data.synthetic import shortest_row
+from harness.experiments.closed import Closed
 from harness.experiments.presets import preset
+from harness.experiments.tuning import OPTION, RECIPE, Tuning, fields_of
 from harness.model.language_model import Layout
 from mixers.identity import INCIDENTAL
 from mixers.interface import one_line
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Closed(BaseModel):
-    """Base of all configuration: unknown keys are errors, values cannot change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Phase(Closed):
@@ -55,6 +49,10 @@ class Phase(Closed):
             if task != "text" and self.seq_len < shortest_row(task):
                 raise ValueError(f"seq_len: {self.seq_len} is too short for {task}; use at least {shortest_row(task)}")
         return self
+
+    def scaled(self, share: float) -> Phase:
+        """The same rows for a share of the tokens."""
+        return self.model_copy(update={"tokens": max(1, round(share * self.tokens))})
 
     @property
     def tokens_per_step(self) -> int:
@@ -78,6 +76,10 @@ class DataConfig(Closed):
 
     phases: list[Phase] = Field(default=[], min_length=1)  # the default is not held to the length
     """Phases in order, under one learning-rate schedule. Left out if nothing is trained."""
+
+    def scaled(self, share: float) -> DataConfig:
+        """The same data, each phase for a share of its tokens."""
+        return self.model_copy(update={"phases": [phase.scaled(share) for phase in self.phases]})
 
     @property
     def steps(self) -> int:
@@ -260,6 +262,9 @@ class Experiment(Closed):
     ablations: list[Ablation] = []
     """Variants that are trained next to the models as they are."""
 
+    tuning: Tuning | None = None
+    """Values that every model tries before its reported runs; they then use the best ones."""
+
     scales: dict[str, dict[str, Any]] = {}
     """Other scales by name: fields that differ there, merged over the file's, mappings key by key."""
 
@@ -319,6 +324,39 @@ class Experiment(Closed):
                     raise ValueError(
                         f"ablations: {ablation.label!r}: mixers: {name!r} is not in the experiment; it has "
                         f"{', '.join(mixers)}"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _tuning_fits(self) -> Experiment:
+        if self.tuning is None:
+            return self
+        if shared := sorted(set(self.seeds) & set(self.tuning.seeds)):
+            raise ValueError(
+                f"tuning.seeds: {shared} are seeds of the experiment, too; trials need their own, so that the choice "
+                "does not flatter the runs that are reported"
+            )
+        if not self.data.phases:
+            raise ValueError("tuning: data.phases has none, so that nothing is trained; remove one of them")
+        if self.tuning.preset not in (None, *self.preset_names):
+            raise ValueError(f"tuning.preset: {self.tuning.preset!r} is not of the experiment; {self.preset_names} are")
+        if self.tuning.choose.suite not in self.suites:
+            known = ", ".join(self.suites) or "none"
+            raise ValueError(
+                f"tuning.choose.suite: {self.tuning.choose.suite!r} is not among the experiment's suites ({known}); "
+                "choose by one of them"
+            )
+        for values in self.tuning.combinations:
+            try:
+                TrainConfig.model_validate(self.train.model_dump() | fields_of(values, RECIPE))
+            except ValidationError as error:
+                raise ValueError(one_line(error, "tuning.grid: train.")) from None
+        tuned = {part: fields_of(self.tuning.grid, part).keys() for part in (RECIPE, OPTION)}
+        for ablation in self.ablations:
+            for part, given in ((RECIPE, ablation.train), (OPTION, ablation.options)):
+                if both := sorted(tuned[part] & given.keys()):
+                    raise ValueError(
+                        f"ablations: {ablation.label!r} sets {part}.{both[0]}, which tuning.grid tries; remove one"
                     )
         return self
 

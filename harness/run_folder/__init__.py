@@ -9,6 +9,7 @@
         answers/<unit>-<key>.jsonl   answers of an evaluation in progress
         records/<unit>.jsonl         records; <unit>.samples.jsonl, their per-sample scores; <unit>.done, the key
         state/<unit>.json            Status; <unit>.jsonl, its attempts; <unit>.lock, held by the process at work
+      choices/<key>.json             ChoiceFile: the tuned values of some runs
       collected/<experiment>/        Collection
       submissions/<name>-<time>/     Submission
       code/                          snapshots of the code of submissions
@@ -17,6 +18,7 @@
 Nothing here imports torch or pandas before it needs them: the status of thousands of runs must be quick.
 """
 
+from harness.run_folder.choice import ChoiceFile, choice_file
 from harness.run_folder.collection import Collection, collection_of
 from harness.run_folder.run import (
     REWRITE,
@@ -31,6 +33,7 @@ from harness.run_folder.run import (
 from harness.run_folder.submission import Submission, code_folder, submissions, submissions_folder, submitting_lock
 
 __all__ = [
+    "ChoiceFile",
     "Collection",
     "REWRITE",
     "RunFolder",
@@ -38,6 +41,7 @@ __all__ = [
     "Status",
     "Submission",
     "Summary",
+    "choice_file",
     "code_folder",
     "collection_of",
     "record_files",

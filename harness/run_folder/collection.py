@@ -37,6 +37,11 @@ class Collection:
         return self.path / "curves.parquet"
 
     @property
+    def trials(self) -> Path:
+        """Trials of tuned values; there only if the experiment was tuned."""
+        return self.path / "trials.json"
+
+    @property
     def metrics(self) -> Path:
         """Descriptions of the metrics that suites from elsewhere declare; there only if such a suite was collected."""
         return self.path / "metrics.json"
@@ -75,12 +80,29 @@ class Collection:
         """Pairs of a record's key and its per-sample scores; empty if none were collected."""
         return self._rows(self.samples) if self.samples.is_file() else []
 
-    def write(self, records: pd.DataFrame, samples: Sequence[Any], runs: pd.DataFrame, curves: pd.DataFrame) -> None:
+    def read_trials(self) -> pd.DataFrame:
+        """One row per trial (slurm.collect.trials_frame); empty if nothing was tuned."""
+        import pandas as pd
+
+        return pd.DataFrame(self._rows(self.trials) if self.trials.is_file() else [])
+
+    def write(
+        self,
+        records: pd.DataFrame,
+        samples: Sequence[Any],
+        runs: pd.DataFrame,
+        curves: pd.DataFrame,
+        trials: pd.DataFrame,
+    ) -> None:
         """Replace the collected data."""
         write_atomic(self.records, records.to_parquet())
         write_atomic(self.curves, curves.to_parquet())
         write_atomic(self.samples, json.dumps(samples).encode())
         write_atomic(self.runs, runs.to_json(orient="records", indent=1).encode())
+        if trials.empty:
+            self.trials.unlink(missing_ok=True)
+        else:
+            write_atomic(self.trials, trials.to_json(orient="records", indent=1).encode())
 
     def _rows(self, path: Path) -> list[Any]:
         try:

@@ -13,6 +13,8 @@ from harness.model.language_model import ModelConfig, ModelCost
 from harness.training.checkpoint import kept_steps
 from harness.training.distributed import Sharding
 
+UTILISATION = 0.4
+"""Share of a GPU's peak rate that training is assumed to reach where nothing else is stated."""
 FLOAT = 4  # bytes; weights, gradients and AdamW's two moments are fp32 whatever the dtype of activations
 
 

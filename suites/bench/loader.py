@@ -56,7 +56,7 @@ def run(seq_len: int, rows: int, steps: int, workers: int) -> list[dict[str, Any
     windows = Windows(data, seq_len)
     if len(windows) < rows * steps:
         raise ValueError(f"--steps: {steps} of {rows} rows are more than the {len(windows)} windows; ask for fewer")
-    (config,) = expand(experiment, len(tokenizer), data_sha256(DataConfig(phases=experiment.data.phases)))
+    (config,) = expand(experiment, len(tokenizer), data_sha256(DataConfig(phases=experiment.data.phases))).runs
 
     def ours() -> Iterator[Tensor]:
         for step in range(steps):

@@ -11,7 +11,7 @@ from slurm.plan import RunPlan, plan
 from slurm.profile import load_profile
 from slurm.queue import Queue
 from slurm.state import write_status
-from slurm.submission import Pending, describe, graph, to_do
+from slurm.submission import Pending, Work, describe, graph, to_do
 from suites.registry import evaluations
 from suites.units import TRAIN
 from tests.slurm.experiments import experiment
@@ -26,7 +26,8 @@ def plans(tmp_path: Path, small_data: Path) -> list[RunPlan]:
 
 
 def arrays(plans: list[RunPlan], pending: list[Pending], limit: int = 1000) -> dict:
-    made = graph(load_experiment("demo"), pending, Path("sub"), Path("runs"), "command", limit)
+    work = Work([], pending, [], [], [])
+    made = graph(load_experiment("demo"), work, Path("sub"), Path("runs"), "command", limit)
     assert [array.name for array in made][0] == "prepare" and [array.name for array in made][-1] == "collect"
     known: set[str] = set()
     for array in made:  # nothing waits for what is submitted after it
@@ -80,7 +81,8 @@ def test_units_that_somebody_does_or_whose_training_has_failed_are_left_out(plan
     write_status(failed.folder, TRAIN, "failed", "loss nan")
     write_status(evaluation.folder, "recall", "failed", "no data")
     write_status(lost.folder, TRAIN, "queued", job="7_9")
-    todo, left_out = to_do(plans, Queue({"7_0": ("RUNNING", "n1", "")}))
+    todo, held, left_out = to_do(plans, Queue({"7_0": ("RUNNING", "n1", "")}))
+    assert held == ["7_0"]
     assert [(run.plan, run.units, run.after) for run in todo] == [
         (training, training.missing[1:], "7_0"),
         (evaluation, evaluation.missing, ""),
@@ -95,7 +97,7 @@ def test_units_that_somebody_does_or_whose_training_has_failed_are_left_out(plan
 
 def test_a_dry_run_says_what_each_process_of_training_holds(tmp_path: Path) -> None:
     loaded = load_experiment("table2")
-    (config, *_) = expand(loaded, 32000, "0" * 64)
+    (config, *_) = expand(loaded, 32000, "0" * 64).runs
     plans = [RunPlan(config, tmp_path / config.run_id, {}, [TRAIN])]
     template = load_profile("template")
     for sharding, held in (("ddp", "23.2"), ("fsdp", "3.8")):  # 16 bytes a parameter, and see harness.training.estimate

@@ -16,8 +16,8 @@ from harness.model.language_model import LanguageModel, build_model
 from harness.records.published import published
 from harness.records.record import Measurement
 from harness.records.store import load
+from harness.training.cost import cost_of
 from run import app
-from slurm.cost import cost_of
 from slurm.plan import plan
 from slurm.submission import Pending, graph
 from suites.registry import entries, suite_config
@@ -185,7 +185,7 @@ def test_without_training_the_vocabulary_is_the_presets(tmp_path: Path) -> None:
 def test_figure_2_measures_what_the_paper_printed_under_the_same_names(scale: str | None) -> None:
     found = load_experiment("figure2", scale=scale)
     shapes = suite_config("throughput", found.suites["throughput"]).shapes
-    rows = {(run.mixer, run.layout) for run in expand(found, None, "none")}
+    rows = {(run.mixer, run.layout) for run in expand(found, None, "none").runs}
     printed = published("figure2")
     assert set(printed["metric"]) == {"train_tokens_per_second"}
     assert set(zip(printed["task"], printed["length"], strict=True)) == {(f"batch_{s.batch}", s.length) for s in shapes}
@@ -201,7 +201,7 @@ def speeds(**changes: object) -> pd.DataFrame:
 def test_the_cost_of_training_says_whether_it_was_measured(tmp_path: Path) -> None:
     phases = [{"tokens": 7_200_000, "seq_len": 64, "rows": {"text": 2}}]
     path = experiment(tmp_path, mixers=["gated_deltanet", "attention"], data={"phases": phases})
-    hybrid, attention = expand(load_experiment(path), 4096, "0" * 64)
+    hybrid, attention = expand(load_experiment(path), 4096, "0" * 64).runs
     assert "1.0 GPU hours, 1 runs at the speed measured on H100, without" in cost_of(
         [attention], None, 0.4, speeds(), "H100"
     )

@@ -26,4 +26,4 @@ def write(folder: Path, **changes: object) -> Path:
 
 def expanded(folder: Path, **changes: object) -> list[RunConfig]:
     """Runs of a small experiment with some fields changed."""
-    return expand(load_experiment(write(folder, **changes)), 4096, "0" * 64)
+    return expand(load_experiment(write(folder, **changes)), 4096, "0" * 64).runs

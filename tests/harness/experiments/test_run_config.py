@@ -85,14 +85,14 @@ FIRST_FIELDS = {
 def runs(folder: Path, *overrides: str, **changes: Any) -> list[RunConfig]:
     path = folder / "experiment.yaml"
     path.write_text(yaml.safe_dump(BASE | changes))
-    return expand(load_experiment(path, list(overrides)), 4096, DATA)
+    return expand(load_experiment(path, list(overrides)), 4096, DATA).runs
 
 
 @pytest.mark.parametrize(("name", "scale", "position"), FROZEN)
 def test_the_ids_of_committed_experiments_are_frozen(name: str, scale: str | None, position: int) -> None:
     experiment = load_experiment(name, scale=scale)
     vocab_size = 4096 if experiment.data.tokenizer == "embedded" else 32000
-    assert expand(experiment, vocab_size, DATA)[position].run_id == FROZEN[name, scale, position]
+    assert expand(experiment, vocab_size, DATA).runs[position].run_id == FROZEN[name, scale, position]
 
 
 def test_a_new_field_declares_what_the_code_did_before_it_existed() -> None:

@@ -23,7 +23,7 @@ def every_scale() -> list[tuple[str, str | None]]:
 
 def runs_of(experiment: Experiment) -> list[RunConfig]:
     """Runs of an experiment without loading its tokenizer: the embedded one has 4,096 tokens, the paper's 32,000."""
-    return expand(experiment, 4096 if experiment.data.tokenizer == "embedded" else 32000, "0" * 64)
+    return expand(experiment, 4096 if experiment.data.tokenizer == "embedded" else 32000, "0" * 64).runs
 
 
 @pytest.mark.parametrize(("name", "scale"), every_scale())

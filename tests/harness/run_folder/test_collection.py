@@ -23,7 +23,11 @@ def test_a_collection_comes_back_and_says_what_is_missing(tmp_path: Path) -> Non
             read()
     assert collected.read_samples() == []
     frame = pd.DataFrame({"run": ["a", "b"], "value": [1.0, 2.0]})
-    collected.write(frame, [["key", [0.0, 1.0]]], frame, frame)
+    trials = pd.DataFrame({"run": ["a"], "score": [None], "values": ['{"train.lr": 0.1}']})
+    collected.write(frame, [["key", [0.0, 1.0]]], frame, frame, trials)
+    assert collected.read_trials()["values"].tolist() == ['{"train.lr": 0.1}']
+    collected.write(frame, [["key", [0.0, 1.0]]], frame, frame, pd.DataFrame())  # no longer tuned
+    assert collected.read_trials().empty and not collected.trials.exists()
     collected.require()
     pd.testing.assert_frame_equal(collected.read_runs(), frame)
     pd.testing.assert_frame_equal(collected.read_curves(), frame)

@@ -41,7 +41,7 @@ def test_no_window_is_lost_or_repeated_in_an_epoch_at_any_world_size(small_data:
         },
     }
     experiment = Experiment.model_validate(content)
-    (config,) = expand(experiment, len(tokenizer), data_sha256(experiment.data))
+    (config,) = expand(experiment, len(tokenizer), data_sha256(experiment.data)).runs
     read = []
     for step in range(steps):
         whole, _ = step_rows(config, step, tokenizer, data)

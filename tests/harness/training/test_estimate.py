@@ -130,9 +130,8 @@ def test_the_papers_models_are_spread_over_processes_as_estimated(processes: int
 
 
 def test_the_papers_run_takes_slightly_more_than_six_flops_per_parameter_and_token() -> None:
-    config = next(
-        r for r in expand(load_experiment("table2"), 32000, "0" * 64) if (r.mixer, r.layout) == ("gdn2", "recurrent")
-    )
+    runs = expand(load_experiment("table2"), 32000, "0" * 64).runs
+    config = next(run for run in runs if (run.mixer, run.layout) == ("gdn2", "recurrent"))
     cost = estimate(config, tflops=989, utilisation=0.4)
     assert 100e9 <= config.data.tokens < 100e9 + 524_288
     # 6·N·T of the 1,302,640,416 parameters and the head's 32,000·2304, and the state's own work on top.

@@ -7,14 +7,12 @@ import pytest
 
 from harness.experiments.expand import expand
 from harness.experiments.load import load_experiment
-from slurm.cost import cost_here, cost_of, measured_speeds
-from slurm.plan import RunPlan
-from suites.units import TRAIN
+from harness.training.cost import cost_here, cost_of, measured_speeds
 
 
 @pytest.fixture(scope="module")
 def configs() -> list:
-    return expand(load_experiment("table2"), 32000, "0" * 64)
+    return expand(load_experiment("table2"), 32000, "0" * 64).runs
 
 
 def number(pattern: str, line: str) -> float:
@@ -46,9 +44,6 @@ def test_sharding_divides_the_memory_of_a_process(configs: list, tmp_path: Path)
     assert "each of 16 processes (fsdp)" in lines[1]
 
 
-def test_runs_that_are_trained_cost_nothing(configs: list, tmp_path: Path) -> None:
-    trained = RunPlan(configs[0], tmp_path / "run", {}, [])
-    assert cost_here([trained], tmp_path) == "nothing to train"
-    assert cost_here([trained, RunPlan(configs[1], tmp_path / "other", {}, [TRAIN])], tmp_path).startswith(
-        "training: 1 runs, "
-    )
+def test_here_nothing_to_train_costs_nothing(configs: list, tmp_path: Path) -> None:
+    assert cost_here([], tmp_path) == "nothing to train"
+    assert cost_here(configs[:1], tmp_path).startswith("training: 1 runs, ")

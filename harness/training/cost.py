@@ -14,25 +14,20 @@ from harness.records.store import load
 from harness.run_folder import record_files
 from harness.training.device import ceiling, recipe_dtype, this_device
 from harness.training.distributed import Sharding
-from harness.training.estimate import estimate
-from slurm.plan import RunPlan
-from slurm.profile import Profile
-from suites.units import TRAIN
+from harness.training.estimate import UTILISATION, estimate
 
 
-def cost_here(plans: Sequence[RunPlan], runs_root: Path) -> str:
-    """Describe in one line what the untrained runs among `plans` cost on this machine.
+def cost_here(runs: Sequence[RunConfig], runs_root: Path) -> str:
+    """Describe in one line what training runs costs on this machine.
 
-    Without measured speeds, the estimate of hours assumes the default `utilisation` of a profile, applied to the rate
-    of matrix products measured on this GPU. On a CPU the hours are unknown.
+    Without measured speeds, the estimate of hours assumes UTILISATION of the rate of matrix products measured on this
+    GPU. On a CPU the hours are unknown.
     """
-    trained = [run.config for run in plans if TRAIN in run.missing]
     device, tflops = this_device(), None
-    if device.type == "cuda" and trained:
-        dtype = recipe_dtype(trained[0].train, device)
+    if device.type == "cuda" and runs:
+        dtype = recipe_dtype(runs[0].train, device)
         tflops = ceiling(device, dtype, torch.get_num_threads()) / 1e12
-    utilisation = Profile.model_fields["utilisation"].default
-    return cost_of(trained, tflops, utilisation, measured_speeds(runs_root), device_name(device))
+    return cost_of(runs, tflops, UTILISATION, measured_speeds(runs_root), device_name(device))
 
 
 def measured_speeds(runs_root: Path) -> pd.DataFrame:
