@@ -9,14 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import NonNegativeInt, ValidationError
 
+from harness.experiments.presets import Match
 from harness.experiments.schema import Closed, DataConfig, TrainConfig
 from harness.model.language_model import Layout, ModelConfig
 from harness.run_folder import REWRITE, RunFolder
-from mixers.identity import completed, identity
+from mixers.identity import INCIDENTAL, completed, identity
 from mixers.interface import one_line
 from mixers.registry import MixerFile, options_identity
 
@@ -50,6 +51,9 @@ class RunConfig(Closed):
 
     train: TrainConfig
     """Training recipe."""
+
+    match: Annotated[Match, INCIDENTAL] = "parameters"
+    """Quantity in which the models of its experiment are matched. The widths that follow from it are in `model`."""
 
     mixer_file: MixerFile | None = None
     """File that defines the mixer; None for a mixer of ours or of an installed package."""
