@@ -121,8 +121,13 @@ class TrainConfig(Closed):
     """Decay rates of AdamW's two moments."""
 
     init_gain: Annotated[InitGain, Neutral(2**-2.5)] = LINEAR_GAIN
-    """Initialisation of linear layers: a gain, with which weights are Xavier-uniform and biases 0, or `upstream`, which
-    leaves weights and biases as each layer's constructor draws them, in ±1/√(fan in) for all layers but some of fla."""
+    """Initialisation of linear layers: a gain, with which weights are Xavier-uniform and biases 0, or `upstream`.
+
+    `upstream` leaves weights and biases as the layers' constructors draw them: uniformly in ±1/√(fan in), torch's
+    default, here as in mamba-ssm and flash-linear-attention, whose layers of the form `fla:<Layer>` may have a rule of
+    their own. What these packages' language models then do to the weights is no part of it: a normal distribution of
+    standard deviation 0.02 in fla, and in mamba-ssm an output projection divided by √(residual branches). Convolutions,
+    A_log, dt_bias, D and the biases of fla's layers are as upstream with a gain, too."""
 
     clip: PositiveFloat = 1.0
     """Largest norm of the gradient; larger ones are scaled down to it."""
