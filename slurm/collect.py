@@ -39,7 +39,7 @@ def runs_frame(plans: list[RunPlan], unreadable: Mapping[Path, str]) -> pd.DataF
     for run in plans:
         config = run.config
         row = {"run": config.run_id, "label": config.label, "mixer": config.mixer, "layout": config.layout}
-        row |= {"preset": config.preset, "seed": config.seed}
+        row |= {"preset": config.preset, "match": config.match, "seed": config.seed}
         row["options"] = mixer_config(config.mixer, config.model.mixer_options).model_dump(mode="json")
         summary = RunFolder(run.folder).read_summary()
         if not config.data.phases:  # nothing is trained, so there is no summary

@@ -219,7 +219,7 @@ class MeasureJob(Job):
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
         require_file(self.config.mixer_file)
-        model = build_model(self.config.model, self.config.seed).to(this_device())
+        model = build_model(self.config.model, self.config.seed, recipe.init_gain).to(this_device())
         options = stored_config(chosen.name, self.evaluation.options)
         measurements = chosen.measure(model, recipe, options, self.beat())
         dtype = recipe_dtype(recipe, this_device())

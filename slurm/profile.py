@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
-from harness.experiments.schema import Closed
+from harness.experiments.closed import Closed
 from harness.training.distributed import Sharding
 from harness.training.estimate import UTILISATION
 from mixers.interface import one_line

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 from lm_eval.api.model import LM
 from transformers import PreTrainedTokenizerBase
 
-from harness.experiments.schema import Closed, TrainConfig
+from harness.experiments.closed import Closed
+from harness.experiments.schema import TrainConfig
 from harness.model.language_model import LanguageModel
 from harness.records.metrics import Metric
 from harness.records.record import Measurement

@@ -14,7 +14,7 @@ from itertools import product
 from typing import Any
 
 from harness.experiments.matching import matched_config
-from harness.experiments.presets import preset
+from harness.experiments.presets import Match, preset
 from harness.experiments.run_config import RunConfig
 from harness.experiments.schema import Experiment, MixerSpec
 from harness.experiments.tuning import OPTION, Candidate, Tuned, Tuning, fields_of
@@ -108,6 +108,9 @@ def _models(experiment: Experiment, vocab_size: int | None, data_sha256: str) ->
         ablations = [a for a in experiment.ablations if a.mixers is None or spec.mixer in a.mixers]
         for layout, ablation in product(_layouts(experiment, spec), [None, *ablations]):
             options = spec.options if ablation is None else spec.options | ablation.options
+            conv_width = experiment.conv_width
+            if ablation is not None and ablation.conv_width is not None:
+                conv_width = ablation.conv_width
             label, train = spec.label or get(spec.mixer).display, experiment.train_of(ablation)
             where = f"{experiment.name}: mixers: {spec.mixer} ({layout})"
             if ablation is not None:
@@ -119,12 +122,16 @@ def _models(experiment: Experiment, vocab_size: int | None, data_sha256: str) ->
             # Options are compared with all defaults spelt out: naming a default value makes no second model.
             try:
                 resolved = mixer_config(spec.mixer, preset(name).mixers.get(spec.mixer, {}) | options)
-                model = _matched(name, layout, spec.mixer, get(spec.mixer).cls, json.dumps(options), vocab_size)
+                model = _matched(
+                    name, layout, spec.mixer, get(spec.mixer).cls, json.dumps(options), vocab_size, experiment.match,
+                    conv_width,
+                )  # fmt: skip
             except ValueError as error:
                 if ablation is None:
                     raise
                 raise ValueError(f"{where}: {error}; if it is not meant for this mixer, name its mixers") from None
-            content = [name, layout, spec.mixer, identity(resolved), model.mlp_widths, identity(train)]
+            sizes = [model.mlp_widths, model.conv_width]
+            content = [name, layout, spec.mixer, identity(resolved), *sizes, identity(train)]
             if (key := json.dumps(content)) in seen:
                 raise ValueError(f"{where} is listed twice with the same options; remove one")
             if (label, name, layout) in labels:
@@ -141,6 +148,7 @@ def _models(experiment: Experiment, vocab_size: int | None, data_sha256: str) ->
                 data=experiment.data,
                 data_sha256=data_sha256,
                 train=train,
+                match=experiment.match,
                 mixer_file=file_of(spec.mixer),
             )
 
@@ -155,10 +163,17 @@ def _layouts(experiment: Experiment, spec: MixerSpec) -> list[Layout]:
 
 @cache
 def _matched(
-    preset_name: str, layout: Layout, mixer: str, cls: type[Mixer], options: str, vocab_size: int | None
+    preset_name: str,
+    layout: Layout,
+    mixer: str,
+    cls: type[Mixer],
+    options: str,
+    vocab_size: int | None,
+    match: Match,
+    conv_width: int,
 ) -> ModelConfig:
     """`matched_config`, cached: at the larger scales it takes a tenth of a second.
 
     options: as JSON. cls: the mixer's class, part of the key since a name may be registered anew.
     """
-    return matched_config(preset_name, layout, mixer, json.loads(options), vocab_size)
+    return matched_config(preset_name, layout, mixer, json.loads(options), vocab_size, match, conv_width)

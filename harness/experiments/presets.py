@@ -7,7 +7,9 @@ of state floats per layer. The MLP widths are left free; harness.experiments.mat
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+Match = Literal["parameters", "flops", "mlp"]
 
 
 @dataclass(frozen=True)
@@ -17,8 +19,10 @@ class Preset:
     d_model: width of the model. layers: number of blocks. vocab_size: vocabulary, unless a tokenizer decides it.
     context: training length in tokens, at which FLOPs are stated. tie_embeddings: whether the head shares the
     embedding's weights.
-    reference_mlp_width: MLP width of Gated DeltaNet-2 by layout. In the recurrent layout, its parameter count is the
-    target that all models match; in another layout, its width is used as given.
+    reference_mlp_width: MLP width of Gated DeltaNet-2 by layout. In the recurrent layout, its parameters or FLOPs are
+    the target that all models match; 0 leaves out all MLPs, so that nothing can be matched. In another layout, its
+    width is used as given if parameters are matched.
+    width_step: MLP widths of matched models are multiples of it.
     mixers: options of each mixer. hybrid_attention: options of the attention blocks of the hybrid layout.
     embedding_std: standard deviation of the embedding at initialisation. The paper has 0.02 at width 2304, close to
     1/√2304. Small scales keep the rule 1/√d_model: without it, recall takes several times as many tokens to appear.
@@ -33,6 +37,7 @@ class Preset:
     mixers: dict[str, dict[str, Any]] = field(repr=False)
     hybrid_attention: dict[str, Any] = field(repr=False)
     embedding_std: float = 0.02
+    width_step: int = 32
 
 
 def _geometry(
@@ -55,6 +60,53 @@ def _geometry(
         "mamba3_mimo": ssm | {"rank": 4},
         "attention": {"heads": attention_heads},
     }
+
+
+def _recall(d_model: int, heads: int, head_dim: int, mlp_ratio: float = 2) -> Preset:
+    """A scale of the recall experiments: a vocabulary of a synthetic task's size, and MLP ratios between a quarter and
+    four for all mixers.
+
+    heads, head_dim: of the delta rules and of attention. The state of heads · head_dim² floats per layer can be varied
+    at one width: d_state follows it. mlp_ratio: MLP width of Gated DeltaNet-2 over d_model.
+    """
+    d_inner = 2 * d_model
+    attention = {"heads": heads, "head_dim": head_dim}
+    mixers = _geometry(
+        heads,
+        head_dim,
+        d_inner=d_inner,
+        ssm_head_dim=min(32, d_model // 2),
+        d_state=heads * head_dim**2 // d_inner,
+        attention_heads=heads,
+    )
+    return Preset(
+        d_model=d_model,
+        layers=2,
+        vocab_size=512,
+        context=128,
+        tie_embeddings=True,
+        reference_mlp_width={"recurrent": int(mlp_ratio * d_model)},
+        mixers=mixers | {"attention": attention},
+        hybrid_attention=attention | {"window": 128},
+        embedding_std=d_model**-0.5,
+        width_step=1,
+    )
+
+
+def _without_mlps(d_model: int, layers: int, context: int) -> Preset:
+    """A scale of Zoology (arXiv 2312.04927) and Based (arXiv 2402.18668): few blocks without MLPs, one head of the
+    model's width."""
+    return Preset(
+        d_model=d_model,
+        layers=layers,
+        vocab_size=8192,
+        context=context,
+        tie_embeddings=True,
+        reference_mlp_width={"recurrent": 0},
+        mixers=_geometry(1, d_model, d_inner=2 * d_model, ssm_head_dim=64, d_state=d_model // 2, attention_heads=1),
+        hybrid_attention={"heads": 1, "window": context // 2},
+        embedding_std=d_model**-0.5,
+    )
 
 
 PRESETS: dict[str, Preset] = {
@@ -125,7 +177,7 @@ PRESETS: dict[str, Preset] = {
         hybrid_attention={"heads": 2, "window": 128},
         embedding_std=64**-0.5,
     ),
-    # The width axis of recall. Their MLPs are the narrowest that can match all mixers in steps of 32.
+    # An earlier width axis of recall. Their MLPs are the narrowest that can match all mixers in steps of 32.
     "cpu-recall-32": Preset(
         d_model=32,
         layers=2,
@@ -159,6 +211,17 @@ PRESETS: dict[str, Preset] = {
         hybrid_attention={"heads": 4, "window": 128},
         embedding_std=128**-0.5,
     ),
+    # The width axis of recall.
+    **{f"recall-{d}": _recall(d, heads, head_dim) for d, heads, head_dim in ((32, 2, 16), (64, 2, 32), (128, 4, 32))},
+    # The state axis of recall. A quarter leaves Mamba-3 the smallest d_state that rotates: 4, with one pair. At four
+    # times the state, Gated DeltaNet-2's projections outweigh attention's by an MLP of 3.5 times the model's width, so
+    # its own is narrow. There MIMO takes more FLOPs without an MLP than Gated DeltaNet-2 with one: it matches in
+    # parameters only.
+    "recall-64-quarter": _recall(64, 2, 16),
+    "recall-64-fourfold": _recall(64, 2, 64, mlp_ratio=0.5),
+    # The models of Zoology's and Based's recall experiments; Based has convolutions of width 3 before its mixers.
+    **{f"zoology-{d}": _without_mlps(d, layers=2, context=512) for d in (64, 128, 256, 512)},
+    **{f"based-{d}": _without_mlps(d, layers=1, context=1024) for d in (64, 128, 256)},
 }
 
 

@@ -15,11 +15,12 @@ from pydantic import NonNegativeInt, ValidationError
 
 from harness.experiments.closed import Closed
 from harness.experiments.matching import matched_config
+from harness.experiments.presets import Match
 from harness.experiments.schema import DataConfig, TrainConfig
 from harness.experiments.tuning import OPTION, RECIPE, Tuned, Values, fields_of
 from harness.model.language_model import Layout, ModelConfig
 from harness.run_folder import REWRITE, RunFolder
-from mixers.identity import Neutral, completed, identity
+from mixers.identity import INCIDENTAL, Neutral, completed, identity
 from mixers.interface import one_line
 from mixers.registry import MixerFile, options_identity
 
@@ -53,6 +54,9 @@ class RunConfig(Closed):
 
     train: TrainConfig
     """Training recipe."""
+
+    match: Annotated[Match, INCIDENTAL] = "parameters"
+    """Quantity in which the models of its experiment are matched. The widths that follow from it are in `model`."""
 
     mixer_file: MixerFile | None = None
     """File that defines the mixer; None for a mixer of ours or of an installed package."""
@@ -95,7 +99,8 @@ class RunConfig(Closed):
         model = self.model
         if options := fields_of(values, OPTION):
             given = model.mixer_options | options
-            model = matched_config(self.preset, self.layout, self.mixer, given, model.vocab_size)
+            sizes = (model.vocab_size, self.match, model.conv_width)
+            model = matched_config(self.preset, self.layout, self.mixer, given, *sizes)
         return self.model_copy(update={"train": train, "model": model})
 
     def chosen(self, values: Values) -> RunConfig:

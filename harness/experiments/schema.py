@@ -17,15 +17,16 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
 from harness.data.synthetic import shortest_row
 from harness.experiments.closed import Closed
-from harness.experiments.presets import preset
+from harness.experiments.presets import Match, preset
 from harness.experiments.tuning import OPTION, RECIPE, Tuning, fields_of
-from harness.model.language_model import Layout
-from mixers.identity import INCIDENTAL
+from harness.model.language_model import LINEAR_GAIN, InitGain, Layout
+from mixers.identity import INCIDENTAL, Neutral
 from mixers.interface import one_line
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -121,6 +122,15 @@ class TrainConfig(Closed):
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     """Decay rates of AdamW's two moments."""
 
+    init_gain: Annotated[InitGain, Neutral(2**-2.5)] = LINEAR_GAIN
+    """Initialisation of linear layers: a gain, with which weights are Xavier-uniform and biases 0, or `upstream`.
+
+    `upstream` leaves weights and biases as the layers' constructors draw them: uniformly in ±1/√(fan in), torch's
+    default, here as in mamba-ssm and flash-linear-attention, whose layers of the form `fla:<Layer>` may have a rule of
+    their own. What these packages' language models then do to the weights is no part of it: a normal distribution of
+    standard deviation 0.02 in fla, and in mamba-ssm an output projection divided by √(residual branches). Convolutions,
+    A_log, dt_bias, D and the biases of fla's layers are as upstream with a gain, too."""
+
     clip: PositiveFloat = 1.0
     """Largest norm of the gradient; larger ones are scaled down to it."""
 
@@ -147,6 +157,14 @@ class TrainConfig(Closed):
 
     tracker: Annotated[Literal["wandb", "trackio"] | None, INCIDENTAL] = None
     """Package that metrics also go to. Not part of a run's identity."""
+
+    @field_validator("init_gain", mode="before")
+    @classmethod
+    def _gain_or_upstream(cls, value: Any) -> Any:
+        number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+        if not number and value != "upstream":
+            raise ValueError(f"{value!r} is neither a gain above 0 nor 'upstream'; use one of them")
+        return value
 
 
 class MixerSpec(Closed):
@@ -177,13 +195,16 @@ class Ablation(Closed):
     train: dict[str, Any] = {}
     """Fields of `train`, over the experiment's."""
 
+    conv_width: NonNegativeInt | None = None
+    """Taps of the convolution before every mixer, instead of the experiment's `conv_width`."""
+
     mixers: list[str] | None = Field(default=None, min_length=1)
     """Mixers that it applies to, by name; all of them if left out."""
 
     @model_validator(mode="after")
     def _changes_something(self) -> Ablation:
-        if not (self.options or self.train):
-            raise ValueError(f"options, train: {self.label!r} has neither; say what it changes")
+        if not (self.options or self.train or self.conv_width is not None):
+            raise ValueError(f"options, train, conv_width: {self.label!r} has none of them; say what it changes")
         return self
 
 
@@ -246,6 +267,14 @@ class Experiment(Closed):
 
     layouts: list[Literal["recurrent", "hybrid"]] = ["recurrent"]
     """Layouts of mixers that name none themselves. Attention is always a layout of its own."""
+
+    match: Match = "parameters"
+    """Quantity that the MLP widths make equal to that of the preset's Gated DeltaNet-2 in the recurrent layout:
+    `parameters` without the embeddings, training `flops` per token at the preset's context, or `mlp`: no matching, all
+    models have its MLP width."""
+
+    conv_width: NonNegativeInt = 0
+    """Taps of a short convolution that each block has before its mixer, as in Based; 0 for none."""
 
     seeds: list[NonNegativeInt] = Field(default=[0], min_length=1)
     """Seeds of initialisation and data order; every model is trained once per seed."""

@@ -56,7 +56,7 @@ def to_llama(model: LanguageModel, bos_token_id: int, max_length: int) -> LlamaF
 
     bos_token_id: the token that starts a document; it also ends generation. max_length: the context length that the
     configuration declares. Raises ValueError for anything that LLaMA's class cannot represent: another layout, a
-    window, MLPs of different widths.
+    window, MLPs of different widths or none, convolutions.
     """
     config = model.config
     if config.layout != "attention":
@@ -64,6 +64,12 @@ def to_llama(model: LanguageModel, bos_token_id: int, max_length: int) -> LlamaF
     if len(set(config.mlp_widths)) > 1:
         raise ValueError(
             f"mlp_widths: {config.mlp_widths} differ, but LLaMA has one width; export a model with equal widths"
+        )
+    if not config.mlp_widths[0]:
+        raise ValueError("mlp_widths: 0, but every block of LLaMA has an MLP; export a model with MLPs")
+    if config.conv_width:
+        raise ValueError(
+            f"conv_width: {config.conv_width}, but LLaMA has no convolutions; export a model with conv_width 0"
         )
     attention = model.blocks[0].mixer
     if attention.config.window is not None:

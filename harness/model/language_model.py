@@ -1,29 +1,34 @@
 """The language model around a mixer: embedding, pre-norm blocks, head.
 
-A block computes x + mixer(norm(x)), then x + SwiGLU(norm(x)). The layout decides the mixer of each block: `recurrent`
-uses the mixer in all blocks, `hybrid` alternates it with sliding-window attention, `attention` uses attention in all.
+A block computes x + mixer(norm(x)), then x + SwiGLU(norm(x)) unless its MLP has width 0. With a `conv_width`, a short
+convolution comes first: x + conv(norm(x)). The layout decides the mixer of each block: `recurrent` uses the mixer in
+all blocks, `hybrid` alternates it with sliding-window attention, `attention` uses attention in all.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from mixers import State, build_mixer
 from mixers.backends import TORCH, convolution
-from mixers.interface import index_state
+from mixers.identity import Neutral
+from mixers.interface import Mixer, index_state
 from mixers.parts.common import RMSNorm, ShortConvolution
+from mixers.parts.local_convolution import CONV_TAIL, LocalConvolution
 from mixers.registry import stored_options
 
 Layout = Literal["recurrent", "hybrid", "attention"]
 ModelState = list[State]
 """The state of each block, batch first."""
 
+InitGain = PositiveFloat | Literal["upstream"]
 LINEAR_GAIN = 2**-2.5
 """Xavier-uniform gain of every linear layer (paper, training recipe)."""
 
@@ -48,8 +53,8 @@ class ModelConfig(BaseModel):
     d_model: PositiveInt
     """Width of the residual stream."""
 
-    mlp_widths: list[PositiveInt]
-    """Inner width of each block's SwiGLU, one per block."""
+    mlp_widths: list[NonNegativeInt]
+    """Inner width of each block's SwiGLU, one per block; a block of width 0 has neither MLP nor its norm."""
 
     vocab_size: PositiveInt
     """Number of rows of the embedding."""
@@ -62,6 +67,10 @@ class ModelConfig(BaseModel):
 
     norm_eps: PositiveFloat = 1e-5
     """Epsilon of the RMSNorms around the mixers and the MLPs and before the head."""
+
+    conv_width: Annotated[NonNegativeInt, Neutral(0)] = 0
+    """Taps of the short convolution that each block has before its mixer (mixers.parts.local_convolution); 0 for
+    none."""
 
     @model_validator(mode="after")
     def _layout_fits(self) -> ModelConfig:
@@ -104,16 +113,28 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """A token mixer and an MLP, each with its norm before it and a residual connection around it."""
+    """A convolution if there is one, a token mixer, and an MLP if it has a width.
+
+    Each has its norm before it and a residual connection around it.
+    """
 
     def __init__(self, config: ModelConfig, index: int):
         super().__init__()
         name, options = config.block_mixer(index)
         options = stored_options(name, options)
-        self.mixer_norm = RMSNorm(config.d_model, config.norm_eps)
+        width = config.mlp_widths[index]
+        norm = partial(RMSNorm, config.d_model, config.norm_eps)
+        self.conv_norm = norm() if config.conv_width else None
+        self.conv = LocalConvolution(config.d_model, config.conv_width) if config.conv_width else None
+        self.mixer_norm = norm()
         self.mixer = build_mixer(name, config.d_model, options)
-        self.mlp_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.mlp = SwiGLU(config.d_model, config.mlp_widths[index])
+        self.mlp_norm = norm() if width else None
+        self.mlp = SwiGLU(config.d_model, width) if width else None
+
+    @property
+    def mixers(self) -> list[Mixer]:
+        """The convolution, if there is one, and the token mixer."""
+        return [self.mixer] if self.conv is None else [self.conv, self.mixer]
 
     def forward(
         self,
@@ -123,15 +144,36 @@ class Block(nn.Module):
         return_state: bool,
         wanted: Tensor | None = None,
     ) -> tuple[Tensor, State | None]:
-        """x: [B, T, D] → ([B, T, D], the mixer's state after the last token if `return_state`).
+        """x: [B, T, D] → ([B, T, D], the block's state after the last token if `return_state`).
 
-        wanted: [N] positions among the B · T tokens. If given, the output is [N, D], for these tokens alone.
+        The state is the mixer's, and the tail of the convolution under CONV_TAIL. wanted: [N] positions among the B · T
+        tokens. If given, the output is [N, D], for these tokens alone.
         """
+        tail = None
+        if self.conv is not None:
+            if state is not None:
+                tail, state = _apart(state)
+            y, tail = self.conv(self.conv_norm(x), tail, cu_seqlens, return_state)
+            x = x + y
         y, state = self.mixer(self.mixer_norm(x), state, cu_seqlens, return_state)
+        if tail is not None and state is not None:
+            state = state | tail
         x = x + y
         if wanted is not None:
             x = x.flatten(0, 1)[wanted]
-        return x + self.mlp(self.mlp_norm(x)), state
+        return x if self.mlp is None else x + self.mlp(self.mlp_norm(x)), state
+
+    def cat_states(self, states: list[State]) -> State:
+        """Join states along the batch dimension, in order."""
+        if self.conv is None:
+            return self.mixer.cat_states(states)
+        tails, rest = zip(*map(_apart, states), strict=True)
+        return self.mixer.cat_states(list(rest)) | self.conv.cat_states(list(tails))
+
+
+def _apart(state: State) -> tuple[State, State]:
+    """Split a block's state into the convolution's and the mixer's."""
+    return {CONV_TAIL: state[CONV_TAIL]}, {key: value for key, value in state.items() if key != CONV_TAIL}
 
 
 @dataclass(frozen=True)
@@ -150,22 +192,28 @@ class ModelCost:
 class LanguageModel(nn.Module):
     """Maps tokens to logits. Its state after any token lets it resume there."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, gain: InitGain = LINEAR_GAIN):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        keep_bias = {id(m) for block in self.blocks if block.mixer.keeps_biases for m in block.mixer.modules()}
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight, gain=LINEAR_GAIN)
-                if module.bias is not None and id(module) not in keep_bias:
-                    nn.init.zeros_(module.bias)
+        if gain != "upstream":
+            self._initialise_linear(gain)
         nn.init.normal_(self.embedding.weight, std=config.embedding_std)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
+
+    def _initialise_linear(self, gain: float) -> None:
+        """Draw the weights of all linear layers Xavier-uniformly, and set their biases to 0 but where the mixer keeps
+        its own."""
+        keep_bias = {id(m) for block in self.blocks if block.mixer.keeps_biases for m in block.mixer.modules()}
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight, gain=gain)
+                if module.bias is not None and id(module) not in keep_bias:
+                    nn.init.zeros_(module.bias)
 
     def hidden(
         self,
@@ -206,7 +254,7 @@ class LanguageModel(nn.Module):
 
     def cat_states(self, states: list[ModelState]) -> ModelState:
         """Join states along the batch dimension, in order."""
-        return [block.mixer.cat_states([s[i] for s in states]) for i, block in enumerate(self.blocks)]
+        return [block.cat_states([s[i] for s in states]) for i, block in enumerate(self.blocks)]
 
     def backend(self, dtype: torch.dtype) -> str:
         """Names of the implementations that compute in `dtype` on the model's present device.
@@ -214,7 +262,7 @@ class LanguageModel(nn.Module):
         Joined by "+" as in records: `torch`, `conv:fla+torch+triton`.
         """
         device = next(self.parameters()).device
-        names = {block.mixer.serving(device, dtype) for block in self.blocks}
+        names = {mixer.serving(device, dtype) for block in self.blocks for mixer in block.mixers}
         if names != {TORCH.name} and any(isinstance(m, ShortConvolution) for m in self.modules()):
             names.add(f"conv:{convolution()}")
         return "+".join(sorted(names))
@@ -223,19 +271,22 @@ class LanguageModel(nn.Module):
         """Parameters, state and FLOPs, counted from the modules themselves. Works on the meta device."""
         embedding = self.embedding.weight.numel() * (1 if self.config.tie_embeddings else 2)
         total = sum(p.numel() for p in self.parameters())
-        costs = [block.mixer.cost(seq_len) for block in self.blocks]
-        forward = sum(c.flops_per_token for c in costs) + 2 * self.head.weight.numel()
-        forward += sum(2 * p.numel() for block in self.blocks for p in block.mlp.parameters())
+        forward = sum(mixer.cost(seq_len).flops_per_token for block in self.blocks for mixer in block.mixers)
+        mlps = (block.mlp for block in self.blocks if block.mlp is not None)
+        forward += 2 * self.head.weight.numel() + sum(2 * p.numel() for mlp in mlps for p in mlp.parameters())
         return ModelCost(
             non_embedding_params=total - embedding,
             embedding_params=embedding,
-            state_floats_per_layer=costs[0].state_floats,
+            state_floats_per_layer=self.blocks[0].mixer.cost(seq_len).state_floats,
             flops_per_token=3 * forward,
         )
 
 
-def build_model(config: ModelConfig, seed: int) -> LanguageModel:
-    """Build and initialise a model. The weights depend on `config` and `seed` alone, not on the global generator."""
+def build_model(config: ModelConfig, seed: int, gain: InitGain = LINEAR_GAIN) -> LanguageModel:
+    """Build and initialise a model. The weights depend on the arguments alone, not on the global generator.
+
+    gain: of the recipe (TrainConfig.init_gain); the paper's by default.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LanguageModel(config)
+        return LanguageModel(config, gain)

@@ -38,6 +38,7 @@ def table_notes(
     models = models_of(used)
     return [
         scale_note(table, models),
+        *matching_notes(runs),
         *(stand_in_note(table, letter, reason) for letter, reason in stand_ins.items()),
         samples_note(table, used),
         seeds_note(models),
@@ -135,6 +136,28 @@ def scale_note(table: Table, used: Records) -> str:
             least, most = count(min(values)), count(max(values))
             parts.append(f"{least if least == most else f'{least} to {most}'} {what}")
     return ", ".join(parts)
+
+
+def matching_notes(runs: pd.DataFrame | None) -> Iterable[str]:
+    """Note on models that are not matched in parameters. runs: as for `comparison`, with `match` since there is a
+    choice."""
+    modes = set() if runs is None or "match" not in runs else set(runs["match"])
+    if "flops" in modes:
+        flops = ranges(runs, "flops_per_token")
+        yield f"models match in training FLOPs per token, not in parameters; in rows as trained: {flops}"
+    if "mlp" in modes:
+        sizes = ranges(runs, "non_embedding_params")
+        yield f"models do not match: all have their preset's MLP width; non-embedding parameters: {sizes}"
+
+
+def ranges(runs: pd.DataFrame, key: str) -> str:
+    """Smallest and largest value of a key of `runs` in each preset, and by how much the largest is larger."""
+    known = runs.dropna(subset=key) if key in runs else runs[:0]
+    texts = []
+    for name, values in known.groupby("preset", sort=False)[key]:
+        least, most = values.min(), values.max()
+        texts.append(f"{name} {count(least)} to {count(most)} (+{most / least - 1:.1%})")
+    return ", ".join(texts) or "not known"
 
 
 def samples_note(table: Table, used: Records) -> str:

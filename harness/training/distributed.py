@@ -196,7 +196,8 @@ def divide(root: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh, dtype
     """Shard each parameter along its first axis over the processes of a mesh, in place (torch's fully_shard, FSDP2).
 
     root: module whose forward pass computes the loss. Its gradients are averaged over the processes, summed in fp32.
-    blocks: its submodules that are gathered one after another; the `mlp` of each holds nothing but matrices. dtype:
+    blocks: its submodules that are gathered one after another; the `mlp` of each is None or holds
+    nothing but matrices. dtype:
     dtype of activations.
 
     Master weights stay fp32. Only MLP parameters travel in `dtype`: their layers would round them anyway. Parameters of
@@ -208,7 +209,8 @@ def divide(root: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh, dtype
     exact = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     rounded = MixedPrecisionPolicy(param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32)
     for block in blocks:
-        fully_shard(block.mlp, mesh=mesh, mp_policy=rounded)
+        if block.mlp is not None:
+            fully_shard(block.mlp, mesh=mesh, mp_policy=rounded)
         fully_shard(block, mesh=mesh, mp_policy=exact)
     fully_shard(root, mesh=mesh, mp_policy=exact)
     for name, parameter in root.named_parameters():  # fully_shard drops attributes such as fla's _no_weight_decay

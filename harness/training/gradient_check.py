@@ -25,22 +25,24 @@ class GradientsWrong(RuntimeError):
 def check_gradients(model: LanguageModel, device: torch.device, dtype: torch.dtype) -> list[str]:
     """Compare gradients of each kind of mixer that runs on a kernel with those of its torch form in float64.
 
-    Runs on `device`, on a few tokens. Returns one line per kind. A mixer that runs on torch is skipped; for one without
-    a torch form the line says that nothing was compared.
+    The convolutions before the mixers are a kind of their own. Runs on `device`, on a few tokens. Returns one line per
+    kind. A mixer that runs on torch is skipped; for one without a torch form the line says that nothing was compared.
 
     Raises GradientsWrong if an error exceeds both BOUNDS and three times the error of the torch form in `dtype`.
     """
     lines: dict[str, str] = {}
     for index, block in enumerate(model.blocks):
-        kind = json.dumps(model.config.block_mixer(index))
-        backend = block.mixer.serving(device, dtype)
-        if backend == TORCH.name or kind in lines:
-            continue
-        name = model.config.block_mixer(index)[0]
-        if TORCH in block.mixer.backends:
-            lines[kind] = _compared(block.mixer, backend, device, dtype, name)
-        else:
-            lines[kind] = f"{name}: {backend}, not compared: it has no form in torch"
+        named = {json.dumps(model.config.block_mixer(index)): (model.config.block_mixer(index)[0], block.mixer)}
+        if block.conv is not None:
+            named["convolution"] = ("convolution", block.conv)
+        for kind, (name, mixer) in named.items():
+            backend = mixer.serving(device, dtype)
+            if backend == TORCH.name or kind in lines:
+                continue
+            if TORCH in mixer.backends:
+                lines[kind] = _compared(mixer, backend, device, dtype, name)
+            else:
+                lines[kind] = f"{name}: {backend}, not compared: it has no form in torch"
     return list(lines.values())
 
 

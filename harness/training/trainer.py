@@ -96,7 +96,7 @@ class Trainer:
                 )
             self.data.require_vocab(config.model.vocab_size)
             require_file(config.mixer_file)
-            self.model = build_model(config.model, config.seed)
+            self.model = build_model(config.model, config.seed, config.train.init_gain)
             self.gradient_check = check_gradients(self.model, self.device, self.dtype)
             wrap_blocks(self.model, config.train)
         self.loss: nn.Module = MaskedLoss(self.model)

@@ -68,11 +68,14 @@ def build_fla(config: ModelConfig, device: torch.device) -> FlaModel:
     """Build fla's model with our configuration's width, depth, heads, key and value widths, vocabulary and tying.
 
     Weights are in fp32. fla's configuration allows one MLP width for all blocks: the mean of ours, rounded to a
-    multiple of STEP. Raises ValueError if fla has no class for the mixer or one of its options, ImportError if a
+    multiple of STEP. Raises ValueError if fla has no class for the mixer or one of its options, for blocks
+    without an MLP or with a convolution of their own, ImportError if a
     package is not installed, and RuntimeError for a Mamba on a GPU without mamba-ssm's kernels.
     """
     if (reason := fla_absent(config.mixer)) is not None:
         raise ValueError(reason)
+    if config.conv_width or not all(config.mlp_widths):
+        raise ValueError("model: fla's models have an MLP in every block and no convolution before a mixer")
     import fla.models
 
     if device.type == "cuda" and config.mixer in KERNELS_OF_MAMBA_SSM:

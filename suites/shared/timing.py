@@ -14,7 +14,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from harness.experiments.schema import Closed
+from harness.experiments.closed import Closed
 from harness.training.device import wait
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from torch import nn
 
 from mixers import build_mixer
 from mixers.backends import mamba_ssm
-from mixers.upstream import from_upstream, to_upstream
+from mixers.upstream import COUNTERPARTS, Counterpart, from_upstream, to_upstream
 from tests.mixers.interpreter import upstream_kernels
 
 D = 32
@@ -161,3 +161,23 @@ def test_variants_without_a_mixer_are_refused_by_name() -> None:
         to_upstream(mixer, "fla")
     with pytest.raises(ValueError, match=r"library: 'mamba-ssm' has no layer for gdn2; libraries that do: fla"):
         to_upstream(mixer, "mamba-ssm")
+
+
+WIDE = {"heads": 64, "head_dim": 4}
+WIDE_SSM = {"d_inner": 256, "head_dim": 4, "d_state": 16}
+
+
+@pytest.mark.parametrize("counterpart", COUNTERPARTS, ids=lambda c: f"{c.library} {c.layer} {c.mixer}")
+def test_a_mixer_starts_with_the_distributions_of_the_published_layer(counterpart: Counterpart) -> None:
+    if (counterpart.library, counterpart.mixer) == ("mamba-ssm", "mamba3_mimo"):
+        pytest.skip("mamba-ssm's MIMO layer needs TileLang")
+    torch.manual_seed(0)
+    mixer = build_mixer(counterpart.mixer, 128, WIDE_SSM if counterpart.mixer.startswith("mamba") else WIDE)
+    theirs = dict(counterpart.load()(**counterpart.arguments(mixer)).named_parameters())
+    ours = dict(mixer.named_parameters())
+    assert ours.keys() == theirs.keys()
+    for name, parameter in ours.items():
+        a, b = parameter.detach().double(), theirs[name].detach().double()
+        # The means and deviations of n draws differ by about 1/√n of a deviation; five times that is no chance.
+        noise = 5 * float(b.std()) * (2 / a.numel()) ** 0.5
+        assert abs(float(a.mean() - b.mean())) <= noise and abs(float(a.std() - b.std())) <= noise, name

@@ -180,7 +180,7 @@ class MixerbenchForCausalLM(PreTrainedModel, GenerationMixin):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of activations and of the weights of linear layers."""
-        return self.model.blocks[0].mlp.down_proj.weight.dtype
+        return next(m.weight.dtype for m in self.model.blocks.modules() if isinstance(m, nn.Linear))
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:

@@ -13,7 +13,7 @@ RATES = [{"label": "slow", "train": {"lr": 1e-4}}, {"label": "scalar", "options"
 
 def test_mixers_layouts_and_seeds_are_expanded_and_attention_is_its_own_layout(tmp_path: Path) -> None:
     experiment = load_experiment(write(tmp_path, layouts=["recurrent", "hybrid"], seeds=[1, 2]))
-    runs = expand(experiment, 4096, "0" * 64)
+    runs = expand(experiment, 4096, "0" * 64).runs
     assert [(r.mixer, r.layout, r.seed) for r in runs] == [
         ("gdn2", "recurrent", 1),
         ("gdn2", "recurrent", 2),
@@ -29,10 +29,10 @@ def test_several_presets_are_an_axis_and_one_of_them_makes_the_same_run_as_if_it
     tmp_path: Path,
 ) -> None:
     names = ["cpu-recall-32", "cpu-recall-64"]
-    runs = expand(load_experiment(write(tmp_path, preset=None, presets=names)), 4096, "0" * 64)
+    runs = expand(load_experiment(write(tmp_path, preset=None, presets=names)), 4096, "0" * 64).runs
     assert [(r.preset, r.mixer) for r in runs] == [(name, mixer) for name in names for mixer in ("gdn2", "attention")]
     assert [r.model.d_model for r in runs] == [32, 32, 64, 64]
-    alone = [r for name in names for r in expand(load_experiment(write(tmp_path, preset=name)), 4096, "0" * 64)]
+    alone = [r for name in names for r in expand(load_experiment(write(tmp_path, preset=name)), 4096, "0" * 64).runs]
     assert [r.run_id for r in runs] == [r.run_id for r in alone]
 
 
@@ -56,6 +56,22 @@ def test_ablations_stand_next_to_the_model_as_it_is_and_are_runs_of_their_own(tm
     assert len({r.run_id for r in runs}) == 6
     assert (runs[2].train.lr, runs[2].train.betas) == (1e-4, plain[0].train.betas)
     assert runs[4].model.mixer_options == plain[0].model.mixer_options | {"erase_gate": "scalar"}
+
+
+def test_matching_and_convolutions_reach_the_models_of_an_experiment(tmp_path: Path) -> None:
+    plain = expanded(tmp_path)
+    ablations = [{"label": "bare", "conv_width": 0}, {"label": "wide", "conv_width": 4}]
+    runs = expanded(tmp_path, match="flops", conv_width=3, ablations=ablations)
+    assert [r.label for r in runs[:3]] == ["Gated DeltaNet-2", "Gated DeltaNet-2, bare", "Gated DeltaNet-2, wide"]
+    assert [r.model.conv_width for r in runs] == [3, 0, 4] * 2
+    assert len({r.run_id for r in runs}) == 6 and {r.match for r in runs} == {"flops"}
+    # The target is Gated DeltaNet-2 without convolutions. It is the same run whatever it is that matches.
+    assert runs[1].run_id == plain[0].run_id
+    assert runs[4].model.mlp_widths < plain[1].model.mlp_widths  # attention: fewer parameters, more FLOPs
+    models = [r.model.mlp_widths for r in expanded(tmp_path, match="mlp")]
+    assert models == [plain[0].model.mlp_widths] * 2
+    with pytest.raises(ValueError, match=r"'same' of gdn2 \(recurrent\) is listed twice with the same options"):
+        expanded(tmp_path, conv_width=3, ablations=[{"label": "same", "conv_width": 3}])
 
 
 def test_an_ablation_overrides_options_of_the_mixers_that_it_names(tmp_path: Path) -> None:

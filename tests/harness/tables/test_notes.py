@@ -58,6 +58,20 @@ def test_what_runs_were_trained_on_is_said_and_marked_where_it_differs(tmp_path)
     assert not any("trained on" in note for note in comparison(frame, runs=RUNS).notes)
 
 
+def test_models_that_do_not_match_in_parameters_are_named(tmp_path):
+    frame = store(tmp_path, [record(label, "piqa", "acc", 0.5, 0.1) for label in ("gdn2", "kda")])
+    runs = RUNS.assign(preset="cpu-1m", flops_per_token=[8.0e6, 8.1e6, float("nan"), 8.01e6])
+    unchanged = comparison(frame, runs=runs).notes
+    assert comparison(frame, runs=runs.assign(match="parameters")).notes == unchanged
+    flops = comparison(frame, runs=runs.assign(match="flops")).notes
+    said = "models match in training FLOPs per token, not in parameters; in rows as trained: cpu-1m 8M to 8.1M (+1.2%)"
+    assert [note for note in flops if note not in unchanged] == [said]
+    mlp = comparison(frame, runs=runs.assign(match="mlp")).notes
+    said = "models do not match: all have their preset's MLP width; non-embedding parameters: "
+    said += "cpu-1m 1.18M to 1.184M (+0.3%)"
+    assert [note for note in mlp if note not in unchanged] == [said]
+
+
 def test_a_failed_run_is_named_with_its_reason_on_one_line(tmp_path):
     notes = comparison(store(tmp_path, golden_records()), runs=RUNS).notes
     assert "FAILED: mamba2 (recurrent, seed 0, run mamba2-recurrent-0): loss is nan at step 7" in notes

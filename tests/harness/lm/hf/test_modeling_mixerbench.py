@@ -224,6 +224,23 @@ def test_a_cache_resumes_where_it_stopped(one: Path) -> None:
     assert torch.equal(chunks, model.generate(**batch, **options))
 
 
+@pytest.mark.parametrize(("mixer", "layout"), [("attention", "attention"), ("mamba2", "hybrid")])
+@torch.no_grad()
+def test_convolutions_and_blocks_without_mlps_travel_with_the_folder(tmp_path: Path, mixer: str, layout: str) -> None:
+    ours = finished_run(tmp_path / "run", model_config(mixer, layout, conv_width=3, mlp_widths=[0, 0]))
+    theirs = load(export(tmp_path / "run", tmp_path / "out"))
+    tokens = torch.tensor([PROMPTS[1]])
+    assert torch.equal(theirs(tokens).logits, ours(tokens)[0])
+    # Left-padded rows of different lengths, so that states of convolutions and of attention are joined and reordered.
+    options = {"do_sample": False, "num_beams": 2, "max_new_tokens": 6, "eos_token_id": None}
+    beams = theirs.generate(**padded(PROMPTS, "left"), **options)
+    for row, prompt in zip(beams, PROMPTS, strict=True):
+        alone = theirs.generate(torch.tensor([prompt]), **options)[0]
+        assert row[-6:].tolist() == alone[-6:].tolist()
+    half = load(tmp_path / "out", dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16 and half.model.blocks[0].conv.conv1d.weight.dtype == torch.float32
+
+
 def test_buffers_that_checkpoints_leave_out_exist_after_loading(tmp_path: Path) -> None:
     # Retention's rotary frequencies would be lost on the meta device.
     options = {"mixer_options": {"num_heads": 2}, "d_model": 32, "mlp_widths": [32]}
