@@ -38,7 +38,7 @@ def test_several_presets_are_an_axis_and_one_of_them_makes_the_same_run_as_if_it
 
 def test_options_of_a_mixer_reach_its_model(tmp_path: Path) -> None:
     spec = {"mixer": "gdn2", "options": {"erase_gate": "scalar"}, "label": "w only"}
-    run = expand(load_experiment(write(tmp_path, mixers=[spec])), 4096, "0" * 64)[0]
+    run = expand(load_experiment(write(tmp_path, mixers=[spec])), 4096, "0" * 64).runs[0]
     assert run.model.mixer_options["erase_gate"] == "scalar"
     assert run.model.mixer_options["heads"] == 4  # the preset's geometry stays
     assert run.label == "w only"
