@@ -44,9 +44,7 @@ class Case:
     @property
     def lack(self) -> str:
         """The seeds without records, in words; empty if there are none."""
-        if not self.missing:
-            return ""
-        return f"no record of seed{'s' * (len(self.missing) > 1)} {', '.join(map(str, self.missing))}"
+        return f"no record of {_named_seeds(self.missing)}" if self.missing else ""
 
     @property
     def samples(self) -> str:
@@ -181,9 +179,9 @@ def _threshold(truth: Threshold, case: Case, metric: Metric) -> Finding:
     shown = [f"{value:.5g}{'' if ok else ' misses'}" for value, ok in zip(values, held, strict=True)]
     parts = [", ".join(shown)] if shown else []
     if counts:
-        seeds = ", ".join(str(record["seed"]) for record in case.records)
+        seeds = _named_seeds([record["seed"] for record in case.records])
         asked = " or ".join(f"{count:,}" for count in sorted(set(counts)))
-        parts[0] += f" (seeds {seeds}; {asked} questions)"
+        parts[0] += f" ({seeds}; {asked} questions)"
     return Finding(outcome, f"{case.name}: " + ", ".join([*parts, *reasons]))
 
 
@@ -246,6 +244,10 @@ def _unsettled(case: Case, cell: Cell) -> str:
 
 def _outcome(inside: bool | None) -> Outcome:
     return {True: MET, False: NOT_MET, None: UNDECIDED}[inside]
+
+
+def _named_seeds(seeds: list[int]) -> str:
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
 def _seeds(cell: Cell) -> str:
