@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +22,9 @@ from harness.command_line import (
     print_result,
 )
 from harness.run_folder import collection_of
+
+if TYPE_CHECKING:
+    from harness.tables.verdicts import Verdict
 
 
 @app.command()
@@ -149,6 +152,9 @@ def table(
     paper: Annotated[
         bool, typer.Option("--paper", help="The paper's own numbers instead, with their sampling noise.")
     ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1 unless every truth of the experiment is met.")
+    ] = False,
     runs: RunsRoot = RUNS,
     scale: Scale = None,
 ) -> None:
@@ -160,14 +166,36 @@ def table(
 
     with errors():
         loaded = load_experiment(experiment, scale=scale)
+        if strict and (paper or columns):
+            raise ValueError(
+                f"--strict: judges all of our results, and {'--paper' if paper else '--columns'} leaves some out; "
+                "give one of the two"
+            )
         if not paper:
             target = out or collection_of(runs.resolve(), loaded.name).path
-            typer.echo(write_table(target, columns.split(",") if columns else None, allow_mixed, loaded))
+            shown, verdicts = write_table(target, columns.split(",") if columns else None, allow_mixed, loaded)
+            typer.echo(shown)
+            if strict:
+                require_met(verdicts, loaded.name)
             return
         if loaded.expected is None or loaded.expected.table not in PAPER_TABLES:
             raise ValueError(f"--paper: {loaded.name} measures no table of the paper; use {', '.join(PAPER_TABLES)}")
         found = printed_table(loaded.expected.table)
         typer.echo(write_forms(out, f"{loaded.expected.table}-printed", found) if out else found.markdown())
+
+
+def require_met(verdicts: list[Verdict], name: str) -> None:
+    """Exit with 1, naming them, if truths are not met or undecided. Raises ValueError if there are none to judge."""
+    from harness.tables.verdicts import MET, tally
+
+    if not verdicts:
+        raise ValueError(f"--strict: {name} states no truths; add `truths` to it, or leave --strict out")
+    unmet = [verdict for verdict in verdicts if verdict.outcome != MET]
+    typer.echo(f"truths: {tally(verdicts)}", err=True)
+    for verdict in unmet:
+        typer.echo(f"{verdict.outcome}: {verdict.truth}: {verdict.numbers}", err=True)
+    if unmet:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -106,7 +106,7 @@ def _models(experiment: Experiment, vocab_size: int | None, data_sha256: str) ->
     labels: set[tuple[str, str, Layout]] = set()
     for name, spec in product(experiment.preset_names, experiment.mixers):
         ablations = [a for a in experiment.ablations if a.mixers is None or spec.mixer in a.mixers]
-        for layout, ablation in product(_layouts(experiment, spec), [None, *ablations]):
+        for layout, ablation in product(layouts_of(experiment, spec), [None, *ablations]):
             options = spec.options if ablation is None else spec.options | ablation.options
             conv_width = experiment.conv_width
             if ablation is not None and ablation.conv_width is not None:
@@ -153,7 +153,8 @@ def _models(experiment: Experiment, vocab_size: int | None, data_sha256: str) ->
             )
 
 
-def _layouts(experiment: Experiment, spec: MixerSpec) -> list[Layout]:
+def layouts_of(experiment: Experiment, spec: MixerSpec) -> list[Layout]:
+    """Layouts of a model of an experiment. Raises ValueError if attention is given another than its own."""
     if spec.mixer != "attention":
         return [spec.layout] if spec.layout else list(experiment.layouts)
     if spec.layout not in (None, "attention"):

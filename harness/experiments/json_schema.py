@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,19 +91,24 @@ def _rows(schema: Mapping[str, Any], definitions: Mapping[str, Any], prefix: str
         yield FieldRow(
             f"{prefix}{name}", _type(field, definitions), name in required, field.get("default"), description
         )
-        nested, many = _nested(field)
-        if nested is not None and "properties" in definitions[nested]:
-            yield from _rows(definitions[nested], definitions, f"{prefix}{name}{'[]' if many else ''}.")
+        for nested, many in _nested(field):
+            if "properties" in definitions[nested]:
+                yield from _rows(definitions[nested], definitions, f"{prefix}{name}{'[]' if many else ''}.")
 
 
-def _nested(field: Mapping[str, Any]) -> tuple[str | None, bool]:
-    """The definition that a field, or each item of a list, refers to; whether it is a list."""
-    for option in field.get("anyOf", [field]):
+def _nested(field: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
+    """The definitions that a field, or each item of a list, refers to; whether it is a list."""
+    for option in _options(field):
         if "$ref" in option:
-            return option["$ref"].rpartition("/")[2], False
-        if "$ref" in option.get("items", {}):
-            return option["items"]["$ref"].rpartition("/")[2], True
-    return None, False
+            yield option["$ref"].rpartition("/")[2], False
+        else:
+            items = _options(option.get("items", {}))
+            yield from ((item["$ref"].rpartition("/")[2], True) for item in items if "$ref" in item)
+
+
+def _options(field: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The alternatives of a field; the field itself if there are none."""
+    return field.get("anyOf", field.get("oneOf", [field]))
 
 
 def _type(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
@@ -111,8 +116,8 @@ def _type(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         return " | ".join(map(str, field["enum"]))
     if "const" in field:
         return str(field["const"])
-    if "anyOf" in field:
-        return " or ".join(_type(option, definitions) for option in field["anyOf"])
+    if len(options := _options(field)) > 1:
+        return " or ".join(dict.fromkeys(_type(option, definitions) for option in options))
     if "$ref" in field:
         definition = definitions[field["$ref"].rpartition("/")[2]]
         return "mapping" if "properties" in definition else _type(definition, definitions)

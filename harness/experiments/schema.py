@@ -24,10 +24,12 @@ from pydantic import (
 from harness.data.synthetic import shortest_row
 from harness.experiments.closed import Closed
 from harness.experiments.presets import Match, preset
+from harness.experiments.truths import Truth, check_names
 from harness.experiments.tuning import OPTION, RECIPE, Tuning, fields_of
 from harness.model.language_model import LINEAR_GAIN, InitGain, Layout
 from mixers.identity import INCIDENTAL, Neutral
 from mixers.interface import one_line
+from mixers.registry import get
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -182,6 +184,14 @@ class MixerSpec(Closed):
     label: str | None = None
     """Name of its row in tables; the mixer's display name if left out."""
 
+    @property
+    def row_label(self) -> str | None:
+        """Label of its row; None if the mixer is defined in a file that has not been loaded."""
+        try:
+            return self.label or get(self.mixer).display
+        except ValueError:
+            return None
+
 
 class Ablation(Closed):
     """A variant of an experiment's models, trained and measured next to them, in rows `<their label>, <label>`."""
@@ -235,6 +245,11 @@ class Expected(Closed):
                     f"({', '.join(_once(columns.values()))}) or a column: {', '.join(columns)}"
                 )
         return self
+
+    @property
+    def columns(self) -> dict[str, float]:
+        """Tolerance by column of the table, for the columns that have one."""
+        return {column: x for column in _printed_columns(self.table) if (x := self.allowed(column)) is not None}
 
     def allowed(self, column: str) -> float | None:
         """Tolerance of a column: its own, else its metric's; None if neither is stated."""
@@ -300,10 +315,28 @@ class Experiment(Closed):
     expected: Expected | None = None
     """The paper's numbers, and how closely they should be met at its scale."""
 
+    truths: list[Truth] = []
+    """Statements that the results must meet; tables and reports print whether they do."""
+
     @property
     def preset_names(self) -> list[str]:
         """Presets, from `preset` or `presets`."""
         return self.presets if self.preset is None else [self.preset]
+
+    @property
+    def row_names(self) -> list[str]:
+        """Names that rows go by: mixers and labels, those of ablations too.
+
+        A mixer whose file has not been loaded has no display name yet, so its unstated labels are absent.
+        """
+        labelled = [(spec, label) for spec in self.mixers if (label := spec.row_label) is not None]
+        varied = [
+            f"{label}, {ablation.label}"
+            for ablation in self.ablations
+            for spec, label in labelled
+            if ablation.mixers is None or spec.mixer in ablation.mixers
+        ]
+        return _once([*(spec.mixer for spec in self.mixers), *(label for _, label in labelled), *varied])
 
     @property
     def expectation(self) -> Expected | None:
@@ -387,6 +420,12 @@ class Experiment(Closed):
                     raise ValueError(
                         f"ablations: {ablation.label!r} sets {part}.{both[0]}, which tuning.grid tries; remove one"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _truths_name_what_is_compared(self) -> Experiment:
+        if self.truths:
+            check_names(self.truths, self.row_names, self.preset_names)
         return self
 
     @model_validator(mode="after")

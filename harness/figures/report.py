@@ -16,6 +16,7 @@ from harness.figures import FIGURES, WITH_COLUMNS, write_figure
 from harness.files import write_atomic
 from harness.records.store import load
 from harness.run_folder import Collection
+from harness.tables.forms import TRUTHS_SECTION
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto; max-width: 1180px;
@@ -73,7 +74,9 @@ def report(folder: Path, experiment: Experiment, columns: list[str] | None = Non
     records = load(folder)
     runs = Collection(folder).read_runs()
     drawn, lacking = _figures(folder, columns)
-    tables = [path.read_text() for path in sorted(folder.glob("table*.html"))]
+    pages = [path.read_text() for path in sorted(folder.glob("table*.html"))]
+    truths = dict.fromkeys(section for page in pages for section in TRUTHS_SECTION.findall(page))  # all pages have them
+    tables = [TRUTHS_SECTION.sub("", page) for page in pages]
     files = Collection(folder)
     raw_files = [files.records, files.samples, files.runs, files.table("table", "csv")]
     names = [path.name for path in raw_files if path.exists()]
@@ -82,6 +85,7 @@ def report(folder: Path, experiment: Experiment, columns: list[str] | None = Non
         f"<h1>{escape(experiment.name)}</h1><p>{escape(experiment.description)}</p>",
         f'<p class="facts">{len(runs)} runs, {len(records):,} records, measured from {records["time"].min()} to '
         f"{records['time'].max()}</p>",
+        *[f'<div class="wide mixerbench">{section}</div>' for section in truths],
         *[f'<div class="wide">{table}</div>' for table in tables],
         "<h2>Figures</h2>",
         *drawn,

@@ -178,6 +178,13 @@ def around(value: float, error: Part) -> tuple[float, float]:
     return value - half, value + half
 
 
+def lies_within(low: float, high: float, least: float, most: float) -> bool | None:
+    """Whether an interval lies within bounds: True inside, False wholly outside, None if it reaches or crosses one."""
+    if least < low and high < most:
+        return True
+    return False if high < least or most < low else None
+
+
 def seeds_part(values: np.ndarray) -> Part | None:
     """Seeds' part of the squared standard error of the mean of values, one per seed; None with one seed."""
     k = len(values)

@@ -10,27 +10,40 @@ from harness.records.store import load, load_samples
 from harness.run_folder import Collection
 from harness.tables.comparison import comparison
 from harness.tables.forms import Table
-from harness.tables.paper import PAPER_TABLES, belongs, paper_table
+from harness.tables.paper import PAPER_TABLES, belongs, paper_table, printed_by
+from harness.tables.truths import judge, judge_paper
+from harness.tables.verdicts import Verdict
 
 
 def write_table(
     folder: Path, columns: list[str] | None, allow_mixed: bool, experiment: Experiment | None = None
-) -> str:
+) -> tuple[str, list[Verdict]]:
     """Compare the records of a collection. Writes table.md, .tex, .csv and .html next to them; returns the markdown.
 
     If the experiment measures a table of the paper, the comparison is also written in the paper's layout (table2.md and
     so on), and that markdown is returned, unless `columns` are given or no column of the paper's table has records.
+    The second value holds the verdicts on the experiment's truths and on the paper's numbers, which the tables print;
+    tables of some `columns` have none.
     Raises ValueError if nothing was collected, or records of a column were measured differently.
     """
     Collection(folder).require()
     frame, samples = load(folder), load_samples(folder)
     runs = Collection(folder).read_runs()
     expected = None if experiment is None else experiment.expectation
-    shown = write_forms(folder, "table", comparison(frame, columns, runs, samples, allow_mixed, expected))
+    table = comparison(frame, columns, runs, samples, allow_mixed, expected)
+    shown = [("table", table)]
     which = experiment.expected.table if experiment is not None and experiment.expected is not None else None
     if which in PAPER_TABLES and columns is None and belongs(which, frame).any():
-        shown = write_forms(folder, which, paper_table(which, frame, runs, samples, allow_mixed, expected))
-    return shown
+        shown.append((which, paper_table(which, frame, runs, samples, allow_mixed, expected)))
+    verdicts: list[Verdict] = []
+    if experiment is not None and columns is None:
+        verdicts = judge(experiment, frame, samples)
+    if expected is not None and columns is None:
+        verdicts += judge_paper(shown[-1][1], expected, printed_by(expected.table, runs))
+    for name, found in shown:
+        found.truths = verdicts
+        markdown = write_forms(folder, name, found)
+    return markdown, verdicts
 
 
 def write_forms(folder: Path, name: str, table: Table) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape as escape_html
@@ -24,6 +25,7 @@ from harness.tables.cells import (
     model_text,
     number,
 )
+from harness.tables.verdicts import MET, NOT_MET, Verdict, tally
 
 WIDEST = 12
 """A suite with more columns than this is split into one table per metric."""
@@ -40,6 +42,9 @@ STYLE = """\
 .mixerbench .far { background: #fbdcc8 }
 .mixerbench li { font: 12px/1.4 sans-serif }
 </style>"""
+TRUTHS_STYLE = "<style>.mixerbench .truths td { text-align: left; white-space: normal }</style>"
+TRUTHS_SECTION = re.compile(r'<section class="truths">.*?</section>', re.DOTALL)
+"""The section of verdicts in HTML."""
 PREAMBLE = "needs \\usepackage{booktabs} \\usepackage{graphicx} \\usepackage[table]{xcolor}"
 NO_WIDER = "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%"
 """Shrinks a table to the text width if it is wider."""
@@ -67,7 +72,7 @@ class Table:
     cells: by row and column, every pair present. model: the model table, by row and key of MODEL_COLUMNS; empty without
     runs. notes: what a reader must know. provenance: records, code and machine; LaTeX has them as comments. tested: the
     tests by group and column, if there were any. title: set for a table in the paper's layout. percent_digits: decimals
-    of numbers in percent.
+    of numbers in percent. truths: verdicts on what the results must meet; CSV has none of them.
     """
 
     rows: list[Row]
@@ -79,6 +84,7 @@ class Table:
     tested: dict[tuple[str, Column], Tested] = field(default_factory=dict)
     title: str | None = None
     percent_digits: int = 1
+    truths: list[Verdict] = field(default_factory=list)
 
     @property
     def marked(self) -> bool:
@@ -147,16 +153,18 @@ class Table:
         ]
 
     def markdown(self) -> str:
-        """All blocks, then the notes. A comparison shows the layout in a column, a table in the paper's layout shows
-        groups as rows."""
+        """All blocks, then truths and notes. A comparison shows the layout in a column, a table in the paper's layout
+        shows groups as rows."""
         parts = [f"### {block.title}\n\n" + markdown_block(block, self.title is None) for block in self.blocks()]
+        parts += [markdown_truths(self.truths)] if self.truths else []
         notes = [*self.marks_note("**bold**", "<u>underlined</u>"), *self.notes, *self.provenance]
         return "\n\n".join([*parts, "\n".join(f"- {escape_bar(note)}" for note in notes)]) + "\n"
 
     def html(self) -> str:
         """A fragment with its own style. Colour, like ≈ and ≠, says whether our number is within the tolerance of the
         paper's."""
-        parts = [STYLE, '<div class="mixerbench">', *(html_block(block) for block in self.blocks()), "<ul>"]
+        parts = [STYLE, '<div class="mixerbench">', *(html_block(block) for block in self.blocks())]
+        parts += [*([html_truths(self.truths)] if self.truths else []), "<ul>"]
         parts += [f"<li>{note}</li>" for note in self.marks_note("<b>bold</b>", "<u>underlined</u>")]
         parts += [f"<li>{escape_html(note, quote=False)}</li>" for note in [*self.notes, *self.provenance]]
         return "\n".join([*parts, "</ul>", "</div>"]) + "\n"
@@ -167,6 +175,7 @@ class Table:
         found = self.blocks()
         beside = any(cell.paper is not None for cell in self.cells.values())
         notes = [*self.marks_note("bold", "underlined"), *["in italics: the paper's number"] * beside, *self.notes]
+        notes += [f"{v.outcome}: {truth_text(v)}: {v.numbers}" for v in self.truths]
         floats = [
             latex_block(block, label if i == 0 else f"{label}-{i + 1}", notes if i == len(found) - 1 else [])
             for i, block in enumerate(found)
@@ -215,6 +224,30 @@ def markdown_block(block: Block, layouts: bool) -> str:
             lines.append([f"*{group}*", *[""] * width])
         lines += [[*[row.layout] * layouts, row.label, *map(markdown_text, texts)] for row, texts in rows]
     return "\n".join(f"| {' | '.join(map(escape_bar, line))} |" for line in lines)
+
+
+def markdown_truths(truths: Sequence[Verdict]) -> str:
+    """The section of verdicts in markdown."""
+    lines = [["verdict", "truth", "numbers"], ["---"] * 3]
+    lines += [[f"**{v.outcome}**" if v.outcome != MET else MET, truth_text(v), v.numbers] for v in truths]
+    rows = "\n".join(f"| {' | '.join(map(escape_bar, line))} |" for line in lines)
+    return f"### Truths\n\n{tally(truths)}\n\n{rows}"
+
+
+def html_truths(truths: Sequence[Verdict]) -> str:
+    """The section of verdicts in HTML, which `TRUTHS_SECTION` finds again."""
+    lines = ['<section class="truths">', TRUTHS_STYLE, "<h3>Truths</h3>", f"<p>{tally(truths)}</p>", "<table>"]
+    lines.append("<tr><th>verdict</th><th>truth</th><th>numbers</th></tr>")
+    for v in truths:
+        side = {MET: ' class="near"', NOT_MET: ' class="far"'}.get(v.outcome, "")
+        cells = "".join(f"<td>{escape_html(text, quote=False)}</td>" for text in (truth_text(v), v.numbers))
+        lines.append(f"<tr><td{side}>{v.outcome}</td>{cells}</tr>")
+    return "\n".join([*lines, "</table>", "</section>"])
+
+
+def truth_text(verdict: Verdict) -> str:
+    """A truth with its source."""
+    return f"{verdict.truth} ({verdict.why})" if verdict.why else verdict.truth
 
 
 def escape_bar(text: str) -> str:

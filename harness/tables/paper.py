@@ -92,7 +92,7 @@ def paper_table(
                 table.cells[row, column] = average_cell(measured, row, tasks, len(parts), samples or {})
             else:
                 table.cells[row, column] = measured.table.cells.get((row, column), Cell())
-    return finish(table, measured, runs, expected, printed_variant(runs) if which == "table5" else printed)
+    return finish(table, measured, runs, expected, printed_by(which, runs))
 
 
 def belongs(which: str, frame: pd.DataFrame) -> pd.Series:
@@ -167,6 +167,11 @@ def average_cell(measured: Measured, row: Row, columns: list[Column], tasks: int
     )
     parts = [make_cell(task, samples) for task in records]
     return Cell(estimate=estimate, agreed=any(part.agreed for part in parts), parts=parts)
+
+
+def printed_by(which: str, runs: pd.DataFrame | None) -> Printed:
+    """Function that gives the number that a table or figure of the paper prints for a row and column."""
+    return printed_variant(runs) if which == "table5" else printed
 
 
 def printed_variant(runs: pd.DataFrame | None) -> Printed:

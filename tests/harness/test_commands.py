@@ -1,11 +1,15 @@
 """Commands on models and results, refused in one line where they cannot work; tests/test_run.py runs them on runs."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
+from harness.experiments.load import EXPERIMENTS
+from harness.files import CHECKOUT
 from run import app
 
 cli = CliRunner()
@@ -50,6 +54,51 @@ def test_what_was_not_collected_cannot_be_shown(command: str, tmp_path: Path) ->
     said = refused(command, "demo", "--runs", str(tmp_path))
     assert "nothing collected there; run collect first" in said
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> list[str]:
+    """A table of the committed demo, of which an experiment file says more: the arguments without --strict."""
+    shutil.copytree(CHECKOUT / "results" / "demo", tmp_path / "demo")
+    return ["table", str(tmp_path / "own.yaml"), "--out", str(tmp_path / "demo")]
+
+
+def stating(demo: list[str], **fields: object) -> list[str]:
+    """Write an experiment like demo with some fields changed; returns the arguments."""
+    content = yaml.safe_load((EXPERIMENTS / "demo.yaml").read_text(encoding="utf-8"))
+    Path(demo[1]).write_text(yaml.safe_dump(content | fields))
+    return demo
+
+
+GUESS = {"threshold": "mqar_acc", "of": ["attention"], "at": [4], "at_least": 0}
+
+
+def test_strict_exits_with_1_and_names_each_truth_that_is_not_met_or_undecided(demo: list[str]) -> None:
+    met = cli.invoke(app, [*stating(demo, truths=[GUESS]), "--strict"])
+    assert met.exit_code == 0 and met.stderr == "truths: 1 met\n", met.output
+    truths = [GUESS, GUESS | {"at_least": 101}, GUESS | {"at": [5]}]
+    failed = cli.invoke(app, [*stating(demo, truths=truths), "--strict"])
+    said = failed.stderr.splitlines()
+    assert failed.exit_code == 1 and said[0] == "truths: 1 met, 1 not met, 1 undecided"
+    assert said[1].startswith("not met: mqar_acc of attention is at least 101 at 4: Transformer (attention) @4: ")
+    assert said[2].startswith("undecided: ") and said[2].endswith("no row was measured at 5; there are 4, 8, 16, 32")
+    assert "### Truths" in failed.stdout and len(said) == 3
+    assert cli.invoke(app, demo).exit_code == 0
+
+
+def test_an_order_of_one_seed_is_undecided(demo: list[str]) -> None:
+    order = {"order": "mqar_acc", "below": "attention", "above": "gdn2", "at": [4]}
+    result = cli.invoke(app, [*stating(demo, truths=[order]), "--strict"])
+    assert result.exit_code == 1 and "1 seed; an interval over seeds needs 3" in result.stderr
+
+
+def test_strict_without_a_truth_or_with_a_part_of_the_results_is_refused(demo: list[str]) -> None:
+    result = cli.invoke(app, [*stating(demo), "--strict"])
+    assert result.exit_code == 2 and result.stderr == (
+        "error: --strict: demo states no truths; add `truths` to it, or leave --strict out\n"
+    )
+    assert "--columns leaves some out" in refused(*demo, "--strict", "--columns", "mqar_acc@4")
+    assert "--paper leaves some out" in refused("table", "table2", "--strict", "--paper")
 
 
 def test_a_figure_says_which_collection_it_lacks(tmp_path: Path) -> None:

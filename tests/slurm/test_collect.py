@@ -38,7 +38,7 @@ def test_a_run_is_collected_with_the_options_of_its_mixer(plans, tmp_path):
         ("channel", "scalar", 1),
         ("channel", "channel", 2),
     ]
-    shown = write_table(tmp_path / "out", None, False, load_experiment("table5"))
+    shown, _ = write_table(tmp_path / "out", None, False, load_experiment("table5"))
     for label, printed in (("scalar erase gate", 11.62), ("scalar write gate", 11.5), ("erase range 2", 11.44)):
         (line,) = [line for line in shown.splitlines() if label in line and line.startswith("|")]
         assert f"paper {printed}" in line
@@ -53,7 +53,7 @@ def test_a_run_whose_records_cannot_be_read_is_said_and_does_not_stop_the_others
     frame, lacking = collect(plans, tmp_path / "out", "test")
     assert len(frame) == 3 and lacking == [plans[1].config.run_id]
     assert set(pd.read_parquet(tmp_path / "out" / "records.parquet")["run"]) == set(frame["run"])
-    shown = write_table(tmp_path / "out", None, False)
+    shown, _ = write_table(tmp_path / "out", None, False)
     assert "| recurrent | Gated DeltaNet-2, scalar erase gate | unreadable |" in shown
     assert "UNREADABLE: Gated DeltaNet-2, scalar erase gate" in shown and "schema 2 is newer" in shown
     for run in plans:

@@ -36,6 +36,7 @@ def test_the_experiments_of_the_project_are_valid_under_the_schema(path: Path, s
         ({"preset": "cpu-600"}, "cpu-600"),
         ({"train": {"lr": -1}}, "-1"),
         ({"suites": {"recall": {"pairs": [0]}}}, "0"),
+        ({"truths": [{"chance": "mqar_acc", "of": ["gdn2"], "within": 0}]}, "0"),
         ({"mixers": [{"mixer": "gdn2", "options": {"heads": 2, "erase_range": 3}}]}, "erase_range"),
     ],
 )
@@ -59,5 +60,7 @@ def test_the_text_names_each_field_with_type_default_and_documentation() -> None
     assert "dtype: auto | fp32 | bf16, default auto" in text
     assert "tracker: wandb | trackio or none, default none" in text
     nested = render(Experiment)
+    assert "truths: list of mapping, default []" in nested
+    assert "truths[].at_least: float or none" in nested and "truths[].below: text, required" in nested
     assert "data.phases[].seq_len: int, required\n    Tokens per row." in nested
     assert "train: mapping, as follows" in nested

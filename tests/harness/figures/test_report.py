@@ -4,8 +4,10 @@ import re
 import shutil
 from pathlib import Path
 
+import yaml
 from typer.testing import CliRunner
 
+from harness.experiments.load import EXPERIMENTS
 from harness.files import CHECKOUT
 from run import app
 
@@ -35,6 +37,18 @@ def test_a_report_is_one_page_with_tables_figures_configuration_and_provenance(t
     assert links and all((folder / link).is_file() for link in links)
     assert not re.search(r"<(script|link|iframe)", page) and "@import" not in page
     assert "kernels" in page.partition("No data, or no columns, for: ")[2].partition("<")[0]
+
+
+def test_truths_stand_above_the_tables_and_once(tmp_path: Path) -> None:
+    shutil.copytree(DEMO, tmp_path / "demo")
+    content = yaml.safe_load((EXPERIMENTS / "demo.yaml").read_text(encoding="utf-8"))
+    content["truths"] = [{"threshold": "mqar_acc", "of": ["attention"], "at": [4], "at_least": 0, "why": "a bound"}]
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(content))
+    result = cli.invoke(app, ["report", str(tmp_path / "own.yaml"), "--out", str(tmp_path / "demo")])
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert page.count("<h3>Truths</h3>") == 1 and "1 met" in page
+    assert page.index("at least 0 at 4 (a bound)") < page.index("<h3>model</h3>")
 
 
 def test_nothing_collected_is_said(tmp_path: Path) -> None:

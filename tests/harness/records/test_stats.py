@@ -21,6 +21,7 @@ from harness.records.stats import (
     bootstrap_distribution,
     difference,
     estimate,
+    lies_within,
     mean_stderr,
     paired,
     perplexity,
@@ -408,3 +409,19 @@ def test_equal_models_differ_in_one_comparison_of_twenty_at_most(by_item, seeds)
     assert wrong / trials < 0.05 + above(0.05, trials)
     if by_item and seeds == 1:  # here the test is the bootstrap, which is not a conservative one
         assert wrong / trials > 0.05 - above(0.05, trials)
+
+
+@pytest.mark.parametrize(
+    ("interval", "inside"),
+    [
+        ((1, 2), True),
+        ((-2, -1), False),
+        ((4, 5), False),
+        ((-1, 1), None),
+        ((2, 4), None),
+        ((0, 1), None),
+        ((-1, 5), None),
+    ],
+)
+def test_an_interval_that_reaches_a_bound_neither_lies_within_nor_outside(interval, inside):
+    assert lies_within(*interval, 0, 3) is inside

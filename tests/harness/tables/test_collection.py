@@ -7,11 +7,12 @@ import shutil
 import pytest
 
 from harness.experiments.load import load_experiment
+from harness.experiments.schema import Experiment
 from harness.files import CHECKOUT
 from harness.run_folder import Collection
 from harness.tables.collection import write_forms, write_table
 from harness.tables.paper import printed_table
-from tests.harness.tables.table_records import golden_records, of_table2, store
+from tests.harness.tables.table_records import TOKENS, golden_records, of_table2, store
 
 
 @pytest.fixture
@@ -30,18 +31,48 @@ def written(folder):
 
 
 def test_a_table_is_written_in_four_forms_and_returned_as_markdown(collected):
-    shown = write_table(collected, None, allow_mixed=False)
+    shown, verdicts = write_table(collected, None, allow_mixed=False)
     assert written(collected) == ["table.csv", "table.html", "table.md", "table.tex"]
-    assert shown == (collected / "table.md").read_text() and "### language" in shown
+    assert verdicts == [] and shown == (collected / "table.md").read_text() and "### language" in shown
 
 
 def test_an_experiment_of_the_paper_is_also_laid_out_as_the_papers_table(collected):
     experiment = load_experiment("table2")
-    shown = write_table(collected, None, allow_mixed=False, experiment=experiment)
+    shown, _ = write_table(collected, None, allow_mixed=False, experiment=experiment)
     assert shown == (collected / "table2.md").read_text() and "Language modelling" in shown
     assert len(written(collected)) == 8
-    only = write_table(collected, ["piqa_acc"], allow_mixed=False, experiment=experiment)
+    only, verdicts = write_table(collected, ["piqa_acc"], allow_mixed=False, experiment=experiment)
+    assert verdicts == []  # of a part of the columns
     assert only == (collected / "table.md").read_text() and "boolq" not in only.partition("\n- ")[0]
+
+
+def test_truths_and_the_papers_numbers_are_judged_in_one_list_that_every_readable_form_prints(collected):
+    content = {"name": "small", "preset": "cpu-1m", "mixers": ["gdn2"]}
+    content["truths"] = [{"threshold": "piqa_acc", "of": ["gdn2"], "at_least": 1, "why": "a test"}]
+    content["expected"] = {"table": "table2", "preset": "cpu-1m", "tokens": TOKENS, "tolerance": {"piqa_acc": 12.0}}
+    content["data"] = {"phases": [{"tokens": TOKENS, "seq_len": 64, "rows": {"text": 4}}]}
+    experiment = Experiment.model_validate(content)
+    shown, verdicts = write_table(collected, None, allow_mixed=False, experiment=experiment)
+    assert (verdicts[0].outcome, verdicts[0].why) == ("met", "a test")
+    rows = {verdict.truth.partition(" is ")[0].removeprefix("piqa_acc of "): verdict for verdict in verdicts[1:]}
+    outcomes = {row: verdict.outcome for row, verdict in rows.items()}
+    assert outcomes == {
+        "Mamba-2 (recurrent)": "not met",
+        "Gated DeltaNet (recurrent)": "met",
+        "KDA (recurrent)": "undecided",
+        "Mamba-3 SISO (recurrent)": "undecided",
+        "Gated DeltaNet-2 (recurrent)": "met",
+        "Transformer (attention)": "not met",
+        "Gated DeltaNet-2 (hybrid)": "undecided",
+    }
+    assert rows["KDA (recurrent)"].numbers == "failed"
+    assert rows["Gated DeltaNet-2 (hybrid)"].numbers == "not trained at the paper's scale"
+    assert "### Truths\n\n3 met, 2 not met, 3 undecided\n\n| verdict | truth | numbers |" in shown
+    for name in ("table", "table2"):
+        for form in ("md", "html", "tex"):
+            text = (collected / f"{name}.{form}").read_text()
+            assert "at least 1" in text and "a test" in text, (name, form)
+        assert "at least 1" not in (collected / f"{name}.csv").read_text()
 
 
 def test_a_folder_without_a_collection_is_refused(tmp_path):

@@ -19,8 +19,9 @@ import pandas as pd
 import pytest
 
 from harness.tables.comparison import comparison
-from harness.tables.forms import Table
+from harness.tables.forms import TRUTHS_SECTION, Table
 from harness.tables.paper import paper_table, printed_table
+from harness.tables.verdicts import MET, NOT_MET, UNDECIDED, Verdict
 from tests.harness.tables.table_records import RUNS, expectation, golden_records, of_table2, of_table5, record, store
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -119,6 +120,39 @@ def test_latex_compiles_with_the_packages_that_it_names(tmp_path):
     # The longest lines of small print may stick out by a few points; a table must not.
     wide = [float(w) for w in re.findall(r"Overfull .hbox \((\S+)pt too wide", done.stdout)]
     assert "undefined" not in done.stdout and max(wide, default=0) < 30
+
+
+def test_verdicts_stand_below_the_numbers_in_every_form_but_csv(tmp_path):
+    table = make("comparison", tmp_path)
+    bare = {form: written(table, "comparison", form) for form in FORMS}
+    table.truths = [
+        Verdict(MET, "a|b is < 3", "2 & 1"),
+        Verdict(NOT_MET, "c holds", "−1", "arXiv 1"),
+        Verdict(UNDECIDED, "d", ""),
+    ]
+    assert table.csv() == bare["csv"]
+    text = table.markdown()
+    section = text[text.index("### Truths") : text.index("\n- ")]
+    assert section.splitlines() == [
+        "### Truths",
+        "",
+        "1 met, 1 not met, 1 undecided",
+        "",
+        "| verdict | truth | numbers |",
+        "| --- | --- | --- |",
+        "| met | a\\|b is < 3 | 2 & 1 |",
+        "| **not met** | c holds (arXiv 1) | −1 |",
+        "| **undecided** | d |  |",
+        "",
+    ]
+    assert text.replace(section + "\n", "") == bare["md"] or text.replace(section, "") == bare["md"]
+    (found,) = TRUTHS_SECTION.findall(table.html())
+    assert table.html().replace(found + "\n", "") == bare["html"]
+    assert '<td class="near">met</td><td>a|b is &lt; 3</td><td>2 &amp; 1</td>' in found
+    assert '<td class="far">not met</td><td>c holds (arXiv 1)</td>' in found and "<td>undecided</td>" in found
+    assert "met: a$|$b is $<$ 3: 2 \\& 1.\\par" in table.latex(
+        "x"
+    ) and "not met: c holds (arXiv 1): $-$1" in table.latex("x")
 
 
 def test_a_csv_has_one_header_and_numbers_below_it(tmp_path):
