@@ -91,19 +91,18 @@ def _rows(schema: Mapping[str, Any], definitions: Mapping[str, Any], prefix: str
         yield FieldRow(
             f"{prefix}{name}", _type(field, definitions), name in required, field.get("default"), description
         )
-        nested, many = _nested(field)
-        if nested is not None and "properties" in definitions[nested]:
-            yield from _rows(definitions[nested], definitions, f"{prefix}{name}{'[]' if many else ''}.")
+        for nested, many in _nested(field):
+            if "properties" in definitions[nested]:
+                yield from _rows(definitions[nested], definitions, f"{prefix}{name}{'[]' if many else ''}.")
 
 
-def _nested(field: Mapping[str, Any]) -> tuple[str | None, bool]:
-    """The definition that a field, or each item of a list, refers to; whether it is a list."""
+def _nested(field: Mapping[str, Any], many: bool = False) -> Iterator[tuple[str, bool]]:
+    """The definitions that a field, or each item of a list, may refer to; for each whether it is a list."""
     for option in field.get("anyOf", [field]):
         if "$ref" in option:
-            return option["$ref"].rpartition("/")[2], False
-        if "$ref" in option.get("items", {}):
-            return option["items"]["$ref"].rpartition("/")[2], True
-    return None, False
+            yield option["$ref"].rpartition("/")[2], many
+        elif "items" in option:
+            yield from _nested(option["items"], True)
 
 
 def _type(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
@@ -112,7 +111,7 @@ def _type(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     if "const" in field:
         return str(field["const"])
     if "anyOf" in field:
-        return " or ".join(_type(option, definitions) for option in field["anyOf"])
+        return " or ".join(dict.fromkeys(_type(option, definitions) for option in field["anyOf"]))
     if "$ref" in field:
         definition = definitions[field["$ref"].rpartition("/")[2]]
         return "mapping" if "properties" in definition else _type(definition, definitions)

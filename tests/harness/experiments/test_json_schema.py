@@ -60,4 +60,5 @@ def test_the_text_names_each_field_with_type_default_and_documentation() -> None
     assert "tracker: wandb | trackio or none, default none" in text
     nested = render(Experiment)
     assert "data.phases[].seq_len: int, required\n    Tokens per row." in nested
+    assert "data.phases[].mqar[].pairs: int, required\n" in nested  # of the other kind of phase
     assert "train: mapping, as follows" in nested

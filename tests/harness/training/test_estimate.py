@@ -67,7 +67,7 @@ def test_a_checkpoint_is_as_large_on_disk_as_estimated(tmp_path: Path) -> None:
     model = build_model(config.model, 0)
     optimizer = build_optimizer(model, config.train)
     tokens = torch.zeros(1, 9, dtype=torch.long)
-    masked_loss(model, tokens, tokens[:, 1:] == 0).backward()
+    masked_loss(model, tokens[:, :-1], tokens[:, 1:], tokens[:, 1:] == 0)[0].backward()
     optimizer.step()
     content = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
     for step in range(checkpoint.KEEP + 1):

@@ -15,7 +15,7 @@ from harness.lm.load import load_trained
 from harness.model.language_model import build_model
 from harness.run_folder import RunFolder
 from harness.training import batches, checkpoint
-from harness.training.batches import step_rows
+from harness.training.batches import Rows, step_rows
 from harness.training.device import ceiling
 from harness.training.train import train
 from harness.training.trainer import Trainer, TrainingStopped
@@ -170,7 +170,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path, small_
 def test_an_error_of_reading_ahead_comes_with_the_step_that_needs_the_rows(
     tmp_path: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(config: RunConfig, step: int, *rest: Any) -> tuple[Tensor, Tensor]:
+    def broken(config: RunConfig, step: int, *rest: Any) -> Rows:
         if step == 2:
             raise OSError("shard is gone")
         return step_rows(config, step, *rest)

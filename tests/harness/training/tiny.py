@@ -68,7 +68,8 @@ def make_bad(trainer: Trainer, steps: set[int]) -> None:
     """Make the loss of these steps nan."""
     forward = trainer.loss.forward
 
-    def spoilt(tokens: Tensor, counted: Tensor) -> Tensor:
-        return forward(tokens, counted) * (math.nan if trainer.step in steps else 1.0)
+    def spoilt(*rows: Tensor, scored: bool) -> tuple[Tensor, Tensor | None]:
+        loss, right = forward(*rows, scored=scored)
+        return loss * (math.nan if trainer.step in steps else 1.0), right
 
     trainer.loss.forward = spoilt
