@@ -98,6 +98,11 @@ class Trainer:
                 )
             if self.data is not None:
                 self.data.require_vocab(config.model.vocab_size)
+            elif config.model.vocab_size < len(self.tokenizer):
+                raise ValueError(
+                    f"vocab_size: {config.model.vocab_size} is too small for the {len(self.tokenizer)} tokens of "
+                    f"{config.data.tokenizer!r}; set it to at least as many"
+                )
             require_file(config.mixer_file)
             self.model = build_model(config.model, config.seed)
             self.gradient_check = check_gradients(self.model, self.device, self.dtype)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.data import synthetic
+from harness.data import mqar, synthetic
 from harness.data.prepare import prepare
 from harness.data.shards import TokenData
 from harness.data.tokenizer import load_tokenizer
@@ -19,8 +19,9 @@ from harness.experiments.schema import DataConfig, Experiment
 from harness.training import batches
 from harness.training.batches import BatchLoader, Rows, data_sha256, open_data, step_rows
 from harness.training.distributed import ALONE, World
+from harness.training.schedule import position
 from harness.training.trainer import Trainer
-from tests.harness.training.tiny import PHASE, run_config
+from tests.harness.training.tiny import PHASE, recall_config, run_config
 
 ROWS, SEQ_LEN = 64, 31
 
@@ -88,6 +89,38 @@ def test_rows_are_read_ahead_by_a_thread_and_are_those_of_the_step(
         assert all(torch.equal(a, b) for a, b in zip(rows.rows(step), expected[step], strict=True))
     rows._thread.shutdown()
     assert read == [(step, False) for step in (0, 1, 2, 3, 7, 8, 11, 3, 4)]
+
+
+def test_rows_of_recall_are_those_drawn_for_the_step_and_are_shared_in_order_of_rank() -> None:
+    config = recall_config()
+    tokenizer, seen = load_tokenizer("ids:32"), set()
+    assert open_data(config.data) is None
+    for step in range(config.data.steps):
+        at = position(config.data, config.seed, step)
+        whole = step_rows(config, step, tokenizer, None)
+        assert whole.inputs.shape == whole.targets.shape == (16, at.seq_len)
+        assert (whole.counted.sum(1) == at.turn.of.pairs).all()
+        numbers = at.turn.numbers(16, 0, 16)
+        drawn = mqar.draw(at.turn.of.pairs, at.seq_len, 32, "separated", "train 0 0", numbers)
+        for ours, expected in zip(whole, (drawn.inputs, drawn.targets, drawn.counted), strict=True):
+            assert (ours.numpy() == expected).all()
+        shares = [step_rows(config, step, tokenizer, None, World(r, 4, r)) for r in range(4)]
+        for parts, each in zip(zip(*shares, strict=True), whole, strict=True):
+            assert torch.equal(torch.cat(parts), each)
+        seen |= {tuple(row) for row in whole.inputs.tolist()}
+    assert len(seen) == 140 + 96  # the second epoch reads the same examples
+    other = step_rows(config.model_copy(update={"seed": 1}), 0, tokenizer, None)
+    assert not {tuple(row) for row in other.inputs.tolist()} & seen
+
+
+def test_synthetic_data_are_identified_by_their_ids_and_by_the_definition_of_the_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = recall_config().data
+    first = data_sha256(data)
+    assert data_sha256(data.model_copy(update={"tokenizer": "ids:34"})) != first
+    monkeypatch.setattr(mqar, "DEFINITION", "mqar 2")
+    assert data_sha256(data) != first
 
 
 def test_missing_data_is_named(tmp_path: Path) -> None:
