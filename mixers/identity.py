@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from types import UnionType
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -90,6 +91,13 @@ def _content(value: Any, dumped: Any, with_incidental: bool) -> Any:
 def _completed(annotation: Any, value: Any) -> Any:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel) and isinstance(value, Mapping):
         return completed(annotation, value)
-    if isinstance(value, list) and len(models := get_args(annotation)) == 1:
-        return [_completed(models[0], item) for item in value]
+    kinds = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        return _completed(kinds[0], value)
+    if get_origin(annotation) is UnionType and isinstance(value, Mapping):  # the one that has these fields
+        models = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        fitting = next((model for model in models if value.keys() <= model.model_fields.keys()), None)
+        return value if fitting is None else completed(fitting, value)
+    if get_origin(annotation) in (list, tuple) and isinstance(value, list):
+        return [_completed(kinds[0], item) for item in value]
     return value

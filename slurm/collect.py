@@ -93,12 +93,7 @@ def trained_on(folder: Path) -> str:
 
 def mixture(data: DataConfig) -> str:
     """The training data, phase by phase, in words."""
-    phases = [
-        f"{phase.steps * phase.tokens_per_step:,} tokens in rows of {phase.seq_len}: "
-        + " and ".join(f"{count} {task}" for task, count in phase.rows.items())
-        for phase in data.phases
-    ]
-    return f"{data.source} data; " + ", then ".join(phases)
+    return f"{data.source} data; " + ", then ".join(map(str, data.phases))
 
 
 def collect(plans: list[RunPlan], out: Path, command: str) -> tuple[pd.DataFrame, list[str]]:

@@ -72,7 +72,7 @@ def check(experiment: Experiment) -> None:
     require_tracker(experiment.train)
     tokenizer = load_tokenizer(experiment.data.tokenizer)
     data = open_data(experiment.data)
-    for phase in experiment.data.phases:
+    for phase in experiment.data.phases if data is not None else ():
         if "text" in phase.rows:
             data.windows("train", phase.seq_len)
         if phase.rows.keys() - {"text"}:

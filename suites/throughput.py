@@ -129,7 +129,7 @@ def time_windows(
 def mean_loss(model: LanguageModel, tokens: Tensor) -> Callable[[], Tensor]:
     """Return a function that computes training's loss on tokens [B, T + 1], with every target counted."""
     counted = torch.ones_like(tokens[:, 1:], dtype=torch.bool)
-    return lambda: masked_loss(model, tokens, counted) / counted.numel()
+    return lambda: masked_loss(model, tokens[:, :-1], tokens[:, 1:], counted)[0] / counted.numel()
 
 
 def training_step(

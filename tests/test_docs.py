@@ -13,9 +13,10 @@ import yaml
 from typer.testing import CliRunner
 
 from harness.data.tokenizer import load_tokenizer
+from harness.experiments.data import DataConfig, Phase, RecallPhase
 from harness.experiments.expand import expand
 from harness.experiments.load import load_experiment
-from harness.experiments.schema import Ablation, DataConfig, Expected, Experiment, MixerSpec, Phase, TrainConfig
+from harness.experiments.schema import Ablation, Expected, Experiment, MixerSpec, TrainConfig
 from harness.figures import FIGURES
 from harness.lm.export import to_llama
 from harness.lm.load import load_trained
@@ -188,7 +189,7 @@ def test_files_that_the_documents_name_exist() -> None:
 
 def test_every_field_of_an_experiment_and_of_a_record_every_metric_figure_and_suite_is_documented() -> None:
     schema = (CHECKOUT / "docs" / "experiments.md").read_text(encoding="utf-8")
-    models = (Experiment, MixerSpec, DataConfig, Phase, TrainConfig, Ablation, Expected)
+    models = (Experiment, MixerSpec, DataConfig, Phase, RecallPhase, TrainConfig, Ablation, Expected)
     assert not [name for model in models for name in model.model_fields if not re.search(rf"\b{name}\b", schema)]
     results = (CHECKOUT / "docs" / "results.md").read_text(encoding="utf-8")
     results += (CHECKOUT / "docs" / "reproducibility.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The order in which training reads windows of text: one pseudo-random permutation per epoch."""
+"""Pseudo-random orders and numbers that depend on a key and a position alone, however they are split over calls."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import hashlib
 
 import numpy as np
 from numpy.typing import NDArray
+
+GAMMA = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's increment
 
 
 def sample_order(windows: int, seed: int, start: int, count: int) -> NDArray[np.int64]:
@@ -36,13 +38,24 @@ def permute(positions: NDArray[np.int64], size: int, key: str, rounds: int = 6) 
     while len(todo):
         left, right = values[todo] >> half, values[todo] & mask
         for k in keys:
-            left, right = right, left ^ (_mix(right + k) & mask)
+            left, right = right, left ^ (mix(right + k) & mask)
         values[todo] = (left << half) | right
         todo = todo[values[todo] >= size]
     return values.astype(np.int64)
 
 
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def uniform(key: str, numbers: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    """`count` random numbers in [0, 1) for each of `numbers`, [len(numbers), count].
+
+    A row is a pure function of (key, its number): SplitMix64's sequence from a start that the two select.
+    """
+    start = np.frombuffer(hashlib.shake_256(key.encode()).digest(8), dtype="<u8").astype(np.uint64)
+    rows = mix(start + numbers.astype(np.uint64) * GAMMA)
+    bits = mix(rows[:, None] + np.arange(1, count + 1, dtype=np.uint64) * GAMMA)
+    return (bits >> np.uint64(11)) * 2.0**-53
+
+
+def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The finaliser of SplitMix64 (Steele, Lea, Flood 2014), modulo 2^64."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,4 +1,4 @@
-"""Load tokenizers from the embedded file, a tokenizer.json, a folder or the Hub; each has a BOS token."""
+"""Load tokenizers from the embedded file, a tokenizer.json, a folder, the Hub or as bare ids; each has a BOS token."""
 
 from __future__ import annotations
 
@@ -15,17 +15,23 @@ if TYPE_CHECKING:
 
 BOS_NAMES = ("<|bos|>", "<s>", "<bos>", "<|begin_of_text|>", "<|endoftext|>")
 """Usual names of the beginning-of-sequence token, tried in order where a tokenizer file has no configuration."""
+IDS = "ids:"
+"""Prefix of tokenizers without text: `ids:N` has the tokens "0" to "N-1", and a token's id is its number."""
+FEWEST_IDS = 4
+"""A filler, a key and two values: less leaves a synthetic task nothing to ask."""
 
 
 def load_tokenizer(path_or_name: str | Path = "embedded") -> PreTrainedTokenizerFast:
     """Load a fast tokenizer with `bos_token` set.
 
-    path_or_name: "embedded", a tokenizer.json, a folder with one, or a name on the Hub. A document's ids are
+    path_or_name: "embedded", a tokenizer.json, a folder with one, a name on the Hub, or `ids:N`. A document's ids are
     [bos_token_id] + encode(text, add_special_tokens=False). Raises ValueError if the tokenizer is not found, is not a
     fast one, or has no BOS token.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    if (count := ids_count(str(path_or_name))) is not None:
+        return _ids_tokenizer(count)
     if str(path_or_name) == "embedded":
         path_or_name = corpus.TOKENIZER
     path = Path(path_or_name).expanduser()
@@ -53,6 +59,31 @@ def load_tokenizer(path_or_name: str | Path = "embedded") -> PreTrainedTokenizer
             "tokenizer_config.json and give that folder"
         )
     return tokenizer
+
+
+def ids_count(name: str) -> int | None:
+    """N of the tokenizer `ids:N`; None for any other name. Raises ValueError if N is no whole number, or too small."""
+    if not name.startswith(IDS):
+        return None
+    digits = name.removeprefix(IDS)
+    if not (digits.isascii() and digits.isdigit()) or int(digits) < FEWEST_IDS:
+        raise ValueError(f"tokenizer: {name!r} names no number of ids; write {IDS}N with N at least {FEWEST_IDS}")
+    return int(digits)
+
+
+def _ids_tokenizer(count: int) -> PreTrainedTokenizerFast:
+    """The tokenizer `ids:count`. Text is numbers between spaces; BOS is "0", the filler of synthetic rows."""
+    from tokenizers import AddedToken, Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(WordLevel({str(number): number for number in range(count)}, unk_token="<unk>"))
+    backend.pre_tokenizer = WhitespaceSplit()
+    zero = AddedToken("0", single_word=True, normalized=False, special=True)  # else it would split "10"
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=zero, eos_token=zero, clean_up_tokenization_spaces=False
+    )
 
 
 def _tokenizer_from_file(path: Path) -> PreTrainedTokenizerFast:

@@ -96,14 +96,13 @@ def _rows(schema: Mapping[str, Any], definitions: Mapping[str, Any], prefix: str
                 yield from _rows(definitions[nested], definitions, f"{prefix}{name}{'[]' if many else ''}.")
 
 
-def _nested(field: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
-    """The definitions that a field, or each item of a list, refers to; whether it is a list."""
+def _nested(field: Mapping[str, Any], many: bool = False) -> Iterator[tuple[str, bool]]:
+    """The definitions that a field, or each item of a list, may refer to; for each whether it is a list."""
     for option in _options(field):
         if "$ref" in option:
-            yield option["$ref"].rpartition("/")[2], False
-        else:
-            items = _options(option.get("items", {}))
-            yield from ((item["$ref"].rpartition("/")[2], True) for item in items if "$ref" in item)
+            yield option["$ref"].rpartition("/")[2], many
+        elif "items" in option:
+            yield from _nested(option["items"], True)
 
 
 def _options(field: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

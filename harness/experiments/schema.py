@@ -21,8 +21,8 @@ from pydantic import (
     model_validator,
 )
 
-from harness.data.synthetic import shortest_row
 from harness.experiments.closed import Closed
+from harness.experiments.data import DataConfig
 from harness.experiments.presets import Match, preset
 from harness.experiments.truths import Truth, check_names
 from harness.experiments.tuning import OPTION, RECIPE, Tuning, fields_of
@@ -32,72 +32,6 @@ from mixers.interface import one_line
 from mixers.registry import get
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Phase(Closed):
-    """A stretch of training on one mixture of rows."""
-
-    tokens: PositiveInt
-    """Tokens to train on, rounded up to whole optimiser steps."""
-
-    seq_len: PositiveInt
-    """Tokens per row."""
-
-    rows: dict[Literal["text", "mqar", "overwrite", "protect", "interference"], PositiveInt] = Field(min_length=1)
-    """Rows per optimiser step: from `text`, and from each synthetic task of harness.data.synthetic."""
-
-    @model_validator(mode="after")
-    def _rows_hold_a_sample(self) -> Phase:
-        for task in self.rows:
-            if task != "text" and self.seq_len < shortest_row(task):
-                raise ValueError(f"seq_len: {self.seq_len} is too short for {task}; use at least {shortest_row(task)}")
-        return self
-
-    def scaled(self, share: float) -> Phase:
-        """The same rows for a share of the tokens."""
-        return self.model_copy(update={"tokens": max(1, round(share * self.tokens))})
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Tokens per optimiser step."""
-        return self.seq_len * sum(self.rows.values())
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps."""
-        return -(-self.tokens // self.tokens_per_step)
-
-
-class DataConfig(Closed):
-    """The training data."""
-
-    source: Annotated[str, INCIDENTAL] = "embedded"
-    """`embedded`, or a folder made by `run.py data prepare`. A run is identified by the content, not by the path."""
-
-    tokenizer: Annotated[str, INCIDENTAL] = "embedded"
-    """`embedded`, a tokenizer.json, or a name on the Hub: the one that the shards were made with."""
-
-    phases: list[Phase] = Field(default=[], min_length=1)  # the default is not held to the length
-    """Phases in order, under one learning-rate schedule. Left out if nothing is trained."""
-
-    def scaled(self, share: float) -> DataConfig:
-        """The same data, each phase for a share of its tokens."""
-        return self.model_copy(update={"phases": [phase.scaled(share) for phase in self.phases]})
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of all phases."""
-        return sum(phase.steps for phase in self.phases)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens seen by the end of training."""
-        return sum(phase.steps * phase.tokens_per_step for phase in self.phases)
-
-    @property
-    def seq_len(self) -> int:
-        """Tokens per row of the last phase: the length that the model is made for."""
-        return self.phases[-1].seq_len
 
 
 class TrainConfig(Closed):
@@ -369,11 +303,10 @@ class Experiment(Closed):
             pieces = self.train_of(ablation).accumulation
             where = "" if ablation is None else f"ablations: {ablation.label!r}: "
             for index, phase in enumerate(self.data.phases):
-                rows = sum(phase.rows.values())
-                if rows % pieces:
+                if phase.rows_per_step % pieces:
                     raise ValueError(
-                        f"{where}train.accumulation: {pieces} does not divide the {rows} rows of a step in "
-                        f"data.phases.{index}; choose a divisor or change its rows"
+                        f"{where}train.accumulation: {pieces} does not divide the {phase.rows_per_step} rows of a step "
+                        f"in data.phases.{index}; choose a divisor or change its rows"
                     )
         return self
 

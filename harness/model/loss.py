@@ -27,23 +27,33 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     autocast dtype, and the weight's gradient is summed in the weight's dtype. At most `rows_at_once(V)` rows of logits
     exist at a time, forward and backward.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, targets)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, False)[0]
+
+
+def scored_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """`linear_cross_entropy`, and the number of rows whose largest logit is the target's, an int64 scalar."""
+    return _LinearCrossEntropy.apply(hidden, weight, targets, True)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     """Computes the gradients in the forward pass, while the logits exist; backward only multiplies them by a scalar."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scored: bool
+    ) -> tuple[Tensor, Tensor | None]:
         wanted = ctx.needs_input_grad[:2]
         to_hidden = torch.empty_like(hidden) if wanted[0] else None
         to_weight = torch.zeros_like(weight) if wanted[1] else None
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
+        hits = targets.new_zeros(()) if scored else None
         rows = rows_at_once(weight.shape[0])
         for start in range(0, len(hidden), rows):
             part, at = hidden[start : start + rows], targets[start : start + rows, None]
             logits = part @ weight.t()
             dtype = logits.dtype
+            if hits is not None:
+                hits += (logits.argmax(-1, keepdim=True) == at).sum()
             logits = logits.to(total.dtype).log_softmax(-1)
             total -= logits.gather(1, at).sum()
             if not any(wanted):
@@ -57,9 +67,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 to_weight += towards.t() @ part
         ctx.save_for_backward(*(g for g in (to_hidden, to_weight) if g is not None))
         ctx.wanted = wanted
-        return total
+        if hits is not None:
+            ctx.mark_non_differentiable(hits)
+        return total, hits
 
     @staticmethod
-    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, factor: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         gradients = iter(ctx.saved_tensors)
-        return *(next(gradients) * factor if wanted else None for wanted in ctx.wanted), None
+        return *(next(gradients) * factor if wanted else None for wanted in ctx.wanted), None, None

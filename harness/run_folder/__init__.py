@@ -21,6 +21,7 @@ Nothing here imports torch or pandas before it needs them: the status of thousan
 from harness.run_folder.choice import ChoiceFile, choice_file
 from harness.run_folder.collection import Collection, collection_of
 from harness.run_folder.run import (
+    ACCURACY,
     REWRITE,
     RunFolder,
     State,
@@ -33,6 +34,7 @@ from harness.run_folder.run import (
 from harness.run_folder.submission import Submission, code_folder, submissions, submissions_folder, submitting_lock
 
 __all__ = [
+    "ACCURACY",
     "ChoiceFile",
     "Collection",
     "REWRITE",

@@ -14,6 +14,8 @@ from harness.files import read_json, write_atomic, write_json
 
 T = TypeVar("T")
 State = Literal["queued", "running", "requeued", "stopped", "failed", "done"]
+ACCURACY = "accuracy/"
+"""Prefix of the metrics of training that hold a recall task's share of right answers since the last line, if any."""
 
 
 @dataclass(frozen=True)

@@ -49,14 +49,15 @@ def estimate(
     """The cost of a run on a device of `tflops` · 10¹² FLOP/s, if training reaches the share `utilisation` of them.
 
     records: frame of records (`harness.records.store.load`). device: name of the device in the records. If they have a
-    throughput for every phase on that device (`measured_rate`), hours follow from it. processes: number of processes
-    that train the run together. sharding: what each of them holds.
+    throughput for every row length on that device (`measured_rate`), hours follow from it. processes: number of
+    processes that train the run together. sharding: what each of them holds.
 
-    With N parameters (embeddings included, tied ones counted once) and T tokens per phase, in whole steps:
+    With N parameters (embeddings included, tied ones counted once) and T tokens per phase and row length, in whole
+    steps:
 
-        training_flops = Σ over phases: T · FLOPs per training token at the phase's length (mixers.interface.Cost)
+        training_flops = Σ over both: T · FLOPs per training token at the length (mixers.interface.Cost)
         device_hours   = training_flops / (tflops · 10¹² · utilisation) / 3600
-                         or, measured, Σ over phases: T / tokens per second / 3600
+                         or, measured, Σ over both: T / tokens per second / 3600
         disk_bytes     = 4 · 3N per checkpoint that is kept: weights and two moments
 
     Raises ValueError if `tflops` is not positive and finite or `utilisation` is outside (0, 1].
@@ -66,16 +67,16 @@ def estimate(
     if not 0 < utilisation <= 1:
         raise ValueError(f"utilisation: {utilisation} is not a share of a rate; give more than 0 and at most 1")
     model = config.model.model_dump_json()
-    costs = [_cost(model, phase.seq_len) for phase in config.data.phases]
-    tokens = [phase.steps * phase.tokens_per_step for phase in config.data.phases]
-    flops = sum(seen * cost.flops_per_token for seen, cost in zip(tokens, costs, strict=True))
+    tokens = [seen for phase in config.data.phases for seen in phase.tokens_by_length.items()]
+    costs = [_cost(model, seq_len) for seq_len, _ in tokens]
+    flops = sum(seen * cost.flops_per_token for (_, seen), cost in zip(tokens, costs, strict=True))
     parameters = costs[0].non_embedding_params + costs[0].embedding_params
     seconds, measured = flops / (tflops * 1e12 * utilisation), False
     if records is not None and device is not None:
         model_of = (config.preset, config.mixer, config.layout)
-        rates = [measured_rate(records, device, *model_of, phase.seq_len) for phase in config.data.phases]
+        rates = [measured_rate(records, device, *model_of, seq_len) for seq_len, _ in tokens]
         if None not in rates:
-            seconds, measured = sum(seen / rate for seen, rate in zip(tokens, rates, strict=True)), True
+            seconds, measured = sum(seen / rate for (_, seen), rate in zip(tokens, rates, strict=True)), True
     return Estimate(
         training_flops=flops,
         device_hours=seconds / 3600,

@@ -23,14 +23,15 @@ from torch.nn.parallel import DistributedDataParallel
 from harness.data.tokenizer import load_tokenizer
 from harness.experiments.run_config import RunConfig
 from harness.model.language_model import build_model
-from harness.run_folder import RunFolder
+from harness.run_folder import ACCURACY, RunFolder
 from harness.training import checkpoint
-from harness.training.batches import BatchLoader, Position, data_sha256, open_data, pieces, position
+from harness.training.batches import BatchLoader, data_sha256, open_data
 from harness.training.device import ceiling, peak_memory, recipe_dtype, this_device
 from harness.training.distributed import ALONE, Sharding, World, shard
 from harness.training.gradient_check import check_gradients
 from harness.training.metrics_log import require_tracker
 from harness.training.optim import build_optimizer, clip_gradients, learning_rate
+from harness.training.schedule import Position, pieces, position
 from harness.training.spikes import SPIKE_WINDOW, is_spike
 from harness.training.wrappers import MaskedLoss, wrap_blocks
 from mixers.registry import require_file
@@ -64,8 +65,9 @@ class Trainer:
     world: processes that train the run; rank 0 alone writes. sharding: what each of several processes holds; None for
     one process. restored_from: checkpoint that the run resumed from, if any. notes: lines about damaged checkpoints
     that were passed over. skipped: steps left out because their loss or gradient was not finite. spikes: steps whose
-    loss stood out. recent_losses: losses of the last steps that were not skipped, oldest first. gradient_check: lines
-    of harness.training.gradient_check.check_gradients. ceiling: FLOP/s that matrix products reach, summed over the
+    loss stood out. recent_losses: losses of the last steps that were not skipped, oldest first. answers: right answers
+    and all answers since the last line of metrics, by recall task, before each step's update. gradient_check: lines of
+    harness.training.gradient_check.check_gradients. ceiling: FLOP/s that matrix products reach, summed over the
     devices of all processes.
 
     Raises what harness.training.train.train lists for anything that keeps training from starting.
@@ -94,7 +96,13 @@ class Trainer:
                 raise ValueError(
                     f"data.source: {config.data.source} has changed since the run was planned; submit again"
                 )
-            self.data.require_vocab(config.model.vocab_size)
+            if self.data is not None:
+                self.data.require_vocab(config.model.vocab_size)
+            elif config.model.vocab_size < len(self.tokenizer):
+                raise ValueError(
+                    f"vocab_size: {config.model.vocab_size} is too small for the {len(self.tokenizer)} tokens of "
+                    f"{config.data.tokenizer!r}; set it to at least as many"
+                )
             require_file(config.mixer_file)
             self.model = build_model(config.model, config.seed, config.train.init_gain)
             self.gradient_check = check_gradients(self.model, self.device, self.dtype)
@@ -109,6 +117,7 @@ class Trainer:
         self.step, self.seconds = 0, 0.0
         self.skipped, self.spikes = 0, 0
         self.recent_losses: list[float] = []
+        self.answers: dict[str, tuple[int, int]] = {}
         self.restored_from, self.notes = world.on_first(self._find_checkpoint)
         self.writer = checkpoint.Writer(
             run_dir, world, self.sharding == "fsdp", config.train.milestones, self.restored_from
@@ -141,6 +150,7 @@ class Trainer:
         self.optimizer.load_state_dict(content["optimizer"])
         self.step, self.seconds, self.recent_losses = content["step"], content["seconds"], content["recent"]
         self.skipped, self.spikes = content.get("skipped", 0), content.get("spikes", 0)
+        self.answers = content.get("answers", {})
         torch.set_rng_state(content["rng"])
 
     def save(self) -> None:
@@ -161,6 +171,7 @@ class Trainer:
             "recent": self.recent_losses,
             "skipped": self.skipped,
             "spikes": self.spikes,
+            "answers": self.answers,
             "rng": torch.get_rng_state(),
         }
 
@@ -173,21 +184,24 @@ class Trainer:
         started, waited = time.perf_counter(), self.loader.waited
         with self.world.together():
             self.writer.check()
-            tokens, counted = self.loader.rows(self.step)
-        targets = int(self.world.total([int(counted.sum())])[0])
+            rows = self.loader.rows(self.step)
+        at = position(self.config.data, self.config.seed, self.step)
+        if self.step % LOG_EVERY == 0:
+            self.answers = {}
+        targets = int(self.world.total([int(rows.counted.sum())])[0])
         self.optimizer.zero_grad(set_to_none=True)
-        local_loss = 0.0  # this process's share of the mean loss
-        parts = zip(tokens.chunk(self.pieces), counted.chunk(self.pieces), strict=True)
-        for number, (piece, mask) in enumerate(parts, 1):
+        local_loss, local_hits = 0.0, 0  # this process's shares of the mean loss and of the right answers
+        for number, part in enumerate(zip(*(each.chunk(self.pieces) for each in rows), strict=True), 1):
             with self._reduced_if(number == self.pieces):
                 with self._autocast():
-                    summed = self.loss(piece.to(self.device), mask.to(self.device))
+                    inputs = (each.to(self.device) for each in part)
+                    summed, right = self.loss(*inputs, scored=at.turn is not None)
                 # DDP and FSDP average gradients over the processes, but the step needs their sum.
                 (summed * self.world.size / targets).backward()
             local_loss += summed.item() / targets
+            local_hits += 0 if right is None else int(right)
         norm = clip_gradients(self.model.parameters(), self.config.train.clip)
-        loss, faults = self.world.total([local_loss, not math.isfinite(norm)])
-        at = position(self.config.data, self.step)
+        loss, faults, hits = self.world.total([local_loss, not math.isfinite(norm), local_hits])
         rate = learning_rate(self.config.train, at.tokens, self.config.data.tokens)
         if faults or not math.isfinite(loss):
             self._skip_step(loss, norm, at)
@@ -196,11 +210,16 @@ class Trainer:
                 group["lr"] = rate
             self.optimizer.step()
             self._record_loss(loss, at)
+            if at.turn is not None:
+                task = at.turn.of.task
+                right, asked = self.answers.get(task, (0, 0))
+                # A new dictionary: a checkpoint that is being written may hold the old one.
+                self.answers = self.answers | {task: (right + int(hits), asked + targets)}
         self.step += 1
         elapsed = time.perf_counter() - started
         self.seconds += elapsed
-        speed = at.phase.tokens_per_step / elapsed
-        flops = speed * self.model.cost(at.phase.seq_len).flops_per_token
+        speed = at.step_tokens / elapsed
+        flops = speed * self.model.cost(at.seq_len).flops_per_token
         return {
             "step": self.step,
             "tokens": at.tokens,
@@ -214,12 +233,13 @@ class Trainer:
             "data_wait_seconds": self.loader.waited - waited,
             "skipped": self.skipped,
             "spikes": self.spikes,
+            **{f"{ACCURACY}{task}": right / asked for task, (right, asked) in self.answers.items()},
         }
 
     def _skip_step(self, loss: float, norm: float, at: Position) -> None:
         """Count the present step as skipped. Raises TrainingStopped if it is one too many."""
         problem = f"step {self.step}: loss {loss}, gradient norm {norm}"
-        batch = f"batch: seed {self.config.seed}, rows {at.phase.rows} from {at.rows}"
+        batch = f"batch: seed {self.config.seed}, {at}"
         if self.skipped == self.config.train.max_skipped:
             self.writer.wait()
             raise TrainingStopped(
@@ -231,8 +251,9 @@ class Trainer:
             log.warning(f"{problem}; skipped, {self.skipped} of at most {self.config.train.max_skipped}; {batch}")
 
     def _record_loss(self, loss: float, at: Position) -> None:
-        """Add the loss of the present step to the recent ones. A spike within its phase is counted and logged."""
-        since = self.recent_losses[-(self.step - at.first) :] if self.step > at.first else []
+        """Add the loss of the present step to the recent ones. A spike within its phase is counted and logged, unless
+        the phase's steps draw from sets of different difficulty, whose losses differ by nature."""
+        since = self.recent_losses[-(self.step - at.first) :] if self.step > at.first and at.alike else []
         if is_spike(loss, since):
             self.spikes += 1
             if self.world.first:

@@ -10,16 +10,21 @@ from torch import Tensor, nn
 
 from harness.experiments.schema import TrainConfig
 from harness.model.language_model import LanguageModel
-from harness.model.loss import linear_cross_entropy
+from harness.model.loss import linear_cross_entropy, scored_cross_entropy
 
 
-def masked_loss(model: LanguageModel, tokens: Tensor, counted: Tensor) -> Tensor:
-    """Cross-entropy in nats, summed over the targets that count; a scalar.
+def masked_loss(
+    model: LanguageModel, inputs: Tensor, targets: Tensor, counted: Tensor, scored: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Cross-entropy in nats, summed over the targets that count, and how many of them are the likeliest token.
 
-    tokens: [B, T + 1] int64. counted: [B, T] bool. Logits are computed for counted targets only, a few at a time.
+    inputs, targets: [B, T] int64. counted: [B, T] bool. scored: whether to count the latter; it is None otherwise. Both
+    are scalars. Logits are computed for counted targets only, a few at a time.
     """
-    hidden, _ = model.hidden(tokens[:, :-1])
-    return linear_cross_entropy(hidden[counted], model.head.weight, tokens[:, 1:][counted])
+    hidden, _ = model.hidden(inputs)
+    function = scored_cross_entropy if scored else linear_cross_entropy
+    result = function(hidden[counted], model.head.weight, targets[counted])
+    return result if scored else (result, None)
 
 
 class MaskedLoss(nn.Module):
@@ -29,8 +34,10 @@ class MaskedLoss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, tokens: Tensor, counted: Tensor) -> Tensor:
-        return masked_loss(self.model, tokens, counted)
+    def forward(
+        self, inputs: Tensor, targets: Tensor, counted: Tensor, scored: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        return masked_loss(self.model, inputs, targets, counted, scored)
 
 
 def wrap_blocks(model: LanguageModel, config: TrainConfig) -> None:

@@ -59,6 +59,15 @@ def test_fields_of_nested_configurations_are_completed_and_left_out_likewise() -
     assert identity(outer(**values)) == {"inner": {"width": 4}, "parts": [{"width": 8}]}
 
 
+def test_a_configuration_of_one_of_several_kinds_is_completed_as_the_kind_whose_fields_it_has() -> None:
+    inner = create_model("LaterInner", __base__=Inner, depth=(Annotated[int, Neutral(1)], 2))
+    other = create_model("Other", height=(int, 3), colour=(Annotated[str, Neutral("red")], "blue"))
+    outer = create_model("Outer", parts=(list[Annotated[inner | other, "a mark"]], []), pair=(tuple[inner, ...], ()))
+    values = completed(outer, {"parts": [{"width": 8}, {"height": 1}, 5], "pair": [{"width": 1}]})
+    assert values["parts"] == [{"width": 8, "depth": 1}, {"height": 1, "colour": "red"}, 5]
+    assert values["pair"] == [{"width": 1, "depth": 1}]
+
+
 def test_what_is_stored_compactly_reads_back_and_does_not_grow_with_new_fields() -> None:
     after = with_new_field(neutral="paper", default="paper")
     assert compact(after(threads=8)) == compact(Before(threads=8)) == Before(threads=8).model_dump(mode="json")

@@ -42,3 +42,19 @@ def test_a_tokenizer_that_cannot_be_had_is_named_with_the_remedy(tmp_path, monke
     ]:
         with pytest.raises(ValueError, match=f"^tokenizer: .*{message}"):
             load_tokenizer(name)
+
+
+def test_bare_ids_are_numbers_between_spaces(tmp_path):
+    tokenizer = load_tokenizer("ids:512")
+    assert len(tokenizer) == 512 and (tokenizer.bos_token, tokenizer.bos_token_id) == ("0", 0)
+    assert tokenizer.encode("0 10 511 7 0 0 100", add_special_tokens=False) == [0, 10, 511, 7, 0, 0, 100]
+    assert tokenizer.decode([3, 0, 10]) == "3 0 10"
+    assert tokenizer_hash(tokenizer) != tokenizer_hash(load_tokenizer("ids:513"))
+    tokenizer.save_pretrained(tmp_path)
+    assert tokenizer_hash(load_tokenizer(tmp_path)) == tokenizer_hash(load_tokenizer("ids:512"))
+
+
+@pytest.mark.parametrize("name", ["ids:", "ids:x", "ids:3", "ids:-8", "ids:8.0", "ids:²"])
+def test_a_wrong_number_of_bare_ids_is_named(name):
+    with pytest.raises(ValueError, match=f"^tokenizer: {name!r} names no number of ids; write ids:N with N at least 4"):
+        load_tokenizer(name)

@@ -63,4 +63,5 @@ def test_the_text_names_each_field_with_type_default_and_documentation() -> None
     assert "truths: list of mapping, default []" in nested
     assert "truths[].at_least: float or none" in nested and "truths[].below: text, required" in nested
     assert "data.phases[].seq_len: int, required\n    Tokens per row." in nested
+    assert "data.phases[].mqar[].pairs: int, required\n" in nested  # of the other kind of phase
     assert "train: mapping, as follows" in nested

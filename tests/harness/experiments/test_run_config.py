@@ -7,10 +7,11 @@ import pytest
 import yaml
 from pydantic import create_model
 
+from harness.experiments.data import DataConfig, Phase, RecallPhase, RecallSet
 from harness.experiments.expand import expand
 from harness.experiments.load import load_experiment
 from harness.experiments.run_config import RunConfig
-from harness.experiments.schema import DataConfig, Phase, TrainConfig
+from harness.experiments.schema import TrainConfig
 from harness.model.language_model import ModelConfig
 from mixers.identity import Incidental, Neutral
 from mixers.registry import entries, register_mixer
@@ -50,6 +51,8 @@ FIRST_FIELDS = {
     ],
     "DataConfig": ["phases"],
     "Phase": ["tokens", "seq_len", "rows"],
+    "RecallSet": ["pairs", "seq_len", "examples"],
+    "RecallPhase": ["mqar", "rows", "epochs", "protocol"],
     "TrainConfig": ["accumulation", "lr", "final_lr_ratio", "warmup_ratio", "weight_decay", "betas", "clip", "dtype"],
     "options of gated_deltanet": [
         "heads",
@@ -96,7 +99,8 @@ def test_the_ids_of_committed_experiments_are_frozen(name: str, scale: str | Non
 
 
 def test_a_new_field_declares_what_the_code_did_before_it_existed() -> None:
-    kinds = {kind.__name__: kind for kind in (RunConfig, ModelConfig, DataConfig, Phase, TrainConfig)}
+    models = (RunConfig, ModelConfig, DataConfig, Phase, RecallSet, RecallPhase, TrainConfig)
+    kinds = {kind.__name__: kind for kind in models}
     kinds |= {f"options of {name}": entry.cls.config_class for name, entry in entries().items() if name in MIXERS}
     for name, kind in kinds.items():
         for field, info in kind.model_fields.items():

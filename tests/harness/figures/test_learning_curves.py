@@ -15,8 +15,8 @@ def run(seed: int) -> SimpleNamespace:
     )
 
 
-def line(step: int) -> str:
-    content = {"step": step, "tokens": 100 * step, "loss": 4.0 / step, "grad_norm": 1.0, "lr": 1e-3}
+def line(step: int, **accuracies: float) -> str:
+    content = accuracies | {"step": step, "tokens": 100 * step, "loss": 4.0 / step, "grad_norm": 1.0, "lr": 1e-3}
     return json.dumps(content | {"tokens_per_second": 5e3})
 
 
@@ -32,6 +32,15 @@ def test_a_row_is_a_logged_step_of_a_run(tmp_path: Path) -> None:
         ["gdn2-s0", 0, 200, 2.0],
         ["gdn2-s1", 1, 100, 4.0],
     ]
+
+
+def test_accuracies_of_recall_get_columns_by_difficulty(tmp_path: Path) -> None:
+    lines = [line(1, **{"accuracy/mqar@16": 0.25}), line(2, **{"accuracy/mqar@8": 0.5, "accuracy/mqar@16": 0.75})]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    found = read_curves({tmp_path: run(0)})
+    assert list(found.columns) == [*COLUMNS, "accuracy/mqar@8", "accuracy/mqar@16"]
+    assert found["accuracy/mqar@16"].tolist() == [0.25, 0.75]
+    assert found["accuracy/mqar@8"].isna().tolist() == [True, False]
 
 
 def test_a_line_being_written_is_left_out_and_a_broken_one_is_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.model import loss
-from harness.model.loss import linear_cross_entropy, rows_at_once
+from harness.model.loss import linear_cross_entropy, rows_at_once, scored_cross_entropy
 
 ROWS, WIDTH, VOCAB = 50, 6, 96
 
@@ -108,3 +108,21 @@ def test_zero_rows_give_zero_loss() -> None:
     value = linear_cross_entropy(hidden[:0], weight, torch.zeros(0, dtype=torch.long))
     value.backward()
     assert value == 0 and not weight.grad.any()
+
+
+def test_hits_are_rows_whose_largest_logit_is_the_targets_and_counting_them_changes_nothing() -> None:
+    hidden, weight, targets = inputs(torch.float32)
+    best = (hidden @ weight.t()).argmax(-1)
+    targets = torch.where(torch.arange(ROWS) % 3 == 0, best, targets)
+    results = []
+    for scored in (False, True):
+        if scored:
+            value, hits = scored_cross_entropy(hidden, weight, targets)
+            assert hits.dtype == torch.int64 and int(hits) == int((best == targets).sum()) >= ROWS // 3
+            assert not hits.requires_grad
+        else:
+            value = linear_cross_entropy(hidden, weight, targets)
+        results.append([value, *torch.autograd.grad(value, [hidden, weight])])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    with torch.no_grad():
+        assert int(scored_cross_entropy(hidden[:0], weight, targets[:0])[1]) == 0

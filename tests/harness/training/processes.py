@@ -25,7 +25,7 @@ from harness.training.optim import build_optimizer
 from harness.training.train import train
 from harness.training.trainer import Trainer
 from harness.training.wrappers import MaskedLoss
-from tests.harness.training.tiny import TINY, after, run_config
+from tests.harness.training.tiny import TINY, after, recall_config, run_config
 
 STEPS = 6  # four of the first phase, two of the second
 
@@ -179,6 +179,10 @@ def worker(data: Path, out: Path) -> None:
             note("fsdp full", lambda: full_disk(world, config, out / "fsdp-full", 1, "fsdp"))
             note("halves", lambda: train(recipe(data, accumulation=2), out / "halves"))
             note("quarters", lambda: train(recipe(data, accumulation=4), out / "quarters"))
+            recall = recall_config(accumulation=2)
+            note("recall", lambda: train(recall, out / "recall"))
+            note("fsdp recall stopped", lambda: train(recall, out / "recall-fsdp", stop=after(14), sharding="fsdp"))
+            note("fsdp recall", lambda: train(recall, out / "recall-fsdp", sharding="fsdp"))
             note("odd", lambda: train(odd_rows(config), out / "odd"))
             note("full", lambda: full_disk(world, config, out / "full", 0, "ddp"))
             note("overflow", lambda: overflow(world, recipe(data, max_skipped=0), out / "overflow"))

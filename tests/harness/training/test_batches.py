@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from harness.data import synthetic
+from harness.data import mqar, synthetic
 from harness.data.prepare import prepare
 from harness.data.shards import TokenData
 from harness.data.tokenizer import load_tokenizer
@@ -18,10 +17,11 @@ from harness.experiments.expand import expand
 from harness.experiments.run_config import RunConfig
 from harness.experiments.schema import DataConfig, Experiment
 from harness.training import batches
-from harness.training.batches import BatchLoader, data_sha256, open_data, pieces, position, step_rows
+from harness.training.batches import BatchLoader, Rows, data_sha256, open_data, step_rows
 from harness.training.distributed import ALONE, World
+from harness.training.schedule import position
 from harness.training.trainer import Trainer
-from tests.harness.training.tiny import PHASE, run_config
+from tests.harness.training.tiny import PHASE, recall_config, run_config
 
 ROWS, SEQ_LEN = 64, 31
 
@@ -44,26 +44,15 @@ def test_no_window_is_lost_or_repeated_in_an_epoch_at_any_world_size(small_data:
     (config,) = expand(experiment, len(tokenizer), data_sha256(experiment.data)).runs
     read = []
     for step in range(steps):
-        whole, _ = step_rows(config, step, tokenizer, data)
-        shares = [step_rows(config, step, tokenizer, data, World(rank, size, rank))[0] for rank in range(size)]
-        assert torch.equal(torch.cat(shares), whole)
-        read += [tuple(row.tolist()) for row in whole]
+        whole = step_rows(config, step, tokenizer, data)
+        shares = [step_rows(config, step, tokenizer, data, World(rank, size, rank)) for rank in range(size)]
+        assert all(
+            torch.equal(torch.cat(parts), each) for parts, each in zip(zip(*shares, strict=True), whole, strict=True)
+        )
+        read += [(row[0], *targets) for row, targets in zip(whole.inputs.tolist(), whole.targets.tolist(), strict=True)]
     stream = data.tokens("train")
     expected = Counter(tuple(stream[i * SEQ_LEN : (i + 1) * SEQ_LEN + 1].tolist()) for i in range(windows))
     assert Counter(read[:windows]) == expected
-
-
-def test_phases_follow_one_another_and_no_row_is_read_twice() -> None:
-    first = {"tokens": 200, "seq_len": 20, "rows": {"text": 3, "mqar": 1}}
-    second = {"tokens": 190, "seq_len": 40, "rows": {"text": 2}}
-    config = DataConfig(phases=[first, second])
-    assert (config.steps, config.tokens, config.seq_len) == (3 + 3, 240 + 240, 40)
-    positions = [position(config, step) for step in range(6)]
-    assert [p.tokens for p in positions] == [80, 160, 240, 320, 400, 480]
-    assert [p.rows["text"] for p in positions] == [0, 3, 6, 9, 11, 13]
-    assert [p.phase.seq_len for p in positions] == [20, 20, 20, 40, 40, 40]
-    with pytest.raises(ValueError, match="step: 6 is past the last of 6 steps"):
-        position(config, 6)
 
 
 def test_rows_are_a_function_of_seed_and_number_and_ask_only_for_values_they_gave(small_data: Path) -> None:
@@ -90,7 +79,7 @@ def test_rows_are_read_ahead_by_a_thread_and_are_those_of_the_step(
     expected = {step: step_rows(trainer.config, step, trainer.tokenizer, trainer.data) for step in range(12)}
     read: list[tuple[int, bool]] = []
 
-    def recorded(config: RunConfig, step: int, *rest: Any) -> tuple[Tensor, Tensor]:
+    def recorded(config: RunConfig, step: int, *rest: Any) -> Rows:
         read.append((step, threading.current_thread() is threading.main_thread()))
         return step_rows(config, step, *rest)
 
@@ -100,6 +89,38 @@ def test_rows_are_read_ahead_by_a_thread_and_are_those_of_the_step(
         assert all(torch.equal(a, b) for a, b in zip(rows.rows(step), expected[step], strict=True))
     rows._thread.shutdown()
     assert read == [(step, False) for step in (0, 1, 2, 3, 7, 8, 11, 3, 4)]
+
+
+def test_rows_of_recall_are_those_drawn_for_the_step_and_are_shared_in_order_of_rank() -> None:
+    config = recall_config()
+    tokenizer, seen = load_tokenizer("ids:32"), set()
+    assert open_data(config.data) is None
+    for step in range(config.data.steps):
+        at = position(config.data, config.seed, step)
+        whole = step_rows(config, step, tokenizer, None)
+        assert whole.inputs.shape == whole.targets.shape == (16, at.seq_len)
+        assert (whole.counted.sum(1) == at.turn.of.pairs).all()
+        numbers = at.turn.numbers(16, 0, 16)
+        drawn = mqar.draw(at.turn.of.pairs, at.seq_len, 32, "separated", "train 0 0", numbers)
+        for ours, expected in zip(whole, (drawn.inputs, drawn.targets, drawn.counted), strict=True):
+            assert (ours.numpy() == expected).all()
+        shares = [step_rows(config, step, tokenizer, None, World(r, 4, r)) for r in range(4)]
+        for parts, each in zip(zip(*shares, strict=True), whole, strict=True):
+            assert torch.equal(torch.cat(parts), each)
+        seen |= {tuple(row) for row in whole.inputs.tolist()}
+    assert len(seen) == 140 + 96  # the second epoch reads the same examples
+    other = step_rows(config.model_copy(update={"seed": 1}), 0, tokenizer, None)
+    assert not {tuple(row) for row in other.inputs.tolist()} & seen
+
+
+def test_synthetic_data_are_identified_by_their_ids_and_by_the_definition_of_the_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = recall_config().data
+    first = data_sha256(data)
+    assert data_sha256(data.model_copy(update={"tokenizer": "ids:34"})) != first
+    monkeypatch.setattr(mqar, "DEFINITION", "mqar 2")
+    assert data_sha256(data) != first
 
 
 def test_missing_data_is_named(tmp_path: Path) -> None:
@@ -119,19 +140,12 @@ def test_a_flipped_bit_in_a_shard_is_found(tmp_path: Path) -> None:
         open_data(DataConfig(source=str(folder), phases=[PHASE]))
 
 
-def test_pieces_of_several_processes_are_no_larger_than_those_of_one(small_data: Path) -> None:
-    config = run_config(small_data, accumulation=4)
-    assert [pieces(config.data, config.train, size) for size in (1, 2, 4)] == [4, 2, 1]
-    with pytest.raises(ValueError, match="3 processes with train.accumulation 4 cut a step into 6 .*has 4 rows"):
-        pieces(config.data, config.train, 3)
-
-
 def test_shares_in_order_of_rank_are_the_rows_of_the_step(small_data: Path) -> None:
     config = run_config(small_data)
     tokenizer, data = load_tokenizer(), open_data(config.data)
     for step in (1, 5):
-        tokens, counted = step_rows(config, step, tokenizer, data)
+        whole = step_rows(config, step, tokenizer, data)
         for size in (2, 4):
             shares = [step_rows(config, step, tokenizer, data, World(r, size, r)) for r in range(size)]
-            assert torch.equal(torch.cat([t for t, _ in shares]), tokens)
-            assert torch.equal(torch.cat([c for _, c in shares]), counted)
+            for parts, each in zip(zip(*shares, strict=True), whole, strict=True):
+                assert torch.equal(torch.cat(parts), each)

@@ -14,7 +14,7 @@ from harness.training.distributed import ALONE, World, join_world
 from harness.training.train import train
 from harness.training.trainer import Trainer
 from tests.harness.training.processes import LOST, STEPS, recipe, start, torchrun
-from tests.harness.training.tiny import TINY, run_config
+from tests.harness.training.tiny import TINY, metrics_lines, recall_config, run_config
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +117,19 @@ def test_two_processes_take_the_pieces_of_one_and_reach_its_bits(
     # Two processes sum four pieces as (a + b) + (c + d), one process as ((a + b) + c) + d.
     train(recipe(small_data, accumulation=4), tmp_path / "quarters")
     assert_close(pair[0] / "quarters", tmp_path / "quarters")
+
+
+def test_answers_of_all_processes_count_in_the_accuracy_of_training(
+    pair: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    one = train(recall_config(accumulation=2), tmp_path)
+    assert pair[1][0]["recall"]["weights_sha256"] == one.weights_sha256
+    expected, ddp, fsdp = (metrics_lines(folder) for folder in (tmp_path, pair[0] / "recall", pair[0] / "recall-fsdp"))
+    for key in ("step", "tokens", "loss", "accuracy/mqar@2", "accuracy/mqar@4"):
+        assert [line[key] for line in ddp] == [line[key] for line in expected], key
+    # fsdp sums in another order, which may turn a few of the 700 answers that a line counts.
+    for line, other in zip(fsdp, expected, strict=True):
+        assert abs(line["accuracy/mqar@4"] - other["accuracy/mqar@4"]) < 0.01
 
 
 @pytest.mark.parametrize(("sharding", "last_step"), [("ddp", None), ("fsdp", 4)])

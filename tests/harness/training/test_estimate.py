@@ -54,6 +54,16 @@ def test_flops_and_hours_are_those_worked_out_by_hand() -> None:
     assert both.training_flops == 3 * (184_832 * 5_080 + 168_448 * 126)
 
 
+def test_rows_of_several_lengths_cost_what_each_costs() -> None:
+    # As above: 184,832 FLOPs forward in rows of 127, and 168,448 in rows of 63. Two epochs of 2 and 1 steps of 4 rows.
+    sets = [{"pairs": 4, "seq_len": 127, "examples": 8}, {"pairs": 2, "seq_len": 63, "examples": 3}]
+    phase = {"mqar": sets, "rows": 4, "epochs": 2}
+    config = run_config([PHASE])
+    data = DataConfig(source="synthetic", tokenizer="ids:100", phases=[phase])
+    cost = estimate(config.model_copy(update={"data": data}), tflops=1e-3, utilisation=0.5)
+    assert cost.training_flops == 3 * 2 * (184_832 * 2 * 4 * 127 + 168_448 * 4 * 63)
+
+
 def test_bytes_count_every_parameter_once() -> None:
     # Blocks 2·(4·64² + 3·64·96 + 2·64) = 69,888, last norm 64, embedding and head 6,400 each: 82,752.
     cost = estimate(run_config([PHASE]), 1.0, 0.5)
@@ -67,7 +77,7 @@ def test_a_checkpoint_is_as_large_on_disk_as_estimated(tmp_path: Path) -> None:
     model = build_model(config.model, 0)
     optimizer = build_optimizer(model, config.train)
     tokens = torch.zeros(1, 9, dtype=torch.long)
-    masked_loss(model, tokens, tokens[:, 1:] == 0).backward()
+    masked_loss(model, tokens[:, :-1], tokens[:, 1:], tokens[:, 1:] == 0)[0].backward()
     optimizer.step()
     content = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
     for step in range(checkpoint.KEEP + 1):

@@ -1,6 +1,7 @@
 """The trainer: skipped steps, spikes, metrics, checkpoints in the background, and refusals before training."""
 
 import math
+from collections import Counter
 from concurrent.futures import wait
 from pathlib import Path
 from threading import Event
@@ -15,11 +16,12 @@ from harness.lm.load import load_trained
 from harness.model.language_model import build_model
 from harness.run_folder import RunFolder
 from harness.training import batches, checkpoint
-from harness.training.batches import step_rows
+from harness.training.batches import Rows, step_rows
 from harness.training.device import ceiling
+from harness.training.schedule import position
 from harness.training.train import train
-from harness.training.trainer import Trainer, TrainingStopped
-from tests.harness.training.tiny import make_bad, metrics_lines, run_config
+from harness.training.trainer import Trainer, TrainingInterrupted, TrainingStopped
+from tests.harness.training.tiny import after, make_bad, metrics_lines, recall_config, run_config
 
 
 def test_a_step_that_is_not_finite_leaves_the_weights_and_the_moments_and_is_counted(
@@ -92,6 +94,54 @@ def test_metrics_say_how_fast_how_large_and_how_long_it_waited(tmp_path: Path, s
     assert line["mfu"] == pytest.approx(line["flops_per_second"] / ceiling(torch.device("cpu"), torch.float32, 1))
     assert 2**20 < line["memory_bytes"] < 2**40
     assert line["data_wait_seconds"] >= 0 and (line["skipped"], line["spikes"]) == (0, 0)
+
+
+def accuracies(run_dir: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in line.items() if key[:8] == "accuracy"} for line in metrics_lines(run_dir)]
+
+
+def test_recall_is_scored_before_each_update_and_logged_as_the_mean_since_the_last_line(tmp_path: Path) -> None:
+    config = recall_config()
+    train(config, tmp_path / "logged")
+    trainer = Trainer(config, tmp_path / "by hand")
+    right, asked = Counter(), Counter()
+    for step in range(10):
+        rows, at = step_rows(config, step, trainer.tokenizer, None), position(config.data, 0, step)
+        with torch.no_grad():
+            hits = trainer.model(rows.inputs)[0].argmax(-1) == rows.targets
+        right[at.turn.of.task] += int((hits & rows.counted).sum())
+        asked[at.turn.of.task] += int(rows.counted.sum())
+        assert asked[at.turn.of.task] % (16 * at.turn.of.pairs) == 0
+        metrics = trainer.train_step()
+    expected = {f"accuracy/{task}": right[task] / asked[task] for task in asked}
+    assert {key: metrics[key] for key in metrics if key[:8] == "accuracy"} == expected
+    assert set(expected) == {"accuracy/mqar@2", "accuracy/mqar@4"}
+    lines = accuracies(tmp_path / "logged")
+    assert lines[0] == expected and len(lines) == 3
+    trainer.train_step()
+    assert len(trainer.answers) == 1  # the count begins anew
+
+
+def test_accuracies_of_a_run_that_is_stopped_anywhere_are_those_of_one_that_is_not(tmp_path: Path) -> None:
+    config = recall_config()
+    whole = train(config, tmp_path / "whole")
+    for call in (3, 5, 9):
+        with pytest.raises(TrainingInterrupted):
+            train(config, tmp_path / "stopped", stop=after(call))
+    trainer = Trainer(config, tmp_path / "stopped")
+    for metrics in trainer.steps():  # killed after step 25: 22 to 25 are repeated
+        if metrics["step"] == 25:
+            break
+    assert train(config, tmp_path / "stopped").weights_sha256 == whole.weights_sha256
+    assert accuracies(tmp_path / "stopped")[-1] == accuracies(tmp_path / "whole")[-1]
+    once, again = ({line["step"]: line["loss"] for line in metrics_lines(tmp_path / n)} for n in ("whole", "stopped"))
+    assert again.items() <= once.items() and 30 in again
+
+
+def test_a_jump_from_one_difficulty_to_another_is_no_spike(tmp_path: Path) -> None:
+    trainer = Trainer(recall_config(), tmp_path)
+    trainer.recent_losses, trainer.step = [1.0, 1.1] * 15, 25
+    assert trainer.train_step()["spikes"] == 0
 
 
 def test_accumulation_does_not_change_the_step(tmp_path: Path, small_data: Path) -> None:
@@ -170,7 +220,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path, small_
 def test_an_error_of_reading_ahead_comes_with_the_step_that_needs_the_rows(
     tmp_path: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(config: RunConfig, step: int, *rest: Any) -> tuple[Tensor, Tensor]:
+    def broken(config: RunConfig, step: int, *rest: Any) -> Rows:
         if step == 2:
             raise OSError("shard is gone")
         return step_rows(config, step, *rest)
@@ -180,6 +230,13 @@ def test_an_error_of_reading_ahead_comes_with_the_step_that_needs_the_rows(
     assert [next(steps)["step"], next(steps)["step"]] == [1, 2]
     with pytest.raises(OSError, match="shard is gone"):
         next(steps)
+
+
+def test_a_model_with_fewer_tokens_than_bare_ids_is_refused(tmp_path: Path) -> None:
+    config = recall_config()
+    small = config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": 31})})
+    with pytest.raises(ValueError, match="vocab_size: 31 is too small for the 32 tokens of 'ids:32'; set"):
+        Trainer(small, tmp_path)
 
 
 def test_the_model_must_take_the_tokenizers_vocabulary(tmp_path: Path, small_data: Path) -> None:

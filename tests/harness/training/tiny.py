@@ -53,6 +53,32 @@ def run_config(data: Path, mixer: str = "gdn2", steps: int = 12, **training: obj
     )
 
 
+def recall_config(**training: object) -> RunConfig:
+    """A run of 30 steps on bare ids: 18 and 12 steps of 16 rows of the two difficulties, in two epochs."""
+    sets = [{"pairs": 2, "seq_len": 16, "examples": 140}, {"pairs": 4, "seq_len": 32, "examples": 96}]
+    phase = {"mqar": sets, "rows": 16, "epochs": 2}
+    data = DataConfig(source="synthetic", tokenizer="ids:32", phases=[phase])
+    recipe = {"lr": 3e-3, "checkpoint_every": 7, "threads": 1}
+    return RunConfig(
+        label="gdn2",
+        mixer="gdn2",
+        layout="recurrent",
+        preset="cpu-600k",
+        seed=0,
+        model=ModelConfig(
+            layout="recurrent",
+            mixer="gdn2",
+            mixer_options=TINY["gdn2"],
+            d_model=16,
+            mlp_widths=[32, 32],
+            vocab_size=32,
+        ),
+        data=data,
+        data_sha256=data_sha256(data),
+        train=TrainConfig(**(recipe | training)),
+    )
+
+
 def after(calls: int) -> Callable[[], bool]:
     """A `stop` for training: it says yes from the given call on."""
     call = count(1)
@@ -68,7 +94,8 @@ def make_bad(trainer: Trainer, steps: set[int]) -> None:
     """Make the loss of these steps nan."""
     forward = trainer.loss.forward
 
-    def spoilt(tokens: Tensor, counted: Tensor) -> Tensor:
-        return forward(tokens, counted) * (math.nan if trainer.step in steps else 1.0)
+    def spoilt(*rows: Tensor, scored: bool) -> tuple[Tensor, Tensor | None]:
+        loss, right = forward(*rows, scored=scored)
+        return loss * (math.nan if trainer.step in steps else 1.0), right
 
     trainer.loss.forward = spoilt
