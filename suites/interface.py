@@ -85,6 +85,15 @@ class Suite:
     def check(self, config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raise ValueError for anything that would fail only after training: missing data, prompts that do not fit."""
 
+    def validation(self, config: Any) -> Any:
+        """Return the same options on data of the same kind that no report uses, for choices such as a learning rate.
+
+        Raises ValueError unless a suite has such data and implements this.
+        """
+        raise ValueError(
+            f"suites.{self.name}: has no validation split; choose by a suite that has one, such as mqar or recall"
+        )
+
     def prefetch(
         self, config: Any, tokenizer: PreTrainedTokenizerBase | None, progress: Progress = silent
     ) -> Iterable[Item]:

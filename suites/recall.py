@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
+from typing import Annotated, Literal
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
@@ -18,9 +19,12 @@ from transformers import PreTrainedTokenizerBase
 
 from harness.data.synthetic import TASKS, Words, recall_words, sample_text
 from harness.records.record import LENGTH_UNIT, Measurement
+from mixers.identity import Neutral
 from suites.interface import Progress, Suite, SuiteConfig, silent
 from suites.registry import register_suite
 from suites.shared.lm_requests import check_distinct, fingerprint, mean_measurement, tokenizer_of
+
+Split = Literal["test", "validation"]
 
 
 class Config(SuiteConfig):
@@ -38,6 +42,8 @@ class Config(SuiteConfig):
     """Samples per difficulty."""
     seed: int = 0
     """Seed of the samples."""
+    split: Annotated[Split, Neutral("test")] = "test"
+    """Samples to score: `test` for reports, `validation` for choices such as a learning rate."""
 
     _each_once = field_validator("pairs", "rewrites", "writes", "shared")(check_distinct)
 
@@ -66,11 +72,12 @@ class Question:
     old: tuple[str, ...] = ()
 
 
-def questions(words: Words, task: str, difficulty: int, count: int, seed: int) -> list[Question]:
+def questions(words: Words, task: str, difficulty: int, count: int, seed: int, split: Split = "test") -> list[Question]:
     """Draw `count` samples of a task. They depend on the arguments alone."""
+    stream = {"test": "evaluation", "validation": "validation"}[split]
     drawn = []
     for index in range(count):
-        rng = Random(f"{task} evaluation {seed} {difficulty} {index}")
+        rng = Random(f"{task} {stream} {seed} {difficulty} {index}")
         sample = TASKS[task].draw(rng, words, difficulty)
         key = rng.choice(sample.asked)
         old = tuple(sample_text([value]) for value in sample.old_values(key))
@@ -90,6 +97,10 @@ class Recall(Suite):
         for task, difficulty in config.difficulties:
             questions(words, task, difficulty, 1, config.seed)
 
+    def validation(self, config: Config) -> Config:
+        """Return the same tasks with samples of the split `validation`."""
+        return config.model_copy(update={"split": "validation"})
+
     def run(self, lm: LM, config: Config, progress: Progress = silent) -> list[Measurement]:
         """Return `acc` of every task at every difficulty, and `stale` of overwrite.
 
@@ -100,7 +111,7 @@ class Recall(Suite):
         results = []
         for task, difficulty in config.difficulties:
             progress(f"recall {task}@{difficulty}: {config.samples} samples")
-            drawn = questions(words, task, difficulty, config.samples, config.seed)
+            drawn = questions(words, task, difficulty, config.samples, config.seed, config.split)
             candidates = [(i, text) for i, question in enumerate(drawn) for text in (question.answer, *question.old)]
             instances = [
                 Instance("loglikelihood", {}, (drawn[i].context, text), at, (task, at, 1))

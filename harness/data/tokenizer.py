@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from harness.data import corpus
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 
 BOS_NAMES = ("<|bos|>", "<s>", "<bos>", "<|begin_of_text|>", "<|endoftext|>")
@@ -69,6 +69,12 @@ def ids_count(name: str) -> int | None:
     if not (digits.isascii() and digits.isdigit()) or int(digits) < FEWEST_IDS:
         raise ValueError(f"tokenizer: {name!r} names no number of ids; write {IDS}N with N at least {FEWEST_IDS}")
     return int(digits)
+
+
+def bare_ids(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """N if a tokenizer is `ids:N`, wherever it was loaded from, else None."""
+    vocabulary = tokenizer.get_vocab()
+    return len(vocabulary) if vocabulary == {str(number): number for number in range(len(vocabulary))} else None
 
 
 def _ids_tokenizer(count: int) -> PreTrainedTokenizerFast:

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from harness.records import stats
-from harness.records.metrics import METRICS
+from harness.records.metrics import METRICS, without_details
 from harness.records.published import AVERAGE, SCALE, column_name, published, task_sizes
 from harness.records.record import BASELINE
 from harness.records.significance import Z_LEVEL, proportion_stderr
@@ -41,8 +41,9 @@ def measured(frame: pd.DataFrame) -> pd.DataFrame:
 
     `low` and `high` bound the 95% interval of `value` over seeds and samples (over samples alone with one seed, NaN if
     unknown). `n`: samples. `stand_in`: whether it is not the paper's own measurement. Fractions are in percent. Values
-    that are not finite and baselines are left out.
+    that are not finite, details and baselines are left out.
     """
+    frame = without_details(frame)
     models = frame[frame["value"].map(math.isfinite) & (frame["layout"] != BASELINE)]
     rows = []
     for key, records in models.assign(line=lines(models)).groupby(KEYS, sort=False, dropna=False):

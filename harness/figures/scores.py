@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from harness.figures.numbers import INTERVAL, PAPER, caption, estimate, heading, lines, of_suite
 from harness.figures.style import LOOK, OTHERS, STYLE, Look, banded, legend, looks, panels, steps_of_two, wrapped
 from harness.records import stats
-from harness.records.metrics import METRICS
+from harness.records.metrics import METRICS, without_details
 from harness.records.published import (
     ABLATED,
     PARAMETERS,
@@ -196,6 +196,7 @@ def ablation_numbers(
             "figure: no ablation among the records; write some under `ablations` of the experiment (as table5 does), "
             "submit and collect again"
         )
+    frame = without_details(frame)
     keys = frame[["task", "metric", "length"]].itertuples(index=False)
     frame = frame.assign(column=[column_name(t, m, None if pd.isna(n) else int(n)) for t, m, n in keys])
     known = list(dict.fromkeys(frame["column"]))

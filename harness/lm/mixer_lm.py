@@ -162,6 +162,22 @@ class MixerLM(TemplateLM):
         return list(zip(sums, exact, strict=True))
 
     @torch.no_grad()
+    def likeliest(self, inputs: Tensor, positions: Tensor) -> Tensor:
+        """The most likely next token after each of P positions in R rows of token ids, which are read as they are.
+
+        inputs: [R, T] int64. positions: [R, P] int64, in [0, T). Returns [R, P] int64 on the CPU.
+        """
+        rows = max(1, min(self.batch_rows, self.batch_tokens // inputs.shape[1]))
+        size = max(1, LOGITS // self.model.config.vocab_size)
+        found = []
+        with self._precision():
+            for part, at in zip(inputs.split(rows), positions.split(rows), strict=True):
+                wanted = (at + torch.arange(len(part))[:, None] * part.shape[1]).flatten().to(self._device)
+                hidden, _ = self.model.hidden(part.to(self._device), wanted=wanted)
+                found += [self.model.head(vectors).argmax(-1).cpu() for vectors in hidden.split(size)]
+        return torch.cat(found).view_as(positions)
+
+    @torch.no_grad()
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """Log-likelihood in nats of whole documents given BOS: in one go, or in windows if max_length is set."""
         documents = [self.tok_encode(request.args[0], add_special_tokens=False) for request in requests]

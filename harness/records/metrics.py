@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -13,6 +17,7 @@ class Metric:
     display: the name in headings. higher_is_better: its direction. percent: the stored value is a fraction and is
     printed in percent. of_device: values may be compared only if they were measured on the same device. logarithmic:
     values span orders of magnitude, so tables print large ones as powers of ten and figures use a logarithmic axis.
+    detail: takes another number apart, for figures of its own; no column of tables.
     """
 
     display: str
@@ -20,6 +25,7 @@ class Metric:
     percent: bool = False
     of_device: bool = False
     logarithmic: bool = False
+    detail: bool = False
 
     @property
     def scale(self) -> int:
@@ -38,6 +44,8 @@ METRICS: dict[str, Metric] = {
     "bits_per_byte": Metric("bits/byte", higher_is_better=False),
     "acc": Metric("acc", higher_is_better=True, percent=True),
     "acc_norm": Metric("acc_n", higher_is_better=True, percent=True),
+    "acc_by_position": Metric("acc by position", higher_is_better=True, percent=True, detail=True),
+    "acc_by_distance": Metric("acc by distance", higher_is_better=True, percent=True, detail=True),
     "stale": Metric("stale", higher_is_better=False, percent=True),
     "contains": Metric("contains", higher_is_better=True, percent=True),
     "needle_logprob": Metric("needle nats/token", higher_is_better=True),
@@ -57,6 +65,11 @@ METRICS: dict[str, Metric] = {
 
 BUILT_IN = frozenset(METRICS)
 """Names of the metrics declared here; METRICS also holds those of suites from elsewhere, once they are loaded."""
+
+
+def without_details(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a frame of records whose metric is no detail of another number."""
+    return frame[~frame["metric"].map(lambda name: METRICS[name].detail).astype(bool)]
 
 
 def declare(metrics: Mapping[str, Metric]) -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 from harness.experiments.schema import Expected
 from harness.model.language_model import Layout
 from harness.records import stats
-from harness.records.metrics import METRICS
+from harness.records.metrics import METRICS, without_details
 from harness.records.published import column_name, printed_values
 from harness.records.record import BASELINE, SampleKey, length_unit, parse_settings
 from harness.records.units import SUITES, suite_of
@@ -83,6 +83,7 @@ def comparison(
     Raises ValueError if there are no records, a column is unknown, a label stands for several models, a seed was run
     twice under one label, or records of a column were measured differently and `allow_mixed` is not set.
     """
+    frame = without_details(frame)
     if frame.empty:
         raise ValueError("records: none to compare; evaluate a run first")
     frame, runs, presets = apart_by_preset(frame, runs)

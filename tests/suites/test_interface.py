@@ -105,3 +105,9 @@ def test_defaults_of_the_interface_are_one_unit_no_data_and_no_baseline() -> Non
     assert not recall.fresh and suite("decode").fresh
     with pytest.raises(NotImplementedError):
         Suite().run(None, config)
+
+
+def test_a_suite_without_a_validation_split_says_so() -> None:
+    ruler = suite("ruler")
+    with pytest.raises(ValueError, match="suites.ruler: has no validation split; choose by a suite that has one, such"):
+        ruler.validation(ruler.Config())

@@ -171,3 +171,12 @@ def test_a_table_keeps_the_rows_of_two_widths_apart_and_marks_each_for_itself(tm
     assert "overwrite stale @1 ↓" in table.markdown() and "within a layout and preset, **bold**" in table.markdown()
     one = comparison(store(tmp_path / "one", records[:4]))
     assert [row.label for row in one.rows] == ["gdn2", "mamba2"]
+
+
+def test_the_validation_split_has_other_samples_of_the_same_tasks() -> None:
+    config = Config(pairs=[4], samples=20)
+    chosen = Recall().validation(config)
+    assert chosen == config.model_copy(update={"split": "validation"})
+    scored = [Recall().run(Scripted(last), c)[0] for c in (config, chosen)]
+    assert [m.value for m in scored] == [1.0, 1.0]
+    assert scored[0].settings["items_sha256"] != scored[1].settings["items_sha256"]

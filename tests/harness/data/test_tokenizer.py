@@ -7,7 +7,7 @@ import json
 import pytest
 
 from harness.data import corpus
-from harness.data.tokenizer import load_tokenizer, tokenizer_hash
+from harness.data.tokenizer import bare_ids, ids_count, load_tokenizer, tokenizer_hash
 
 
 def test_a_tokenizer_loads_from_file_and_folder_alike_and_calls_do_not_change_its_hash(tmp_path):
@@ -58,3 +58,10 @@ def test_bare_ids_are_numbers_between_spaces(tmp_path):
 def test_a_wrong_number_of_bare_ids_is_named(name):
     with pytest.raises(ValueError, match=f"^tokenizer: {name!r} names no number of ids; write ids:N with N at least 4"):
         load_tokenizer(name)
+
+
+def test_bare_ids_are_known_wherever_they_were_loaded_from(tmp_path):
+    load_tokenizer("ids:64").save_pretrained(tmp_path)
+    assert bare_ids(load_tokenizer(tmp_path)) == bare_ids(load_tokenizer("ids:64")) == 64
+    assert bare_ids(load_tokenizer()) is None
+    assert (ids_count("ids:64"), ids_count("embedded"), ids_count("ids.json")) == (64, None, None)

@@ -171,3 +171,15 @@ def test_decoding_ends_once_the_text_holds_the_answer(lm: MixerLM) -> None:
         ask("generate_until", [(c, options | {"enough": [["\0"], [CONTEXTS[0], "\0"]]}) for c in CONTEXTS])
     )
     assert never == whole
+
+
+@pytest.mark.parametrize("mixer", MODELS)
+def test_the_likeliest_tokens_after_positions_are_those_of_a_plain_forward_pass(mixer: str) -> None:
+    model = MODELS[mixer]()
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randint(0, model.config.vocab_size, (7, 20), generator=generator)
+    positions = torch.stack([torch.randperm(20, generator=generator)[:3] for _ in range(7)])
+    with torch.no_grad():
+        expected = model.eval()(inputs)[0].argmax(-1).gather(1, positions)
+    for limits in ({}, {"batch_rows": 3}, {"batch_tokens": 50}, {"batch_tokens": 5}):
+        assert torch.equal(MixerLM(model, tokenizer(), **limits).likeliest(inputs, positions), expected)

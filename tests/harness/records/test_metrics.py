@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 
-from harness.records.metrics import BUILT_IN, METRICS, Metric, declare
+from harness.records.metrics import BUILT_IN, METRICS, Metric, declare, without_details
 
 
 def test_percent_is_the_factor_and_the_direction_the_arrow():
@@ -32,3 +33,9 @@ def test_a_suite_adds_metrics_and_redefines_none(monkeypatch):
     assert metrics.METRICS["luck"] == own and "luck" not in BUILT_IN
     with pytest.raises(ValueError, match="metrics: 'acc' is declared already"):
         declare({"acc": own})
+
+
+def test_details_of_another_number_can_be_left_out():
+    frame = pd.DataFrame({"metric": ["acc", "acc_by_position", "stale", "acc_by_distance"], "value": range(4)})
+    assert without_details(frame)["value"].tolist() == [0, 2]
+    assert without_details(frame[:0]).empty

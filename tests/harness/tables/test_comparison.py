@@ -94,6 +94,19 @@ def test_a_label_is_one_mixer_and_a_seed_one_run(tmp_path):
         comparison(frame.iloc[:0])
 
 
+def test_details_of_a_number_are_no_columns(tmp_path):
+    records = [record("gdn2", "mqar", "acc", 0.5, 0.1, suite="mqar", length=8)]
+    table = comparison(store(tmp_path / "a", records)).markdown()
+    places = [
+        record("gdn2", "mqar@8", "acc_by_position", 0.5, 0.1, suite="mqar", length=place, settings={"place": place})
+        for place in range(1, 9)
+    ]
+    frame = store(tmp_path / "b", records + places)
+    assert comparison(frame).markdown() == table
+    with pytest.raises(ValueError, match="there are mqar_acc@8$"):
+        comparison(frame, columns=["mqar@8_acc_by_position@1"])
+
+
 def test_columns_can_be_chosen_and_unknown_ones_are_named(tmp_path):
     frame = store(tmp_path, golden_records())
     table = comparison(frame, columns=["s_niah_2@512", "piqa_acc"])
