@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixers.backends import FLA, TORCH
+from mixers.backends import FLA, TORCH, Backend
 from mixers.parts.common import accumulator_dtype, inverse_softplus_dt, l2_normalise
 from mixers.parts.delta_layer import DeltaMixer, ScalarWriteConfig, by_fla
 from mixers.parts.delta_rule import scalar_delta_rule
@@ -40,6 +40,12 @@ def gated_delta_rule(
     return scalar_delta_rule(q, k, v, g.unsqueeze(-1), beta, scale, initial_state, chunk_size, backend)
 
 
+def _absent(device: torch.device, dtype: torch.dtype, config: ScalarWriteConfig | None) -> str | None:
+    if config is not None and config.head_dim > 256:
+        return f"fla's Gated DeltaNet takes head_dim up to 256, not {config.head_dim}; use torch"
+    return FLA.absent(device, dtype, config)
+
+
 class GatedDeltaNetConfig(ScalarWriteConfig):
     """Options of Gated DeltaNet."""
 
@@ -52,7 +58,7 @@ class GatedDeltaNet(DeltaMixer):
     """The layer: decay exp(-exp(A_log) · softplus(a(x) + dt_bias)), write strength σ(b(x)), full-rank output gate."""
 
     config_class = GatedDeltaNetConfig
-    backends = (FLA, TORCH)
+    backends = (Backend(FLA.name, _absent), TORCH)
 
     def __init__(self, d_model: int, config: GatedDeltaNetConfig):
         super().__init__(d_model, config, config.output_gate)

@@ -44,6 +44,12 @@ def odd_rows(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"data": config.data.model_copy(update={"phases": phases})})
 
 
+def without_mlps(config: RunConfig) -> RunConfig:
+    """The run with a convolution in both blocks, and no MLP in the first."""
+    model = config.model.model_copy(update={"mlp_widths": [0, 32], "conv_width": 3})
+    return config.model_copy(update={"model": model})
+
+
 def stop_in(world: World, rank: int, call: int) -> Callable[[], bool]:
     """A `stop` for training that says yes in one process alone, from its given call on."""
     calls = 0
@@ -161,6 +167,8 @@ def worker(data: Path, out: Path) -> None:
             for mixer in TINY:
                 short = run_config(data, mixer, steps=2)
                 note(f"fsdp {mixer}", lambda m=mixer, c=short: train(c, out / f"fsdp-{m}", sharding="fsdp"))
+            bare = without_mlps(run_config(data, steps=2))
+            note("fsdp without MLPs", lambda: train(bare, out / "fsdp-bare", sharding="fsdp"))
             pieces = recipe(data, accumulation=4, recompute=True)
             note("fsdp pieces", lambda: train(pieces, out / "fsdp-pieces", sharding="fsdp"))
             note("fsdp bf16", lambda: train(recipe(data, dtype="bf16"), out / "fsdp-bf16", sharding="fsdp"))

@@ -13,7 +13,7 @@ from harness.training import checkpoint
 from harness.training.distributed import ALONE, World, join_world
 from harness.training.train import train
 from harness.training.trainer import Trainer
-from tests.harness.training.processes import LOST, STEPS, recipe, start, torchrun
+from tests.harness.training.processes import LOST, STEPS, recipe, start, torchrun, without_mlps
 from tests.harness.training.tiny import TINY, metrics_lines, recall_config, run_config
 
 
@@ -222,6 +222,15 @@ def test_every_mixer_can_be_sharded(
     one = train(run_config(small_data, mixer, steps=2), tmp_path)
     assert abs(pair[1][0][f"fsdp {mixer}"]["train_loss"] - one.train_loss) < 1e-5
     assert_close(pair[0] / f"fsdp-{mixer}", tmp_path)
+
+
+def test_blocks_with_convolutions_and_without_mlps_can_be_sharded(
+    pair: tuple[Path, list[dict[str, Any]]], small_data: Path, tmp_path: Path
+) -> None:
+    one = train(without_mlps(run_config(small_data, steps=2)), tmp_path)
+    assert one.mlp_widths == [0, 32]
+    assert abs(pair[1][0]["fsdp without MLPs"]["train_loss"] - one.train_loss) < 1e-5
+    assert_close(pair[0] / "fsdp-bare", tmp_path)
 
 
 def test_sharded_processes_accumulate_pieces_that_are_recomputed(

@@ -38,6 +38,15 @@ def test_gradients_of_kernels_are_compared_with_those_of_torch_before_training()
     assert line.startswith("gdn2: triton, largest relative error of a gradient ")
 
 
+def test_the_convolution_before_a_mixer_is_compared_too() -> None:
+    model = build_model(KERNELS.model_copy(update={"conv_width": 3}), 0)
+    for block in model.blocks:
+        block.conv.backend = "fla"
+    with upstream_kernels():
+        (line,) = check_gradients(model, torch.device("cpu"), torch.float32)
+    assert line.startswith("convolution: fla, largest relative error of a gradient ")
+
+
 def test_a_kernel_with_a_wrong_gradient_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gradient_check, "CHECK_TOKENS", 20)  # one chunk will do: the interpreter is slow
     model = on_kernels()
