@@ -28,7 +28,6 @@ from harness.experiments.tuning import OPTION, RECIPE, Tuning, fields_of
 from harness.model.language_model import Layout
 from mixers.identity import INCIDENTAL
 from mixers.interface import one_line
-from mixers.registry import get
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -166,14 +165,6 @@ class MixerSpec(Closed):
     label: str | None = None
     """Name of its row in tables; the mixer's display name if left out."""
 
-    @property
-    def row_label(self) -> str | None:
-        """Label of its row; None if the mixer is defined in a file that has not been loaded."""
-        try:
-            return self.label or get(self.mixer).display
-        except ValueError:
-            return None
-
 
 class Ablation(Closed):
     """A variant of an experiment's models, trained and measured next to them, in rows `<their label>, <label>`."""
@@ -295,21 +286,6 @@ class Experiment(Closed):
         return self.presets if self.preset is None else [self.preset]
 
     @property
-    def row_names(self) -> list[str]:
-        """Names that rows go by: mixers and labels, those of ablations too.
-
-        A mixer whose file has not been loaded has no display name yet, so its unstated labels are absent.
-        """
-        labelled = [(spec, label) for spec in self.mixers if (label := spec.row_label) is not None]
-        varied = [
-            f"{label}, {ablation.label}"
-            for ablation in self.ablations
-            for spec, label in labelled
-            if ablation.mixers is None or spec.mixer in ablation.mixers
-        ]
-        return _once([*(spec.mixer for spec in self.mixers), *(label for _, label in labelled), *varied])
-
-    @property
     def expectation(self) -> Expected | None:
         """The paper's numbers, if the preset and the tokens are the paper's; else None."""
         tokens = sum(phase.tokens for phase in self.data.phases)
@@ -395,8 +371,7 @@ class Experiment(Closed):
 
     @model_validator(mode="after")
     def _truths_name_what_is_compared(self) -> Experiment:
-        if self.truths:
-            check_names(self.truths, self.row_names, self.preset_names)
+        check_names(self)
         return self
 
     @model_validator(mode="after")
