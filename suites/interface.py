@@ -75,13 +75,6 @@ class Suite:
         """
         return {self.name: config}
 
-    def validation(self, config: Any) -> Any:
-        """Return the same options on data that no report reads; tuned values are chosen by them.
-
-        Raises ValueError if the suite has no such data.
-        """
-        raise ValueError(f"suites.{self.name}: has no validation split to tune on; choose by another suite")
-
     def check(self, config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raise ValueError for anything that would fail only after training: missing data, prompts that do not fit."""
 

@@ -17,6 +17,8 @@ from harness.experiments.data import DataConfig, Phase, RecallPhase
 from harness.experiments.expand import expand
 from harness.experiments.load import load_experiment
 from harness.experiments.schema import Ablation, Expected, Experiment, MixerSpec, TrainConfig
+from harness.experiments.truths import Chance, Order, Threshold
+from harness.experiments.tuning import Choice, Tuning
 from harness.figures import FIGURES
 from harness.lm.export import to_llama
 from harness.lm.load import load_trained
@@ -85,6 +87,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, small_data: Path) -> Path:
         "data": {"source": str(small_data), "phases": [phase]},
         "train": {"threads": 1},
         "suites": {"recall": {"pairs": [2], "samples": 4}},
+        "truths": [{"threshold": "mqar_acc", "of": ["attention"], "at": [2], "at_least": 0}],
         "scales": {"125m": {"description": "of the same size"}},
     }
     shapes = {"shapes": [{"batch": 1, "length": 32}], "steps": 1, "windows": 2, "warm_up": 1}
@@ -189,7 +192,8 @@ def test_files_that_the_documents_name_exist() -> None:
 
 def test_every_field_of_an_experiment_and_of_a_record_every_metric_figure_and_suite_is_documented() -> None:
     schema = (CHECKOUT / "docs" / "experiments.md").read_text(encoding="utf-8")
-    models = (Experiment, MixerSpec, DataConfig, Phase, RecallPhase, TrainConfig, Ablation, Expected)
+    models = (Experiment, MixerSpec, DataConfig, Phase, RecallPhase, TrainConfig, Ablation, Expected, Tuning, Choice)
+    models += (Threshold, Order, Chance)
     assert not [name for model in models for name in model.model_fields if not re.search(rf"\b{name}\b", schema)]
     results = (CHECKOUT / "docs" / "results.md").read_text(encoding="utf-8")
     results += (CHECKOUT / "docs" / "reproducibility.md").read_text(encoding="utf-8")

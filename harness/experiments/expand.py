@@ -108,9 +108,9 @@ def _models(experiment: Experiment, vocab_size: int | None, data_sha256: str) ->
         ablations = [a for a in experiment.ablations if a.mixers is None or spec.mixer in a.mixers]
         for layout, ablation in product(layouts_of(experiment, spec), [None, *ablations]):
             options = spec.options if ablation is None else spec.options | ablation.options
-            conv_width = experiment.conv_width
-            if ablation is not None and ablation.conv_width is not None:
-                conv_width = ablation.conv_width
+            leading_conv = experiment.leading_conv
+            if ablation is not None and ablation.leading_conv is not None:
+                leading_conv = ablation.leading_conv
             label, train = spec.label or get(spec.mixer).display, experiment.train_of(ablation)
             where = f"{experiment.name}: mixers: {spec.mixer} ({layout})"
             if ablation is not None:
@@ -124,13 +124,13 @@ def _models(experiment: Experiment, vocab_size: int | None, data_sha256: str) ->
                 resolved = mixer_config(spec.mixer, preset(name).mixers.get(spec.mixer, {}) | options)
                 model = _matched(
                     name, layout, spec.mixer, get(spec.mixer).cls, json.dumps(options), vocab_size, experiment.match,
-                    conv_width,
+                    leading_conv,
                 )  # fmt: skip
             except ValueError as error:
                 if ablation is None:
                     raise
                 raise ValueError(f"{where}: {error}; if it is not meant for this mixer, name its mixers") from None
-            sizes = [model.mlp_widths, model.conv_width]
+            sizes = [model.mlp_widths, model.leading_conv]
             content = [name, layout, spec.mixer, identity(resolved), *sizes, identity(train)]
             if (key := json.dumps(content)) in seen:
                 raise ValueError(f"{where} is listed twice with the same options; remove one")
@@ -171,10 +171,10 @@ def _matched(
     options: str,
     vocab_size: int | None,
     match: Match,
-    conv_width: int,
+    leading_conv: int,
 ) -> ModelConfig:
     """`matched_config`, cached: at the larger scales it takes a tenth of a second.
 
     options: as JSON. cls: the mixer's class, part of the key since a name may be registered anew.
     """
-    return matched_config(preset_name, layout, mixer, json.loads(options), vocab_size, match, conv_width)
+    return matched_config(preset_name, layout, mixer, json.loads(options), vocab_size, match, leading_conv)

@@ -30,7 +30,7 @@ def _config(
     options: dict[str, Any],
     widths: list[int],
     vocab_size: int,
-    conv_width: int = 0,
+    leading_conv: int = 0,
 ) -> ModelConfig:
     base = scale.mixers.get(mixer, {})
     values = dict(
@@ -43,7 +43,7 @@ def _config(
         vocab_size=vocab_size,
         tie_embeddings=scale.tie_embeddings,
         embedding_std=scale.embedding_std,
-        conv_width=conv_width,
+        leading_conv=leading_conv,
     )
     try:
         return ModelConfig(**values)
@@ -107,12 +107,12 @@ def matched_config(
     options: dict[str, Any] | None = None,
     vocab_size: int | None = None,
     match: Match | None = None,
-    conv_width: int = 0,
+    leading_conv: int = 0,
 ) -> ModelConfig:
     """The model of `mixer` in `layout` that matches the preset's target within 0.5%.
 
     options: options of the mixer, over the preset's geometry. vocab_size: None keeps the preset's. match: see
-    Experiment.match; None for `parameters`, or `mlp` if the preset has no MLPs. conv_width: see ModelConfig.
+    Experiment.match; None for `parameters`, or `mlp` if the preset has no MLPs. leading_conv: see ModelConfig.
 
     Raises ValueError with the reason if no MLP width comes that close, if there is no MLP to match with, or if the
     mixer or the layout rejects an option.
@@ -123,7 +123,7 @@ def matched_config(
     match = match or ("parameters" if width else "mlp")
     if mixer not in scale.mixers and not options:
         raise ValueError(f"mixer: preset {preset_name!r} has no geometry for {mixer!r}; give its options")
-    config = _config(scale, layout, mixer, options, [width] * scale.layers, vocab_size, conv_width)
+    config = _config(scale, layout, mixer, options, [width] * scale.layers, vocab_size, leading_conv)
     if match == "mlp":
         return config
     if not width:
@@ -131,7 +131,7 @@ def matched_config(
     target = target_flops(preset_name, vocab_size) if match == "flops" else target_parameters(preset_name)
     step = per_width(scale.d_model, match) * scale.width_step
     fixed = outside_mlps(config, match, scale.context)
-    stated = mixer == "gdn2" and match == "parameters" and not (options or conv_width)
+    stated = mixer == "gdn2" and match == "parameters" and not (options or leading_conv)
     reference = scale.reference_mlp_width.get(layout) if stated else None
     units = round((target - fixed) / step) if reference is None else reference * scale.layers // scale.width_step
     reached = fixed + units * step

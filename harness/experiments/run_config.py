@@ -99,7 +99,7 @@ class RunConfig(Closed):
         model = self.model
         if options := fields_of(values, OPTION):
             given = model.mixer_options | options
-            sizes = (model.vocab_size, self.match, model.conv_width)
+            sizes = (model.vocab_size, self.match, model.leading_conv)
             model = matched_config(self.preset, self.layout, self.mixer, given, *sizes)
         return self.model_copy(update={"train": train, "model": model})
 

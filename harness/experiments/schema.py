@@ -29,7 +29,6 @@ from harness.experiments.tuning import OPTION, RECIPE, Tuning, fields_of
 from harness.model.language_model import LINEAR_GAIN, InitGain, Layout
 from mixers.identity import INCIDENTAL, Neutral
 from mixers.interface import one_line
-from mixers.registry import get
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -118,14 +117,6 @@ class MixerSpec(Closed):
     label: str | None = None
     """Name of its row in tables; the mixer's display name if left out."""
 
-    @property
-    def row_label(self) -> str | None:
-        """Label of its row; None if the mixer is defined in a file that has not been loaded."""
-        try:
-            return self.label or get(self.mixer).display
-        except ValueError:
-            return None
-
 
 class Ablation(Closed):
     """A variant of an experiment's models, trained and measured next to them, in rows `<their label>, <label>`."""
@@ -139,16 +130,16 @@ class Ablation(Closed):
     train: dict[str, Any] = {}
     """Fields of `train`, over the experiment's."""
 
-    conv_width: NonNegativeInt | None = None
-    """Taps of the convolution before every mixer, instead of the experiment's `conv_width`."""
+    leading_conv: NonNegativeInt | None = None
+    """Taps of the convolution before every mixer, instead of the experiment's `leading_conv`."""
 
     mixers: list[str] | None = Field(default=None, min_length=1)
     """Mixers that it applies to, by name; all of them if left out."""
 
     @model_validator(mode="after")
     def _changes_something(self) -> Ablation:
-        if not (self.options or self.train or self.conv_width is not None):
-            raise ValueError(f"options, train, conv_width: {self.label!r} has none of them; say what it changes")
+        if not (self.options or self.train or self.leading_conv is not None):
+            raise ValueError(f"options, train, leading_conv: {self.label!r} has none of them; say what it changes")
         return self
 
 
@@ -222,7 +213,7 @@ class Experiment(Closed):
     `parameters` without the embeddings, training `flops` per token at the preset's context, or `mlp`: no matching, all
     models have its MLP width."""
 
-    conv_width: NonNegativeInt = 0
+    leading_conv: NonNegativeInt = 0
     """Taps of a short convolution that each block has before its mixer, as in Based; 0 for none."""
 
     seeds: list[NonNegativeInt] = Field(default=[0], min_length=1)
@@ -256,21 +247,6 @@ class Experiment(Closed):
     def preset_names(self) -> list[str]:
         """Presets, from `preset` or `presets`."""
         return self.presets if self.preset is None else [self.preset]
-
-    @property
-    def row_names(self) -> list[str]:
-        """Names that rows go by: mixers and labels, those of ablations too.
-
-        A mixer whose file has not been loaded has no display name yet, so its unstated labels are absent.
-        """
-        labelled = [(spec, label) for spec in self.mixers if (label := spec.row_label) is not None]
-        varied = [
-            f"{label}, {ablation.label}"
-            for ablation in self.ablations
-            for spec, label in labelled
-            if ablation.mixers is None or spec.mixer in ablation.mixers
-        ]
-        return _once([*(spec.mixer for spec in self.mixers), *(label for _, label in labelled), *varied])
 
     @property
     def expectation(self) -> Expected | None:
@@ -357,8 +333,7 @@ class Experiment(Closed):
 
     @model_validator(mode="after")
     def _truths_name_what_is_compared(self) -> Experiment:
-        if self.truths:
-            check_names(self.truths, self.row_names, self.preset_names)
+        check_names(self)
         return self
 
     @model_validator(mode="after")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
 
 from harness.experiments.closed import Closed
+from mixers.registry import get
+
+if TYPE_CHECKING:
+    from harness.experiments.schema import Experiment, MixerSpec
 
 FORMS = ("threshold", "order", "chance")
 """The forms of a truth; each is chosen by the key that holds the name of a column."""
@@ -159,18 +162,38 @@ Truth = Annotated[
 """A truth in one of its forms."""
 
 
-def check_names(truths: Sequence[Truth], rows: Sequence[str], presets: Sequence[str]) -> None:
-    """Raise ValueError for the first name of a row or a preset that the experiment does not have.
-
-    rows: mixers and labels of the experiment.
-    """
-    for index, truth in enumerate(truths):
-        for field, names, known in [
-            *((field, names, rows) for field, names in truth.rows.items()),
-            ("presets", truth.presets, presets),
-        ]:
+def check_names(experiment: Experiment) -> None:
+    """Raise ValueError for the first name of a row or a preset in its truths that an experiment does not have."""
+    for index, truth in enumerate(experiment.truths):
+        rows = row_names(experiment)
+        named = [(field, names, rows) for field, names in truth.rows.items()]
+        for field, names, known in [*named, ("presets", truth.presets, experiment.preset_names)]:
             for name in names:
                 if name not in known:
                     raise ValueError(
                         f"truths.{index}.{field}: {name!r} is not in the experiment; it has {', '.join(known)}"
                     )
+
+
+def row_names(experiment: Experiment) -> list[str]:
+    """Names that the rows of an experiment go by: mixers and labels, those of ablations too.
+
+    A mixer whose file has not been loaded has no display name yet, so labels made from it are absent.
+    """
+    labelled = [(spec, label) for spec in experiment.mixers if (label := row_label(spec)) is not None]
+    varied = [
+        f"{label}, {ablation.label}"
+        for ablation in experiment.ablations
+        for spec, label in labelled
+        if ablation.mixers is None or spec.mixer in ablation.mixers
+    ]
+    mixers = (spec.mixer for spec in experiment.mixers)
+    return list(dict.fromkeys([*mixers, *(label for _, label in labelled), *varied]))
+
+
+def row_label(spec: MixerSpec) -> str | None:
+    """Label of a model's row; None if its mixer is defined in a file that has not been loaded."""
+    try:
+        return spec.label or get(spec.mixer).display
+    except ValueError:
+        return None

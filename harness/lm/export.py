@@ -67,9 +67,9 @@ def to_llama(model: LanguageModel, bos_token_id: int, max_length: int) -> LlamaF
         )
     if not config.mlp_widths[0]:
         raise ValueError("mlp_widths: 0, but every block of LLaMA has an MLP; export a model with MLPs")
-    if config.conv_width:
+    if config.leading_conv:
         raise ValueError(
-            f"conv_width: {config.conv_width}, but LLaMA has no convolutions; export a model with conv_width 0"
+            f"leading_conv: {config.leading_conv}, but LLaMA has no convolutions; export a model with leading_conv 0"
         )
     attention = model.blocks[0].mixer
     if attention.config.window is not None:

@@ -1,6 +1,6 @@
 """The language model around a mixer: embedding, pre-norm blocks, head.
 
-A block computes x + mixer(norm(x)), then x + SwiGLU(norm(x)) unless its MLP has width 0. With a `conv_width`, a short
+A block computes x + mixer(norm(x)), then x + SwiGLU(norm(x)) unless its MLP has width 0. With a `leading_conv`, a short
 convolution comes first: x + conv(norm(x)). The layout decides the mixer of each block: `recurrent` uses the mixer in
 all blocks, `hybrid` alternates it with sliding-window attention, `attention` uses attention in all.
 """
@@ -68,7 +68,7 @@ class ModelConfig(BaseModel):
     norm_eps: PositiveFloat = 1e-5
     """Epsilon of the RMSNorms around the mixers and the MLPs and before the head."""
 
-    conv_width: Annotated[NonNegativeInt, Neutral(0)] = 0
+    leading_conv: Annotated[NonNegativeInt, Neutral(0)] = 0
     """Taps of the short convolution that each block has before its mixer (mixers.parts.local_convolution); 0 for
     none."""
 
@@ -124,8 +124,8 @@ class Block(nn.Module):
         options = stored_options(name, options)
         width = config.mlp_widths[index]
         norm = partial(RMSNorm, config.d_model, config.norm_eps)
-        self.conv_norm = norm() if config.conv_width else None
-        self.conv = LocalConvolution(config.d_model, config.conv_width) if config.conv_width else None
+        self.conv_norm = norm() if config.leading_conv else None
+        self.conv = LocalConvolution(config.d_model, config.leading_conv) if config.leading_conv else None
         self.mixer_norm = norm()
         self.mixer = build_mixer(name, config.d_model, options)
         self.mlp_norm = norm() if width else None

@@ -11,7 +11,7 @@ import pandas as pd
 
 from harness.experiments.expand import layouts_of
 from harness.experiments.schema import Expected, Experiment, MixerSpec
-from harness.experiments.truths import Chance, Threshold, Truth
+from harness.experiments.truths import Chance, Threshold, Truth, row_label
 from harness.records.metrics import METRICS, Metric
 from harness.records.published import PAPER, column_name
 from harness.records.record import parse_settings
@@ -148,8 +148,8 @@ def _rows(experiment: Experiment, frame: pd.DataFrame, name: str) -> Iterator[Ro
 
 def _label(experiment: Experiment, spec: MixerSpec, frame: pd.DataFrame) -> str:
     """Label of a model's row; that of its records if a file defines the mixer, which no table needs to load."""
-    if spec.row_label is not None:
-        return spec.row_label
+    if (stated := row_label(spec)) is not None:
+        return stated
     others = {other.label for other in experiment.mixers}
     endings = tuple(f", {ablation.label}" for ablation in experiment.ablations)
     labels = frame.loc[frame["mixer"] == spec.mixer, "label"].unique()

@@ -74,7 +74,7 @@ def build_fla(config: ModelConfig, device: torch.device) -> FlaModel:
     """
     if (reason := fla_absent(config.mixer)) is not None:
         raise ValueError(reason)
-    if config.conv_width or not all(config.mlp_widths):
+    if config.leading_conv or not all(config.mlp_widths):
         raise ValueError("model: fla's models have an MLP in every block and no convolution before a mixer")
     import fla.models
 

@@ -40,7 +40,7 @@ def test_a_run_is_collected_with_the_options_of_its_mixer(plans, tmp_path):
     ]
     shown, _ = write_table(tmp_path / "out", None, False, load_experiment("table5"))
     for label, printed in (("scalar erase gate", 11.62), ("scalar write gate", 11.5), ("erase range 2", 11.44)):
-        (line,) = [line for line in shown.splitlines() if label in line and line.startswith("|")]
+        (line,) = [line for line in shown.splitlines() if f"{label} |" in line]
         assert f"paper {printed}" in line
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {f"{table}.{form}" for table in ("table", "table5") for form in ("md", "tex", "csv", "html")} <= names

@@ -60,10 +60,10 @@ def test_ablations_stand_next_to_the_model_as_it_is_and_are_runs_of_their_own(tm
 
 def test_matching_and_convolutions_reach_the_models_of_an_experiment(tmp_path: Path) -> None:
     plain = expanded(tmp_path)
-    ablations = [{"label": "bare", "conv_width": 0}, {"label": "wide", "conv_width": 4}]
-    runs = expanded(tmp_path, match="flops", conv_width=3, ablations=ablations)
+    ablations = [{"label": "bare", "leading_conv": 0}, {"label": "wide", "leading_conv": 4}]
+    runs = expanded(tmp_path, match="flops", leading_conv=3, ablations=ablations)
     assert [r.label for r in runs[:3]] == ["Gated DeltaNet-2", "Gated DeltaNet-2, bare", "Gated DeltaNet-2, wide"]
-    assert [r.model.conv_width for r in runs] == [3, 0, 4] * 2
+    assert [r.model.leading_conv for r in runs] == [3, 0, 4] * 2
     assert len({r.run_id for r in runs}) == 6 and {r.match for r in runs} == {"flops"}
     # The target is Gated DeltaNet-2 without convolutions. It is the same run whatever it is that matches.
     assert runs[1].run_id == plain[0].run_id
@@ -71,7 +71,7 @@ def test_matching_and_convolutions_reach_the_models_of_an_experiment(tmp_path: P
     models = [r.model.mlp_widths for r in expanded(tmp_path, match="mlp")]
     assert models == [plain[0].model.mlp_widths] * 2
     with pytest.raises(ValueError, match=r"'same' of gdn2 \(recurrent\) is listed twice with the same options"):
-        expanded(tmp_path, conv_width=3, ablations=[{"label": "same", "conv_width": 3}])
+        expanded(tmp_path, leading_conv=3, ablations=[{"label": "same", "leading_conv": 3}])
 
 
 def test_an_ablation_overrides_options_of_the_mixers_that_it_names(tmp_path: Path) -> None:

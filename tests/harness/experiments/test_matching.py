@@ -52,16 +52,16 @@ def test_the_release_preset_is_the_papers() -> None:
 
 
 @pytest.mark.parametrize("name", ["cpu-1m", "recall-64", "recall-64-quarter"])
-@pytest.mark.parametrize("conv_width", [0, 3])
+@pytest.mark.parametrize("leading_conv", [0, 3])
 @pytest.mark.parametrize("match", ["parameters", "flops"])
 def test_every_mixer_matches_in_the_chosen_quantity_with_and_without_convolutions(
-    name: str, conv_width: int, match: Match
+    name: str, leading_conv: int, match: Match
 ) -> None:
     target = target_flops(name, 1000) if match == "flops" else target_parameters(name)
     for mixer in PRESETS[name].mixers:
         for layout in ("attention",) if mixer == "attention" else ("recurrent", "hybrid"):
-            config = matched_config(name, layout, mixer, None, 1000, match, conv_width)
-            assert (config.conv_width, config.vocab_size) == (conv_width, 1000)
+            config = matched_config(name, layout, mixer, None, 1000, match, leading_conv)
+            assert (config.leading_conv, config.vocab_size) == (leading_conv, 1000)
             cost = meta_model(config).cost(PRESETS[name].context)
             reached = cost.flops_per_token if match == "flops" else cost.non_embedding_params
             assert abs(reached / target - 1) <= TOLERANCE, (mixer, layout)
@@ -71,7 +71,7 @@ def test_without_matching_all_models_have_the_reference_width() -> None:
     for mixer in PRESETS["release-1.3b"].mixers:
         for layout in ("attention",) if mixer == "attention" else ("recurrent", "hybrid"):
             assert matched_config("release-1.3b", layout, mixer, match="mlp").mlp_widths == [6208] * 18
-    assert matched_config("zoology-64", "recurrent", "gdn2", conv_width=3).mlp_widths == [0, 0]
+    assert matched_config("zoology-64", "recurrent", "gdn2", leading_conv=3).mlp_widths == [0, 0]
     with pytest.raises(ValueError, match=r"match: 'flops', but preset 'zoology-64' has no MLPs .*; use match: mlp"):
         matched_config("zoology-64", "recurrent", "gdn2", match="flops")
 

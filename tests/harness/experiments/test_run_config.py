@@ -116,9 +116,9 @@ def test_a_run_is_identified_by_what_is_trained_and_not_by_how_it_is_called_or_m
     for override in (*made, "data.tokenizer=copy.json"):
         assert runs(tmp_path, override)[0].run_id == first.run_id, override
     assert runs(tmp_path, "match=flops")[0].run_id == first.run_id  # here the widths are the same
-    neutral = (f"train.init_gain={2**-2.5}", "conv_width=0")
+    neutral = (f"train.init_gain={2**-2.5}", "leading_conv=0")
     assert runs(tmp_path, *neutral)[0].run_id == first.run_id
-    changes = ("train.init_gain=0.7", "train.init_gain=upstream", "conv_width=3")
+    changes = ("train.init_gain=0.7", "train.init_gain=upstream", "leading_conv=3")
     assert len({first.run_id, *(runs(tmp_path, change)[0].run_id for change in changes)}) == 4
     for override in ("train.lr=1e-3", "train.accumulation=2", "preset=cpu-1m", "seeds=[1]"):
         assert runs(tmp_path, override)[0].run_id != first.run_id, override

@@ -19,7 +19,7 @@ SLOW = {"label": "slow", "train": {"lr": 1e-4}}
         ({"train": {"init_gain": 0}}, r"train.init_gain: 0 is neither a gain above 0 nor 'upstream'; use one of them"),
         ({"train": {"init_gain": "torch"}}, r"train.init_gain: 'torch' is neither a gain above 0 nor 'upstream'"),
         ({"match": "size"}, r"match: .*'parameters', 'flops' or 'mlp' \(got 'size'\)"),
-        ({"conv_width": -1}, r"conv_width: .*\(got -1\)"),
+        ({"leading_conv": -1}, r"leading_conv: .*\(got -1\)"),
         ({"data": {"phases": [{"tokens": 1, "seq_len": 64, "rows": {"prose": 4}}]}}, r"data.phases.0.rows.prose"),
         ({"data": {"phases": [{"tokens": 1, "seq_len": 64}]}}, r"data.phases.0.rows: Field required"),
         ({"data": {"phases": []}}, r"data.phases: "),
@@ -46,7 +46,7 @@ def test_a_wrong_field_is_named_with_its_value(tmp_path: Path, changes: dict, me
 @pytest.mark.parametrize(
     ("ablations", "message"),
     [
-        ([{"label": "none"}], r"ablations.0: options, train, conv_width: 'none' has none of them; say what it changes"),
+        ([{"label": "none"}], r"ablations.0: options, train, leading_conv: 'none' has none of them; say what it changes"),
         ([{"label": "a", "train": {"rate": 1}}], r"ablations: 'a': train: rate: unknown field"),
         ([{"label": "a", "train": {"lr": -1}}], r"ablations: 'a': train: lr: .*greater than 0 \(got -1\)"),
         (

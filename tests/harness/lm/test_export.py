@@ -178,6 +178,6 @@ def test_only_attention_models_that_llama_can_represent_become_one() -> None:
     bare = ModelConfig(**config, mixer_options={"heads": 2}, mlp_widths=[0, 0])
     with pytest.raises(ValueError, match=r"mlp_widths: 0, but every block of LLaMA has an MLP"):
         to_llama(build_model(bare, 0), 0, 64)
-    convolved = ModelConfig(**config, mixer_options={"heads": 2}, mlp_widths=[64, 64], conv_width=3)
-    with pytest.raises(ValueError, match=r"conv_width: 3, but LLaMA has no convolutions"):
+    convolved = ModelConfig(**config, mixer_options={"heads": 2}, mlp_widths=[64, 64], leading_conv=3)
+    with pytest.raises(ValueError, match=r"leading_conv: 3, but LLaMA has no convolutions"):
         to_llama(build_model(convolved, 0), 0, 64)

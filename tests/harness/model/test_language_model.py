@@ -45,7 +45,7 @@ def test_a_text_read_whole_in_pieces_and_packed_gives_the_same_logits(tie: bool)
     torch.testing.assert_close(packed[:, 24:], model(other)[0], rtol=1e-9, atol=1e-11)
 
 
-BARE = {"conv_width": 3, "mlp_widths": [0, 32, 32, 0]}
+BARE = {"leading_conv": 3, "mlp_widths": [0, 32, 32, 0]}
 
 
 def test_a_block_of_width_0_has_no_mlp_and_a_conv_width_puts_a_convolution_first() -> None:

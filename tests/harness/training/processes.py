@@ -46,7 +46,7 @@ def odd_rows(config: RunConfig) -> RunConfig:
 
 def without_mlps(config: RunConfig) -> RunConfig:
     """The run with a convolution in both blocks, and no MLP in the first."""
-    model = config.model.model_copy(update={"mlp_widths": [0, 32], "conv_width": 3})
+    model = config.model.model_copy(update={"mlp_widths": [0, 32], "leading_conv": 3})
     return config.model_copy(update={"model": model})
 
 

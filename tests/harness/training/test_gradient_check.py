@@ -39,7 +39,7 @@ def test_gradients_of_kernels_are_compared_with_those_of_torch_before_training()
 
 
 def test_the_convolution_before_a_mixer_is_compared_too() -> None:
-    model = build_model(KERNELS.model_copy(update={"conv_width": 3}), 0)
+    model = build_model(KERNELS.model_copy(update={"leading_conv": 3}), 0)
     for block in model.blocks:
         block.conv.backend = "fla"
     with upstream_kernels():

@@ -227,7 +227,7 @@ def test_a_cache_resumes_where_it_stopped(one: Path) -> None:
 @pytest.mark.parametrize(("mixer", "layout"), [("attention", "attention"), ("mamba2", "hybrid")])
 @torch.no_grad()
 def test_convolutions_and_blocks_without_mlps_travel_with_the_folder(tmp_path: Path, mixer: str, layout: str) -> None:
-    ours = finished_run(tmp_path / "run", model_config(mixer, layout, conv_width=3, mlp_widths=[0, 0]))
+    ours = finished_run(tmp_path / "run", model_config(mixer, layout, leading_conv=3, mlp_widths=[0, 0]))
     theirs = load(export(tmp_path / "run", tmp_path / "out"))
     tokens = torch.tensor([PROMPTS[1]])
     assert torch.equal(theirs(tokens).logits, ours(tokens)[0])
