@@ -22,7 +22,14 @@ from torch import Tensor, nn
 from mixers.backends import MAMBA_SSM, TORCH, mamba_ssm
 from mixers.identity import INCIDENTAL
 from mixers.interface import Cost, Mixer, MixerConfig, State
-from mixers.parts.common import ShortConvolution, accumulator_dtype, inverse_softplus_dt, is_power_of_two, require
+from mixers.parts.common import (
+    Normalise,
+    ShortConvolution,
+    accumulator_dtype,
+    inverse_softplus_dt,
+    is_power_of_two,
+    require,
+)
 from mixers.parts.ssd import ssd_chunked, ssd_recurrent
 from mixers.registry import register_mixer
 
@@ -62,7 +69,7 @@ class GatedRMSNorm(nn.Module):
             group_size = y.shape[-1] // self.groups
             return norm(y, self.weight, None, z=z, eps=self.eps, group_size=group_size, norm_before_gate=False)
         h = (y * F.silu(z.to(accumulator_dtype(y, z)))).unflatten(-1, (self.groups, -1))
-        h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + self.eps)
+        h = Normalise.apply(h, 1 / h.shape[-1], self.eps)
         return (h.flatten(-2) * self.weight).to(y.dtype)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from mixers.backends import TORCH, convolution
 
@@ -17,6 +19,32 @@ def accumulator_dtype(*tensors: Tensor) -> torch.dtype:
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
     return dtype
+
+
+class DepthwiseConvolution(torch.autograd.Function):
+    """Causal depthwise convolution as a sum of shifted products, several times faster on a CPU than F.conv1d."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, taps: Tensor) -> Tensor:
+        """Return y like x, with zeros before the first token. x: [B, T, C]; taps: [W, C], the current token's last."""
+        ctx.save_for_backward(x, taps)
+        y = x * taps[-1]
+        for shift in range(1, min(len(taps), x.shape[1])):
+            y[:, shift:].addcmul_(x[:, :-shift], taps[-1 - shift])
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients of x and taps."""
+        x, taps = ctx.saved_tensors
+        d_x, d_taps = d_y * taps[-1], torch.zeros_like(taps)
+        d_taps[-1] = (d_y * x).sum((0, 1))
+        for shift in range(1, min(len(taps), x.shape[1])):
+            later = d_y[:, shift:]
+            d_x[:, :-shift].addcmul_(later, taps[-1 - shift])
+            d_taps[-1 - shift] = (later * x[:, :-shift]).sum((0, 1))
+        return d_x, d_taps
 
 
 class ShortConvolution(nn.Module):
@@ -46,16 +74,17 @@ class ShortConvolution(nn.Module):
         the kernel of `mixers.backends.convolution()`, the same for all mixers.
         """
         channels, _, width = self.weight.shape
-        if tail is None:
-            tail = x.new_zeros(x.shape[0], width - 1, channels)
-        tail = tail.to(x.dtype)
         if backend != TORCH.name:
+            tail = x.new_zeros(x.shape[0], width - 1, channels) if tail is None else tail.to(x.dtype)
             missing = max(0, width - 1 - x.shape[1])
             left = torch.cat([tail[:, width - 1 - missing :], x[:, max(0, x.shape[1] - (width - 1)) :]], 1)
             return self._by_kernel(x, tail), left
-        padded = torch.cat([tail, x], 1)
-        y = F.conv1d(padded.transpose(1, 2), self.weight.to(x.dtype), self.bias, groups=channels).transpose(1, 2)
-        return F.silu(y), padded[:, padded.shape[1] - (width - 1) :]
+        seen = x if tail is None else torch.cat([tail.to(x.dtype), x], 1)
+        h = seen.to(accumulator_dtype(x))
+        y = DepthwiseConvolution.apply(h, self.weight.squeeze(1).t().to(h.dtype))[:, seen.shape[1] - x.shape[1] :]
+        y = F.silu(y if self.bias is None else y + self.bias).to(x.dtype)
+        left = F.pad(seen, (0, 0, max(0, width - 1 - seen.shape[1]), 0))
+        return y, left[:, left.shape[1] - (width - 1) :]
 
     def _by_kernel(self, x: Tensor, tail: Tensor) -> Tensor:
         weight = self.weight.squeeze(1).to(x.dtype)
@@ -80,6 +109,30 @@ class ShortConvolution(nn.Module):
         return causal_conv1d(x.contiguous(), weight, bias, initial_state=cache, activation="silu")[0]
 
 
+class Normalise(torch.autograd.Function):
+    """x / √(share · Σ x² + eps) over the last axis: an RMS norm without weights, or an L2 norm.
+
+    Its gradient is written by hand because autograd would pass over x six more times.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, share: float, eps: float) -> Tensor:
+        """Return y like x. share: 1 / size for the mean of squares, 1 for their sum."""
+        rate = x.square().sum(-1, keepdim=True).mul_(share).add_(eps).rsqrt_()
+        y = x * rate
+        ctx.save_for_backward(y, rate)
+        ctx.share = share
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient of x, (dy - share · (dy · y) y) · rate."""
+        y, rate = ctx.saved_tensors
+        radial = (d_y * y).sum(-1, keepdim=True)
+        return torch.addcmul(d_y, y, radial, value=-ctx.share).mul_(rate), None, None
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) · weight over the last axis, computed in at least fp32."""
 
@@ -90,8 +143,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x normalised and weighted, in the dtype of x."""
-        h = x.to(accumulator_dtype(x))
-        h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + self.eps)
+        h = Normalise.apply(x.to(accumulator_dtype(x)), 1 / x.shape[-1], self.eps)
         return (h * self.weight).to(x.dtype)
 
 
@@ -114,5 +166,4 @@ def is_power_of_two(size: int) -> bool:
 
 def l2_normalise(x: Tensor, eps: float = 1e-6) -> Tensor:
     """Return x / √(Σ x² + eps) over the last axis, computed in at least fp32, in the dtype of x."""
-    h = x.to(accumulator_dtype(x))
-    return (h * torch.rsqrt(h.square().sum(-1, keepdim=True) + eps)).to(x.dtype)
+    return Normalise.apply(x.to(accumulator_dtype(x)), 1.0, eps).to(x.dtype)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mixers.backends import TORCH
 from mixers.identity import INCIDENTAL
 from mixers.interface import Cost, Mixer, MixerConfig, State
-from mixers.parts.common import ShortConvolution, accumulator_dtype, is_power_of_two, require
+from mixers.parts.common import Normalise, ShortConvolution, accumulator_dtype, is_power_of_two, require
 
 
 class DeltaConfig(MixerConfig):
@@ -61,8 +61,7 @@ class GatedNorm(nn.Module):
             from fla.modules.norm.fused_norm_gate import rms_norm_gated
 
             return rms_norm_gated(o, gate.to(o.dtype), self.weight, None, activation=self.activation, eps=self.eps)
-        h = o.to(accumulator_dtype(o))
-        h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + self.eps) * self.weight
+        h = Normalise.apply(o.to(accumulator_dtype(o)), 1 / o.shape[-1], self.eps) * self.weight
         activation = F.silu if self.activation == "silu" else torch.sigmoid
         return (h * activation(gate.to(h.dtype))).to(o.dtype)
 

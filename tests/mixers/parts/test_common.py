@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from mixers.parts.common import (
+    DepthwiseConvolution,
+    Normalise,
     RMSNorm,
     ShortConvolution,
     accumulator_dtype,
@@ -37,6 +39,15 @@ def test_the_convolution_is_causal_per_channel_and_resumes_from_its_tail(bias: b
     torch.testing.assert_close(torch.cat(outputs, 1), whole)
 
 
+@pytest.mark.parametrize(("steps", "width"), [(2, 1), (2, 4), (5, 3)])
+def test_the_convolution_keeps_its_last_inputs_and_differentiates(steps: int, width: int) -> None:
+    x = torch.randn(2, steps, 3, dtype=torch.float64, requires_grad=True)
+    taps = torch.randn(width, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(DepthwiseConvolution.apply, (x, taps))
+    _, tail = ShortConvolution(3, width).double()(x)
+    assert torch.equal(tail, F.pad(x, (0, 0, width, 0))[:, steps + 1 :])
+
+
 def test_the_convolution_starts_within_one_over_the_root_of_its_width() -> None:
     weight = ShortConvolution(1000, width=4).weight
     assert 0.49 < weight.abs().max() <= 0.5
@@ -55,6 +66,12 @@ def test_normalised_vectors_have_length_1_and_zero_stays_zero() -> None:
     x = torch.randn(4, 16)
     torch.testing.assert_close(l2_normalise(x).norm(dim=-1), torch.ones(4))
     assert torch.equal(l2_normalise(torch.zeros(2, 16)), torch.zeros(2, 16))
+
+
+def test_the_gradient_of_a_norm_is_that_of_its_values() -> None:
+    x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+    for share in (1.0, 0.2):
+        assert torch.autograd.gradcheck(lambda t, share=share: Normalise.apply(t, share, 1e-3), (x,))
 
 
 def test_initial_time_steps_lie_in_their_range() -> None:
