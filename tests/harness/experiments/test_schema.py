@@ -46,7 +46,7 @@ def test_a_wrong_field_is_named_with_its_value(tmp_path: Path, changes: dict, me
 @pytest.mark.parametrize(
     ("ablations", "message"),
     [
-        ([{"label": "none"}], r"ablations.0: options, train, leading_conv: 'none' has none of them; say what it changes"),
+        ([{"label": "none"}], r"ablations.0: options, train, leading_conv: 'none' has none of them; say"),
         ([{"label": "a", "train": {"rate": 1}}], r"ablations: 'a': train: rate: unknown field"),
         ([{"label": "a", "train": {"lr": -1}}], r"ablations: 'a': train: lr: .*greater than 0 \(got -1\)"),
         (
