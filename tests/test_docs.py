@@ -118,7 +118,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, small_data: Path) -> Path:
 def run_id(folder: Path) -> str:
     """Id of the one run of tiny.yaml."""
     tiny = load_experiment(folder / "tiny.yaml")
-    (run,) = expand(tiny, len(load_tokenizer()), data_sha256(tiny.data))
+    (run,) = expand(tiny, len(load_tokenizer()), data_sha256(tiny.data)).runs
     return run.run_id
 
 
@@ -207,7 +207,7 @@ def test_the_experiment_in_the_documents_is_one(tmp_path: Path) -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", (CHECKOUT / "docs" / "experiments.md").read_text("utf-8"), re.DOTALL)
     (tmp_path / "mine.yaml").write_text(text)
     for scale in (None, "wide"):
-        runs = expand(load_experiment(tmp_path / "mine.yaml", scale=scale), 4096, "0" * 64)
+        runs = expand(load_experiment(tmp_path / "mine.yaml", scale=scale), 4096, "0" * 64).runs
         assert [run.label for run in runs[::3]] == [
             "Gated DeltaNet-2",
             "Gated DeltaNet-2, scalar erase gate",
