@@ -105,6 +105,7 @@ def run_plan(
     executors = [_executor(cluster, logs, slot) for slot in range(parallel)]
     try:
         while waiting or running:
+            begun = False
             for run in list(waiting):
                 if len(running) == parallel:
                     break
@@ -119,6 +120,7 @@ def run_plan(
                     slot = min(set(range(parallel)) - {slot for *_, slot in running})
                     jobs = run_jobs(run, units, command)
                     running.append((run, units, executors[slot].submit(in_turn, jobs), slot))
+                    begun = True
             still: list[Running] = []
             for run, units, job, slot in running:
                 if cluster != "debug" and not job.done():
@@ -132,8 +134,8 @@ def run_plan(
                     waiting.append(run)
             running = still
             progress([run for run, *_ in running])
-            if running or waiting:
-                time.sleep(POLL if cluster != "debug" else 0)
+            if running or (waiting and not begun):  # a debug job has ended by now
+                time.sleep(POLL)
     finally:
         _stop([job for _, _, job, _ in running])
         for name in os.environ.keys() - before.keys():

@@ -38,8 +38,8 @@ class Config(SuiteConfig):
     """Difficulties: `pairs` of key and value in rows of `seq_len` tokens."""
     protocol: Protocol = "separated"
     """Placement of the questions, as in training: `zoology` or `separated`."""
-    questions: PositiveInt = 3000
-    """Questions per difficulty, rounded up to whole rows."""
+    rows: PositiveInt = 1000
+    """Rows per difficulty. Each asks for all its pairs, so that every place in the listing is asked for as often."""
     split: Literal["test", "validation"] = "test"
     """Rows to score: `test` for reports, `validation` for choices such as a learning rate."""
     seed: int = 0
@@ -88,10 +88,9 @@ class Mqar(Suite):
         self.check(config, tokenizer)
         results = []
         for each in config.sets:
-            rows = -(-config.questions // each.pairs)
-            progress(f"mqar@{each.pairs}: {rows} rows of {each.seq_len} tokens")
+            progress(f"mqar@{each.pairs}: {config.rows} rows of {each.seq_len} tokens")
             stream = f"{config.split} {config.seed}"
-            drawn = draw(each.pairs, each.seq_len, len(tokenizer), config.protocol, stream, np.arange(rows))
+            drawn = draw(each.pairs, each.seq_len, len(tokenizer), config.protocol, stream, np.arange(config.rows))
             inputs, questions = torch.from_numpy(drawn.inputs), torch.from_numpy(drawn.questions)
             answers = np.take_along_axis(drawn.targets, drawn.questions, axis=1)
             right = likeliest(inputs, questions).numpy() == answers
