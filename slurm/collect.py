@@ -32,7 +32,8 @@ def runs_frame(plans: list[RunPlan], unreadable: Mapping[Path, str]) -> pd.DataF
     """One row per run: its model, its training, the reason if it failed, and why its records are unreadable.
 
     The column `options` holds the mixer's options with their defaults; `unreadable` holds reasons by unit. Of a tuned
-    run, `tuned` holds the chosen values, `trials` the number of trials, and `tuned_at` their scale. unreadable: the
+    run, `tuned` holds the chosen values, `at_edge` those fields whose value is the least or largest that was tried,
+    `trials` the number of trials, `tuned_at` their scale, and `tuned_share` their share of the tokens. unreadable: the
     reason for each file of records that could not be read.
     """
     rows: list[dict[str, Any]] = []
@@ -49,6 +50,7 @@ def runs_frame(plans: list[RunPlan], unreadable: Mapping[Path, str]) -> pd.DataF
             row["mixture"] = mixture(config.data)
         if config.tuned is not None:
             row |= {"tuned": config.tuned.values, "trials": config.tuned.trials, "tuned_at": config.tuned.preset}
+            row |= {"tuned_share": config.tuned.share, "at_edge": config.tuned.at_edge}
         statuses = [RunFolder(run.folder).read_status(unit) for unit in run.missing]
         row["failure"] = next((s.detail for s in statuses if s is not None and s.state == "failed"), None)
         reasons = {path.stem: reason for path, reason in unreadable.items() if run_of_records(path) == run.folder}

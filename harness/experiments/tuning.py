@@ -156,6 +156,20 @@ class Tuned(Closed):
         """Number of trials."""
         return sum(len(candidate.trials) for candidate in self.candidates)
 
+    @property
+    def at_edge(self) -> list[str]:
+        """Fields whose chosen value is the least or the largest number that was tried: a wider grid may do better."""
+        found = []
+        for name, value in (self.values or {}).items():
+            tried = {candidate.values[name] for candidate in self.candidates if _is_number(candidate.values[name])}
+            if _is_number(value) and len(tried) > 1 and value in (min(tried), max(tried)):
+                found.append(name)
+        return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
 
 @dataclass(frozen=True)
 class Trial:

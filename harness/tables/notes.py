@@ -45,6 +45,7 @@ def table_notes(
         *incomplete_notes(table, models, runs),
         *run_notes(runs),
         *(f"MIXED, not strictly comparable: {what}" for what in mixed),
+        *tuning_notes(runs),
         *training_notes(runs, "trained_on", "trained on"),
         *training_notes(runs, "mixture", "trained on mixture:"),
     ]
@@ -215,6 +216,35 @@ def run_notes(runs: pd.DataFrame | None) -> Iterable[str]:
             yield f"FAILED: {who}: {one_line(run['failure'])}"
         if isinstance(run.get("unreadable"), dict):
             yield from (f"UNREADABLE: {who}, {unit}: {one_line(why)}" for unit, why in run["unreadable"].items())
+
+
+def tuning_notes(runs: pd.DataFrame | None) -> Iterable[str]:
+    """Notes on the tuned values of each row, with the number of its trials, and on rows that were not tuned."""
+    if runs is None or "tuned" not in runs:
+        return
+    rows: dict[str, list[str]] = {}
+    untuned, edges = [], []
+    for run in runs.to_dict("records"):
+        who = f"{run['label']} ({run['layout']})"
+        if not isinstance(run["tuned"], dict):
+            if pd.isna(run["trials"]):  # else its values are not chosen yet
+                untuned.append(who)
+            continue
+        values = ", ".join(f"{name.partition('.')[2]} {value_text(value)}" for name, value in run["tuned"].items())
+        share = "" if run["tuned_share"] == 1 else f" with {run['tuned_share']:.0%} of the tokens"
+        rows.setdefault(f"{values} by {run['trials']:.0f} trials at {run['tuned_at']}{share}", []).append(who)
+        edges += [f"{who} {name.partition('.')[2]}" for name in run["at_edge"] or []]
+    if rows:
+        yield "tuned: " + "; ".join(f"{values}: {listed(labels)}" for values, labels in rows.items())
+    if edges:
+        yield f"tuned to the least or largest value that was tried, so that a wider grid may do better: {listed(edges)}"
+    if rows and untuned:
+        yield f"MIXED, not tuned, beside rows that are: {listed(untuned)}"
+
+
+def value_text(value: Any) -> str:
+    """A tuned value as text, numbers with three significant digits."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def training_notes(runs: pd.DataFrame | None, key: str, words: str) -> Iterable[str]:

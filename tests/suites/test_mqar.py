@@ -49,18 +49,18 @@ class Scripted(LM):
 
 def test_a_reader_is_right_everywhere() -> None:
     lm = Scripted(lambda keys, values, key: values[keys.index(key)])
-    found = Mqar().run(lm, Config(sets=SETS, questions=30))
+    found = Mqar().run(lm, Config(sets=SETS, rows=15))
     assert {m.value for m in found} == {1.0}
-    assert [(m.length, m.n) for m in found if m.metric == "acc"] == [(2, 15), (8, 4)]  # whole rows of 8 questions
+    assert [(m.length, m.n) for m in found if m.metric == "acc"] == [(2, 15), (8, 15)]
     for m in found:
         pairs = m.length if m.metric == "acc" else int(m.task.removeprefix("mqar@"))
-        assert m.settings["chance"] == 1 / pairs and m.settings["questions"] == {2: 30, 8: 32}[pairs]
+        assert m.settings["chance"] == 1 / pairs and m.settings["questions"] == 15 * pairs
         assert (m.settings["protocol"], m.settings["split"]) == ("separated", "test")
         assert m.settings["seq_len"] == {2: 16, 8: 48}[pairs]
 
 
 def test_who_names_the_value_listed_last_is_right_once_in_a_row_and_the_details_say_where() -> None:
-    found = Mqar().run(Scripted(lambda keys, values, key: values[-1]), Config(sets=SETS, questions=800))
+    found = Mqar().run(Scripted(lambda keys, values, key: values[-1]), Config(sets=SETS, rows=200))
     for pairs in (2, 8):
         (acc,) = [m for m in found if m.metric == "acc" and m.length == pairs]
         assert acc.value == acc.settings["chance"] == 1 / pairs and acc.stderr == 0 and acc.task == "mqar"
@@ -69,8 +69,8 @@ def test_who_names_the_value_listed_last_is_right_once_in_a_row_and_the_details_
         assert [places[n].value for n in range(1, pairs + 1)] == [0.0] * (pairs - 1) + [1.0]
         assert {m.n for m in places.values()} == {acc.n}
         distances = [m for m in of if m.metric == "acc_by_distance"]
-        assert sum(m.n for m in distances) == 800
-        assert sum(m.n * m.value for m in distances) == pytest.approx(800 / pairs)
+        assert sum(m.n for m in distances) == 200 * pairs
+        assert sum(m.n * m.value for m in distances) == pytest.approx(200)
         lengths = [m.length for m in distances]
         assert all(n & (n - 1) == 0 for n in lengths) and max(lengths) <= 64
         # The pair listed last is the nearest, so questions that are far away never ask for it.
@@ -79,7 +79,7 @@ def test_who_names_the_value_listed_last_is_right_once_in_a_row_and_the_details_
 
 def test_distances_fall_into_bins_up_to_powers_of_two() -> None:
     lm = Scripted(lambda keys, values, key: values[keys.index(key)])
-    found = Mqar().run(lm, Config(sets=SETS[1:], questions=400, protocol="zoology"))
+    found = Mqar().run(lm, Config(sets=SETS[1:], rows=50, protocol="zoology"))
     distances = draw(8, 48, 64, "zoology", "test 0", np.arange(50)).distances
     for m in found:
         if m.metric == "acc_by_distance":
@@ -100,7 +100,7 @@ def test_errors_treat_rows_as_the_samples() -> None:
 
 def test_splits_and_seeds_have_rows_of_their_own_and_the_validation_split_is_no_reports() -> None:
     lm = Scripted(lambda keys, values, key: 0)
-    config = Config(sets=SETS[:1], questions=20)
+    config = Config(sets=SETS[:1], rows=10)
     chosen = Mqar().validation(config)
     assert chosen == config.model_copy(update={"split": "validation"}) == Mqar().validation(chosen)
     hashes = {
@@ -139,7 +139,7 @@ def test_a_sweep_on_bare_ids_goes_from_training_to_a_table(tmp_path: Path) -> No
         "mixers": ["attention"],
         "data": {"source": "synthetic", "tokenizer": "ids:12", "phases": [{"mqar": sets, "rows": 20}]},
         "train": {"lr": 1e-3, "threads": 1},
-        "suites": {"mqar": {"sets": scored, "questions": 100}},
+        "suites": {"mqar": {"sets": scored, "rows": 20}},
     }
     path, runs, out = tmp_path / "tiny.yaml", tmp_path / "runs", tmp_path / "out"
     path.write_text(yaml.safe_dump(content))

@@ -68,6 +68,14 @@ def test_runs_that_differ_in_seed_share_a_choice_and_a_scale_can_choose_for_the_
     assert len(own.trials) == 2 * len(carried.trials)
 
 
+def test_values_at_the_edge_of_what_was_tried_are_named(tmp_path: Path) -> None:
+    tuning = TUNING | {"grid": {"train.lr": [1e-3, 3e-3, 1e-2], "train.init_gain": [0.7, "upstream"]}}
+    run = tuned(tmp_path, tuning).runs[0]
+    for lr, edges in ((1e-3, ["train.lr"]), (3e-3, []), (1e-2, ["train.lr"])):
+        chosen = run.chosen({"train.lr": lr, "train.init_gain": 0.7}).tuned
+        assert chosen is not None and chosen.at_edge == edges
+
+
 def test_an_option_of_the_mixer_is_tuned_on_matched_models(tmp_path: Path) -> None:
     tuning = TUNING | {"grid": {"options.conv_width": [2, 4]}}
     found = tuned(tmp_path, tuning, mixers=["gdn2"])

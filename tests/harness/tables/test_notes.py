@@ -93,3 +93,20 @@ def test_tasks_of_the_same_lengths_are_named_together(tmp_path):
     ]
     table = comparison(store(tmp_path, records))
     assert tasks_text(table, table.columns) == "s_niah_1, s_niah_2 @320/512 and mk_niah_1 @320"
+
+
+def test_tuned_values_trials_and_edges_are_named_and_rows_that_were_not_tuned(tmp_path):
+    frame = store(tmp_path, [record(label, "piqa", "acc", 0.5, 0.1) for label in ("gdn2", "kda")])
+    slow, fast = ({"train.lr": lr, "train.init_gain": gain} for lr, gain in ((0.003, "upstream"), (0.01, 2**-2.5)))
+    runs = RUNS.assign(tuned=[slow, fast, slow, slow], trials=12.0, tuned_at="35m", tuned_share=0.4)
+    runs["at_edge"] = [[], ["train.lr"], [], []]
+    notes = comparison(frame, runs=runs).notes
+    by = "by 12 trials at 35m with 40% of the tokens"
+    one, two, *_ = [f"{label} ({layout})" for label, layout in zip(RUNS["label"], RUNS["layout"], strict=True)]
+    assert any(f"lr 0.01, init_gain 0.177 {by}: {two}" in note for note in notes if note.startswith("tuned: "))
+    assert any(f"lr 0.003, init_gain upstream {by}: {one}" in note for note in notes if note.startswith("tuned: "))
+    assert f"tuned to the least or largest value that was tried, so that a wider grid may do better: {two} lr" in notes
+    assert not any("not tuned" in note for note in notes)
+    runs["trials"], runs["tuned"] = [12.0, None, 12.0, 12.0], [slow, None, slow, slow]
+    assert f"MIXED, not tuned, beside rows that are: {two}" in comparison(frame, runs=runs).notes
+    assert not any("tuned" in note for note in comparison(frame, runs=RUNS).notes)
