@@ -29,7 +29,7 @@ def gated_delta_rule(
     *,
     scale: float | None = None,
     initial_state: Tensor | None = None,
-    chunk_size: int = 64,
+    chunk_size: int | None = None,
     backend: Literal["recurrent", "chunked"] = "chunked",
 ) -> tuple[Tensor, Tensor]:
     """The Gated DeltaNet operator: the gated delta rule with one log-decay g ≤ 0 per head, [B, T, HV].

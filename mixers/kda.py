@@ -29,7 +29,7 @@ def kimi_delta_rule(
     *,
     scale: float | None = None,
     initial_state: Tensor | None = None,
-    chunk_size: int = 64,
+    chunk_size: int | None = None,
     backend: Literal["recurrent", "chunked"] = "chunked",
 ) -> tuple[Tensor, Tensor]:
     """The KDA operator: the gated delta rule with a log-decay g ≤ 0 per key channel, [B, T, HV, K].

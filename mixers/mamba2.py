@@ -49,7 +49,7 @@ class Mamba2Config(MixerConfig):
     """Groups of heads that share one B and one C; a divisor of the number of heads."""
     conv_width: PositiveInt = 4
     """Taps of the short convolution."""
-    chunk_size: Annotated[PositiveInt, INCIDENTAL] = 32
+    chunk_size: Annotated[PositiveInt, INCIDENTAL] = 16
     """Tokens per chunk of the torch form, a power of two. It changes the speed, never the result."""
 
 
@@ -98,7 +98,7 @@ class Mamba2(Mixer):
         )
         require(
             is_power_of_two(c.chunk_size),
-            f"mamba2.chunk_size: {c.chunk_size} is not a power of two; take 32 or another power of two",
+            f"mamba2.chunk_size: {c.chunk_size} is not a power of two; take 16 or another power of two",
         )
         self.shared = c.n_groups * c.d_state
         channels = self.d_inner + 2 * self.shared
@@ -130,8 +130,8 @@ class Mamba2(Mixer):
         dt = F.softplus(dt.to(dtype) + self.dt_bias)
         g = -self.A_log.to(dtype).exp() * dt
         scan = ssd_recurrent if x.shape[1] == 1 else partial(ssd_chunked, chunk_size=self.config.chunk_size)
-        y, ssm = scan(x.unsqueeze(3), g, dt, B.unsqueeze(3), C.unsqueeze(3), ssm)
-        return y.squeeze(3) + self.D[:, None] * x, ssm
+        y, ssm = scan(x.unsqueeze(3), g, dt, B.unsqueeze(3), C.unsqueeze(3), ssm, skip=self.D)
+        return y.squeeze(3), ssm
 
     def _by_mamba_ssm(self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, ssm: Tensor | None) -> tuple[Tensor, Tensor]:
         """Compute `_in_torch` with mamba-ssm's kernels."""

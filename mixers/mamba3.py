@@ -37,6 +37,7 @@ from mixers.backends import MAMBA_SSM, TORCH, Backend, mamba_ssm, mamba_ssm_abse
 from mixers.identity import INCIDENTAL
 from mixers.interface import Cost, Mixer, MixerConfig, State
 from mixers.parts.common import RMSNorm, accumulator_dtype, inverse_softplus_dt, is_power_of_two, require
+from mixers.parts.ranks import GateRanks, SpreadRanks
 from mixers.parts.ssd import ssd_chunked, ssd_recurrent
 from mixers.registry import register_mixer
 
@@ -78,20 +79,24 @@ def advance_angles(angle: Tensor, dt: Tensor, start: Tensor | None) -> Tensor:
     return angles.remainder(2 * math.pi).to(dt.dtype)
 
 
-def rotate(x: Tensor, angles: Tensor, pairwise: bool) -> Tensor:
-    """Rotate the K lowest pairs of the last axis. x: [..., H, R, N] with an even N; angles: [..., H, K], 2K ≤ N.
+def turns(angles: Tensor, size: int, pairwise: bool) -> tuple[Tensor, Tensor]:
+    """Return the factors of `rotate` that turn the K lowest pairs of `size` numbers, [..., H, 1, N] each.
 
-    pairwise: pair neighbours (2i, 2i + 1); otherwise pair (i, i + N/2). Returns a tensor like x.
+    angles: [..., H, K], 2K ≤ N. pairwise: pair neighbours (2i, 2i + 1); otherwise pair (i, i + N/2).
     """
-    cos, sin = angles.cos().unsqueeze(-2), angles.sin().unsqueeze(-2)
-    turned = cos.shape[-1]
+    angles = F.pad(angles, (0, size // 2 - angles.shape[-1]))  # the other pairs turn by 0
+    cos, sin = angles.cos(), angles.sin()
     if pairwise:
-        a, b = x[..., : 2 * turned].unflatten(-1, (-1, 2)).unbind(-1)
-        pairs = torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
-        return torch.cat([pairs, x[..., 2 * turned :]], -1)
-    first, second = x.chunk(2, -1)
-    a, b = first[..., :turned], second[..., :turned]
-    return torch.cat([a * cos - b * sin, first[..., turned:], a * sin + b * cos, second[..., turned:]], -1)
+        factors = torch.stack([cos, cos], -1).flatten(-2), torch.stack([-sin, sin], -1).flatten(-2)
+    else:
+        factors = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+    return factors[0].unsqueeze(-2), factors[1].unsqueeze(-2)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, pairwise: bool) -> Tensor:
+    """Rotate pairs of the last axis of x [..., H, R, N] by the factors of `turns`. Returns a tensor like x."""
+    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2) if pairwise else x.roll(x.shape[-1] // 2, -1)
+    return torch.addcmul(x * cos, swapped, sin)
 
 
 def _absent(device: torch.device, dtype: torch.dtype, config: Mamba3Config | None) -> str | None:
@@ -221,21 +226,23 @@ class Mamba3(Mixer):
         else:
             start, ssm, k, last = state["angle"], state["ssm"], state["k"], state["v"]
         angles = advance_angles(angle, dt, start)
+        factors = turns(angles, c.d_state, pairwise=not c.mimo)
         B, C = (
-            rotate(t.unsqueeze(2) + bias, angles, pairwise=not c.mimo)
+            rotate(t.unsqueeze(2) + bias, *factors, pairwise=not c.mimo)
             for t, bias in ((B, self.B_bias), (C, self.C_bias))
         )  # [b, T, H, R, N]
         now, before = trap.sigmoid() * dt, (-trap).sigmoid() * dt
-        inputs, last_inputs = (t.unsqueeze(-2) * self.mimo_x if c.mimo else t.unsqueeze(-2) for t in (v, last))
+        inputs, last_inputs = (
+            SpreadRanks.apply(t.to(g.dtype), self.mimo_x) if c.mimo else t.unsqueeze(-2) for t in (v, last)
+        )
         previous = (last_inputs, k)
         if v.shape[1] == 1:
-            y, ssm = ssd_recurrent(inputs, g, now, B, C, ssm, before, previous)
+            y, ssm = ssd_recurrent(inputs, g, now, B, C, ssm, before, previous, self.D)
         else:
-            y, ssm = ssd_chunked(inputs, g, now, B, C, ssm, before, previous, chunk_size=self.chunk_size)
-        y = y + self.D[:, None, None] * inputs  # [b, T, H, R, P]
-        gate = z.to(g.dtype).unsqueeze(-2)
-        y = y * F.silu(gate * self.mimo_z) * self.mimo_o if c.mimo else y * F.silu(gate)
-        return y.sum(-2), {"angle": angles[:, -1], "ssm": ssm, "k": B[:, -1], "v": v[:, -1]}
+            y, ssm = ssd_chunked(inputs, g, now, B, C, ssm, before, previous, self.D, self.chunk_size)
+        z = z.to(g.dtype)
+        y = GateRanks.apply(y, z, self.mimo_z, self.mimo_o) if c.mimo else y.squeeze(-2) * F.silu(z)
+        return y, {"angle": angles[:, -1], "ssm": ssm, "k": B[:, -1], "v": v[:, -1]}
 
     def _kernels_serve(self, steps: int, state: State | None, return_state: bool) -> bool:
         """Whether mamba-ssm has a kernel for this call.

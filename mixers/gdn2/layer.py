@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixers.backends import TORCH, Backend, needs_gpu
-from mixers.gdn2.operator import gated_delta_rule_2, unserved
+from mixers.gdn2.operator import KERNEL_CHUNK, gated_delta_rule_2, unserved
 from mixers.parts.common import accumulator_dtype, inverse_softplus_dt
 from mixers.parts.delta_layer import DeltaConfig, DeltaMixer
 from mixers.registry import register_mixer
@@ -38,7 +38,7 @@ class GatedDeltaNet2Config(DeltaConfig):
 def _absent(device: torch.device, dtype: torch.dtype, config: GatedDeltaNet2Config | None) -> str | None:
     if (reason := needs_gpu(device, dtype)) is not None or config is None:
         return reason
-    return unserved(config.head_dim, config.value_dim or config.head_dim, config.chunk_size)
+    return unserved(config.head_dim, config.value_dim or config.head_dim, config.chunk_size or KERNEL_CHUNK)
 
 
 TRITON = Backend("triton", _absent)

@@ -14,9 +14,10 @@ from mixers.backends import KERNEL_DTYPES, interpreted
 from mixers.gdn2 import reference
 from mixers.interface import check_cu_seqlens
 from mixers.parts.common import accumulator_dtype, is_power_of_two, l2_normalise, require
-from mixers.parts.delta_rule import without_autocast
+from mixers.parts.delta_rule import CHUNK, without_autocast
 
 Backend = Literal["auto", "recurrent", "chunked", "triton"]
+KERNEL_CHUNK = 64  # tokens per chunk of the kernels where the caller leaves it open
 LARGEST_HEAD = 256  # limit of the kernels: a state of 256 by 16 fits a block's registers
 # Up to this many tokens per sequence, and without a gradient, one pass with the state on chip moves fewer bytes than
 # chunks, which write and read their operands.
@@ -95,7 +96,7 @@ def gated_delta_rule_2(
     A_log: Tensor | None = None,
     dt_bias: Tensor | None = None,
     erase_range: float = 1.0,
-    chunk_size: int = 64,
+    chunk_size: int | None = None,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor | None]:
     """Gated Delta Rule-2 (arXiv 2605.22791, section 3); the equations are in mixers.gdn2.reference.
@@ -111,14 +112,15 @@ def gated_delta_rule_2(
     backend: `recurrent` or `chunked` for torch, `triton` for the kernels (bf16, fp16 or fp32; K, V ≤ 256; chunk_size
     16, 32 or 64), `auto` for the choice of `resolve`. The kernels multiply in bf16 or fp16 if q, k, v, b and w all have
     that dtype, and in fp32 otherwise; state, decays and accumulators are fp32. update_state: write the final state over
-    initial_state (fp32, contiguous) and return it; only without gradients.
+    initial_state (fp32, contiguous) and return it; only without gradients. chunk_size: None for 64 in the kernels and
+    16 in torch.
 
     Returns (o [B, T, HV, V] in v's dtype, final state [N, HV, K, V], or None without output_final_state). The state is
     fp32, or fp64 for fp64 inputs. Every tensor input has a gradient. Raises ValueError naming the argument, its value
     and the expectation.
     """
     batch, steps, heads, key_dim, value_heads, value_dim = check(q, k, v, g, b, w)
-    require(is_power_of_two(chunk_size), f"chunk_size: expected a power of two, got {chunk_size}")
+    require(chunk_size is None or is_power_of_two(chunk_size), f"chunk_size: expected a power of two, got {chunk_size}")
     require(
         backend in ("auto", "recurrent", "chunked", "triton"),
         f"backend: expected auto, recurrent, chunked or triton, got {backend!r}",
@@ -155,6 +157,7 @@ def gated_delta_rule_2(
         )
     dtype = accumulator_dtype(q, k, v, g, b, w)
     backend = resolve(backend, q.device, dtype)
+    chunk_size = chunk_size or (KERNEL_CHUNK if backend == "triton" else CHUNK)
     if backend == "triton":
         check_kernels({"q": q, "k": k, "v": v, "g": g, "b": b, "w": w}, chunk_size)
         o, state = _by_kernels(

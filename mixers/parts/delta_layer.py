@@ -33,8 +33,8 @@ class DeltaConfig(MixerConfig):
     """Channels per value head; None for `head_dim`."""
     conv_width: PositiveInt = 4
     """Taps of the short convolutions over q, k and v."""
-    chunk_size: Annotated[PositiveInt, INCIDENTAL] = 64
-    """Tokens per chunk, a power of two. It changes the speed, never the result."""
+    chunk_size: Annotated[PositiveInt | None, INCIDENTAL] = None
+    """Tokens per chunk, a power of two; None for 64 in kernels and 16 in torch. It never changes the result."""
     norm_eps: float = 1e-5
     """Number added to the mean square in the output RMSNorm."""
 
@@ -85,7 +85,7 @@ class DeltaMixer(Mixer):
             f"value_heads: {self.value_heads} is no multiple of heads={self.heads}; choose a multiple",
         )
         require(
-            is_power_of_two(config.chunk_size),
+            config.chunk_size is None or is_power_of_two(config.chunk_size),
             f"chunk_size: {config.chunk_size} is no power of two; choose 16, 32, 64 or 128",
         )
         key_width, value_width = self.heads * self.head_dim, self.value_heads * self.value_dim

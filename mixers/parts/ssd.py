@@ -3,7 +3,7 @@
 Per head, the state S is P × N, and each token has R inputs x of P numbers and R pairs B, C of N (R = 1 unless MIMO):
 
     S_t = exp(g_t) · (S_{t-1} + before_t · Σ_r x_{t-1,r} B_{t-1,r}ᵀ) + now_t · Σ_r x_{t,r} B_{t,r}ᵀ
-    y_{t,r} = S_t C_{t,r}
+    y_{t,r} = S_t C_{t,r} + skip · x_{t,r}
 
 Mamba-2 (Dao and Gu, arXiv 2405.21060) has before = 0 and now = dt. Mamba-3's trapezoidal rule also weights the previous
 token's input. Unrolled, token s reaches token t > s with exp(g_{s+1} + … + g_t) · (now_s + before_{s+1}) and itself
@@ -12,12 +12,15 @@ with now_s. So both models are one masked product within a chunk and one state f
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mixers.parts.common import accumulator_dtype
-from mixers.parts.decay import prefix_suffix, segment_sums
+from mixers.parts.decay import segment_decays
 
 Previous = tuple[Tensor, Tensor]
 """x [b, H, R, P] and B [b, G, R, N] of the token before the first."""
@@ -38,16 +41,18 @@ def ssd_recurrent(
     initial_state: Tensor | None = None,
     before: Tensor | None = None,
     previous: Previous | None = None,
+    skip: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the scan token by token, following the equations of the module's docstring.
 
     x: [b, T, H, R, P]; log_decay (g ≤ 0), now, before: [b, T, H]; B, C: [b, T, G, R, N], where head h uses group
     h·G/H; initial_state: [b, H, P, N], zeros if None. before is None for Mamba-2; otherwise `previous` is required.
+    skip: [H], zeros if None.
     Returns y [b, T, H, R, P] and the last state, both in fp32, or in fp64 if an input is fp64.
     """
     with torch.autocast(x.device.type, enabled=False):
-        x, log_decay, now, B, C, state, before, previous = _prepare(
-            x, log_decay, now, B, C, initial_state, before, previous
+        x, log_decay, now, B, C, state, before, previous, skip = _prepare(
+            x, log_decay, now, B, C, initial_state, before, previous, skip
         )
         share = x.shape[2] // C.shape[2]
         outputs = []
@@ -59,7 +64,79 @@ def ssd_recurrent(
             state = decay * state + now[:, t, :, None, None] * outer(x[:, t], B[:, t])
             read = C[:, t].unsqueeze(2) @ state.unflatten(1, (-1, share)).transpose(-1, -2)  # [b, G, H/G, R, P]
             outputs.append(read.flatten(1, 2))
-        return torch.stack(outputs, 1), state
+        return torch.stack(outputs, 1) + skip[:, None, None] * x, state
+
+
+class ChunkedScan(torch.autograd.Function):
+    """The scan over whole chunks, with a gradient written by hand.
+
+    Autograd would read and write each tensor several times more, and on a CPU, memory takes most of the time.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        keys: Tensor,
+        queries: Tensor,
+        weights: Tensor,
+        from_start: Tensor,
+        to_end: Tensor,
+        fade: Tensor,
+        skip: Tensor,
+        state: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Return y like x and the state after the last chunk.
+
+        For n chunks, Q groups of all sequences and S heads per group: x [n, Q, S, R·L, P]; keys, queries [n, Q, R·L,
+        N]; weights [n, Q, S, L, L], of inputs in outputs; from_start [n, Q, S, L], decays since the chunk's start;
+        to_end [n, Q, S, L], weights of inputs in the state after the chunk; fade [n, Q, S], decay over the chunk; skip
+        [Q, S]; state [Q, S, N, P].
+        """
+        length = weights.shape[-1]
+        raw = queries @ keys.mT  # [n, Q, R·L, R·L]
+        scores = (_blocks(raw, length).unsqueeze(2) * _over_blocks(weights)).flatten(-4, -3).flatten(-2)
+        scores.diagonal(0, -2, -1).add_(skip.unsqueeze(-1))
+        reads, writes = (_per_token(t.unsqueeze(2), f) for t, f in ((queries, from_start), (keys, to_end)))
+        written = writes.mT @ x  # [n, Q, S, N, P]
+        states = state.new_empty(len(x) + 1, *state.shape)
+        states[0] = state
+        every = states.unbind()
+        for i, fades in enumerate(fade[..., None, None].unbind()):
+            torch.addcmul(written[i], every[i], fades, out=every[i + 1])
+        y = (scores @ x).add_(reads @ states[:-1])
+        ctx.save_for_backward(x, keys, queries, weights, from_start, to_end, fade, raw, scores, reads, writes, states)
+        return y, every[-1].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_y: Tensor, d_state: Tensor) -> tuple[Tensor, ...]:
+        """Return the gradient of each argument of `forward`."""
+        x, keys, queries, weights, from_start, to_end, fade, raw, scores, reads, writes, states = ctx.saved_tensors
+        length = weights.shape[-1]
+        with torch.autocast(d_y.device.type, enabled=False):
+            read = reads.mT @ d_y
+            d_states = torch.empty_like(states)
+            d_states[-1] = d_state
+            every = d_states.unbind()
+            for i, fades in reversed(list(enumerate(fade[..., None, None].unbind()))):
+                torch.addcmul(read[i], every[i + 1], fades, out=every[i])
+            entering, leaving = states[:-1], d_states[1:]
+            d_x = (scores.mT @ d_y).add_(writes @ leaving)
+            d_scores = d_y @ x.mT
+            d_skip = d_scores.diagonal(0, -2, -1).sum((0, -1))
+            blocks = _blocks(d_scores, length)
+            d_weights = (blocks * _blocks(raw, length).unsqueeze(2)).sum((-4, -2))
+            d_raw = (blocks * _over_blocks(weights)).sum(2).flatten(-4, -3).flatten(-2)
+            d_reads, d_writes = d_y @ entering.mT, x @ leaving.mT
+            d_from_start, d_to_end = (
+                (d * t.unsqueeze(2)).unflatten(-2, (-1, length)).sum((-3, -1))
+                for d, t in ((d_reads, queries), (d_writes, keys))
+            )
+            d_queries = (d_raw @ keys).add_(_per_token(d_reads, from_start).sum(2))
+            d_keys = (d_raw.mT @ queries).add_(_per_token(d_writes, to_end).sum(2))
+            d_fade = (leaving * entering).sum((-2, -1))
+        return d_x, d_keys, d_queries, d_weights, d_from_start, d_to_end, d_fade, d_skip, every[0]
 
 
 def ssd_chunked(
@@ -71,67 +148,55 @@ def ssd_chunked(
     initial_state: Tensor | None = None,
     before: Tensor | None = None,
     previous: Previous | None = None,
-    chunk_size: int = 32,
+    skip: Tensor | None = None,
+    chunk_size: int = 16,
 ) -> tuple[Tensor, Tensor]:
     """Run the scan in chunks of `chunk_size` tokens, a power of two; else like `ssd_recurrent`."""
     with torch.autocast(x.device.type, enabled=False):
-        x, log_decay, now, B, C, state, before, previous = _prepare(
-            x, log_decay, now, B, C, initial_state, before, previous
+        x, log_decay, now, B, C, state, before, previous, skip = _prepare(
+            x, log_decay, now, B, C, initial_state, before, previous, skip
         )
-        batch, steps, heads, rank, width = x.shape
-        groups, size = B.shape[2], B.shape[4]
-        share = heads // groups
+        batch, steps, heads, rank, _ = x.shape
+        groups = B.shape[2]
         length = min(chunk_size, 1 << (steps - 1).bit_length())
         later = now  # a token's weight in all later outputs; `now` is its weight in its own output
         if before is not None:
             state = state + before[:, 0, :, None, None] * outer(*previous)
             later = now + F.pad(before[:, 1:], (0, 0, 0, 1))
 
-        # Padding of the last chunk neither decays the state nor writes to it, so it changes nothing.
+        # Padding of the last chunk neither decays the state nor writes to it, so it changes nothing. Within a chunk,
+        # the tokens of one rank are side by side, so that weights of tokens meet whole rows of the products.
         x, g, now, later, B, C = (_split_chunks(t, length) for t in (x, log_decay, now, later, B, C))
-        keys, queries = (t.transpose(2, 3).flatten(3, 4) for t in (B, C))  # [b, n, G, L·R, N]
-        inputs = x.unflatten(3, (groups, share)).permute(0, 1, 3, 2, 5, 4, 6)  # [b, n, G, L, R, H/G, P]
-        prefix, suffix = prefix_suffix(g, 2)  # [b, n, L, H]
-
-        # Within a chunk, all heads of a group share the products C·B.
-        weights = segment_sums(g.transpose(2, 3)).exp()  # [b, n, H, L, L]
-        if before is None:
-            inputs = inputs * _per_input(now, groups)
-            decayed = inputs * _per_input(suffix.exp(), groups)
-        else:
-            decayed = inputs * _per_input(suffix.exp() * later, groups)
-            weights = weights * later.transpose(2, 3).unsqueeze(-2)
-            weights = torch.diagonal_scatter(weights, now.transpose(2, 3), dim1=-2, dim2=-1)
-        scores = (queries @ keys.transpose(-1, -2)).view(batch, -1, groups, 1, length, rank, length, rank)
-        scores = scores * weights.view(batch, -1, groups, share, length, 1, length, 1)
-        within = scores.flatten(-2).flatten(-3, -2) @ inputs.permute(0, 1, 2, 5, 3, 4, 6).flatten(-3, -2)
-
-        # Between chunks, the heads of a group are side by side: states are [b, G, N, H/G · P].
-        written = keys.transpose(-1, -2) @ decayed.flatten(5, 6).flatten(3, 4)  # [b, n, G, N, H/G · P]
-        fade = prefix[:, :, -1].exp().view(batch, -1, groups, 1, share, 1)
-        fade = fade.expand(-1, -1, -1, -1, -1, width).flatten(4, 5)
-        state = state.view(batch, groups, share * width, size).transpose(-1, -2)
-        entering = []
-        for fades, writes in zip(fade.unbind(1), written.unbind(1), strict=True):
-            entering.append(state)
-            state = fades * state + writes
-        read = queries @ torch.stack(entering, 1)  # [b, n, G, L·R, H/G · P]
-        read = read.view(batch, -1, groups, length, rank, share, width) * _per_input(prefix.exp(), groups)
-
-        y = read + within.unflatten(-2, (length, rank)).permute(0, 1, 2, 4, 5, 3, 6)
-        y = y.permute(0, 1, 3, 2, 5, 4, 6).flatten(3, 4).flatten(1, 2)[:, :steps]
-        return y, state.transpose(-1, -2).reshape(batch, heads, width, size)
+        x = x.unflatten(3, (groups, -1)).permute(1, 0, 3, 4, 5, 2, 6).flatten(1, 2).flatten(3, 4)  # [n, b·G, S, R·L, P]
+        keys, queries = (t.permute(1, 0, 3, 4, 2, 5).flatten(1, 2).flatten(2, 3) for t in (B, C))  # [n, b·G, R·L, N]
+        g, now, later = (
+            t.unflatten(3, (groups, -1)).permute(1, 0, 3, 4, 2).flatten(1, 2).contiguous() for t in (g, now, later)
+        )  # [n, b·G, S, L]
+        decay = segment_decays(g)
+        from_start = decay[..., 0] * g[..., :1].exp()
+        weights = decay * later.unsqueeze(-2)
+        to_end = weights[..., -1, :]
+        if before is not None:
+            weights = torch.diagonal_scatter(weights, now, dim1=-2, dim2=-1)
+            to_end = decay[..., -1, :] * later
+        skip = skip.view(groups, -1).repeat(batch, 1)
+        state = state.unflatten(1, (groups, -1)).flatten(0, 1).mT
+        y, state = ChunkedScan.apply(x, keys, queries, weights, from_start, to_end, from_start[..., -1], skip, state)
+        y = y.unflatten(1, (batch, groups)).unflatten(4, (rank, length))  # [n, b, G, S, R, L, P]
+        y = y.permute(1, 0, 5, 2, 3, 4, 6).flatten(3, 4).flatten(1, 2)[:, :steps]
+        return y, state.mT.reshape(batch, heads, *state.shape[:-3:-1])
 
 
-def _prepare(x, log_decay, now, B, C, initial_state, before, previous):
-    """Cast the arguments of a scan to the accumulator's dtype and fill in a zero initial state."""
+def _prepare(x, log_decay, now, B, C, initial_state, before, previous, skip):
+    """Cast the arguments of a scan to the accumulator's dtype and fill in zeros for the initial state and skip."""
     dtype = accumulator_dtype(x, log_decay, B, C)
     x, log_decay, now, B, C = (t.to(dtype) for t in (x, log_decay, now, B, C))
     if initial_state is None:
         initial_state = x.new_zeros(x.shape[0], x.shape[2], x.shape[4], B.shape[4])
     if before is not None:
         before, previous = before.to(dtype), tuple(t.to(dtype) for t in previous)
-    return x, log_decay, now, B, C, initial_state.to(dtype), before, previous
+    skip = x.new_zeros(x.shape[2]) if skip is None else skip.to(dtype)
+    return x, log_decay, now, B, C, initial_state.to(dtype), before, previous, skip
 
 
 def _split_chunks(t: Tensor, length: int) -> Tensor:
@@ -142,6 +207,17 @@ def _split_chunks(t: Tensor, length: int) -> Tensor:
     return t.unflatten(1, (-1, length))
 
 
-def _per_input(t: Tensor, groups: int) -> Tensor:
-    """[b, n, L, H] → [b, n, G, L, 1, H/G, 1], to scale tensors of shape [b, n, G, L, R, H/G, P]."""
-    return t.unflatten(3, (groups, -1)).transpose(2, 3)[..., None, :, None]
+def _blocks(products: Tensor, length: int) -> Tensor:
+    """[..., R·L, R·L] → [..., R, L, R, L]."""
+    return products.unflatten(-1, (-1, length)).unflatten(-3, (-1, length))
+
+
+def _over_blocks(weights: Tensor) -> Tensor:
+    """[..., L, L] → [..., 1, L, 1, L], to scale the blocks of products."""
+    return weights.unsqueeze(-2).unsqueeze(-4)
+
+
+def _per_token(t: Tensor, factors: Tensor) -> Tensor:
+    """Scale t [..., R·L, N] by factors [..., L] of its tokens, the same for each rank."""
+    length = factors.shape[-1]
+    return (t.unflatten(-2, (-1, length)) * factors[..., None, :, None]).flatten(-3, -2)

@@ -6,7 +6,6 @@ import torch
 from mixers.gated_deltanet import gated_delta_rule
 from mixers.gdn2 import gated_delta_rule_2
 from mixers.kda import kimi_delta_rule
-from mixers.parts.delta_rule import UnitLowerInverse
 from tests.mixers.parts.cases import F32, F64, brutal_decay, inputs, relative
 
 
@@ -79,7 +78,7 @@ def test_autocast_reaches_neither_the_operators_nor_their_gradients(backend: str
 
 
 def test_gradients_through_output_and_state_of_one_scan_are_those_of_autograd() -> None:
-    """ChunkScan's gradient is written by hand. Several chunks, a padded one and both shapes of decay test it."""
+    """It is written by hand. Several chunks, a padded one and both shapes of decay test it."""
     x = inputs(37, batch=2, heads=2, value_heads=2)
     beta = torch.rand(2, 37, 2, dtype=F64)
     state = torch.randn(2, 2, 16, 24, dtype=F64)
@@ -101,10 +100,3 @@ def test_kda_and_gated_deltanet_gradients_are_those_of_their_values() -> None:
     assert torch.autograd.gradcheck(lambda *a: kimi_delta_rule(*a, chunk_size=4), args)
     args[3] = g[..., 0].detach().requires_grad_()
     assert torch.autograd.gradcheck(lambda *a: gated_delta_rule(*a, chunk_size=4), args)
-
-
-def test_triangular_inverse_inverts_and_differentiates() -> None:
-    t = torch.randn(3, 8, 8, dtype=F64).tril(-1).requires_grad_()
-    identity = torch.eye(8, dtype=F64)
-    torch.testing.assert_close(UnitLowerInverse.apply(t) @ (identity + t), identity.expand(3, 8, 8))
-    assert torch.autograd.gradcheck(lambda m: UnitLowerInverse.apply(m.tril(-1)), (t,))

@@ -3,7 +3,7 @@
 import torch
 
 from mixers.gdn2.kernels.intra import INTRA_CHUNK
-from mixers.parts.delta_rule import UnitLowerInverse, intra_chunk
+from mixers.parts.delta_chunks import decay_channels
 from tests.mixers.gdn2.cases import DEVICE, OUTPUT, inputs
 
 C, K, ROWS = 16, 16, 13  # a chunk of 16 rows, three of them empty
@@ -27,9 +27,10 @@ def test_a_chunks_matrices_and_decayed_operands_are_those_of_torch() -> None:
     )  # fmt: skip
     q, k, g, b = (torch.nn.functional.pad(x[name][0, :, 0].double(), (0, 0, 0, C - ROWS)) for name in "qkgb")
     q, e = 0.25 * q, b * k
-    t, aqk, prefix, suffix = intra_chunk(torch.cat([e, q]), k, g)
-    expected = {"q_decayed": prefix.exp() * q, "e_decayed": prefix.exp() * e, "k_decayed": suffix.exp() * k}
-    expected |= {"total": prefix[-1].exp(), "inverse": UnitLowerInverse.apply(t), "aqk": aqk.tril()}
+    products, reads, tails, total, _ = decay_channels(torch.stack([e, q], 1)[None], k[None], g[None])
+    t, aqk = products[0].unbind(1)
+    expected = {"q_decayed": reads[0, :, 1], "e_decayed": reads[0, :, 0], "k_decayed": tails[0], "total": total[0, 0]}
+    expected |= {"inverse": (torch.eye(C).double() + t).inverse(), "aqk": aqk}
     for name, value in expected.items():
         assert ((found[name][0, 0].double() - value).norm() / value.norm()).item() < OUTPUT, name
 
