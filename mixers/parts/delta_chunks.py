@@ -80,6 +80,7 @@ def decay_heads_backward(
 def decay_channels(rows: Tensor, keys: Tensor, g: Tensor) -> Decayed:
     """Decay with one log-decay per channel. rows: [M, C, 2, K]; keys, g: [M, C, K]; C a power of two."""
     chunks, size, width = keys.shape
+    rows, keys, g = rows.contiguous(), keys.contiguous(), g.contiguous()  # blocks are views, written in place
     alpha = g.exp()
     reads, tails, total = rows * alpha.unsqueeze(2), keys.clone(), alpha.view(-1, 1, width)
     products, kept = rows.new_zeros(chunks, size, 2, size), [alpha]
