@@ -15,9 +15,10 @@ import pytest
 from harness.experiments.load import load_experiment
 from harness.files import cache_dir
 from harness.records.store import load
-from harness.run_folder import RunFolder
+from harness.run_folder import RunFolder, submissions
 from harness.training.train import train
 from slurm.plan import RunPlan, plan
+from slurm.trials import DIVERGED, failure
 from suites.units import TRAIN
 from tests.slurm.cluster.client import TINY, Client
 from tests.slurm.cluster.minislurm import MiniSlurm, running
@@ -127,6 +128,40 @@ def test_runs_whose_node_is_lost_go_on_on_another_one(small_data: Path, tmp_path
         assert started_on(first, second, first) and {row["state"] for row in client.rows(path).values()} == {"done"}
         frame = pd.read_parquet(client.runs / "collected" / "tiny" / "records.parquet")
         assert set(frame["run"]) == {run.config.run_id for run in runs}
+
+
+def test_a_tuned_sweep_chooses_the_same_whatever_happens_to_its_trials(client: Client, small_data: Path) -> None:
+    recipe = {"checkpoint_every": 5, "threads": 1, "max_skipped": 2}
+    tuning = {
+        "grid": {"train.lr": [1e4, 1e-3]},  # the first diverges
+        "seeds": [10, 11],
+        "choose": {"suite": "recall", "task": "mqar", "metric": "acc"},
+    }
+    path = long_experiment(client, small_data, steps=150, mixers=["attention"], train=recipe, tuning=tuning)
+    (run,) = plan(load_experiment(path), client.runs)
+    assert run.selection is not None
+    diverging, killed = run.selection.trials[:2], run.selection.trials[2]
+    output = client.submit(path)
+    assert all(name in output for name in ("trials-0", "trials-recall-0", "choose", "train-0", "recall-0", "collect"))
+    os.kill(client.wait_for_checkpoint(killed)["pid"], signal.SIGKILL)
+    client.finish(600)
+    (run,) = plan(load_experiment(path), client.runs)
+    assert run.selection is not None and not run.missing and run.config.train.lr == 1e-3
+    assert outcomes(killed).count("failed") == 1 and weights(killed)
+    assert [failure(trial) is not None and failure(trial)[0] for trial in diverging] == [DIVERGED] * 2
+    made = run.selection.file.read()
+    assert made is not None and [trial["score"] is None for trial in made["trials"]] == [True, True, False, False]
+    assert "1 of 1 runs done, 4 of 4 trials over, 2 of them failed" in client.call("status", str(path))
+    assert weights(run) == train(run.config, client.folder / "alone" / run.config.run_id).weights_sha256
+    # The job that chose is requeued: it finds the choice made, and makes the same one where it is gone.
+    (submission,) = submissions(client.runs, "tiny")
+    choose, file = submission.read_jobs()["choose"], run.selection.file.path
+    before = file.read_bytes()
+    file.unlink()
+    client.cluster.run("scontrol", "requeue", choose)
+    client.cluster.wait(file.exists, "the choice to be made again")
+    assert file.read_bytes() == before
+    assert "nothing submitted" in client.submit(path)
 
 
 def test_a_time_limit_costs_nothing_but_time(client: Client, small_data: Path) -> None:
