@@ -25,26 +25,33 @@ def run(count: int) -> list[dict[str, Any]]:
     """Time planning and `status` for an experiment of at least `count` runs with ten evaluations each.
 
     Returns one row per measurement: `what`, `seconds`, `runs`, `units`. Planning is timed in this process, before
-    anything is done and with a mix of finished, running, queued and failed runs; `status` as a whole command.
+    anything is done, with nine combinations to tune on two seeds, and with a mix of finished, running, queued and
+    failed runs; `status` as a whole command.
     """
     seeds = list(range(-(-count // len(MIXERS))))
-    experiment = Experiment.model_validate(
-        {
-            "name": "many",
-            "preset": "cpu-600k",
-            "mixers": MIXERS,
-            "seeds": seeds,
-            "data": {"phases": [{"tokens": 1_000_000, "seq_len": 256, "rows": {"text": 8}}]},
-            "suites": {
-                "language": {"tasks": ["heldout"]},
-                "recall": {"samples": 8},
-                "ruler": {"lengths": [256 * n for n in range(1, 9)], "haystack": "corpus"},
-            },
-        }
-    )
+    fields: dict[str, Any] = {
+        "name": "many",
+        "preset": "cpu-600k",
+        "mixers": MIXERS,
+        "seeds": seeds,
+        "data": {"phases": [{"tokens": 1_000_000, "seq_len": 256, "rows": {"text": 8}}]},
+        "suites": {
+            "language": {"tasks": ["heldout"]},
+            "recall": {"samples": 8},
+            "ruler": {"lengths": [256 * n for n in range(1, 9)], "haystack": "corpus"},
+        },
+    }
+    tuning = {
+        "grid": {"train.lr": [1e-3, 3e-3, 1e-2], "train.init_gain": [2**-2.5, 0.7, "upstream"]},
+        "seeds": [len(seeds), len(seeds) + 1],
+        "choose": {"suite": "recall", "task": "mqar", "metric": "acc"},
+    }
+    experiment = Experiment.model_validate(fields)
+    tuned = Experiment.model_validate(fields | {"tuning": tuning})
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         rows = [_timed("plan, nothing done", lambda: plan(experiment, root))]
+        rows.append(_timed("plan, tuned", lambda: plan(tuned, root)))
         plans = plan(experiment, root)
         open_submission(experiment, plans, root, "slurm")
         for index, planned in enumerate(plans):
