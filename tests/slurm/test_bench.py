@@ -22,8 +22,9 @@ def test_it_times_planning_and_the_status_of_as_many_runs_as_asked(monkeypatch: 
         return {state: states.count(state) for state in states}
 
     rows = bench.run(10)
-    assert [row["what"] for row in rows] == ["plan, nothing done", "plan, partly done", "status, the command"]
+    what = ["plan, nothing done", "plan, tuned", "plan, partly done", "status, the command"]
+    assert [row["what"] for row in rows] == what
     assert all(row["runs"] == 10 and row["units"] == 10 and row["seconds"] > 0 for row in rows)
     # Two runs per state: done, partly evaluated, training without a process, given up, untouched.
     assert commands == [{"done": 2, "queued": 2, "lost": 2, "failed": 2, "waiting": 2}]
-    assert len(bench.render(rows).splitlines()) == 3 and json.dumps(rows)
+    assert len(bench.render(rows).splitlines()) == 4 and json.dumps(rows)
