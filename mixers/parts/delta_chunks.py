@@ -24,7 +24,7 @@ SMALL = 2
 
 
 class Decayed(NamedTuple):
-    """What a chunk hands to the scan.
+    """The products and decays that a chunk hands to the scan.
 
     products: [M, C, 2, C]. reads: rows times the decay from the chunk's start, [M, C, 2, K]. tails: keys times the
     decay to its end, [M, C, K]. total: the decay over the chunk, [M, 1, K or 1]. kept: what the backward pass needs

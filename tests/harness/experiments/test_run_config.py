@@ -7,6 +7,7 @@ import pytest
 import yaml
 from pydantic import create_model
 
+from harness.data.tokenizer import ids_count
 from harness.experiments.data import DataConfig, Phase, RecallPhase, RecallSet
 from harness.experiments.expand import expand
 from harness.experiments.load import load_experiment
@@ -26,7 +27,7 @@ FROZEN = {
     ("demo", None, 1): "gdn2-recurrent-s0-7cee96e7",
     ("demo", None, 3): "kda-recurrent-s0-74278084",
     ("demo", None, 6): "attention-attention-s0-6f4a7bb6",
-    ("recall", None, 2): "gdn2-recurrent-s2-d0e30764",
+    ("recall", None, 17): "gdn2-recurrent-s2-b0ab72de",  # tuned
     ("small-scale", None, 0): "gdn2-recurrent-s0-1d730042",
     ("table2", None, 0): "mamba2-recurrent-s0-45637f41",
     ("table2", "125m", 9): "mamba3_mimo-hybrid-s0-ee230392",
@@ -94,8 +95,8 @@ def runs(folder: Path, *overrides: str, **changes: Any) -> list[RunConfig]:
 @pytest.mark.parametrize(("name", "scale", "position"), FROZEN)
 def test_the_ids_of_committed_experiments_are_frozen(name: str, scale: str | None, position: int) -> None:
     experiment = load_experiment(name, scale=scale)
-    vocab_size = 4096 if experiment.data.tokenizer == "embedded" else 32000
-    assert expand(experiment, vocab_size, DATA).runs[position].run_id == FROZEN[name, scale, position]
+    size = ids_count(experiment.data.tokenizer) or (4096 if experiment.data.tokenizer == "embedded" else 32000)
+    assert expand(experiment, size, DATA, {"mqar": {}}).runs[position].run_id == FROZEN[name, scale, position]
 
 
 def test_a_new_field_declares_what_the_code_did_before_it_existed() -> None:

@@ -3,6 +3,7 @@
 import pytest
 import yaml
 
+from harness.data.tokenizer import ids_count
 from harness.experiments.expand import expand
 from harness.experiments.load import EXPERIMENTS, load_experiment
 from harness.experiments.matching import TOLERANCE, meta_model, target_parameters
@@ -23,7 +24,8 @@ def every_scale() -> list[tuple[str, str | None]]:
 
 def runs_of(experiment: Experiment) -> list[RunConfig]:
     """Runs of an experiment without loading its tokenizer: the embedded one has 4,096 tokens, the paper's 32,000."""
-    return expand(experiment, 4096 if experiment.data.tokenizer == "embedded" else 32000, "0" * 64).runs
+    size = ids_count(experiment.data.tokenizer) or (4096 if experiment.data.tokenizer == "embedded" else 32000)
+    return expand(experiment, size, "0" * 64, {"unit": {}}).runs
 
 
 @pytest.mark.parametrize(("name", "scale"), every_scale())
