@@ -110,7 +110,7 @@ def _panel(axes: Axes, trials: pd.DataFrame, styles: dict[tuple[str, ...], tuple
     for x, gone in trials[trials["score"].isna()].groupby("x"):
         for step, combination in enumerate(gone["combination"]):
             at = {"transform": axes.get_xaxis_transform(), "clip_on": False}
-            hollow = {"color": color, "markerfacecolor": "white", "markersize": 5}
+            hollow = {"color": color, "markerfacecolor": "white", "markersize": 5, "linestyle": ""}
             height = FLOOR + STEP * step
             axes.plot([x], [height], marker=styles[combination][1], **hollow, **at)
             axes.plot([x], [height], **CROSS, **at)

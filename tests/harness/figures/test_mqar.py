@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 
@@ -132,7 +131,7 @@ def test_accuracy_over_the_state_joins_the_presets_of_one_width(tmp_path: Path) 
     np.testing.assert_allclose(lines(eight)["GDN2"], [(512, 20), (2048, 70), (8192, 100)])
     chance, level, growing = (line.get_ydata()[0] for line in eight.get_lines()[:3])
     assert (chance, level, growing) == pytest.approx((12.5, 90, 90))
-    assert [text.get_text() for text in eight.get_xticklabels()] == ["512", "2K", "8K"]
+    assert [text.get_text() for text in below.get_xticklabels()] == ["512", "2K", "8K"]
     (mark,) = (line for line in below.get_lines() if len(line.get_xdata()) == 1 and line.get_marker() == "o")
     assert mark.get_xdata()[0] == pytest.approx(2**12.25)
     assert "ATTENTION: horizontal, since its state grows with the context" in drawn.get_suptitle()
