@@ -202,7 +202,11 @@ def require_met(verdicts: list[Verdict], name: str) -> None:
 def figure(
     experiment: Experiment,
     what: Annotated[
-        str, typer.Option(help="curves, recall, ruler, scores, pareto, ablations, throughput, kernels or gates.")
+        str,
+        typer.Option(
+            help="curves, recall, mqar, state, positions, learning, tuning, ruler, scores, pareto, ablations, "
+            "throughput, decode, kernels or gates."
+        ),
     ],
     column: Annotated[
         list[str] | None, typer.Option(help="A column of table.csv, where the figure takes some: mqar_acc@16.")

@@ -6,10 +6,12 @@ figures.scores(figures.measured(records))
 
 from harness.figures.collection import FIGURES, GATES, WITH_COLUMNS, write, write_figure, write_gates
 from harness.figures.inside import gates
+from harness.figures.mqar import mqar, positions, state, state_needed
 from harness.figures.numbers import measured, printed, wide
 from harness.figures.scores import ablation_numbers, ablations, published_ablations, recall, ruler, scores
 from harness.figures.speed import bench_numbers, decode, decode_numbers, kernels, throughput, throughput_numbers
-from harness.figures.training import curves, pareto
+from harness.figures.training import curves, learning, pareto, tokens_needed
+from harness.figures.tuning import tuning
 
 __all__ = [
     "FIGURES",
@@ -23,15 +25,22 @@ __all__ = [
     "decode_numbers",
     "gates",
     "kernels",
+    "learning",
     "measured",
+    "mqar",
     "pareto",
+    "positions",
     "printed",
     "published_ablations",
     "recall",
     "ruler",
     "scores",
+    "state",
+    "state_needed",
     "throughput",
     "throughput_numbers",
+    "tokens_needed",
+    "tuning",
     "wide",
     "write",
     "write_figure",

@@ -13,11 +13,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from harness.figures.inside import gates
+from harness.figures.mqar import mqar, positions, state
 from harness.figures.numbers import chosen, measured
 from harness.figures.scores import ablation_numbers, ablations, recall, ruler, scores
 from harness.figures.speed import bench_numbers, decode, decode_numbers, kernels, throughput, throughput_numbers
 from harness.figures.style import STYLE
-from harness.figures.training import curves, pareto
+from harness.figures.training import curves, learning, pareto
+from harness.figures.tuning import tuning
 from harness.files import write_atomic
 from harness.records.store import load, load_samples
 from harness.run_folder import Collection
@@ -39,6 +41,26 @@ def _curves(folder: Path, columns: Columns) -> Figure:
 
 def _recall(folder: Path, columns: Columns) -> Figure:
     return recall(_records(folder))
+
+
+def _mqar(folder: Path, columns: Columns) -> Figure:
+    return mqar(_records(folder))
+
+
+def _state(folder: Path, columns: Columns) -> Figure:
+    return state(_records(folder), Collection(folder).read_runs())
+
+
+def _positions(folder: Path, columns: Columns) -> Figure:
+    return positions(_records(folder))
+
+
+def _learning(folder: Path, columns: Columns) -> Figure:
+    return learning(Collection(folder).read_curves())
+
+
+def _tuning(folder: Path, columns: Columns) -> Figure:
+    return tuning(Collection(folder).read_trials())
 
 
 def _ruler(folder: Path, columns: Columns) -> Figure:
@@ -94,6 +116,11 @@ def _chosen(numbers: pd.DataFrame, columns: Columns, what: str) -> pd.DataFrame:
 FIGURES: dict[str, Callable[[Path, Columns], Figure]] = {
     "curves": _curves,
     "recall": _recall,
+    "mqar": _mqar,
+    "state": _state,
+    "positions": _positions,
+    "learning": _learning,
+    "tuning": _tuning,
     "ruler": _ruler,
     "scores": _scores,
     "pareto": _pareto,

@@ -37,6 +37,8 @@ OTHERS = (("#7F7F7F", "P"), ("#882255", "*"), ("#999933", "X"), ("#332288", ">")
 STYLES = ("-", "--", ":", "-.")
 """Line styles of several rows of one mixer (options, layouts), in order of appearance."""
 BAND = {"alpha": 0.18, "linewidth": 0}
+LEVEL = 0.9
+"""Accuracy at which figures of recall say that a task is solved."""
 
 STYLE: dict[str, Any] = {
     "font.size": 7.5,
@@ -73,6 +75,10 @@ class Look:
     color: str
     marker: str
     linestyle: str
+
+
+CHANCE = {"names any listed value": Look("#777777", "", "--")}
+"""The line of chance in figures of multi-query associative recall, by its name in legends."""
 
 
 def looks(lines: Iterable[tuple[str, str]]) -> dict[str, Look]:

@@ -1,4 +1,4 @@
-"""Figures of training: the loss over tokens, and quality against state size and speed."""
+"""Figures of training: loss and recall over tokens, and quality against state size and speed."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import math
 from dataclasses import asdict
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from harness.figures.numbers import caption, heading, lines
-from harness.figures.style import BAND, STYLE, Look, legend, looks, panels
+from harness.figures.style import BAND, CHANCE, LEVEL, STYLE, Look, legend, looks, panels
 from harness.records.metrics import METRICS
+from harness.run_folder import ACCURACY
 
 SPEED = METRICS["tokens_per_second"]
 COSTS = {
@@ -20,6 +23,9 @@ COSTS = {
     "tokens_per_second": (f"training speed, {SPEED.display}", SPEED.higher_is_better),
 }
 """Columns of runs.json: label of the axis, and whether more is better."""
+LOGARITHMIC = 20
+"""Tokens get a logarithmic axis if the last logged step has seen more than this many times as many as the first."""
+RUN = ["run", "label", "mixer", "layout", "preset", "seed"]
 
 
 def curves(frame: pd.DataFrame) -> Figure:
@@ -51,13 +57,102 @@ def curves(frame: pd.DataFrame) -> Figure:
 
 def _curve(axes: Axes, frame: pd.DataFrame, look: Look) -> None:
     """Draw one line, up to the step that all of its seeds have reached."""
-    seeds = frame["seed"].nunique()
-    loss = frame.groupby("tokens")["loss"].agg(["mean", "min", "max", "count"])
-    loss = loss[loss["count"] == seeds]
-    x = loss.index / 1e6
-    axes.plot(x, loss["mean"], color=look.color, linestyle=look.linestyle, linewidth=1)
-    if seeds > 1:
-        axes.fill_between(x, loss["min"], loss["max"], color=look.color, **BAND)
+    tokens, losses = together(frame, "loss")
+    x = tokens / 1e6
+    axes.plot(x, losses.mean(axis=0), color=look.color, linestyle=look.linestyle, linewidth=1)
+    if len(losses) > 1:
+        axes.fill_between(x, losses.min(axis=0), losses.max(axis=0), color=look.color, **BAND)
+
+
+def together(frame: pd.DataFrame, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """The curves of several seeds at the same tokens: tokens [P] and values [S, P] of S seeds.
+
+    Seeds may draw rows of different lengths, so that they log at different tokens. Each curve is interpolated linearly
+    at the tokens of all, from where the last one begins to where the first one ends; rows without a value are left out.
+    """
+    curves = [own.sort_values("tokens") for _, own in frame[frame[column].notna()].groupby("seed")]
+    if not curves:
+        return np.empty(0), np.empty((0, 0))
+    tokens = np.unique(np.concatenate([own["tokens"].to_numpy(dtype=float) for own in curves]))
+    begin, end = max(own["tokens"].min() for own in curves), min(own["tokens"].max() for own in curves)
+    tokens = tokens[(tokens >= begin) & (tokens <= end)]
+    return tokens, np.array([np.interp(tokens, own["tokens"], own[column]) for own in curves])
+
+
+def learning(frame: pd.DataFrame) -> Figure:
+    """Accuracy on the rows of training over tokens: one column per recall task, one row per preset, one line per mixer.
+
+    Bands are ± one standard error over seeds. A task whose tokens span more than a factor of LOGARITHMIC gets a
+    logarithmic axis. frame: from `harness.figures.learning_curves.read_curves`. Raises ValueError if no run has logged
+    accuracies.
+    """
+    tasks = [name for name in frame if name.startswith(ACCURACY) and frame[name].notna().any()]
+    if not tasks:
+        raise ValueError("figure: no run has logged an accuracy; train on phases with `mqar` and collect again")
+    frame = frame.assign(line=lines(frame))[frame[tasks].notna().any(axis=1)]
+    presets = list(dict.fromkeys(frame["preset"]))
+    drawn = {
+        name: Look(look.color, "", look.linestyle)
+        for name, look in looks(zip(frame["line"], frame["mixer"], strict=True)).items()
+    }
+    (chance,) = CHANCE.values()
+    with mpl.rc_context(STYLE):
+        figure, axs = panels(len(presets), len(tasks), 1.5, drawn | CHANCE, sharex="col", sharey=True)
+        for preset, row in zip(presets, axs, strict=True):
+            for name, axes in zip(tasks, row, strict=True):
+                task, _, difficulty = name.removeprefix(ACCURACY).partition("@")
+                if task == "mqar":
+                    axes.axhline(100 / int(difficulty), color=chance.color, linestyle=chance.linestyle, linewidth=1)
+                axes.axhline(100 * LEVEL, color="#999999", linewidth=0.6)
+                for line, own in frame[frame["preset"] == preset].groupby("line", sort=False):
+                    tokens, values = together(own, name)
+                    _learned(axes, tokens, 100 * values, drawn[line])
+                if preset == presets[0]:
+                    axes.set_title(f"{difficulty} pairs" if task == "mqar" else f"{task} @{difficulty}")
+                if preset == presets[-1]:
+                    axes.set_xlabel("tokens seen")
+            row[0].set_ylabel(f"{preset}\naccuracy, %")
+        axs[0, 0].set_ylim(-3, 103)
+        for name, axes in zip(tasks, axs[0], strict=True):
+            seen = frame.loc[frame[name].notna(), "tokens"]
+            if seen.max() > LOGARITHMIC * seen.min():
+                axes.set_xscale("log")
+            else:
+                axes.xaxis.set_major_locator(MaxNLocator(4))
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        legend(figure, drawn | CHANCE)
+        seeds = frame["seed"].nunique()
+        over = "one seed" if seeds == 1 else "mean over seeds, band ± one standard error over seeds"
+        figure.suptitle(f"on the rows of training, before each step; {over}; grey: {LEVEL:.0%}")
+    return figure
+
+
+def _learned(axes: Axes, tokens: np.ndarray, values: np.ndarray, look: Look) -> None:
+    if not len(tokens):
+        return
+    mean = values.mean(axis=0)
+    axes.plot(tokens, mean, color=look.color, linestyle=look.linestyle, linewidth=1)
+    if len(values) > 1:
+        error = values.std(axis=0, ddof=1) / math.sqrt(len(values))
+        axes.fill_between(tokens, mean - error, mean + error, color=look.color, **BAND)
+
+
+def tokens_needed(frame: pd.DataFrame, level: float = LEVEL) -> pd.DataFrame:
+    """Tokens at which the accuracy of training first reaches a level: one row per run and recall task it trained on.
+
+    Columns: those that name a run, `task`, such as `mqar@8`, and `tokens`, those of the first logged row that reaches
+    the level; <NA> if none does. A row's accuracy is over the steps since the row before, so a level close to what a
+    run hovers at is reached by luck. frame: from `harness.figures.learning_curves.read_curves`. level: a fraction.
+    """
+    rows = []
+    names = [name for name in frame if name.startswith(ACCURACY)]
+    for key, own in frame.sort_values("tokens", kind="stable").groupby(RUN, sort=False):
+        for name in names:
+            if own[name].notna().any():
+                reached = own.loc[own[name] >= level, "tokens"]
+                tokens = pd.NA if reached.empty else int(reached.iloc[0])
+                rows.append((*key, name.removeprefix(ACCURACY), tokens))
+    return pd.DataFrame(rows, columns=[*RUN, "task", "tokens"]).astype({"tokens": "Int64"})
 
 
 def pareto(numbers: pd.DataFrame, runs: pd.DataFrame) -> Figure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,3 +53,34 @@ def reading(
         record(label, task, "decode_tokens_per_second", 40.0 * batch, 1.0, 5, **where),
         record(label, task, "state_bytes", state, None, 1, **where),
     ]
+
+
+def mqar_records(
+    mixer: str, preset: str, seed: int, accuracy: dict[int, float], layout: str = "recurrent"
+) -> list[Record]:
+    """Records of the suite `mqar` for one run: `acc` by number of pairs, and details for the largest number.
+
+    The pair listed last is never recalled, and nothing is from further away than 8 tokens.
+    """
+    run = {"mixer": mixer, "preset": preset, "seed": seed, "layout": layout, "suite": "mqar"}
+    most, made = max(accuracy), []
+    for pairs, value in accuracy.items():
+        own = run | {"settings": {"chance": 1 / pairs, "length_unit": "key-value pairs"}, "length": pairs}
+        made.append(record(mixer.upper(), "mqar", "acc", value, 0.01, **own))
+    places = {place: accuracy[most] if place < most else 0.0 for place in range(1, most + 1)}
+    distances = {4: accuracy[most], 8: accuracy[most], 16: 0.0}
+    for metric, unit, values in (("acc_by_position", "place", places), ("acc_by_distance", "tokens", distances)):
+        settings = {"settings": {"chance": 1 / most, "length_unit": unit}}
+        made += [
+            record(mixer.upper(), f"mqar@{most}", metric, value, 0.01, length=length, **run, **settings)
+            for length, value in values.items()
+        ]
+    return [replace(r, run=f"{mixer}-{preset}-{seed}") for r in made]
+
+
+def trial(mixer: str, seed: int, score: float | None, chosen: bool = False, **values: Any) -> dict[str, Any]:
+    """A row of trials.json."""
+    model = {"label": mixer.upper(), "mixer": mixer, "layout": "recurrent", "preset": "recall-64", "seed": seed}
+    by = {"suite": "mqar", "task": "mqar", "metric": "acc", "lengths": [4, 8]}
+    text = json.dumps({f"train.{name}": value for name, value in values.items()})
+    return model | by | {"score": score, "share": 0.4, "values": text, "chosen": chosen}

@@ -22,8 +22,17 @@ def test_files_lie_beside_the_records_and_are_the_same_when_drawn_again(folder: 
 @pytest.mark.parametrize(
     ("what", "columns", "message"),
     [
-        ("speed", None, r"--what: unknown value 'speed'; known: curves, recall, ruler, scores, pareto, ablations"),
+        (
+            "speed",
+            None,
+            r"--what: unknown value 'speed'; known: curves, recall, mqar, state, positions, learning, tuning, ruler",
+        ),
         ("curves", None, "no training curves there; run collect again"),
+        ("learning", None, "no training curves there; run collect again"),
+        ("mqar", None, "no records of the mqar suite; name it under suites"),
+        ("state", None, "no records of the mqar suite; name it under suites"),
+        ("positions", None, "no records of the mqar suite; name it under suites"),
+        ("tuning", None, "no trials there; give the experiment `tuning`, submit and collect again"),
         ("ruler", None, "no records of the ruler suite; name it under suites"),
         ("pareto", None, "--column: pareto needs at least one of .*mqar_acc@8, mqar_acc@4, overwrite_acc@2"),
         ("scores", ["mqar_acc@5"], "--column: no records of 'mqar_acc@5'; there are .*mqar_acc@8"),
