@@ -9,7 +9,7 @@ from tests.harness.experiments.experiment_files import BASE, write
 
 
 def test_a_file_that_is_missing_or_not_yaml_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"experiment: no file tabel2; give a path, or one of: based-mqar, decode, demo"):
+    with pytest.raises(ValueError, match=r"experiment: no file tabel2; give a path, or one of: based-mqar, decode"):
         load_experiment("tabel2")
     path = tmp_path / "broken.yaml"
     path.write_text("name: [")
