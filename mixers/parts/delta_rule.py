@@ -148,7 +148,7 @@ class ChunkedDeltaRule(torch.autograd.Function):
             every = d_states.unbind()
             for i in reversed(range(chunks)):
                 d_z = torch.bmm(inverses[i].mT, d_r[i].baddbmm_(tails[i], every[i + 1]))
-                torch.neg(d_z, out=d_both[i, :, :, 0])
+                d_both[i, :, :, 0] = -d_z  # not out=: torch.compile takes no view with gaps there
                 torch.mul(every[i + 1], total[i], out=every[i]).baddbmm_(reads[i].mT, d_both[i].flatten(1, 2))
             d_rs = d_both.flatten(0, 1).flatten(1, 2)  # [M, 2C, V]
             r, entering, leaving = r.flatten(0, 1), states[:-1].flatten(0, 1), d_states[1:].flatten(0, 1)

@@ -1,8 +1,8 @@
-"""Sums of log-decays: each against its definition, and exact after a token that forgets everything."""
+"""Decays between tokens: each against its definition, and exact after a token that forgets everything."""
 
 import torch
 
-from mixers.parts.decay import prefix_suffix, segment_decays
+from mixers.parts.decay import segment_decays
 
 
 def test_segment_decays_are_those_between_two_tokens() -> None:
@@ -18,9 +18,6 @@ def test_a_token_that_forgets_everything_costs_later_sums_no_digits() -> None:
     g = torch.tensor([-0.1, -1e4, -0.2, -0.3])
     # A difference of cumulative sums in fp32 would be off by 1e-3: 1e4 leaves no digits below that.
     torch.testing.assert_close(segment_decays(g)[3, 1], torch.tensor(-0.5).exp(), rtol=1e-6, atol=0)
-    prefix, suffix = prefix_suffix(g, 0)
-    torch.testing.assert_close(suffix, torch.tensor([-1e4 - 0.5, -0.5, -0.3, 0.0]), rtol=1e-6, atol=0)
-    assert torch.equal(prefix, g.cumsum(0))
 
 
 def test_an_infinite_log_decay_forgets_everything_and_nothing_after_it() -> None:
