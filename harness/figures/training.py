@@ -146,7 +146,8 @@ def tokens_needed(frame: pd.DataFrame, level: float = LEVEL) -> pd.DataFrame:
     """
     rows = []
     names = [name for name in frame if name.startswith(ACCURACY)]
-    for key, own in frame.sort_values("tokens", kind="stable").groupby(RUN, sort=False):
+    for key, own in frame.groupby(RUN, sort=False):
+        own = own.sort_values("tokens")
         for name in names:
             if own[name].notna().any():
                 reached = own.loc[own[name] >= level, "tokens"]

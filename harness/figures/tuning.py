@@ -26,7 +26,7 @@ ABREAST = (4, 3)
 GREY = "#333333"
 FLOOR, STEP = 0.05, 0.07
 """Heights of the crosses of diverged trials, as fractions of a panel: of the first, and from one to the next."""
-RING = {"marker": "o", "markersize": 9, "markerfacecolor": "none", "color": "black", "linestyle": ""}
+RING = {"marker": "o", "markersize": 9, "markerfacecolor": "none", "color": "black", "linestyle": "", "clip_on": False}
 CROSS = {"marker": "x", "markersize": 3, "color": GREY, "linestyle": ""}
 
 
