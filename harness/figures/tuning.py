@@ -106,7 +106,8 @@ def _panel(axes: Axes, trials: pd.DataFrame, styles: dict[tuple[str, ...], tuple
         means = own.groupby("x")["score"].mean()
         axes.plot(means.index, means, color=color, linestyle=style, marker=marker)
         best = means[means.index.isin(own.loc[own["chosen"], "x"])]
-        axes.plot(best.index, best, **RING)
+        if not best.empty:  # an unclipped line without points has no extent that a layout could use
+            axes.plot(best.index, best, **RING)
     for x, gone in trials[trials["score"].isna()].groupby("x"):
         for step, combination in enumerate(gone["combination"]):
             at = {"transform": axes.get_xaxis_transform(), "clip_on": False}
