@@ -139,7 +139,7 @@ def test_a_sweep_on_bare_ids_goes_from_training_to_a_table(tmp_path: Path) -> No
         "mixers": ["attention"],
         "data": {"source": "synthetic", "tokenizer": "ids:12", "phases": [{"mqar": sets, "rows": 20}]},
         "train": {"lr": 1e-3, "threads": 1},
-        "suites": {"mqar": {"sets": scored, "rows": 20}},
+        "suites": {"mqar": {"sets": scored, "rows": 50}},
     }
     path, runs, out = tmp_path / "tiny.yaml", tmp_path / "runs", tmp_path / "out"
     path.write_text(yaml.safe_dump(content))

@@ -19,7 +19,7 @@ from harness.records.store import load
 from harness.training.cost import cost_of
 from run import app
 from slurm.plan import plan
-from slurm.submission import Pending, graph
+from slurm.submission import Pending, Work, graph
 from suites.registry import entries, suite_config
 from suites.shared.timing import Shape
 from suites.throughput import Config, Throughput
@@ -154,7 +154,7 @@ def test_a_suite_of_trained_models_beside_it_trains_and_data_alone_do_not(tmp_pa
 def test_on_slurm_its_array_waits_for_no_training(tmp_path: Path) -> None:
     loaded = load_experiment(experiment(tmp_path))
     todo = [Pending(work, work.missing) for work in plan(loaded, tmp_path)]
-    arrays = graph(loaded, todo, tmp_path / "submission", tmp_path, "", limit=1000)
+    arrays = graph(loaded, Work([], todo, [], [], []), tmp_path / "submission", tmp_path, "", limit=1000)
     assert [(a.name, a.stage, len(a.tasks)) for a in arrays[:-1]] == [
         ("prepare", "prepare", 1),
         ("throughput-0", "evaluate", 2),
