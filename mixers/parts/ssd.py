@@ -126,15 +126,15 @@ class ChunkedScan(torch.autograd.Function):
             d_scores = d_y @ x.mT
             d_skip = d_scores.diagonal(0, -2, -1).sum((0, -1))
             blocks = _blocks(d_scores, length)
-            d_weights = (blocks * _blocks(raw, length).unsqueeze(2)).sum((-4, -2))
-            d_raw = (blocks * _over_blocks(weights)).sum(2).flatten(-4, -3).flatten(-2)
+            d_weights = (blocks * _blocks(raw, length).unsqueeze(2)).sum(-4).sum(-2)  # faster than both at once
+            d_raw = _over_heads(blocks * _over_blocks(weights)).flatten(-4, -3).flatten(-2)
             d_reads, d_writes = d_y @ entering.mT, x @ leaving.mT
             d_from_start, d_to_end = (
                 (d * t.unsqueeze(2)).unflatten(-2, (-1, length)).sum((-3, -1))
                 for d, t in ((d_reads, queries), (d_writes, keys))
             )
-            d_queries = (d_raw @ keys).add_(_per_token(d_reads, from_start).sum(2))
-            d_keys = (d_raw.mT @ queries).add_(_per_token(d_writes, to_end).sum(2))
+            d_queries = (d_raw @ keys).add_(_over_heads(_per_token(d_reads, from_start)))
+            d_keys = (d_raw.mT @ queries).add_(_over_heads(_per_token(d_writes, to_end)))
             d_fade = (leaving * entering).sum((-2, -1))
         return d_x, d_keys, d_queries, d_weights, d_from_start, d_to_end, d_fade, d_skip, every[0]
 
@@ -221,3 +221,8 @@ def _per_token(t: Tensor, factors: Tensor) -> Tensor:
     """Scale t [..., R·L, N] by factors [..., L] of its tokens, the same for each rank."""
     length = factors.shape[-1]
     return (t.unflatten(-2, (-1, length)) * factors[..., None, :, None]).flatten(-3, -2)
+
+
+def _over_heads(t: Tensor) -> Tensor:
+    """Sum t [n, Q, S, ...] over the heads of a group; a sum over one head would copy."""
+    return t.squeeze(2) if t.shape[2] == 1 else t.sum(2)
