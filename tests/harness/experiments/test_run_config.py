@@ -27,7 +27,7 @@ FROZEN = {
     ("demo", None, 1): "gdn2-recurrent-s0-7cee96e7",
     ("demo", None, 3): "kda-recurrent-s0-74278084",
     ("demo", None, 6): "attention-attention-s0-6f4a7bb6",
-    ("recall", None, 17): "gdn2-recurrent-s2-b0ab72de",  # tuned
+    ("recall", None, 17): "gdn2-recurrent-s2-8fe0bd24",  # tuned
     ("small-scale", None, 0): "gdn2-recurrent-s0-1d730042",
     ("table2", None, 0): "mamba2-recurrent-s0-45637f41",
     ("table2", "125m", 9): "mamba3_mimo-hybrid-s0-ee230392",
