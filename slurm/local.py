@@ -50,9 +50,9 @@ def run_experiment(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
     console, begin, last = Console(), time.time(), 0.0
-    total = sum(bool(run.missing) for run in plans)
     undecided = [r for r in plans if r.missing and r.selection is not None and r.selection.file.read() is None]
     plans = [*trials(undecided), *plans]
+    total = sum(bool(run.missing) for run in plans)
     logs = Submission(open_submission(experiment, plans, runs_root, cluster)).logs
     code = snapshot(runs_root) if cluster == "local" else None
     shown = planned(experiment.name, plans)

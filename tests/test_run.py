@@ -132,7 +132,7 @@ def test_doctor_and_list_name_what_there_is(monkeypatch: pytest.MonkeyPatch) -> 
         (["params", "--preset", "125m", "--length", "0"], "--length: 0 is no length"),
         (["submit", "demo", "--cluster", "moon"], "--cluster: no profile moon; give local, debug, a path, or one of: "),
         (["submit", "demo", "--set", "data=["], "--set: 'data=[' has no YAML value"),
-        (["submit", "nowhere.yaml"], "experiment: no file nowhere.yaml; give a path, or one of: based-mqar, decode, demo"),
+        (["submit", "nowhere.yaml"], "experiment: no file nowhere.yaml; give a path, or one of: based-mqar, decode, "),
         (["bench", "kernels", "--repeats", "1"], "--repeats: 1 gives no spread"),
         (["table", "demo", "--runs", "nowhere"], "nothing collected there; run collect first"),
     ],
