@@ -70,7 +70,7 @@ def check(
     options: Annotated[list[str] | None, typer.Option("--set", help="An option of the mixer: a=value.")] = None,
     d_model: Annotated[int | None, typer.Option(help="The width; by default the preset's, else 64.")] = None,
     long_tokens: Annotated[int, typer.Option(help="Length of the longest input.")] = 65536,
-    seed: Annotated[int, typer.Option(help="Of weights and inputs.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Of weights and inputs.")] = 0,
     mixer_file: MixerFiles = None,
     as_json: AsJson = False,
 ) -> None:
@@ -120,7 +120,7 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="The text to continue.")],
     max_new_tokens: Annotated[int, typer.Option(help="How many tokens.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Of the sampling.")] = 0,
 ) -> None:
     """Continue a text with a trained run, decoding from its recurrent state."""
     from harness.lm.generate import generate_text

@@ -21,9 +21,9 @@ State = dict[str, Tensor]
 
 
 class MixerConfig(BaseModel):
-    """Base of every mixer's options. Unknown keys are errors, and values cannot change."""
+    """Base of every mixer's options. Unknown keys and numbers that are not finite are errors, values cannot change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     spelt_out: ClassVar[bool] = True
     """Whether defaults are part of a run's configuration. False where they belong to another package."""

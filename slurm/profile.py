@@ -7,12 +7,12 @@ import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from harness.experiments.closed import Closed
 from harness.training.distributed import Sharding
 from harness.training.estimate import UTILISATION
+from harness.yaml_files import read_yaml
 from mixers.interface import one_line
 
 PROFILES = Path(__file__).parent / "profiles"
@@ -171,12 +171,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
         raise ValueError(f"--cluster: no profile {name_or_path!s}; give local, debug, a path, or one of: {known}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a mapping of fields, got {type(values).__name__}")
+    values = read_yaml(path)
     try:
         return Profile.model_validate(values)
     except ValidationError as error:

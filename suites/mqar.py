@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from harness.data.mqar import Drawn, Protocol, draw, fewest_ids
 from harness.data.tokenizer import bare_ids
+from harness.experiments.closed import Seed
 from harness.experiments.data import RecallRows, check_difficulties
 from harness.records.record import LENGTH_UNIT, Measurement
 from suites.interface import Progress, Suite, SuiteConfig, silent
@@ -42,7 +43,7 @@ class Config(SuiteConfig):
     """Rows per difficulty. Each asks for all its pairs, so that every place in the listing is asked for as often."""
     split: Literal["test", "validation"] = "test"
     """Rows to score: `test` for reports, `validation` for choices such as a learning rate."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the rows."""
 
     _difficulties = field_validator("sets")(check_difficulties)

@@ -18,6 +18,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from transformers import PreTrainedTokenizerBase
 
 from harness.data.synthetic import TASKS, Words, recall_words, sample_text
+from harness.experiments.closed import Seed
 from harness.records.record import LENGTH_UNIT, Measurement
 from mixers.identity import Neutral
 from suites.interface import Progress, Suite, SuiteConfig, silent
@@ -40,7 +41,7 @@ class Config(SuiteConfig):
     """Difficulties of interference: side of the grids of words that keys are made of."""
     samples: PositiveInt = 500
     """Samples per difficulty."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the samples."""
     split: Annotated[Split, Neutral("test")] = "test"
     """Samples to score: `test` for reports, `validation` for choices such as a learning rate."""

@@ -22,6 +22,7 @@ from lm_eval.api.model import LM
 from pydantic import Field, PositiveInt, field_validator
 
 from harness.data.corpus import factbook_fields
+from harness.experiments.closed import Seed
 from harness.records.record import Measurement
 from suites.interface import Progress, Suite, SuiteConfig, silent
 from suites.registry import register_suite
@@ -93,7 +94,7 @@ class Config(SuiteConfig):
     """Tokens of document and answer, the paper's 2K by default; the document's window is 50 tokens smaller."""
     samples: PositiveInt | None = None
     """Samples per task; null: all records."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed by which `samples` records are drawn."""
     max_new_tokens: PositiveInt = 48
     """Largest number of tokens of an answer, which also ends at a newline."""

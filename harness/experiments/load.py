@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from harness.experiments.schema import Experiment
+from harness.yaml_files import parse_yaml, read_yaml
 from mixers.interface import one_line
 
 EXPERIMENTS = Path(__file__).parent
@@ -31,12 +31,7 @@ def load_experiment(
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in EXPERIMENTS.glob("*.yaml")))
         raise ValueError(f"experiment: no file {path_or_name!s}; give a path, or one of: {known}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a mapping of fields, got {type(values).__name__}")
+    values = read_yaml(path)
     if scale is not None:
         experiment = _validated(values, path)
         if scale not in experiment.scales:
@@ -83,8 +78,8 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 
 def parse_value(text: str, subject: str) -> Any:
-    """Parse a YAML value from the command line. Raises ValueError naming `subject` if it is not YAML."""
+    """Parse a YAML value from the command line. Raises ValueError naming `subject` if `parse_yaml` refuses it."""
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ValueError(f"--set: {subject!r} has no YAML value after the =; quote it or correct it") from None
+        return parse_yaml(text)
+    except ValueError as error:
+        raise ValueError(f"--set: {subject!r}: {error}; quote or correct the value after the =") from None

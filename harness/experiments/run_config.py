@@ -11,9 +11,9 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import NonNegativeInt, ValidationError
+from pydantic import ValidationError
 
-from harness.experiments.closed import Closed
+from harness.experiments.closed import Closed, Seed
 from harness.experiments.matching import matched_config
 from harness.experiments.presets import Match
 from harness.experiments.schema import DataConfig, TrainConfig
@@ -40,7 +40,7 @@ class RunConfig(Closed):
     preset: str
     """Scale that the model was matched to."""
 
-    seed: NonNegativeInt
+    seed: Seed
     """Seed of initialisation and data order."""
 
     model: ModelConfig

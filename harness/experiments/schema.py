@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from harness.experiments.closed import Closed
+from harness.experiments.closed import Closed, Seed
 from harness.experiments.data import DataConfig
 from harness.experiments.presets import Match, preset
 from harness.experiments.truths import Truth, check_names
@@ -31,6 +31,7 @@ from mixers.identity import INCIDENTAL, Neutral
 from mixers.interface import one_line
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class TrainConfig(Closed):
@@ -45,10 +46,10 @@ class TrainConfig(Closed):
     lr: PositiveFloat = 4e-4
     """Peak learning rate; cosine decay follows the warm-up."""
 
-    final_lr_ratio: NonNegativeFloat = 0.1
+    final_lr_ratio: Share = 0.1
     """Learning rate at the end of training, as a share of the peak."""
 
-    warmup_ratio: NonNegativeFloat = 0.01
+    warmup_ratio: Share = 0.01
     """Share of the tokens over which the learning rate rises linearly."""
 
     weight_decay: NonNegativeFloat = 0.1
@@ -216,7 +217,7 @@ class Experiment(Closed):
     leading_conv: NonNegativeInt = 0
     """Taps of a short convolution that each block has before its mixer, as in Based; 0 for none."""
 
-    seeds: list[NonNegativeInt] = Field(default=[0], min_length=1)
+    seeds: list[Seed] = Field(default=[0], min_length=1)
     """Seeds of initialisation and data order; every model is trained once per seed."""
 
     data: DataConfig = DataConfig()

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from harness.experiments.closed import Closed
+from harness.experiments.closed import Closed, Seed
 from harness.records.metrics import METRICS
 from mixers.identity import INCIDENTAL, identity
 
@@ -63,7 +63,7 @@ class Tuning(Closed):
     """Values to try by field, `train.FIELD` of the recipe or `options.FIELD` of the mixer. Every model tries every
     combination."""
 
-    seeds: list[NonNegativeInt] = Field(min_length=2)
+    seeds: list[Seed] = Field(min_length=2)
     """Seeds of the trials, at least two; none may be a seed of the experiment."""
 
     choose: Choice

@@ -36,7 +36,7 @@ LINEAR_GAIN = 2**-2.5
 class ModelConfig(BaseModel):
     """Everything that determines a model's shape and initialisation, with all values resolved."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     layout: Layout
     """Which blocks hold the mixer: all (`recurrent`), every other one (`hybrid`), or none (`attention`)."""

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from harness.files import read_json, write_atomic, write_json
+from harness.yaml_files import read_yaml
 
 T = TypeVar("T")
 State = Literal["queued", "running", "requeued", "stopped", "failed", "done"]
@@ -139,12 +140,9 @@ class RunFolder:
         if not self.config.is_file():
             raise ValueError(f"{self.path}: no run lies there (config.yaml is missing); give the folder of a run")
         try:
-            values = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{self.config}: damaged ({' '.join(str(error).split())}); {REWRITE}") from None
-        if not isinstance(values, dict):
-            raise ValueError(f"{self.config}: damaged, no mapping of fields; {REWRITE}")
-        return values
+            return read_yaml(self.config)
+        except ValueError as error:
+            raise ValueError(f"{error}; {REWRITE}") from None
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Store a configuration, as plain values."""

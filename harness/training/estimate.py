@@ -10,7 +10,7 @@ import pandas as pd
 from harness.experiments.matching import meta_model
 from harness.experiments.run_config import RunConfig
 from harness.model.language_model import ModelConfig, ModelCost
-from harness.training.checkpoint import kept_steps
+from harness.training.checkpoint import KEEP, kept_steps
 from harness.training.distributed import Sharding
 
 UTILISATION = 0.4
@@ -105,11 +105,20 @@ def held_bytes(config: ModelConfig, processes: int, sharding: Sharding) -> int:
 
 def _checkpoints(config: RunConfig) -> int:
     """Number of checkpoints that an uninterrupted run keeps."""
-    steps, every = config.data.steps, [config.train.checkpoint_every]
-    if config.train.milestones is not None:
-        every.append(config.train.milestones)
-    saved = {steps, *(step for stride in every for step in range(stride, steps, stride))}
-    return len(kept_steps(saved, config.train.milestones))
+    steps, milestones = config.data.steps, config.train.milestones
+    strides = [config.train.checkpoint_every, *([milestones] if milestones else [])]
+    # The last KEEP of all are among the last KEEP of each stride. The steps in between may be too many to list.
+    last = {steps, *(step for stride in strides for step in multiples_below(steps, stride, KEEP))}
+    if milestones is None:
+        return len(kept_steps(last, None))
+    others = [step for step in sorted(last)[-KEEP:] if step % milestones]
+    return len(others) + steps // milestones
+
+
+def multiples_below(limit: int, stride: int, most: int) -> range:
+    """The last multiples of `stride` from 1 on that are below `limit`, at most `most` of them."""
+    count = (limit - 1) // stride
+    return range(stride * max(1, count - most + 1), limit, stride)
 
 
 def measured_rate(

@@ -16,6 +16,7 @@ from lm_eval.api.model import LM
 from pydantic import Field, PositiveInt, field_validator
 
 from harness.data.tokenizer import tokenizer_hash
+from harness.experiments.closed import Seed
 from harness.files import cache_dir, file_sha256
 from harness.records.record import Measurement
 from harness.records.units import unit_name
@@ -65,7 +66,7 @@ class Config(SuiteConfig):
     """Lengths in tokens, answer included. null: the paper's, which differ by task; 4096 for the tasks it leaves out."""
     samples: PositiveInt = PAPER_SAMPLES
     """Samples per task and length; the paper has 500."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the samples."""
     max_new_tokens: PositiveInt | None = None
     """Tokens kept free for the answer. null: RULER's own number for each task."""

@@ -41,7 +41,9 @@ def test_a_scale_changes_the_fields_it_names_deeply_and_overrides_come_last(tmp_
     [
         ("train.lr", r"--set: expected a.b=value, got 'train.lr'"),
         ("name.first=a", r"--set: 'name.first' goes through 'name', which is not a mapping"),
-        ("train.lr=[1", r"--set: 'train.lr=\[1' has no YAML value after the =; quote it or correct it"),
+        ("train.lr=[1", r"--set: 'train.lr=\[1': not YAML: .*; quote or correct the value after the ="),
+        ("train.lr=.inf", r"--set: 'train.lr=.inf': inf is not finite; give a number; quote or correct"),
+        ("train={lr: 1, lr: 2}", r"--set: 'train={lr: 1, lr: 2}': lr: given twice, in lines 1 and 1; keep one of them"),
         ("train.rate=1", r"small.yaml: train.rate: unknown field"),
     ],
 )

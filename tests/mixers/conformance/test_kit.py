@@ -158,7 +158,7 @@ def test_check_takes_a_presets_geometry_and_options_of_the_mixer() -> None:
     [
         (["delta"], "mixer: unknown name 'delta'; known: attention"),
         (["gdn2", "--set", "head=2"], "gdn2.head: "),
-        (["gdn2", "--set", "heads=["], "--set: 'heads=[' has no YAML value"),
+        (["gdn2", "--set", "heads=["], "--set: 'heads=[': not YAML"),
         (["gdn2", "--preset", "1b"], "preset: unknown name '1b'"),
         (["gdn2", "--backend", "triton"], "backend: 'triton' does not serve torch.bfloat16 on cpu"),
         (["attention", "--set", "heads=3"], "attention.heads: 3 does not divide the width 64"),
