@@ -40,11 +40,11 @@ def measured(frame: pd.DataFrame) -> pd.DataFrame:
     """Numbers from records: one row per task, metric, length, preset and line.
 
     `low` and `high` bound the 95% interval of `value` over seeds and samples (over samples alone with one seed, NaN if
-    unknown). `n`: samples. `stand_in`: whether it is not the paper's own measurement. Fractions are in percent. Values
-    that are not finite, details and baselines are left out.
+    unknown). `n`: samples. `stand_in`: whether it is not the paper's own measurement. Fractions are in percent. Details
+    and baselines are left out.
     """
     frame = without_details(frame)
-    models = frame[frame["value"].map(math.isfinite) & (frame["layout"] != BASELINE)]
+    models = frame[frame["layout"] != BASELINE]
     rows = []
     for key, records in models.assign(line=lines(models)).groupby(KEYS, sort=False, dropna=False):
         number = dict(zip(KEYS, key, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -21,8 +21,16 @@ SampleKey = tuple[str, str, str, str, int | None]
 """(run, suite, task, metric, length): what identifies a number."""
 KEY = ["run", "suite", "task", "metric", "length"]
 
+ROUNDING = 1e-9
+"""Largest excess over a metric's range: what sums of float64 round to, with a wide margin."""
+SAME_MEAN = 1e-6
+"""Largest difference of a value from the mean of its samples, relative to the largest of them. Two float64 sums of a
+million scores agree to 1e-10; scores that a suite computes in fp32 agree to 1e-7."""
+
 BASELINE = "baseline"
 """The layout of records that no model made, such as token frequencies."""
+NUMBERS = ["metric", "value", "stderr", "n"]
+"""The fields that `fault` takes."""
 LENGTH_UNIT = "length_unit"
 """The setting that names what `length` counts, if not tokens."""
 
@@ -42,7 +50,8 @@ class Measurement:
     samples: per-item scores in the order of the items; their mean is `value`. For a perplexity, the scores of
         `stats.perplexity`, whose mean is the logarithm of `value`.
 
-    Raises ValueError for a metric that is not declared, a wrong number of samples, and a suite that is no plain word.
+    Raises ValueError for a metric that is not declared, for numbers that `fault` or `samples_fault` finds wrong, and for
+    a suite that is no plain word.
     """
 
     suite: str
@@ -60,10 +69,12 @@ class Measurement:
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
             raise ValueError(f"metric: {self.metric!r} is not declared; add it to the `metrics` of its suite")
-        if self.samples is not None and len(self.samples) != self.n:
-            raise ValueError(
-                f"samples: {self.task} has {len(self.samples)} scores but n = {self.n}; give one per sample"
-            )
+        why = fault(self.metric, self.value, self.stderr, self.n)
+        if why is None and self.samples is not None:
+            why = samples_fault(self.metric, self.value, self.n, self.samples)
+        if why is not None:
+            at = "" if self.length is None else f"@{self.length}"
+            raise ValueError(f"{self.suite}: {self.task}{at}: {why}")
         if not self.suite or set(self.suite) & set("./\\"):
             raise ValueError(f"suite: {self.suite!r} names a file; use a plain word")
 
@@ -93,6 +104,34 @@ class Record(Measurement, Provenance):
     def key(self) -> SampleKey:
         """(run, suite, task, metric, length)."""
         return self.run, self.suite, self.task, self.metric, self.length
+
+
+def fault(metric: str, value: float, stderr: float | None, n: int) -> str | None:
+    """The field of a measured number that cannot be true, with the reason; None if all can."""
+    least, most = METRICS[metric].range
+    if not math.isfinite(value):
+        return f"value: {metric} is {value}, which is no score; look at the model's outputs"
+    if not least - ROUNDING <= value <= most + ROUNDING:
+        return f"value: {metric} is {value}, and must lie between {least} and {most}"
+    if stderr is not None and not 0 <= stderr < math.inf:
+        return f"stderr: {metric} has {stderr}; a standard error is finite and at least 0, or None if it is unknown"
+    if not isinstance(n, int) or n < 1:
+        return f"n: {metric} has {n} samples; a number needs at least one, and whole ones"
+    return None
+
+
+def samples_fault(metric: str, value: float, n: int, samples: Sequence[float]) -> str | None:
+    """The reason why per-sample scores do not belong to a number that has no other fault; None if they do."""
+    if len(samples) != n:
+        return f"samples: {metric} has {len(samples)} scores but n = {n}; give one per sample"
+    for number, score in enumerate(samples):
+        if not math.isfinite(score):
+            return f"samples: {metric} of sample {number} is {score}, which is no score; look at the model's outputs"
+    mean = math.fsum(samples) / n
+    stated = [value, math.log(value)] if METRICS[metric].logarithmic and value > 0 else [value]
+    if min(abs(mean - each) for each in stated) > SAME_MEAN * max(1.0, *map(abs, samples)):
+        return f"samples: {metric} is {value}, but its scores have the mean {mean}; give those that it is the mean of"
+    return None
 
 
 def shallow(instance: Any) -> dict[str, Any]:
@@ -125,7 +164,7 @@ def record_line(record: Record) -> str:
     """A record as one line of JSON, without its samples. Raises TypeError if settings hold what JSON cannot."""
     row = shallow(record)
     del row["samples"]
-    row["value"], row["stderr"] = encode(record.value), encode(record.stderr)
+    row["value"], row["stderr"] = float(record.value), None if record.stderr is None else float(record.stderr)
     return json.dumps(row, allow_nan=False, ensure_ascii=False)
 
 
@@ -133,24 +172,7 @@ def samples_line(record: Record) -> str:
     """The per-sample scores of a record as one line of JSON."""
     assert record.samples is not None
     row = dict(zip(KEY, record.key, strict=True))
-    return json.dumps({**row, "samples": [encode(s) for s in record.samples]}, allow_nan=False, ensure_ascii=False)
-
-
-def encode(value: float | None) -> float | str | None:
-    """A number for JSON, which has no NaN and no infinities; they become "nan", "inf" and "-inf"."""
-    if value is None:
-        return None
-    value = float(value)
-    return value if math.isfinite(value) else str(value)
-
-
-def decode(value: float | str | None) -> float | None:
-    """The number that `encode` wrote. Raises ValueError for any other text."""
-    if value is None:
-        return None
-    if isinstance(value, str) and value not in ("nan", "inf", "-inf"):
-        raise ValueError(f"{value!r} is not a number")
-    return float(value)
+    return json.dumps({**row, "samples": list(map(float, record.samples))}, allow_nan=False, ensure_ascii=False)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -186,11 +208,7 @@ def parse_records(path: Path, rows: list[dict[str, Any]]) -> dict[str, list[Any]
             raise ValueError(f"{path}, line {number}: {_why_not_read(row)}")
     columns = {name: [row[name] for row in rows] for name in TYPES}
     for name in ("value", "stderr"):
-        for number, value in enumerate(columns[name]) if set(map(type, columns[name])) != {float} else ():
-            try:
-                columns[name][number] = value if type(value) is float else decode(value)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{path}, line {number + 1}: value or stderr: {error}; evaluate again") from error
+        columns[name] = [float(value) if type(value) is int else value for value in columns[name]]
     for name, values in columns.items():
         if not set(map(type, values)) <= set(TYPES[name]):
             number, value = next((n, v) for n, v in enumerate(values, 1) if type(v) not in TYPES[name])
@@ -203,6 +221,9 @@ def parse_records(path: Path, rows: list[dict[str, Any]]) -> dict[str, list[Any]
             f"{path}, line {number}: metric: {metric!r} is not declared; load the file of the suite {suite!r} first "
             "(--suite-file, suite_files)"
         )
+    for number, numbers in enumerate(zip(*(columns[name] for name in NUMBERS), strict=True), 1):
+        if (why := fault(*numbers)) is not None:
+            raise ValueError(f"{path}, line {number}: {why}; evaluate again")
     del columns["schema"]
     columns["settings"] = list(map(CANONICAL.encode, columns["settings"]))
     return {**columns, "file": [str(path)] * len(rows)}

@@ -26,12 +26,14 @@ import pandas as pd
 from harness.records.metrics import METRICS, Metric
 from harness.records.record import (
     KEY,
+    NUMBERS,
     Record,
     SampleKey,
-    decode,
+    fault,
     parse_records,
     read_lines,
     record_line,
+    samples_fault,
     samples_line,
 )
 from harness.records.units import suite_of
@@ -190,20 +192,39 @@ def _read_collection(path: Path) -> pd.DataFrame:
     if declared.exists():  # by suites from elsewhere, which need not be loaded to read their records
         for name, description in json.loads(declared.read_text(encoding="utf-8")).items():
             METRICS.setdefault(name, Metric(**description))
-    return _typed(frame.assign(file=str(path)))
+    frame = _typed(frame.assign(file=str(path)))
+    if undeclared := sorted(set(frame["metric"]) - METRICS.keys()):
+        raise ValueError(f"{path}: metric: {undeclared[0]!r} is not declared; collect again with this version")
+    for number, (metric, value, stderr, n) in enumerate(frame[NUMBERS].itertuples(index=False), 1):
+        if (why := fault(metric, value, None if pd.isna(stderr) else stderr, n)) is not None:
+            raise ValueError(f"{path}, row {number}: {why}; evaluate and collect again")
+    return frame
 
 
 def _read_samples(path: Path) -> Iterator[tuple[SampleKey, tuple[float, ...]]]:
-    """The scores that belong to a file of records, if it has any."""
+    """The scores that belong to a file of records, if it has any.
+
+    Raises ValueError with file and line for scores that are no numbers, or not those of their record.
+    """
     if path.suffix == ".parquet":
-        for key, scores in Collection(path.parent).read_samples():
-            yield tuple(key), tuple(scores)
+        samples_path = Collection(path.parent).samples
+        pairs = Collection(path.parent).read_samples()
+        rows = [dict(zip(KEY, key, strict=True)) | {"samples": scores} for key, scores in pairs]
+    else:
+        samples_path = path.with_suffix(".samples.jsonl")
+        rows = read_lines(samples_path) if samples_path.exists() else []
+    if not rows:
         return
-    samples_path = path.with_suffix(".samples.jsonl")
-    if not samples_path.exists():
-        return
-    for number, row in enumerate(read_lines(samples_path), 1):
+    recorded = _read_collection(path) if path.suffix == ".parquet" else parse_records(path, read_lines(path))
+    lengths = (None if pd.isna(length) else length for length in recorded["length"])
+    keys = zip(*(recorded[name] for name in KEY[:-1]), lengths, strict=True)
+    numbers = dict(zip(keys, zip(*(recorded[name] for name in ("metric", "value", "n")), strict=True), strict=True))
+    for number, row in enumerate(rows, 1):
         try:
-            yield tuple(row[name] for name in KEY), tuple(decode(s) for s in row["samples"])
+            key, scores = tuple(row[name] for name in KEY), tuple(map(float, row["samples"]))
+            why = samples_fault(*numbers[key], scores)
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{samples_path}, line {number}: no samples ({error}); evaluate again") from error
+            raise ValueError(f"{samples_path}, line {number}: no samples ({error!r}); evaluate again") from error
+        if why is not None:
+            raise ValueError(f"{samples_path}, line {number}: {why}; evaluate again")
+        yield key, scores

@@ -14,7 +14,7 @@ from harness.records.stats import Estimate, Scores
 HUGE = 1e5
 """From here on, logarithmic metrics are written in powers of ten. Perplexities of barely trained models reach it."""
 
-MISSING, NOT_FINITE, FAILED, UNREADABLE = "–", "not finite", "failed", "unreadable"
+MISSING, FAILED, UNREADABLE = "–", "failed", "unreadable"
 BOLD, UNDERLINED = "bold", "underlined"
 WITHIN, BEYOND = "≈", "≠"
 
@@ -102,7 +102,7 @@ class Column:
 class Cell:
     """One row's number in one column.
 
-    estimate: None if there is no record or one of them is not finite; `text` then gives the reason.
+    estimate: None if there is no record; `text` then gives the reason.
     paper: the printed value in the metric's own unit. tolerance: largest difference from it that counts as equal, in
     the table's unit; None if the row was trained at another scale. mark: BOLD, UNDERLINED or None. agreed: whether all
     samples of some run scored the same, so that its sampling error is `stats.proportion_floor`. scores: per-sample

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
@@ -17,7 +16,7 @@ from harness.records.metrics import METRICS, without_details
 from harness.records.published import column_name, printed_values
 from harness.records.record import BASELINE, SampleKey, length_unit, parse_settings
 from harness.records.units import SUITES, suite_of
-from harness.tables.cells import FAILED, MISSING, MODEL_COLUMNS, NOT_FINITE, UNREADABLE, Cell, Column, Row
+from harness.tables.cells import FAILED, MISSING, MODEL_COLUMNS, UNREADABLE, Cell, Column, Row
 from harness.tables.forms import Table
 from harness.tables.marks import mark
 from harness.tables.notes import provenance_notes, reading_notes, table_notes
@@ -318,9 +317,6 @@ def phrase(name: str, values: Iterable[tuple[Any, dict[str, Any]]]) -> list[str]
 
 def make_cell(records: Records, samples: Samples) -> Cell:
     """The cell of one row in one column, from its records, one per seed."""
-    broken = [str(r["seed"]) for r in records if not math.isfinite(r["value"])]
-    if broken:
-        return Cell(text=f"{NOT_FINITE} (seed {', '.join(broken)})")
     keys = [(r["run"], r["suite"], r["task"], r["metric"], r["length"]) for r in records]
     scores = [samples[key] for key in keys if key in samples]
     whole = len(scores) == len(records) and len({len(s) for s in scores}) == 1

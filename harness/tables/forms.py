@@ -14,7 +14,6 @@ from harness.records.stats import ALPHA, Estimate
 from harness.tables.cells import (
     BOLD,
     MODEL_COLUMNS,
-    NOT_FINITE,
     UNDERLINED,
     Cell,
     Column,
@@ -340,7 +339,7 @@ def csv_values(cell: Cell, column: Column) -> dict[str, str]:
     if cell.tolerance is not None:
         values["_tolerance"] = number(cell.tolerance)
     if cell.estimate is None:
-        return {"": cell.text, **values} if cell.text.startswith(NOT_FINITE) else values
+        return values
     values[""] = number(column.shown(cell.estimate.value))
     if cell.estimate.stderr is not None:
         values["_se"] = number(column.shown(cell.estimate.stderr))

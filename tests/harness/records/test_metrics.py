@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 import pytest
 
@@ -21,6 +23,12 @@ def test_only_perplexities_are_shown_on_a_logarithmic_scale():
 def test_speeds_and_memory_are_comparable_on_one_device_only():
     assert METRICS["decode_tokens_per_second"].of_device and METRICS["peak_memory_bytes"].of_device
     assert not METRICS["acc"].of_device and not METRICS["state_bytes"].of_device
+
+
+def test_a_fraction_lies_between_0_and_1_unless_its_metric_says_otherwise():
+    assert METRICS["acc"].range == METRICS["mfu"].range == (0, 1)
+    assert METRICS["word_perplexity"].range == (1, math.inf) and METRICS["needle_logprob"].range == (-math.inf, 0)
+    assert Metric("change", higher_is_better=True, percent=True, least=-1).range == (-1, 1)
 
 
 def test_a_suite_adds_metrics_and_redefines_none(monkeypatch):

@@ -71,12 +71,12 @@ def test_a_suite_refuses_two_values_of_one_metric_and_records_of_another_suite(t
 
 
 def test_copies_of_a_record_count_once_and_contradictions_are_refused(tmp_path):
-    path = write_records(tmp_path / "runs/r1", "language", [record(value=math.nan)])
+    path = write_records(tmp_path / "runs/r1", "language", [record(value=0.75)])
     copy = tmp_path / "results/r1/records/language.jsonl"
     copy.parent.mkdir(parents=True)
     copy.write_bytes(path.read_bytes())
     assert len(load([tmp_path / "runs", tmp_path / "results"])) == 1
-    copy.write_text(copy.read_text().replace('"nan"', "0.5"))
+    copy.write_text(copy.read_text().replace('"value": 0.75', '"value": 0.5'))
     with pytest.raises(
         ValueError, match="r1, language, piqa, acc: .*runs/r1.* and .*results.* disagree on value; load"
     ):
@@ -103,6 +103,15 @@ def test_a_collection_is_a_source_like_any_other(tmp_path):
     frame.assign(luck=1).to_parquet(tmp_path / "records.parquet")
     with pytest.raises(ValueError, match=r"records.parquet: columns missing \[\], unknown \['file', 'luck'\]; collect"):
         load(tmp_path)
+
+
+def test_a_collection_with_a_number_that_cannot_be_is_refused(tmp_path):
+    write_records(tmp_path / "runs/r1", "language", [record()])
+    frame = load(tmp_path / "runs").drop(columns="file")
+    for change, complaint in [({"value": math.nan}, "acc is nan"), ({"value": 2.0}, "acc is 2.0"), ({"n": 0}, "0 sam")]:
+        frame.assign(**change).to_parquet(tmp_path / "records.parquet")
+        with pytest.raises(ValueError, match=f"records.parquet, row 1: .*{complaint}"):
+            load(tmp_path)
 
 
 def test_files_that_cannot_be_read_are_named_beside_those_that_can(tmp_path):

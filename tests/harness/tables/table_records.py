@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +82,7 @@ def golden_records() -> list[Record]:
         record("kda", "piqa", "acc", 0.58, 0.01, 300, limit=300),
         record("kda", "novels", "word_perplexity", 50.0, 1.5, stand_in="novels, not WikiText"),
         record("attention", "piqa", "acc", 0.5, 0.03, 300, limit=300, **attention),
-        record("attention", "novels", "word_perplexity", math.inf, None, stand_in="novels, not WikiText", **attention),
+        record("attention", "novels", "word_perplexity", 1.5e9, 4e7, stand_in="novels, not WikiText", **attention),
         record("gdn2", "s_niah_2", "contains", 0.0, 0.0, **haystack),
         record("gdn2", "s_niah_2", "needle_gain", 0.25, 0.125, **haystack),
         record("kda", "s_niah_2", "contains", 0.5, 0.07, **haystack),
@@ -129,7 +128,7 @@ def of_table2(folder: Path):
         own = {"mixer": mixer, "layout": layout}
         runs.append(run_row(label, mixer, layout, 0, **({"tokens_seen": 500_000} if layout == "hybrid" else {})))
         stand_in = {"stand_in": "105 articles of another encyclopedia"}
-        value = {"recurrent": 16.0, "hybrid": 15.7, "attention": math.inf}[layout] - shift
+        value = {"recurrent": 16.0, "hybrid": 15.7, "attention": 2e5}[layout] - shift
         records.append(record(label, "wikitext", "word_perplexity", value, 0.25, ITEMS, **stand_in, **own))
         records.append(record(label, "lambada", "perplexity", 11.5 - shift, None, ITEMS, **own))
         for column in [c for c in printed_columns("table2") if c.unit.percent and c.task != "avg"]:

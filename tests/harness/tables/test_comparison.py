@@ -115,13 +115,6 @@ def test_columns_can_be_chosen_and_unknown_ones_are_named(tmp_path):
         comparison(frame, columns=["boolq_acc"])
 
 
-def test_one_bad_seed_does_not_hide_in_an_average(tmp_path):
-    records = [record("gdn2", "lambada", "perplexity", v, 0.1, seed=s) for s, v in enumerate((12.0, math.nan))]
-    table = comparison(store(tmp_path, records))
-    assert "| not finite (seed 1)<br>paper 11.41 |" in table.markdown()
-    assert "nan" not in table.markdown()
-
-
 def test_variants_of_a_mixer_do_not_carry_its_printed_number(tmp_path):
     records = [record(label, "piqa", "acc", 0.5, 0.1, mixer="gdn2") for label in ("gdn2", "gdn2-expanded")]
     table = comparison(store(tmp_path / "both", records))
