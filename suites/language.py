@@ -24,6 +24,7 @@ from pydantic import Field, PositiveInt, field_validator
 from transformers import PreTrainedTokenizerBase
 
 from harness.data.corpus import documents
+from harness.lm.mixer_lm import require_finite
 from harness.records.record import Measurement
 from suites.interface import Baseline, Progress, Suite, SuiteConfig, silent
 from suites.registry import register_suite
@@ -240,8 +241,9 @@ def heldout(lm: LM, config: Config) -> Measurement:
     """Measure the word perplexity of the held-out documents, each read alone from its beginning."""
     texts, total = heldout_texts(config)
     requests = [Instance("loglikelihood_rolling", {}, (text,), i, (HELDOUT, i, 1)) for i, text in enumerate(texts)]
-    nll = [-float(value) for value in lm.loglikelihood_rolling(requests)]
-    return heldout_measurement(nll, texts, total, config, lm_settings(lm))
+    values = [float(value) for value in lm.loglikelihood_rolling(requests)]
+    require_finite(requests, values)
+    return heldout_measurement([-value for value in values], texts, total, config, lm_settings(lm))
 
 
 def unigram_baseline(tokenizer: PreTrainedTokenizerBase, config: Config) -> Measurement:

@@ -21,6 +21,7 @@ from harness.data.mqar import Drawn, Protocol, draw, fewest_ids
 from harness.data.tokenizer import bare_ids
 from harness.experiments.closed import Seed
 from harness.experiments.data import RecallRows, check_difficulties
+from harness.lm.generate import NotFinite
 from harness.records.record import LENGTH_UNIT, Measurement
 from suites.interface import Progress, Suite, SuiteConfig, silent
 from suites.registry import register_suite
@@ -78,7 +79,7 @@ class Mqar(Suite):
         """Return `acc` at each number of pairs, and its details `acc_by_position` and `acc_by_distance`.
 
         Rows are the samples of `acc`, since the questions of a row depend on one another. Raises ValueError for models
-        that are not ours, and as `check` does.
+        that are not ours, and as `check` does; raises NotFinite with the row whose logits are not finite.
         """
         tokenizer = tokenizer_of(lm, self.name)
         likeliest = getattr(lm, "likeliest", None)
@@ -94,7 +95,10 @@ class Mqar(Suite):
             drawn = draw(each.pairs, each.seq_len, len(tokenizer), config.protocol, stream, np.arange(config.rows))
             inputs, questions = torch.from_numpy(drawn.inputs), torch.from_numpy(drawn.questions)
             answers = np.take_along_axis(drawn.targets, drawn.questions, axis=1)
-            right = likeliest(inputs, questions).numpy() == answers
+            try:
+                right = likeliest(inputs, questions).numpy() == answers
+            except NotFinite as fault:
+                raise NotFinite(fault.index, each.task) from None
             settings = {
                 "items_sha256": fingerprint([drawn.inputs.tolist(), drawn.targets.tolist()]),
                 "protocol": config.protocol,

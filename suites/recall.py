@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from harness.data.synthetic import TASKS, Words, recall_words, sample_text
 from harness.experiments.closed import Seed
+from harness.lm.mixer_lm import require_finite
 from harness.records.record import LENGTH_UNIT, Measurement
 from mixers.identity import Neutral
 from suites.interface import Progress, Suite, SuiteConfig, silent
@@ -106,7 +107,8 @@ class Recall(Suite):
         """Return `acc` of every task at every difficulty, and `stale` of overwrite.
 
         `stale` is the fraction of samples whose most likely next token is an overwritten value. A measurement's length
-        is its difficulty. Raises ValueError if the model's vocabulary has too few words that are single tokens.
+        is its difficulty. Raises ValueError if the model's vocabulary has too few words that are single tokens, and
+        NotFinite with task and sample if a log-likelihood is not finite.
         """
         words = recall_words(tokenizer_of(lm, self.name))
         results = []
@@ -115,11 +117,13 @@ class Recall(Suite):
             drawn = questions(words, task, difficulty, config.samples, config.seed, config.split)
             candidates = [(i, text) for i, question in enumerate(drawn) for text in (question.answer, *question.old)]
             instances = [
-                Instance("loglikelihood", {}, (drawn[i].context, text), at, (task, at, 1))
+                Instance("loglikelihood", {}, (drawn[i].context, text), at, (f"{task}@{difficulty}", at, 1))
                 for at, (i, text) in enumerate(candidates)
             ]
+            answers = lm.loglikelihood(instances)
+            require_finite(instances, [value for value, _ in answers])
             acc, stale = [0.0] * len(drawn), [0.0] * len(drawn)
-            for (i, text), (_, greedy) in zip(candidates, lm.loglikelihood(instances), strict=True):
+            for (i, text), (_, greedy) in zip(candidates, answers, strict=True):
                 if greedy:
                     (acc if text == drawn[i].answer else stale)[i] = 1.0
             items = [(question.context, question.answer, *question.old) for question in drawn]

@@ -6,6 +6,7 @@ Where a state is kept, no sequence is padded: sequences of equal length form a b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -25,6 +26,20 @@ BATCH_ROWS = 64
 ENOUGH_TOKENS, FILLED = 512, 0.85
 # Finished rows stay in the batch until at most this fraction is alive, since removing them copies all other states.
 ALIVE = 0.75
+
+
+class NotFinite(RuntimeError):
+    """A model's output is NaN or infinite. An argmax over it would still name a token, and so a plausible score.
+
+    index: number of the text among those that were asked about.
+    """
+
+    def __init__(self, index: int, task: str = "prompts"):
+        super().__init__(
+            f"{task}, sample {index}: the model's output is not finite, so that it has no score; look at its weights, "
+            "and at its mixer with `run.py check`"
+        )
+        self.index = index
 
 
 def tokens_at_once(model: LanguageModel) -> int:
@@ -186,12 +201,13 @@ def generate(
     when it returns True. temperature: 0 takes the likeliest token; above 0, row i samples from its own generator,
     seeded with seed + i, so its tokens do not depend on the other rows. batch_tokens: prompt tokens read at once, by
     default as suits the device. batch_rows: rows decoded at once. A prefix that prompts share is read once.
-    Returns the new tokens of each prompt. Raises ValueError for an empty prompt or a negative temperature.
+    Returns the new tokens of each prompt. Raises ValueError for an empty prompt or a temperature that is none, and
+    NotFinite if the logits of a prompt that has not ended are not finite.
     """
     if any(len(prompt) == 0 for prompt in prompts):
         raise ValueError("prompts: an empty prompt predicts nothing; start it with the BOS token")
-    if temperature < 0:
-        raise ValueError(f"temperature: {temperature} is negative; use 0 for greedy decoding")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature: {temperature} is not a finite number from 0; use 0 for greedy decoding")
     outputs: list[list[int]] = [[] for _ in prompts]
     if max_new_tokens < 1:
         return outputs
@@ -204,10 +220,12 @@ def generate(
             rows, hidden, state = _read_prompts(model, prompts, batch, batch_tokens, batch_rows)
             ended: set[int] = set()
             while True:
-                tokens = pick(model.head(hidden), temperature, [generators[i] for i in rows])
-                for i, token in zip(rows, tokens, strict=True):
+                tokens, finite = pick(model.head(hidden), temperature, [generators[i] for i in rows])
+                for i, token, sound in zip(rows, tokens, finite, strict=True):
                     if i in ended:
                         continue
+                    if not sound:
+                        raise NotFinite(i)
                     if token not in stop_tokens:
                         outputs[i].append(token)
                         if len(outputs[i]) < max_new_tokens and not finished(i, outputs[i]):
@@ -240,12 +258,29 @@ def _read_prompts(
     return rows, torch.cat(last), model.cat_states(states)
 
 
-def pick(logits: Tensor, temperature: float, generators: Sequence[torch.Generator]) -> list[int]:
-    """The next token of each row of logits [B, V]: the likeliest, or a draw from softmax(logits / temperature)."""
+def pick(logits: Tensor, temperature: float, generators: Sequence[torch.Generator]) -> tuple[list[int], list[bool]]:
+    """The next token of each row of logits [B, V]: the likeliest, or a draw from softmax(logits / temperature).
+
+    Returns the tokens, and whether each row is finite; the token of a row that is not means nothing.
+    """
+    tokens, finite = likeliest(logits)
     if temperature == 0:
-        return logits.argmax(-1).tolist()
+        return tokens.tolist(), finite.tolist()
     probabilities = torch.softmax(logits.float() / temperature, -1).cpu()
-    return [int(torch.multinomial(p, 1, generator=g)) for p, g in zip(probabilities, generators, strict=True)]
+    drawn = [
+        int(torch.multinomial(p, 1, generator=g)) if sound else 0
+        for p, g, sound in zip(probabilities, generators, finite.tolist(), strict=True)
+    ]
+    return drawn, finite.tolist()
+
+
+def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The likeliest token of each row of logits [N, V], and whether the row is finite, each [N].
+
+    argmax takes NaN for the largest, so that the chosen logit tells. A logit of -inf rules a token out and is allowed.
+    """
+    tokens = logits.argmax(-1, keepdim=True)
+    return tokens[:, 0], logits.gather(-1, tokens)[:, 0].isfinite()
 
 
 def stop_at(

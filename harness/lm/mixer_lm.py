@@ -7,6 +7,7 @@ long document is read in pieces through the state.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
@@ -20,7 +21,19 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from harness.lm.generate import BATCH_ROWS, advance, batches, cut, generate, groups, read, stop_at, tokens_at_once
+from harness.lm.generate import (
+    BATCH_ROWS,
+    NotFinite,
+    advance,
+    batches,
+    cut,
+    generate,
+    groups,
+    likeliest,
+    read,
+    stop_at,
+    tokens_at_once,
+)
 from harness.model.language_model import LanguageModel
 
 LOGITS = 2**26
@@ -107,9 +120,11 @@ class MixerLM(TemplateLM):
         return [self.prefix_token_id, *ids]
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[Score]:
-        """The score of each request's continuation given its context."""
+        """The score of each request's continuation given its context. Raises NotFinite if one is not finite."""
         with self._precision():
-            return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+            scores = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        require_finite(requests, [value for value, _ in scores])
+        return scores
 
     @torch.no_grad()
     def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any) -> list[Score]:
@@ -165,24 +180,35 @@ class MixerLM(TemplateLM):
     def likeliest(self, inputs: Tensor, positions: Tensor) -> Tensor:
         """The most likely next token after each of P positions in R rows of token ids, which are read as they are.
 
-        inputs: [R, T] int64. positions: [R, P] int64, in [0, T). Returns [R, P] int64 on the CPU.
+        inputs: [R, T] int64. positions: [R, P] int64, in [0, T). Returns [R, P] int64 on the CPU. Raises NotFinite with
+        the number of a row whose logits are not finite.
         """
         rows = max(1, min(self.batch_rows, self.batch_tokens // inputs.shape[1]))
         size = max(1, LOGITS // self.model.config.vocab_size)
-        found = []
+        found, sound = [], []
         with self._precision():
             for part, at in zip(inputs.split(rows), positions.split(rows), strict=True):
                 wanted = (at + torch.arange(len(part))[:, None] * part.shape[1]).flatten().to(self._device)
                 hidden, _ = self.model.hidden(part.to(self._device), wanted=wanted)
-                found += [self.model.head(vectors).argmax(-1).cpu() for vectors in hidden.split(size)]
+                for vectors in hidden.split(size):
+                    tokens, finite = likeliest(self.model.head(vectors))
+                    found.append(tokens.cpu())
+                    sound.append(finite.cpu())
+        wrong = (~torch.cat(sound).view_as(positions).all(1)).nonzero()
+        if len(wrong):
+            raise NotFinite(int(wrong[0]), "rows")
         return torch.cat(found).view_as(positions)
 
     @torch.no_grad()
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        """Log-likelihood in nats of whole documents given BOS: in one go, or in windows if max_length is set."""
+        """Log-likelihood in nats of whole documents given BOS: in one go, or in windows if max_length is set.
+
+        Raises NotFinite if one is not finite.
+        """
         documents = [self.tok_encode(request.args[0], add_special_tokens=False) for request in requests]
         with self._precision():
             totals = self._whole(documents) if self.max_length is None else self._windows(documents)
+        require_finite(requests, totals)
         for request, total in zip(requests, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals
@@ -226,7 +252,7 @@ class MixerLM(TemplateLM):
 
         generation_kwargs: `until`, `max_gen_toks` (or one of lm-eval's aliases of it), and `enough`, an option of
         MixerLM: lists of strings. Decoding ends once the text holds all strings of one list, ignoring case. Raises
-        ValueError for sampling and for any other option.
+        ValueError for sampling and for any other option, and NotFinite for logits that are not finite.
         """
         alike: dict[tuple[tuple[str, ...], int], list[int]] = defaultdict(list)
         for i, request in enumerate(requests):
@@ -236,16 +262,20 @@ class MixerLM(TemplateLM):
             prompts = [self._prompt(requests[i].args[0], max_new_tokens) for i in members]
             wanted = [requests[i].args[1].get(ENOUGH) for i in members]
             enough = [partial(holds_one, lists) if lists else None for lists in wanted]
-            with self._precision():
-                outputs = generate(
-                    self.model,
-                    prompts,
-                    max_new_tokens,
-                    stop_tokens={self.prefix_token_id, self.eot_token_id},
-                    finished=stop_at(self.tokenizer, until, enough),
-                    batch_tokens=self.batch_tokens,
-                    batch_rows=self.batch_rows,
-                )
+            try:
+                with self._precision():
+                    outputs = generate(
+                        self.model,
+                        prompts,
+                        max_new_tokens,
+                        stop_tokens={self.prefix_token_id, self.eot_token_id},
+                        finished=stop_at(self.tokenizer, until, enough),
+                        batch_tokens=self.batch_tokens,
+                        batch_rows=self.batch_rows,
+                    )
+            except NotFinite as fault:
+                request = requests[members[fault.index]]
+                raise NotFinite(request.doc_id, request.task_name) from None
             for i, tokens in zip(members, outputs, strict=True):
                 texts[i] = cut(self.tokenizer.decode(tokens, skip_special_tokens=True), until)
                 self.cache_hook.add_partial("generate_until", requests[i].args, texts[i])
@@ -262,6 +292,13 @@ class MixerLM(TemplateLM):
                 f"max_length: {self.max_length} leaves no context next to {max_new_tokens} new tokens; raise it"
             )
         return tokens[-room:]
+
+
+def require_finite(requests: Sequence[Instance], values: Sequence[float]) -> None:
+    """Raise NotFinite with task and document of the first request whose log-likelihood is not finite."""
+    for request, value in zip(requests, values, strict=True):
+        if not math.isfinite(value):
+            raise NotFinite(request.doc_id, request.task_name)
 
 
 def holds_one(wanted: Sequence[Sequence[str]], text: str) -> bool:

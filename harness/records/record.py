@@ -50,8 +50,8 @@ class Measurement:
     samples: per-item scores in the order of the items; their mean is `value`. For a perplexity, the scores of
         `stats.perplexity`, whose mean is the logarithm of `value`.
 
-    Raises ValueError for a metric that is not declared, for numbers that `fault` or `samples_fault` finds wrong, and for
-    a suite that is no plain word.
+    Raises ValueError for a metric that is not declared, numbers that `fault` or `samples_fault` finds wrong, or a suite
+    that is no plain word.
     """
 
     suite: str

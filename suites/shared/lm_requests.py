@@ -10,7 +10,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
-from harness.lm.mixer_lm import ENOUGH
+from harness.lm.mixer_lm import ENOUGH, require_finite
 from harness.records.record import Measurement
 from harness.records.stats import mean_stderr
 
@@ -45,9 +45,14 @@ def generate(
 
 
 def log_likelihoods(lm: LM, task: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
-    """Return log p(continuation | context) of each pair (context, continuation), in nats."""
+    """Return log p(continuation | context) of each pair (context, continuation), in nats.
+
+    Raises NotFinite with the task and the number of a pair whose log-likelihood is not finite.
+    """
     instances = [Instance("loglikelihood", {}, pair, index, (task, index, 1)) for index, pair in enumerate(pairs)]
-    return [float(value) for value, _ in lm.loglikelihood(instances)]
+    values = [float(value) for value, _ in lm.loglikelihood(instances)]
+    require_finite(instances, values)  # not every model class refuses them
+    return values
 
 
 def tokenizer_of(lm: LM, suite: str) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from lm_eval import evaluator
 from lm_eval.api.model import LM
 from lm_eval.api.task import Task
 
+from harness.lm.generate import NotFinite
 from harness.records import stats
 from harness.records.record import Measurement
 from suites.shared.lm_requests import fingerprint, mean_measurement
@@ -84,7 +86,10 @@ def load_task(yaml_path: Path, **overrides: Any) -> Task:
 
 
 def run_tasks(lm: LM, tasks: Sequence[Task], limit: int | None = None) -> dict[str, TaskSamples]:
-    """Evaluate loaded tasks on a model, at most `limit` documents each; return their samples by task name."""
+    """Evaluate loaded tasks on a model, at most `limit` documents each; return their samples by task name.
+
+    Raises NotFinite with task and document if a log-likelihood is not finite: an accuracy would still come of it.
+    """
     collected = {}
     with quiet_lm_eval():
         results = evaluator.evaluate(
@@ -96,10 +101,22 @@ def run_tasks(lm: LM, tasks: Sequence[Task], limit: int | None = None) -> dict[s
         )
         for task in tasks:
             samples = sorted(results["samples"][task.task_name], key=lambda sample: sample["doc_id"])
+            for sample in samples:
+                if not all(map(math.isfinite, _numbers(sample["resps"]))):
+                    raise NotFinite(sample["doc_id"], task.task_name)
             total = len(task.eval_docs)
             used = limit if limit is not None and limit < total else None
             collected[task.task_name] = TaskSamples(task.task_name, samples, total, used)
     return collected
+
+
+def _numbers(responses: Any) -> Iterator[float]:
+    """All numbers in the nested answers of a model, such as (log-likelihood, is greedy)."""
+    if isinstance(responses, list | tuple):
+        for response in responses:
+            yield from _numbers(response)
+    elif isinstance(responses, float):
+        yield responses
 
 
 def task_measurement(run: TaskSamples, metric: str, settings: dict[str, Any], **fields: Any) -> Measurement:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from harness.lm import load
 from run import app
 from suites import registry
 
@@ -40,3 +41,14 @@ def test_a_limit_sets_the_samples_and_answers_are_kept(tmp_path: Path) -> None:
     assert limited.exit_code == 0, limited.output
     assert json.loads(limited.stdout) == json.loads(set_.stdout) and json.loads(limited.stdout)[0]["n"] == 3
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("suite", ["recall", "language"])
+def test_a_model_that_puts_out_nan_fails_the_evaluation(suite: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = load.untrained_lm("cpu-600k/kda")
+    broken.model.norm.weight.data.fill_(float("nan"))
+    monkeypatch.setattr(load, "untrained_lm", lambda name: broken)
+    options = {"recall": ["--set", "pairs=[2]"], "language": ["--set", "tasks=[heldout]", "--set", "heldout_words=50"]}[suite]
+    result = cli.invoke(app, ["eval", suite, "--untrained", "cpu-600k/kda", "--limit", "2", *options])
+    task = {"recall": "mqar@2", "language": "heldout"}[suite]
+    assert result.exit_code == 1 and f"error: {task}, sample 0: the model's output is not finite" in result.output

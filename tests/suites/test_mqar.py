@@ -14,7 +14,11 @@ from typer.testing import CliRunner
 
 from harness.data.mqar import draw
 from harness.data.tokenizer import load_tokenizer
+from harness.experiments.matching import matched_config
+from harness.lm.generate import NotFinite
 from harness.lm.load import load_lm
+from harness.lm.mixer_lm import MixerLM
+from harness.model.language_model import build_model
 from harness.records.stats import mean_stderr
 from harness.records.store import load, load_samples
 from harness.run_folder import RunFolder
@@ -128,6 +132,15 @@ def test_a_model_that_reads_text_is_refused() -> None:
 
     with pytest.raises(ValueError, match="mqar: Other reads text, and these rows are token ids; evaluate a run of"):
         Mqar().run(Other(), Config(sets=SETS))
+
+
+def test_a_model_whose_outputs_are_not_finite_has_no_accuracy() -> None:
+    ids = load_tokenizer("ids:64")
+    config = matched_config("cpu-600k", "recurrent", "gated_deltanet", vocab_size=len(ids))
+    lm = MixerLM(build_model(config, 0), ids)
+    lm.model.norm.weight.data.fill_(float("nan"))
+    with pytest.raises(NotFinite, match="mqar@2, sample 0: the model's output is not finite"):
+        Mqar().run(lm, Config(sets=SETS, rows=2))
 
 
 def test_a_sweep_on_bare_ids_goes_from_training_to_a_table(tmp_path: Path) -> None:

@@ -77,8 +77,8 @@ def ruler_frame(tmp_path: Path, lengths: tuple[int, ...]) -> pd.DataFrame:
     made = [
         record(mixer.upper(), "s_niah_1", metric, value / (i + 1), 0.02, length=length, suite="ruler", mixer=mixer)
         for i, length in enumerate(lengths)
-        for mixer, value in (("gdn2", 0.8), ("kda", 0.6))
-        for metric in ("contains", "needle_logprob", "needle_gain")
+        for mixer, score in (("gdn2", 0.8), ("kda", 0.6))
+        for metric, value in (("contains", score), ("needle_logprob", -score), ("needle_gain", score))
     ]
     return store(tmp_path / "runs", made)
 

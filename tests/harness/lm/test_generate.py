@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from harness.lm.generate import advance, cut, generate, generate_text, groups, read
+from harness.lm.generate import NotFinite, advance, cut, generate, generate_text, groups, pick, read
 from harness.lm.mixer_lm import MixerLM
 from tests.harness.lm.models import CONTEXTS, greedy_by_rereading, small_model, texts_of_a_tree
 
@@ -60,3 +62,21 @@ def test_sampling_repeats_with_its_seed_and_ignores_its_neighbours(lm: MixerLM) 
 def test_text_ends_before_the_first_of_several_stop_strings() -> None:
     assert cut("one two three", ["three", "two", "four"]) == "one "
     assert cut("one two three", ["four"]) == "one two three"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_prompt_with_logits_that_are_not_finite_is_named_unless_it_has_ended(temperature: float) -> None:
+    model = small_model("gated_deltanet")
+    model.embedding.weight.data[7] = float("nan")
+    with pytest.raises(NotFinite, match="prompts, sample 1: "):
+        generate(model, [[1, 2], [1, 7]], 2, temperature=temperature)
+    # -inf rules a token out, as a model with padded logits does.
+    logits = torch.tensor([[0.0, 1.0, -math.inf], [0.0, math.nan, 1.0], [0.0, math.inf, 1.0]])
+    tokens, finite = pick(logits, temperature, [torch.Generator().manual_seed(i) for i in range(3)])
+    assert finite == [True, False, False] and tokens[0] in (0, 1)
+
+
+@pytest.mark.parametrize("temperature", [-1.0, math.nan, math.inf])
+def test_a_temperature_that_is_none_is_refused(temperature: float) -> None:
+    with pytest.raises(ValueError, match=f"temperature: {temperature} is not a finite number from 0"):
+        generate(small_model("attention"), [[1]], 1, temperature=temperature)

@@ -7,6 +7,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from harness.lm.export import to_llama
+from harness.lm.generate import NotFinite
 from harness.lm.mixer_lm import MixerLM
 from harness.model.language_model import build_model
 from tests.harness.lm.models import CONTEXTS, MODELS, TOLERANCE, ask, greedy_by_rereading, tokenizer
@@ -183,3 +184,23 @@ def test_the_likeliest_tokens_after_positions_are_those_of_a_plain_forward_pass(
         expected = model.eval()(inputs)[0].argmax(-1).gather(1, positions)
     for limits in ({}, {"batch_rows": 3}, {"batch_tokens": 50}, {"batch_tokens": 5}):
         assert torch.equal(MixerLM(model, tokenizer(), **limits).likeliest(inputs, positions), expected)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_output_that_is_not_finite_is_no_score_and_names_task_and_document(value: float) -> None:
+    lm = MixerLM(MODELS["gated_deltanet"](), tokenizer())
+    (token,) = lm.tokenizer.encode(" wish", add_special_tokens=False)[:1]
+    lm.model.embedding.weight.data[token] = value  # only texts with this token are lost
+    sound, lost = CONTEXTS[0], CONTEXTS[0] + " wish"
+    options = {"until": ["\n"], "max_gen_toks": 3}
+    for kind, texts in (
+        ("loglikelihood", [(sound, " a"), (lost, " a")]),
+        ("loglikelihood_rolling", [(sound,), (f"{lost} a",)]),
+        ("generate_until", [(sound, options), (lost, options)]),
+    ):
+        getattr(lm, kind)(ask(kind, texts[:1]))
+        with pytest.raises(NotFinite, match="test, sample 1: the model's output is not finite"):
+            getattr(lm, kind)(ask(kind, texts))
+    rows = torch.tensor([[1, 2, 3], [1, token, 3]])
+    with pytest.raises(NotFinite, match="rows, sample 1: "):
+        lm.likeliest(rows, torch.tensor([[2], [2]]))

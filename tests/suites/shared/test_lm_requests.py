@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from harness.lm.generate import NotFinite
 from harness.lm.mixer_lm import ENOUGH
 from suites.shared.lm_requests import (
     check_distinct,
@@ -45,6 +46,13 @@ def test_log_likelihoods_are_in_nats_in_the_order_of_the_pairs() -> None:
     counts = [len(lm.tok_encode(a + b)) - len(lm.tok_encode(a)) for a, b in pairs]
     assert counts[0] < counts[1]
     assert log_likelihoods(lm, "task", pairs) == [UNKNOWN * count for count in counts]
+
+
+def test_a_log_likelihood_that_is_not_finite_names_task_and_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = SearchingLM(sees=False)
+    monkeypatch.setattr(lm, "_loglikelihood_tokens", lambda requests, **_: [(-1.0, True), (float("nan"), True)])
+    with pytest.raises(NotFinite, match="task, sample 1: the model's output is not finite"):
+        log_likelihoods(lm, "task", [("A text", " one"), ("A text", " two")])
 
 
 def test_a_model_without_a_tokenizer_is_named_with_the_remedy() -> None:

@@ -7,6 +7,7 @@ import random
 import datasets
 import pytest
 
+from harness.lm.generate import NotFinite
 from suites.shared import offline
 from suites.shared.lmeval import (
     TASKS_ROOT,
@@ -69,3 +70,15 @@ def test_a_loaded_task_is_zero_shot_and_its_samples_keep_the_order_of_the_docume
     assert (run.task, run.total, run.limit) == ("piqa", 1838, 3)
     assert [sample["doc_id"] for sample in run.samples] == [0, 1, 2]
     assert run.samples[0]["doc"]["goal"] == task.eval_docs[0]["goal"]
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_a_log_likelihood_that_is_not_finite_fails_the_task_and_names_the_document(offline_data, value: float) -> None:
+    class Broken(SearchingLM):
+        def _loglikelihood_tokens(self, requests, **kwargs):
+            scores = super()._loglikelihood_tokens(requests, **kwargs)
+            return [*scores[:3], (value, False), *scores[4:]]  # the second choice of the second document
+
+    task = load_task(TASKS_ROOT / "piqa" / "piqa.yaml", task="piqa", **offline.overrides("piqa"))
+    with pytest.raises(NotFinite, match="piqa, sample 1: the model's output is not finite"):
+        run_tasks(Broken(sees=False), [task], limit=3)
