@@ -172,7 +172,8 @@ class TrainJob(Job):
             rate = metrics["tokens_per_second"]
             loss = metrics["loss"] if math.isfinite(metrics["loss"]) else None  # the step was skipped
             known = {"step": int(metrics["step"]), "steps": int(metrics["total_steps"]), "loss": loss}
-            beat("", **known, tokens_per_second=rate, seconds_left=left / rate)
+            skipped = f"{metrics['skipped']:.0f} steps skipped as not finite" if metrics["skipped"] else ""
+            beat(skipped, **known, tokens_per_second=rate, seconds_left=left / rate)
 
         train(
             chosen_config(self.config, self.folder),

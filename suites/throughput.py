@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from harness.experiments.schema import TrainConfig
 from harness.model.language_model import LanguageModel
 from harness.records.record import Measurement
-from harness.training.device import MATMULS, matmul_rate, recipe_dtype
+from harness.training.device import matmul_rate, recipe_dtype
 from harness.training.optim import build_optimizer, clip_gradients
 from harness.training.wrappers import masked_loss
 from suites.interface import Progress, Suite, SuiteConfig, silent
@@ -63,8 +63,9 @@ class Throughput(Suite):
         """Return the speed of a model's training steps, as tasks `batch_<n>` by row length. Its weights are changed.
 
         Each shape gets its tokens per second, the median over windows; `mfu`, its FLOPs as a fraction of the rate of
-        matrix products on the device; and on CUDA the peak memory of all tensors, model and optimiser included. A shape
-        that does not fit into memory gets `train_out_of_memory` instead.
+        matrix products on the device, left out with the reason where it would exceed 1; and on CUDA the peak memory of
+        all tensors, model and optimiser included. A shape that does not fit into memory gets `train_out_of_memory`
+        instead.
         """
         device = model.embedding.weight.device
         dtype = recipe_dtype(recipe, device)
@@ -83,9 +84,7 @@ class Throughput(Suite):
             "optimizer_step": "included",
             "compile": "none",
         }
-        measurements = [
-            Measurement(self.name, "device", "matmul_tflops", ceiling / 1e12, None, MATMULS * (1 + len(taken)))
-        ]
+        measurements = [Measurement(self.name, "device", "matmul_tflops", ceiling / 1e12, None, 1 + len(taken))]
         for shape in config.shapes:
             where = {"suite": self.name, "task": f"batch_{shape.batch}", "length": shape.length}
             where["settings"] = {"batch": shape.batch} | settings
@@ -95,10 +94,15 @@ class Throughput(Suite):
             times, peak = windows
             rate, error = median_stderr([config.steps * shape.batch * shape.length / t for t in times])
             part = model.cost(shape.length).flops_per_token / ceiling
-            measurements += [
-                Measurement(metric="train_tokens_per_second", value=rate, stderr=error, n=len(times), **where),
-                Measurement(metric="mfu", value=rate * part, stderr=error * part, n=len(times), **where),
-            ]
+            counts = {"n": len(times), **where}
+            measurements.append(Measurement(metric="train_tokens_per_second", value=rate, stderr=error, **counts))
+            if rate * part <= 1:
+                measurements.append(Measurement(metric="mfu", value=rate * part, stderr=error * part, **counts))
+            else:
+                progress(
+                    f"{shape.batch} × {shape.length}: no MFU: its FLOP/s are {rate * part:.2f} times what matrix "
+                    "products reached here; other work on the device slows them down, measure on an idle one"
+                )
             if peak is not None:
                 measurements.append(Measurement(metric="peak_memory_bytes", value=peak, stderr=None, n=1, **where))
         return measurements

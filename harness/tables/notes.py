@@ -45,6 +45,7 @@ def table_notes(
         *incomplete_notes(table, models, runs),
         *run_notes(runs),
         *(f"MIXED, not strictly comparable: {what}" for what in mixed),
+        *fault_notes(runs),
         *tuning_notes(runs),
         *training_notes(runs, "trained_on", "trained on"),
         *training_notes(runs, "mixture", "trained on mixture:"),
@@ -216,6 +217,20 @@ def run_notes(runs: pd.DataFrame | None) -> Iterable[str]:
             yield f"FAILED: {who}: {one_line(run['failure'])}"
         if isinstance(run.get("unreadable"), dict):
             yield from (f"UNREADABLE: {who}, {unit}: {one_line(why)}" for unit, why in run["unreadable"].items())
+
+
+def fault_notes(runs: pd.DataFrame | None) -> Iterable[str]:
+    """Notes on runs that left out steps or whose loss rose at once, with how often."""
+    for key, words in (
+        ("skipped", "training steps left out because loss or gradient was not finite"),
+        ("spikes", "training steps whose loss was a spike"),
+    ):
+        found = [
+            f"{run['label']} ({run['layout']}, seed {run['seed']}) {run[key]:.0f} of {run['steps']:,.0f}"
+            for run in ([] if runs is None or key not in runs else runs[runs[key] > 0].to_dict("records"))
+        ]
+        if found:
+            yield f"{words}: {', '.join(found)}"
 
 
 def tuning_notes(runs: pd.DataFrame | None) -> Iterable[str]:

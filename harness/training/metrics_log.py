@@ -106,7 +106,8 @@ def tracked(config: RunConfig, run_dir: Path) -> Iterator[Write]:
         if lost:
             return
         try:
-            tracker.log({k: v for k, v in line.items() if k != "step"}, step=int(line["step"]))
+            finite = {key: value for key, value in line.items() if key != "step" and math.isfinite(value)}
+            tracker.log(finite, step=int(line["step"]))
         except Exception as error:
             lost = True
             log.warning(f"{name} accepts no more metrics ({error}); metrics.jsonl has them all")

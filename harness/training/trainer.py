@@ -26,10 +26,11 @@ from harness.model.language_model import build_model
 from harness.run_folder import ACCURACY, RunFolder
 from harness.training import checkpoint
 from harness.training.batches import BatchLoader, data_sha256, open_data
-from harness.training.device import ceiling, peak_memory, recipe_dtype, this_device
+from harness.training.device import ceiling, matmul_rate, peak_memory, recipe_dtype, this_device
 from harness.training.distributed import ALONE, Sharding, World, shard
 from harness.training.gradient_check import check_gradients
 from harness.training.metrics_log import require_tracker
+from harness.training.mixer_check import check_mixers
 from harness.training.optim import build_optimizer, clip_gradients, learning_rate
 from harness.training.schedule import Position, pieces, position
 from harness.training.spikes import SPIKE_WINDOW, is_spike
@@ -37,6 +38,7 @@ from harness.training.wrappers import MaskedLoss, wrap_blocks
 from mixers.registry import require_file
 
 LOG_EVERY = 10  # optimiser steps per line of metrics.jsonl
+MEASUREMENTS = 4  # of the ceiling at most; each takes up to a second of a CPU
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +107,7 @@ class Trainer:
                 )
             require_file(config.mixer_file)
             self.model = build_model(config.model, config.seed, config.train.init_gain)
+            check_mixers(self.model, self.device, self.dtype)
             self.gradient_check = check_gradients(self.model, self.device, self.dtype)
             wrap_blocks(self.model, config.train)
         self.loss: nn.Module = MaskedLoss(self.model)
@@ -118,6 +121,7 @@ class Trainer:
         self.skipped, self.spikes = 0, 0
         self.recent_losses: list[float] = []
         self.answers: dict[str, tuple[int, int]] = {}
+        self.measurements = 1  # of the ceiling
         self.restored_from, self.notes = world.on_first(self._find_checkpoint)
         self.writer = checkpoint.Writer(
             run_dir, world, self.sharding == "fsdp", config.train.milestones, self.restored_from
@@ -228,13 +232,30 @@ class Trainer:
             "lr": rate,
             "tokens_per_second": speed,
             "flops_per_second": flops,
-            "mfu": flops / self.ceiling,
+            "mfu": self._utilisation(flops),
             "memory_bytes": peak_memory(self.device),
             "data_wait_seconds": self.loader.waited - waited,
             "skipped": self.skipped,
             "spikes": self.spikes,
             **{f"{ACCURACY}{task}": right / asked for task, (right, asked) in self.answers.items()},
         }
+
+    def _utilisation(self, flops: float) -> float:
+        """FLOP/s as a share of the ceiling; nan, with a warning, if they are more, since no share exceeds 1.
+
+        The device may have been busy while the ceiling was measured, so it is measured anew first.
+        """
+        if flops > self.ceiling and self.measurements < MEASUREMENTS:
+            self.measurements += 1
+            self.ceiling = max(self.ceiling, self.world.size * matmul_rate(self.device, self.dtype))
+            if self.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(self.device)
+            if flops > self.ceiling and self.measurements == MEASUREMENTS and self.world.first:
+                log.warning(
+                    f"no MFU: {flops:.3g} FLOP/s are more than the {self.ceiling:.3g} that matrix products reached in "
+                    f"{MEASUREMENTS} measurements; other work on the device slows them down"
+                )
+        return flops / self.ceiling if flops <= self.ceiling else math.nan
 
     def _skip_step(self, loss: float, norm: float, at: Position) -> None:
         """Count the present step as skipped. Raises TrainingStopped if it is one too many."""
@@ -287,6 +308,8 @@ class Trainer:
 
         stop: called after every step in every process. If any says yes and steps are left, all write the checkpoint of
         that step and raise TrainingInterrupted. When the iterator ends or raises that, all checkpoints are written.
+
+        Raises TrainingStopped if all steps were skipped, however few they are: nothing was trained.
         """
         total = self.config.data.steps
         while self.step < total:
@@ -299,3 +322,8 @@ class Trainer:
                 self.writer.wait()
                 raise TrainingInterrupted(self.step, total)
         self.writer.wait()
+        if not self.recent_losses:
+            raise TrainingStopped(
+                f"loss and gradient were finite in none of {total} steps, so nothing was trained; lower train.lr, or "
+                f"try the mixer with `run.py check {self.config.mixer}`"
+            )

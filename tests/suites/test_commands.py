@@ -48,7 +48,9 @@ def test_a_model_that_puts_out_nan_fails_the_evaluation(suite: str, monkeypatch:
     broken = load.untrained_lm("cpu-600k/kda")
     broken.model.norm.weight.data.fill_(float("nan"))
     monkeypatch.setattr(load, "untrained_lm", lambda name: broken)
-    options = {"recall": ["--set", "pairs=[2]"], "language": ["--set", "tasks=[heldout]", "--set", "heldout_words=50"]}[suite]
+    options = {"recall": ["--set", "pairs=[2]"], "language": ["--set", "tasks=[heldout]", "--set", "heldout_words=50"]}[
+        suite
+    ]
     result = cli.invoke(app, ["eval", suite, "--untrained", "cpu-600k/kda", "--limit", "2", *options])
     task = {"recall": "mqar@2", "language": "heldout"}[suite]
     assert result.exit_code == 1 and f"error: {task}, sample 0: the model's output is not finite" in result.output

@@ -55,6 +55,14 @@ def test_every_shape_has_its_speed_and_the_part_of_the_ceiling_that_its_flops_ar
         assert part.stderr == pytest.approx(speed.stderr * flops / ceiling)
 
 
+def test_no_part_of_the_ceiling_above_1_is_recorded_and_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("suites.throughput.matmul_rate", lambda *_: 1.0)  # measured on a device that was busy
+    said: list[str] = []
+    found = by_key(Throughput().measure(tiny(), TrainConfig(), TINY, said.append))
+    assert ("batch_2", "train_tokens_per_second", 16) in found and not [key for key in found if key[1] == "mfu"]
+    assert sum("no MFU: its FLOP/s are " in line for line in said) == 2
+
+
 def test_on_a_cpu_no_peak_of_memory_is_claimed(measured: dict) -> None:
     assert not [key for key in measured if key[1] == "peak_memory_bytes"]
 

@@ -77,6 +77,18 @@ def test_a_failed_run_is_named_with_its_reason_on_one_line(tmp_path):
     assert "FAILED: mamba2 (recurrent, seed 0, run mamba2-recurrent-0): loss is nan at step 7" in notes
 
 
+def test_skipped_steps_and_spikes_are_named_with_their_number_and_nothing_is_said_without_any(tmp_path):
+    frame = store(tmp_path, [record(label, "piqa", "acc", 0.5, 0.1) for label in ("gdn2", "kda")])
+    plain = comparison(frame, runs=RUNS).notes
+    runs = RUNS.assign(steps=1000, skipped=[3, 0, float("nan"), 1], spikes=[0, 2, float("nan"), 0])
+    assert [note for note in comparison(frame, runs=runs).notes if note not in plain] == [
+        "training steps left out because loss or gradient was not finite: gdn2 (recurrent, seed 0) 3 of 1,000, "
+        "attention (attention, seed 0) 1 of 1,000",
+        "training steps whose loss was a spike: kda (recurrent, seed 0) 2 of 1,000",
+    ]
+    assert comparison(frame, runs=RUNS.assign(steps=9, skipped=0, spikes=0)).notes == plain
+
+
 def test_uncommitted_changes_and_the_number_of_records_are_part_of_the_provenance(tmp_path):
     dirty = Provenance(**{**vars(CERTIFICATE), "git_dirty": True})
     provenance = comparison(store(tmp_path, [record("gdn2", "piqa", "acc", 0.5, 0.1, certificate=dirty)])).provenance

@@ -40,8 +40,20 @@ def test_the_rate_of_matrix_products_is_measured_once_per_process(monkeypatch: p
     ceiling.cache_clear()
 
 
-def test_the_best_of_several_products_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([0.0, 2.0, 2.0, 2.5, 3.0, 5.0])  # three products, of 2, 0.5 and 2 seconds
+@pytest.mark.parametrize(
+    ("seconds", "timed", "fastest"),
+    [
+        ([2.0, 0.51, 2.0, 0.5, 3.0, 0.5, 9.0], 6, 0.5),  # a busy moment at the start: until three agree
+        ([0.5, 0.5, 0.5, 9.0], 3, 0.5),
+        ([4.0, 1.0, 3.0, 2.0, 5.0, 6.0, 7.0, 8.0, 9.0], 8, 1.0),  # never: the fastest of the most
+    ],
+)
+def test_products_are_timed_until_the_fastest_agree(
+    monkeypatch: pytest.MonkeyPatch, seconds: list[float], timed: int, fastest: float
+) -> None:
+    moments = iter([moment for each in seconds for moment in (0.0, each)])
     monkeypatch.setattr(device, "MATMULS", 3)
-    monkeypatch.setattr(device.time, "perf_counter", lambda: next(times))
-    assert matmul_rate(CPU, torch.float32) == 2 * 1024**3 / 0.5
+    monkeypatch.setattr(device, "MOST_MATMULS", 8)
+    monkeypatch.setattr(device.time, "perf_counter", lambda: next(moments))
+    assert matmul_rate(CPU, torch.float32) == 2 * 1024**3 / fastest
+    assert len(list(moments)) == 2 * (len(seconds) - timed)

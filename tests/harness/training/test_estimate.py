@@ -100,6 +100,16 @@ def test_disk_is_for_as_many_checkpoints_as_a_run_keeps(tmp_path: Path) -> None:
         assert estimate(config.model_copy(update={"train": recipe}), 1.0, 0.5).disk_bytes == kept * one
 
 
+def test_a_run_of_any_length_is_priced_at_once() -> None:
+    # 10^18 tokens in steps of 508: what is kept is counted, not listed.
+    long = run_config([PHASE | {"tokens": 10**18}])
+    one = estimate(run_config([PHASE]), 1.0, 0.5).disk_bytes
+    steps = -(-(10**18) // 508)
+    for milestones, kept in ((None, 2), (10**6, steps // 10**6 + 2)):
+        recipe = TrainConfig(milestones=milestones)
+        assert estimate(long.model_copy(update={"train": recipe}), 1.0, 0.5).disk_bytes == kept * one
+
+
 def divided(config: ModelConfig, rank: int, processes: int) -> dict[str, tuple[int, int, int]]:
     """By parameter of a model that torch shards on the meta device: numbers that this process holds, and the first row
     and number of rows that it writes to a checkpoint."""
