@@ -114,9 +114,7 @@ def test_a_run_of_which_no_step_was_finite_fails_however_short_it_is(tmp_path: P
     config = run_config(small_data, "attention", steps=3)
     trainer = Trainer(config, tmp_path)
     make_bad(trainer, {0, 1, 2})
-    message = (
-        "finite in none of 3 steps, so nothing was trained; lower train.lr, or try the mixer with `run.py check"
-    )
+    message = "finite in none of 3 steps, so nothing was trained; lower train.lr, or try the mixer with `run.py check"
     with pytest.raises(TrainingStopped, match=message):
         list(trainer.steps())
     with pytest.raises(TrainingStopped, match=message):  # starting again does not make it finished
