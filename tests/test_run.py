@@ -146,6 +146,15 @@ def test_wrong_use_is_one_line_and_exit_code_2(command: list[str], message: str,
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_of_any_number_of_tokens_is_planned_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "long.yaml"
+    phases = [{"tokens": 10**18, "seq_len": 64, "rows": {"text": 4}}]
+    content = {"name": "long", "preset": "cpu-600k", "mixers": ["attention"], "data": {"phases": phases}}
+    path.write_text(yaml.safe_dump(content))
+    dry = cli.invoke(app, ["submit", str(path), "--dry-run", "--runs", str(tmp_path / "runs")])
+    assert dry.exit_code == 0 and f"{10**18 // 256} steps" in dry.output, dry.output
+
+
 def test_a_run_that_is_not_trained_to_its_end_is_not_evaluated(trained: Path) -> None:
     folder = Path(run_folder(trained, "kda"))
     summary = (folder / "train.json").read_text()

@@ -39,6 +39,8 @@ def test_the_template_names_every_field() -> None:
         ("qos: --exclusive", "qos: '--exclusive' is not one word"),
         ("environment: {A-B: x}", "'A-B' is not the name of a variable"),
         ("{train: {minutes: 2}, signal_delay_s: 120}", "signal_delay_s: 120 leaves nothing of the 2 minutes of train"),
+        ("account: a\npartition: b\naccount: c", "account: given twice, in lines 1 and 3; keep one of them"),
+        ("tflops: .inf", "tflops: inf is not finite; give a number"),
         ("[1, 2]", "expected a mapping of fields, got list"),
         ("a: [", "not YAML"),
     ],

@@ -67,3 +67,39 @@ def test_a_file_that_is_not_a_mapping_is_named(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- gdn2\n")
     with pytest.raises(ValueError, match=r"list.yaml: expected a mapping of fields, got list"):
         load_experiment(tmp_path / "list.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.lr='inf'", r"train.lr: Input should be a finite number"),
+        ("train.warmup_ratio=3", r"train.warmup_ratio: Input should be less than or equal to 1 \(got 3\)"),
+        ("train.final_lr_ratio=1.5", r"train.final_lr_ratio: Input should be less than or equal to 1"),
+        ("seeds=[0, 9223372036854775808]", r"seeds.1: Input should be less than 9223372036854775808"),
+        ("seeds=[-1]", r"seeds.0: Input should be greater than or equal to 0 \(got -1\)"),
+    ],
+)
+def test_a_number_out_of_range_is_named_with_field_and_value(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"small.yaml: {message}"):
+        load_experiment(write(tmp_path), [override])
+
+
+def test_a_number_that_is_not_finite_is_refused_wherever_it_stands(tmp_path: Path) -> None:
+    inf = float("inf")
+    for changes, place in (
+        ({"train": {"weight_decay": inf}}, "train.weight_decay"),
+        ({"mixers": [{"mixer": "gdn2", "options": {"norm_eps": inf}}]}, "mixers.0.options.norm_eps"),
+        ({"suites": {"recall": {"samples": inf}}}, "suites.recall.samples"),
+        ({"scales": {"tiny": {"train": {"clip": float("nan")}}}}, "scales.tiny.train.clip"),
+    ):
+        with pytest.raises(ValueError, match=rf"small.yaml: {place}: (inf|nan) is not finite; give a number"):
+            load_experiment(write(tmp_path, **changes))
+
+
+def test_a_key_given_twice_is_named_with_both_lines(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    path.write_text(path.read_text() + "train:\n  lr: 1e-3\n  lr: 2e-3\n")
+    lines = path.read_text().splitlines()
+    first = lines.index("  lr: 1e-3") + 1
+    with pytest.raises(ValueError, match=f"small.yaml: lr: given twice, in lines {first} and {first + 1}; keep one"):
+        load_experiment(path)
