@@ -116,6 +116,11 @@ class MixerbenchCache(Cache):
         self.length = 0
         self.batch: int | None = None
 
+    @property
+    def is_linear(self) -> list[bool]:
+        """Not in transformers' sense: `generate` may be given the whole text, and leaves out what this has read."""
+        return [False]
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Number of columns seen, padding included."""
         return self.length
