@@ -184,8 +184,8 @@ def check_state(state: State, sequences: int) -> None:
     for key, value in state.items():
         if value.dim() == 0 or value.shape[0] != sequences:
             raise ValueError(
-                f"state: {key!r} has shape {list(value.shape)}, but the input has {sequences} sequences; give the state "
-                "of these sequences, picked or repeated by index_state"
+                f"state: {key!r} has shape {list(value.shape)}, but the input has {sequences} sequences; give the "
+                "state of these sequences, picked or repeated by index_state"
             )
 
 

@@ -296,10 +296,11 @@ def status(
             typer.echo(json.dumps([asdict(row) for row in overview(known, Queue.read())], indent=1))
         elif watch:
             from rich.live import Live
+            from rich.text import Text
 
             with Live("", auto_refresh=False) as live:
                 while True:
-                    live.update(report(root, name, known), refresh=True)
+                    live.update(Text(report(root, name, known)), refresh=True)  # a string would be read as markup
                     time.sleep(2)
         else:
             typer.echo(report(root, name, known))

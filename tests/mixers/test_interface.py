@@ -222,7 +222,7 @@ def test_input_without_tokens_and_the_state_of_other_rows_are_refused(name: str,
     _, state = m(x, return_state=True)
     for empty in (x[:, :0], x[:0]):
         for entering in (None, state):
-            with pytest.raises(ValueError, match=r"x: \[\d, \d, 32\] holds no token; give at least one row of one token"):
+            with pytest.raises(ValueError, match=r"x: \[\d, \d, 32\] holds no token; give at least one row"):
                 m(empty, entering)
     for rows, sequences, offsets in (([0], 2, None), ([0, 1, 1], 2, None), ([0, 1], 3, torch.tensor([0, 2, 3, 6]))):
         wrong = index_state(state, rows)
