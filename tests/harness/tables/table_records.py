@@ -116,7 +116,8 @@ def hostile_collection(folder: Path) -> Path:
     frame[["suite", "task"]] = HOSTILE[0], HOSTILE[3]
     frame.to_parquet(folder / "records.parquet")
     runs = frame[["run", "label", "mixer", "layout", "preset", "seed"]].assign(non_embedding_params=1000)
-    failed = {"run": "f", "label": f"{HOSTILE[1]}!", "mixer": "f", "layout": "recurrent", "failure": HOSTILE[3], "seed": 1}
+    failed = {"run": "f", "label": f"{HOSTILE[1]}!", "mixer": "f", "layout": "recurrent", "seed": 1}
+    failed["failure"] = HOSTILE[3]
     (folder / "runs.json").write_text(json.dumps([*runs.to_dict("records"), failed]))
     (folder / "samples.json").write_text("[]")
     return folder
