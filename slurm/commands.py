@@ -42,7 +42,7 @@ Parallel = Annotated[int, typer.Option("--parallel", help="Runs at the same time
 @data_app.command()
 def prepare(
     source: Annotated[
-        str | None, typer.Argument(help="`embedded`, a .txt, .jsonl or .parquet file, a folder, or a Hub name.")
+        str | None, typer.Argument(help="`embedded`, a file of text, JSON or parquet, a folder, or a Hub name.")
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="Name of a data set on the Hub, instead of SOURCE.")] = None,
     tokenizer: Annotated[str, typer.Option(help="`embedded`, a tokenizer.json, or a Hub name.")] = "embedded",
