@@ -105,8 +105,6 @@ def plan(
         if value is not None and value < 1:
             raise ValueError(f"{name}: {value} is not a number of tokens; give at least 1")
     opened = open_source(source, dataset, text_field, hub_config, hub_split, revision)
-    for line in opened.left_out:
-        progress(f"prepare: {line}")
     fractions = _fractions(opened, validation_fraction, test_fraction)
     tok = load_tokenizer(tokenizer)
     settings = {
@@ -124,6 +122,8 @@ def plan(
     with _room(out), _lock(out):
         existing = _existing(out, settings, progress)
         if existing is None:
+            for line in opened.left_out:
+                progress(f"prepare: {line}")
             _write_plan(work_folder(out), opened, tok, settings, progress)
         else:
             _retire(out)
