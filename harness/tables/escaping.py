@@ -26,6 +26,8 @@ LATEX = {
     **{"<": "$<$", ">": "$>$", "|": "$|$", "±": "$\\pm$", "–": "--", "−": "$-$", "↑": "$\\uparrow$"},
     **{"↓": "$\\downarrow$", "≈": "$\\approx$", "≠": "$\\neq$", "√": "$\\surd$"},
 }
+LATEX_LACKS = frozenset("«»ÐÞðþ")
+"""Characters below 256 that LaTeX's default encoding of fonts does not have."""
 FORMULA = ("=", "+", "-", "@")
 """First characters that make a spreadsheet compute a cell."""
 CELL_IN_NOTE = re.compile(r'(?<=[,;])(\s*"?\s*)(?=[=+\-@])')
@@ -53,7 +55,7 @@ def in_html(text: str) -> str:
 
 def in_latex(text: str) -> str:
     """Text for LaTeX with special characters escaped; characters that its fonts lack become U+ and their code."""
-    return "".join(LATEX.get(c, c if ord(c) < 256 else f"U+{ord(c):04X}") for c in plain(text))
+    return "".join(LATEX.get(c, c if ord(c) < 256 and c not in LATEX_LACKS else f"U+{ord(c):04X}") for c in plain(text))
 
 
 def csv_cell(text: str) -> str:
