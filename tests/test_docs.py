@@ -35,6 +35,7 @@ NOT_EXECUTED = {
     "make demo": "takes a quarter of an hour or more",
     "make test": "is this",
     "make test-slurm": "is tests/slurm, with the marker slurm",
+    "make test-pages": "is tests/pages, with the marker pages",
     "make gpu PYTHON=…": "needs a GPU",
     "pytest -m gpu": "needs a GPU",
     "pip install --no-deps --no-build-isolation mamba-ssm==2.3.2.post1": "installs; `make venv` does the same",
