@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Its Python and Triton parts; its CUDA extension, which would need a compiler for GPUs, is Mamba-1's alone.
 PIN_MAMBA := grep -o 'mamba-ssm==[^"]*' pyproject.toml
 
-.PHONY: demo test test-slurm lint venv gpu
+.PHONY: demo test test-slurm test-pages lint venv gpu
 
 demo: $(STAMP)
 	$(RUN) data fetch
@@ -15,12 +15,18 @@ demo: $(STAMP)
 	$(RUN) table demo
 
 test: $(STAMP) lint
-	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile -m "not slurm"
+	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile -m "not slurm and not pages"
 
 # On a Slurm of its own, on this machine. Where its daemons are missing they are installed: Debian's packages, as root.
 test-slurm: $(STAMP)
 	$(VENV)/bin/python tests/slurm/cluster/minislurm.py installed || bash tests/slurm/cluster/install.sh
 	$(VENV)/bin/python -m pytest -q -m slurm
+
+# LaTeX and a browser on tables and reports. Where they are missing they are installed: Debian's packages, as root.
+test-pages: $(STAMP)
+	{ command -v pdflatex && command -v chromium; } > /dev/null || { apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium texlive-latex-recommended; }
+	$(VENV)/bin/python -m pytest -q -m pages tests/pages
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

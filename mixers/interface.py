@@ -96,6 +96,10 @@ class Mixer(nn.Module):
         """
         if x.dim() != 3 or x.shape[-1] != self.d_model:
             raise ValueError(f"x: expected [B, T, {self.d_model}], got {list(x.shape)}")
+        if 0 in x.shape[:2]:
+            raise ValueError(f"x: {list(x.shape)} holds no token; give at least one row of one token")
+        if state is not None:
+            check_state(state, x.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1)
         if cu_seqlens is None:
             return self.mix(x, state, return_state)
         return self.mix_packed(x, state, cu_seqlens, return_state)
@@ -173,6 +177,16 @@ def one_line(error: ValidationError, subject: str, known: Iterable[str] = ()) ->
 def index_state(state: State, index: Tensor | slice | list[int]) -> State:
     """Return a state with its sequences picked, repeated or reordered by `index`."""
     return {key: value[index] for key, value in state.items()}
+
+
+def check_state(state: State, sequences: int) -> None:
+    """Raise ValueError unless every tensor of a state has this number of rows."""
+    for key, value in state.items():
+        if value.dim() == 0 or value.shape[0] != sequences:
+            raise ValueError(
+                f"state: {key!r} has shape {list(value.shape)}, but the input has {sequences} sequences; give the "
+                "state of these sequences, picked or repeated by index_state"
+            )
 
 
 def check_cu_seqlens(x: Tensor, cu_seqlens: Tensor) -> list[int]:

@@ -42,7 +42,7 @@ Parallel = Annotated[int, typer.Option("--parallel", help="Runs at the same time
 @data_app.command()
 def prepare(
     source: Annotated[
-        str | None, typer.Argument(help="`embedded`, a .txt, .jsonl or .parquet file, a folder, or a Hub name.")
+        str | None, typer.Argument(help="`embedded`, a file of text, JSON or parquet, a folder, or a Hub name.")
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="Name of a data set on the Hub, instead of SOURCE.")] = None,
     tokenizer: Annotated[str, typer.Option(help="`embedded`, a tokenizer.json, or a Hub name.")] = "embedded",
@@ -296,10 +296,11 @@ def status(
             typer.echo(json.dumps([asdict(row) for row in overview(known, Queue.read())], indent=1))
         elif watch:
             from rich.live import Live
+            from rich.text import Text
 
             with Live("", auto_refresh=False) as live:
                 while True:
-                    live.update(report(root, name, known), refresh=True)
+                    live.update(Text(report(root, name, known)), refresh=True)  # a string would be read as markup
                     time.sleep(2)
         else:
             typer.echo(report(root, name, known))

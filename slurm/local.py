@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from harness.experiments.schema import Experiment
 from harness.run_folder import RunFolder, Submission, Summary
@@ -57,12 +58,12 @@ def run_experiment(
     code = snapshot(runs_root) if cluster == "local" else None
     shown = planned(experiment.name, plans)
 
-    def text(active: list[RunPlan]) -> str:
+    def text(active: list[RunPlan]) -> Text:  # a string would be read as markup
         left = sum(bool(missing(run.folder, run.units)) for run in plans)
         head = f"{total - left}/{total} runs finished, {time.time() - begin:.0f} s"
         at_work = {run.folder for run in active}
         rows = overview([run for run in shown if run.folder in at_work], Queue(None))
-        return "\n".join([head, *(f"  {row.line()}" for row in rows)])
+        return Text("\n".join([head, *(f"  {row.line()}" for row in rows)]))
 
     if console.is_terminal and cluster == "local":
         with Live("", console=console, refresh_per_second=2, auto_refresh=True) as live:
@@ -229,7 +230,11 @@ def train_here(run: RunPlan, sharding: Sharding, profile: Path | None) -> Summar
     On the first SIGINT or SIGTERM, saves and raises KeyboardInterrupt; on the second, does not save. Raises Busy if
     another process trains the run.
     """
-    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}")]
+    columns = [
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+    ]
     with (
         join_world() as world,
         ExitStack() as locks,

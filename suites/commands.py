@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -123,12 +124,7 @@ def evaluate(
 
             model = untrained_lm(untrained)
         else:
-            from lm_eval.api.registry import get_model
-
-            try:
-                model = get_model(lm).create_from_arg_string(lm_args)
-            except (TypeError, KeyError, ImportError) as error:
-                raise ValueError(f"--lm {lm}, --lm-args {lm_args!r}: {error}") from None
+            model = _model_of_lm_eval(lm, lm_args)
         if answers is not None:
             model = Journal(model, answers, lambda line: typer.echo(line, err=True))
         measurements = chosen.run(model, config, lambda line: typer.echo(line, err=True))
@@ -141,6 +137,25 @@ def evaluate(
         for m in measurements
     ]
     print_result(rows, as_json, "\n".join(text))
+
+
+def _model_of_lm_eval(name: str, arguments: str) -> Any:
+    """A model of lm-eval's class `name`, on the CPU if the class would take CUDA and there is none.
+
+    Raises ValueError naming the options if there is no such class, or if it refuses the arguments.
+    """
+    import torch
+    from lm_eval.api.registry import get_model
+    from lm_eval.utils import simple_parse_args_string
+
+    try:
+        model_class = get_model(name)
+        device = inspect.signature(model_class).parameters.get("device")
+        absent = device is not None and device.default == "cuda" and not torch.cuda.is_available()
+        chosen = {"device": "cpu"} if absent and "device" not in simple_parse_args_string(arguments) else {}
+        return model_class.create_from_arg_string(arguments, chosen)
+    except (TypeError, KeyError, ImportError) as error:
+        raise ValueError(f"--lm {name}, --lm-args {arguments!r}: {error}") from None
 
 
 def _limited(suite: str, options: dict[str, Any], limit: int) -> dict[str, Any]:

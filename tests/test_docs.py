@@ -35,6 +35,7 @@ NOT_EXECUTED = {
     "make demo": "takes a quarter of an hour or more",
     "make test": "is this",
     "make test-slurm": "is tests/slurm, with the marker slurm",
+    "make test-pages": "is tests/pages, with the marker pages",
     "make gpu PYTHON=…": "needs a GPU",
     "pytest -m gpu": "needs a GPU",
     "pip install --no-deps --no-build-isolation mamba-ssm==2.3.2.post1": "installs; `make venv` does the same",
@@ -127,7 +128,7 @@ def concrete(words: list[str], folder: Path, out: Path) -> list[str]:
     words = list(words)
     if words[0] in OF_EXPERIMENTS and "--paper" not in words:
         words[1] = "speed.yaml" if words[1] == "figure2" else "tiny.yaml"
-    names = {"FOLDER_OR_FILE": "texts.jsonl", "pretrained=FOLDER": "pretrained=llama,device=cpu", "FOLDER": str(out)}
+    names = {"FOLDER_OR_FILE": "texts.jsonl", "pretrained=FOLDER": "pretrained=llama", "FOLDER": str(out)}
     if words[0] != "params":
         names |= {"125m/gdn2": "cpu-600k/attention"}
     if words[0] in ("check", "bench"):

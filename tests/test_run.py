@@ -80,9 +80,7 @@ def test_eval_measures_a_run_and_the_same_model_under_lm_evals_own_class(trained
     exported = trained / "llama"
     to_llama(model, tokenizer.bos_token_id, 256).save_pretrained(exported)
     tokenizer.save_pretrained(exported)
-    theirs = cli.invoke(
-        app, ["eval", "recall", "--lm", "hf", "--lm-args", f"pretrained={exported},device=cpu", *options]
-    )
+    theirs = cli.invoke(app, ["eval", "recall", "--lm", "hf", "--lm-args", f"pretrained={exported}", *options])
     assert theirs.exit_code == 0, theirs.output
     a, b = (json.loads(r.stdout[r.stdout.index("[\n") :]) for r in (ours, theirs))
     assert [(m["length"], m["value"], m["n"]) for m in a] == [(m["length"], m["value"], m["n"]) for m in b]

@@ -84,12 +84,12 @@ def plan(
 ) -> tuple[Path, TokenData | None]:
     """Plan the parts of a preparation and write the plan into the output's work folder.
 
-    source: "embedded", a .txt (one document), .jsonl or .parquet file, a folder of such files, or the name of a data
-        set on the Hub. `hub_config`, `hub_split` (default train) and `revision` choose a part of that data set.
+    source: "embedded", a file that `harness.data.formats` reads (a .txt is one document), a folder of such files, or
+        the name of a data set on the Hub. `hub_config`, `hub_split` (default train) and `revision` choose a part of it.
     dataset: instead of `source`, a name that is looked up on the Hub only.
     tokenizer: the argument of `load_tokenizer`.
     out_dir: the output folder, by default a folder of the cache named after the settings.
-    text_field: the column of jsonl, parquet and Hub data that holds the text.
+    text_field: the field or column that holds the text, except of .txt.
     validation_fraction, test_fraction: fractions of the documents, chosen by the SHA-256 of their text; 0.01 each by
         default. The embedded corpus has its own splits and takes neither.
     max_tokens: stop after the document with which the train split reaches this many tokens; the index says so. The
@@ -122,6 +122,8 @@ def plan(
     with _room(out), _lock(out):
         existing = _existing(out, settings, progress)
         if existing is None:
+            for line in opened.left_out:
+                progress(f"prepare: {line}")
             _write_plan(work_folder(out), opened, tok, settings, progress)
         else:
             _retire(out)
@@ -161,6 +163,9 @@ def account(index: dict[str, Any]) -> str:
     counts = index["documents"]
     ends = " + ".join(f"{counts[kind]:,} {kind}" for kind in (*corpus.SPLITS, "empty"))
     rest = "" if index["whole_source"] else f"; max_tokens {index['settings']['max_tokens']:,} left others unread"
+    if damaged := index.get("replaced"):
+        rest += f"; {damaged['characters']:,} bytes or characters in {damaged['documents']:,} of them are no text and "
+        rest += "became U+FFFD"
     return f"documents: {counts['read']:,} read = {ends}{rest}"
 
 
@@ -325,6 +330,9 @@ def _assemble(preparation: Preparation, progress: Say) -> None:
         "tokenizer_hash": settings["tokenizer_hash"],
         "shards": [entry for listed in entries.values() for entry in listed],
     }
+    damaged, replaced = (sum(result.get(kind, 0) for _, result in results) for kind in ("damaged", "replaced"))
+    if damaged:  # else the index, whose hash is a part of runs' identities, is as it was before these were counted
+        index["replaced"] = {"documents": damaged, "characters": replaced}
     write_json(staged / INDEX, {"format": FORMAT, **index, "settings": settings})
     _publish(staged, preparation.out)
 

@@ -5,26 +5,24 @@ Every source is cut into parts, in a fixed order, that processes read independen
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.data import corpus
+from harness.data.formats import KNOWN, LINES, form, row_groups, text_of, texts, unread
 from harness.files import file_sha256
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-SUFFIXES = (".txt", ".jsonl", ".parquet")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 PART_BYTES = 256_000_000  # of local files per part, roughly: a few minutes for one process
-ROWS_PER_READ = 1024  # of a parquet file: a row group of long documents may not fit in memory
 
 Texts = Iterator[tuple[str | None, str]]
 """(text or None, split) of each document."""
@@ -50,13 +48,15 @@ class Source:
     """Documents and what identifies them.
 
     name: used in folder names and messages. description: JSON that changes whenever the texts do. parts: in the order
-    of the documents; they depend on the source alone. has_splits: whether the source has its own splits.
+    of the documents; they depend on the source alone. has_splits: whether the source has its own splits. left_out: a
+    line for each file of a folder that is not read, with the reason.
     """
 
     name: str
     description: dict[str, Any]
     parts: list[Part]
     has_splits: bool = False
+    left_out: tuple[str, ...] = ()
 
 
 def open_source(
@@ -89,8 +89,8 @@ def open_source(
         unused = [f"{field}: {value!r}" for field, value in hub.items() if value is not None]
         if unused:
             raise ValueError(f"{unused[0]} is for data sets of the Hub, and the source is {name!r}; leave it out")
-        return _embedded() if name == "embedded" else _local(path.resolve(), text_field)
-    if path.suffix in SUFFIXES or not HUB_NAME.fullmatch(name):
+        return _embedded() if name == "embedded" else _local(Path(os.path.abspath(path)), text_field)
+    if form(path) is not None or not HUB_NAME.fullmatch(name):
         raise ValueError(f"source: no file or folder {name}; give one, a data set's name on the Hub, or 'embedded'")
     return _hub(name, f"source: no file or folder {name}", text_field, hub_config, hub_split or "train", revision)
 
@@ -120,13 +120,12 @@ def _embedded_documents(part: Part) -> Texts:
 
 def _local(path: Path, text_field: str) -> Source:
     """A file, or a folder of files, cut into parts of about PART_BYTES. Hashes every file."""
-    files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
-    used = [f for f in files if f.suffix in SUFFIXES]
+    files = sorted(f for f in path.rglob("*") if f.is_file() or f.is_symlink()) if path.is_dir() else [path]
+    used = [f for f in files if f.is_file() and form(f) is not None]
     if not used:
-        raise ValueError(
-            f"source: {path} is not, and does not hold, a {', '.join(SUFFIXES)} file; convert it to one of them"
-        )
+        raise ValueError(f"source: {path} is not, and does not hold, a file whose name ends in {KNOWN}; convert it")
     root = path if path.is_dir() else path.parent
+    skipped = sorted(set(files) - set(used))
     names, stamps = [str(f.relative_to(root)) for f in used], [_stamp(f) for f in used]
     with ThreadPoolExecutor(cpus()) as threads:
         hashes = list(threads.map(file_sha256, used))
@@ -134,7 +133,7 @@ def _local(path: Path, text_field: str) -> Source:
         "kind": "local",
         "text_field": text_field,
         "files": [[name, stamp[0], sha] for name, stamp, sha in zip(names, stamps, hashes, strict=True)],
-        "files_not_read": [str(f.relative_to(root)) for f in files if f not in set(used)],
+        "files_not_read": [str(f.relative_to(root)) for f in skipped],
     }
     pieces = (piece for index, file in enumerate(used) for piece in _pieces(index, file, text_field))
     parts = []
@@ -143,7 +142,8 @@ def _local(path: Path, text_field: str) -> Source:
         identity = {"kind": "local", "text_field": text_field, "ranges": ranges}
         place = {"root": str(root), "stamps": [stamps[index] for index, *_ in group]}
         parts.append(Part(identity, place, sum(size for *_, size in group)))
-    return Source(path.stem, description, parts)
+    left_out = tuple(f"{f.relative_to(root)} is not read: {unread(f)}" for f in skipped)
+    return Source(path.stem, description, parts, left_out=left_out)
 
 
 def _stamp(file: Path) -> list[int]:
@@ -153,24 +153,23 @@ def _stamp(file: Path) -> list[int]:
 
 
 def _pieces(index: int, file: Path, text_field: str) -> Iterator[Piece]:
-    """Cut file number `index` into pieces: a .txt whole, a .jsonl into ranges of bytes, a .parquet into row groups.
+    """Cut file number `index` into pieces: plain JSON lines into ranges of bytes, a parquet file into row groups. Any
+    other file is one piece.
 
-    A line of a .jsonl belongs to the range in which it begins.
+    A line belongs to the range in which it begins.
     """
     size = file.stat().st_size
-    if file.suffix == ".txt":
-        yield index, 0, size, size
-    elif file.suffix == ".jsonl":
+    ending, compression = form(file)
+    if ending == ".parquet":
+        for group, held in enumerate(row_groups(file, text_field)):
+            yield index, group, group + 1, held
+    elif ending in LINES and not compression:
         cuts = -(-size // PART_BYTES)
         for cut in range(cuts):
             start, stop = size * cut // cuts, size * (cut + 1) // cuts
             yield index, start, stop, stop - start
     else:
-        with _open_parquet(file) as table:
-            if text_field not in table.schema_arrow.names:
-                _text(dict.fromkeys(table.schema_arrow.names), text_field, file.__str__)
-            for group in range(table.num_row_groups):
-                yield index, group, group + 1, table.metadata.row_group(group).total_byte_size
+        yield index, 0, size, size
 
 
 def _groups(pieces: Iterable[Piece], limit: int) -> Iterator[list[Piece]]:
@@ -194,9 +193,8 @@ def _local_documents(part: Part) -> Texts:
     """The documents of a part of local files. Raises ValueError if a file has changed."""
     for (name, _, start, stop), stamp in zip(part.identity["ranges"], part.place["stamps"], strict=True):
         file = Path(part.place["root"]) / name
-        reader = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}[file.suffix]
         _unchanged(file, stamp)
-        yield from ((text, "train") for text in reader(file, start, stop, part.identity["text_field"]))
+        yield from ((text, "train") for text in texts(file, start, stop, part.identity["text_field"]))
         _unchanged(file, stamp)
 
 
@@ -204,86 +202,6 @@ def _unchanged(file: Path, stamp: list[int]) -> None:
     """Raise ValueError if a file has changed since the parts were planned."""
     if not file.exists() or _stamp(file) != stamp:
         raise ValueError(f"source: {file} has changed since this preparation began; run the same command again")
-
-
-def _txt(file: Path, start: int, stop: int, text_field: str) -> Iterator[str]:
-    """The text of a whole file."""
-    try:
-        yield file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"source: {file} is not UTF-8 ({error}); convert it") from error
-
-
-def _jsonl(file: Path, start: int, stop: int, text_field: str) -> Iterator[str | None]:
-    """The texts of the lines that begin in bytes start … stop - 1."""
-    with file.open("rb") as lines:
-        if start:
-            lines.seek(start - 1)
-            lines.readline()  # a line that began earlier belongs to the range in which it began
-        at = lines.tell()
-        while at < stop and (line := lines.readline()):
-            where = partial(_line_of, file, at)
-            at += len(line)
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"source: {where()} is not JSON ({error}); correct it") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"source: {where()} is {type(row).__name__}, not an object; correct it")
-            yield _text(row, text_field, where)
-
-
-def _line_of(file: Path, at: int) -> str:
-    """Name the line that begins at byte `at`. Reads everything before it."""
-    number = 1
-    with file.open("rb") as content:
-        while at and (block := content.read(min(at, 2**20))):
-            number += block.count(b"\n")
-            at -= len(block)
-    return f"line {number} of {file}"
-
-
-def _open_parquet(file: Path) -> Any:
-    """Open a parquet file. Raises ValueError if it is not one."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.ParquetFile(file)
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"source: {file} is not a parquet file ({error}); write or download it again") from error
-
-
-def _parquet(file: Path, start: int, stop: int, text_field: str) -> Iterator[str | None]:
-    """The texts of row groups start to stop - 1."""
-    import pyarrow
-
-    try:
-        with _open_parquet(file) as table:
-            groups = list(range(start, stop))
-            for batch in table.iter_batches(ROWS_PER_READ, row_groups=groups, columns=[text_field]):
-                for row in batch.to_pylist():
-                    yield _text(row, text_field, file.__str__)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"source: {file} is damaged ({error}); write or download it again") from error
-
-
-def _text(row: dict[str, Any], text_field: str, where: Callable[[], str]) -> str | None:
-    """The text of a row. where: names the row, for errors."""
-    if text_field not in row:
-        raise ValueError(
-            f"text_field: no {text_field!r} in {where()}; its fields: {', '.join(row)}; name the right one with "
-            "--text-field"
-        )
-    text = row[text_field]
-    if text is not None and not isinstance(text, str):
-        raise ValueError(
-            f"text_field: {text_field!r} holds {type(text).__name__} in {where()}, not text; name another with "
-            "--text-field"
-        )
-    return text
 
 
 def _hub(name: str, asked: str, text_field: str, config: str | None, split: str, revision: str | None) -> Source:
@@ -336,4 +254,4 @@ def _hub_documents(part: Part) -> Texts:
             raise RuntimeError(f"{where()}: {error}") from error
         if row is None:
             return
-        yield _text(row, part.identity["text_field"], where), "train"
+        yield text_of(row, part.identity["text_field"], where), "train"

@@ -19,6 +19,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import sys
@@ -43,6 +44,7 @@ PLAN = "plan.json"
 JOBS = "jobs.json"
 RESULT = "part.json"
 STAGED = "output"
+SURROGATE = re.compile("[\ud800-\udfff]")
 DOCUMENTS_PER_CALL = 256
 CHARACTERS_PER_CALL = 2**20  # a call keeps its encodings in memory, some hundred bytes per token
 ENOUGH = b"."  # written to a worker's stdin: take no more parts
@@ -55,7 +57,8 @@ class Preparation:
 
     parts: the parts of the source, in order. keys: the folder name of each part's result.
     results: the finished parts as of the last `refresh`, by part number. Each result lists its shards, the documents
-        read and the empty ones among them, the limit on train tokens, and whether that limit left `more` documents.
+        read, the empty ones and the `damaged` ones among them, the characters `replaced` in those, the limit on train
+        tokens, and whether that limit left `more` documents.
 
     Raises FileNotFoundError if the folder holds no plan.
     """
@@ -158,13 +161,20 @@ class Preparation:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The work folder's tokenizer, without truncation and padding."""
+        """The work folder's tokenizer, without truncation and padding. Names of special tokens in a text are text."""
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer" / "tokenizer.json"))
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True
         return tokenizer
+
+    @cached_property
+    def controls(self) -> dict[int, str]:
+        """Names of the special tokens by id. A name of one letter is left out: it cannot be spelt in another way."""
+        added = self.tokenizer.get_added_tokens_decoder()
+        return {i: token.content for i, token in added.items() if token.special and len(token.content) > 1}
 
     def write(self, index: int, key: str, limit: int | None, tell: Callable[[], None]) -> None:
         """Tokenise a part into the folder `key`; stop after the document that reaches `limit` train tokens.
@@ -178,13 +188,15 @@ class Preparation:
         settings = self.plan["settings"]
         dtype = np.dtype(self.plan["dtype"])
         shards = {split: Shards(partial, split, dtype, settings["shard_tokens"]) for split in corpus.SPLITS}
-        counts, more, said = {"read": 0, "empty": 0}, False, time.monotonic()
+        counts, more, said = dict.fromkeys(("read", "empty", "damaged", "replaced"), 0), False, time.monotonic()
         try:
-            for split, ids in self._tokenised(self.parts[index]):
+            for split, ids, replaced in self._tokenised(self.parts[index]):
                 if limit is not None and shards["train"].tokens >= limit:
                     more = True
                     break
                 counts["read"] += 1
+                counts["damaged"] += replaced > 0
+                counts["replaced"] += replaced
                 if ids:
                     shards[split].add(ids)
                 else:
@@ -216,18 +228,40 @@ class Preparation:
             shutil.rmtree(partial, ignore_errors=True)
             raise
 
-    def _tokenised(self, part: Part) -> Iterator[tuple[str, list[int]]]:
-        """Yield (split, ids with BOS) for every document; an empty document has no ids."""
+    def _tokenised(self, part: Part) -> Iterator[tuple[str, list[int], int]]:
+        """Yield (split, ids with BOS, number of replaced characters) for every document; an empty one has no ids."""
         fractions, bos = self.plan["settings"]["fractions"], self.plan["bos_token_id"]
         for group in _groups(documents(part)):
-            encoded = self.tokenizer.encode_batch_fast([text or "" for text, _ in group], add_special_tokens=False)
-            for (text, split), encoding in zip(group, encoded, strict=True):
-                if not text or not text.strip():
-                    yield "train", []
+            cleaned = [_encodable(text or "") for text, _ in group]
+            encoded = self.tokenizer.encode_batch_fast([text for text, _ in cleaned], add_special_tokens=False)
+            for (text, replaced), (_, split), encoding in zip(cleaned, group, encoded, strict=True):
+                if not text.strip():
+                    yield "train", [], replaced
                     continue
                 if fractions is not None:
                     split = corpus.split_of(text, fractions["validation"], fractions["test"])
-                yield split, [bos, *encoding.ids]
+                yield split, [bos, *self._without_controls(text, encoding.ids)], replaced
+
+    def _without_controls(self, text: str, ids: list[int]) -> list[int]:
+        """The ids of a text, without those of special tokens that it spells.
+
+        A model whose vocabulary has their names as ordinary pieces finds them in spite of `encode_special_tokens`. Such
+        a text is encoded in pieces that part each name after its first letter.
+        """
+        spelt = [self.controls[i] for i in self.controls.keys() & set(ids) if self.controls[i] in text]
+        if not spelt:
+            return ids
+        cuts = "|".join(f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in spelt)
+        return [i for piece in re.split(cuts, text) for i in self.tokenizer.encode(piece, add_special_tokens=False).ids]
+
+
+def _encodable(text: str) -> tuple[str, int]:
+    """A text with U+FFFD for each lone surrogate, which no encoding of text has, and their number."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return SURROGATE.subn("\ufffd", text)
+    return text, 0
 
 
 def train_tokens(result: dict[str, Any]) -> int:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -17,12 +16,13 @@ from harness.figures.mqar import mqar, positions, state
 from harness.figures.numbers import chosen, measured
 from harness.figures.scores import ablation_numbers, ablations, recall, ruler, scores
 from harness.figures.speed import bench_numbers, decode, decode_numbers, kernels, throughput, throughput_numbers
-from harness.figures.style import STYLE
+from harness.figures.style import drawing
 from harness.figures.training import curves, learning, pareto
 from harness.figures.tuning import tuning
 from harness.files import write_atomic
 from harness.records.store import load, load_samples
 from harness.run_folder import Collection
+from harness.tables.escaping import plain
 
 if TYPE_CHECKING:
     from harness.lm.mixer_lm import MixerLM
@@ -30,13 +30,27 @@ if TYPE_CHECKING:
 Columns = list[str] | None
 
 
+def _drawable(frame: pd.DataFrame) -> pd.DataFrame:
+    """A frame whose texts no font or file format refuses: they come from records that anyone may have written."""
+    texts = frame.select_dtypes(["object", "string"])
+    shown = {
+        name: column.map(lambda value: plain(value) if isinstance(value, str) else value)
+        for name, column in texts.items()
+    }
+    return frame.assign(**shown)
+
+
 def _records(folder: Path) -> pd.DataFrame:
     Collection(folder).require()
-    return load(folder)
+    return _drawable(load(folder))
+
+
+def _runs(folder: Path) -> pd.DataFrame:
+    return _drawable(Collection(folder).read_runs())
 
 
 def _curves(folder: Path, columns: Columns) -> Figure:
-    return curves(Collection(folder).read_curves())
+    return curves(_drawable(Collection(folder).read_curves()))
 
 
 def _recall(folder: Path, columns: Columns) -> Figure:
@@ -48,7 +62,7 @@ def _mqar(folder: Path, columns: Columns) -> Figure:
 
 
 def _state(folder: Path, columns: Columns) -> Figure:
-    return state(_records(folder), Collection(folder).read_runs())
+    return state(_records(folder), _runs(folder))
 
 
 def _positions(folder: Path, columns: Columns) -> Figure:
@@ -56,11 +70,11 @@ def _positions(folder: Path, columns: Columns) -> Figure:
 
 
 def _learning(folder: Path, columns: Columns) -> Figure:
-    return learning(Collection(folder).read_curves())
+    return learning(_drawable(Collection(folder).read_curves()))
 
 
 def _tuning(folder: Path, columns: Columns) -> Figure:
-    return tuning(Collection(folder).read_trials())
+    return tuning(_drawable(Collection(folder).read_trials()))
 
 
 def _ruler(folder: Path, columns: Columns) -> Figure:
@@ -73,7 +87,7 @@ def _scores(folder: Path, columns: Columns) -> Figure:
 
 def _pareto(folder: Path, columns: Columns) -> Figure:
     numbers = _chosen(measured(_records(folder)), columns, "pareto")
-    return pareto(numbers, Collection(folder).read_runs())
+    return pareto(numbers, _runs(folder))
 
 
 def _ablations(folder: Path, columns: Columns) -> Figure:
@@ -168,7 +182,7 @@ def write(figure: Figure, path: Path) -> list[Path]:
     """Write a figure as `<path>.png` (300 dpi) and `<path>.svg`; returns both. The same figure gives the same bytes."""
     paths = []
     path.parent.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context(STYLE):
+    with drawing():
         for kind in ("png", "svg"):
             file = io.BytesIO()
             metadata: dict[str, Any] | None = {"Date": None} if kind == "svg" else None

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from harness.figures.style import STYLE, panels
+from harness.figures.style import drawing, panels
 
 if TYPE_CHECKING:  # figures of collections need no model, so they do not wait for its imports
     from torch import Tensor
@@ -36,7 +35,7 @@ def gates(layers: Sequence[Gates], prompt: Prompt) -> Figure:
     top = 2.0 if any(layer.erase.max() > 1 for layer in layers) else 1.0
     # Words need the whole width, so panels are stacked; without words, the panels of a layer are side by side.
     rows, columns = (len(KINDS) * len(layers), 1) if written else (len(layers), len(KINDS))
-    with mpl.rc_context(STYLE | {"axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}):
+    with drawing({"axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}):
         figure, axs = panels(rows, columns, 0.95 if written else 1.7, MARKS, sharex=True)
         flat = [(layer, kind) for layer in layers for kind in KINDS]
         for position, ((layer, kind), axes) in enumerate(zip(flat, axs.flat, strict=True)):

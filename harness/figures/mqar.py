@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -15,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from harness.experiments.presets import preset
 from harness.figures.numbers import INTERVAL, lines, of_suite
-from harness.figures.style import BAND, CHANCE, LEVEL, STYLE, Look, banded, legend, looks, panels, steps_of_two
+from harness.figures.style import BAND, CHANCE, LEVEL, Look, banded, drawing, legend, looks, panels, steps_of_two
 from harness.records.metrics import METRICS
 from harness.records.record import length_unit, parse_settings
 from harness.records.stats import around, seeds_part
@@ -68,7 +67,7 @@ def mqar(frame: pd.DataFrame) -> Figure:
     presets, drawn = list(dict.fromkeys(values["preset"])), looks(zip(values["line"], values["mixer"], strict=True))
     count = len(presets)
     wide = min(count, min(ABREAST, key=lambda n: -count % n))
-    with mpl.rc_context(STYLE):
+    with drawing():
         figure, axs = panels(-(-count // wide), wide, 1.75, drawn | CHANCE, sharey=True)
         for axes in axs.flat[count:]:
             axes.set_axis_off()
@@ -103,7 +102,7 @@ def positions(frame: pd.DataFrame) -> Figure:
         rows = [row for row in rows if row[1] == max(pairs)]
     drawn = looks(zip(every["line"], every["mixer"], strict=True))
     shown = []
-    with mpl.rc_context(STYLE):
+    with drawing():
         figure, axs = panels(len(rows), len(DETAILS), 1.5, drawn | CHANCE, sharey=True)
         for (name, number, task), row in zip(rows, axs, strict=True):
             for metric, axes in zip(DETAILS, row, strict=True):
@@ -144,7 +143,7 @@ def state(frame: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     drawn = looks(zip(values["line"], values["mixer"], strict=True))
     widths, pairs = sorted(own["width"].unique()), sorted(own["length"].unique())
     heights = [2.1, 0.25 + 0.11 * own["line"].nunique()] * len(widths)
-    with mpl.rc_context(STYLE):
+    with drawing():
         height = sum(heights) / len(heights)
         options = {"sharex": True, "sharey": "row", "height_ratios": heights}
         figure, axs = panels(2 * len(widths), len(pairs), height, drawn | CHANCE, **options)
@@ -276,9 +275,10 @@ def _needed(axes: Axes, needed: pd.DataFrame, drawn: dict[str, Look]) -> None:
     for number in needed.itertuples():
         at, look = names.index(number.line), drawn[number.line]
         if number.below_smallest or number.above_largest:
-            arrow = r"$\leftarrow$" if number.below_smallest else r"$\rightarrow$"
             if not math.isnan(number.floats):
-                axes.plot([number.floats], [at], marker=arrow, markersize=6, color=look.color, linestyle="")
+                axes.plot([number.floats], [at], linestyle="")  # a text alone would not widen the axis
+                arrow = "←" if number.below_smallest else "→"
+                axes.text(number.floats, at, arrow, color=look.color, ha="center", va="center")
             continue
         reach = [[number.floats - number.low], [number.high - number.floats]] if number.low == number.low else None
         axes.errorbar([number.floats], [at], xerr=reach, fmt=look.marker, color=look.color, elinewidth=1, capsize=1.5)

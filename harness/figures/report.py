@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from harness.figures import FIGURES, WITH_COLUMNS, write_figure
 from harness.files import write_atomic
 from harness.records.store import load
 from harness.run_folder import Collection
+from harness.tables.escaping import foreign_markup, in_html
 from harness.tables.forms import TRUTHS_SECTION
 
 STYLE = """
@@ -66,6 +66,8 @@ MODEL = {
     "tokens_per_second": "tokens/s",
     "failure": "failed",
 }
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+"""The page's content security policy: a browser runs no script of it and fetches nothing for it."""
 BIRTH = ["git_commit", "git_dirty", "device", "dtype", "backend", "threads", "command"]
 
 
@@ -74,12 +76,12 @@ def report(folder: Path, experiment: Experiment, columns: list[str] | None = Non
 
     The page needs no network and no other file; it links to the raw records next to it. columns: for the figures that
     take columns. Figures without data or without columns are left out, and the page says so. Raises ValueError if
-    nothing was collected.
+    nothing was collected, or if a table beside the records holds more than tables do.
     """
     records = load(folder)
     runs = Collection(folder).read_runs()
     drawn, lacking = _figures(folder, columns)
-    pages = [path.read_text() for path in sorted(folder.glob("table*.html"))]
+    pages = [_table(path) for path in sorted(folder.glob("table*.html"))]
     truths = dict.fromkeys(section for page in pages for section in TRUTHS_SECTION.findall(page))  # all pages have them
     tables = [TRUTHS_SECTION.sub("", page) for page in pages]
     files = Collection(folder)
@@ -87,9 +89,9 @@ def report(folder: Path, experiment: Experiment, columns: list[str] | None = Non
     names = [path.name for path in raw_files if path.exists()]
     raw = [f'<a href="{name}">{name}</a>' for name in names]
     parts = [
-        f"<h1>{escape(experiment.name)}</h1><p>{escape(experiment.description)}</p>",
-        f'<p class="facts">{len(runs)} runs, {len(records):,} records, measured from {records["time"].min()} to '
-        f"{records['time'].max()}</p>",
+        f"<h1>{in_html(experiment.name)}</h1><p>{in_html(experiment.description)}</p>",
+        f'<p class="facts">{len(runs)} runs, {len(records):,} records, measured from {in_html(records["time"].min())} '
+        f"to {in_html(records['time'].max())}</p>",
         *[f'<div class="wide mixerbench">{section}</div>' for section in truths],
         *[f'<div class="wide">{table}</div>' for table in tables],
         "<h2>Figures</h2>",
@@ -103,11 +105,20 @@ def report(folder: Path, experiment: Experiment, columns: list[str] | None = Non
     head = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(experiment.name)} – Mixerbench</title><style>{STYLE}</style></head><body>"
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f"<title>{in_html(experiment.name)} – Mixerbench</title><style>{STYLE}</style></head><body>"
     )
     path = Collection(folder).report
     write_atomic(path, "\n".join([head, *filter(None, parts), "</body></html>\n"]).encode())
     return path
+
+
+def _table(path: Path) -> str:
+    """A table as HTML. Raises ValueError if the file holds anything else, since it may come from somebody else."""
+    fragment = path.read_text(encoding="utf-8")
+    if foreign := foreign_markup(fragment):
+        raise ValueError(f"{path}: holds {foreign[0]}, which no table does; delete it and write it again with `table`")
+    return fragment
 
 
 def _figures(folder: Path, columns: list[str] | None) -> tuple[list[str], list[str]]:
@@ -140,19 +151,20 @@ def _cell(value: Any) -> str:
         return "–"
     if isinstance(value, float) and not value.is_integer():
         return f"{value:,.3f}" if abs(value) < 1000 else f"{value:,.0f}"
-    return f"{int(value):,}" if isinstance(value, float | int) else escape(str(value))
+    return f"{int(value):,}" if isinstance(value, float | int) else in_html(str(value))
 
 
 def _configuration(experiment: Experiment) -> str:
     content = experiment.model_dump(mode="json", exclude_defaults=True)
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    return f"<details><summary>{escape(experiment.name)}.yaml, resolved</summary><pre>{escape(text)}</pre></details>"
+    shown = "\n".join(map(in_html, text.splitlines()))
+    return f"<details><summary>{in_html(experiment.name)}.yaml, resolved</summary><pre>{shown}</pre></details>"
 
 
 def _provenance(records: pd.DataFrame) -> str:
     """Provenance of the records: one line per field, with every value that occurs."""
     fields = [name for name in records if name in BIRTH or name.startswith("version_")]
-    lines = [f"<dt>{name}</dt><dd>{escape(_values(records[name].unique()))}</dd>" for name in fields]
+    lines = [f"<dt>{in_html(name)}</dt><dd>{in_html(_values(records[name].unique()))}</dd>" for name in fields]
     return f"<dl>{''.join(lines)}</dl>"
 
 

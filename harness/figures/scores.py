@@ -5,15 +5,26 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from harness.figures.numbers import INTERVAL, PAPER, caption, estimate, heading, lines, of_suite
-from harness.figures.style import LOOK, OTHERS, STYLE, Look, banded, legend, looks, panels, steps_of_two, wrapped
+from harness.figures.style import (
+    LOOK,
+    OTHERS,
+    Look,
+    banded,
+    drawing,
+    legend,
+    looks,
+    panels,
+    power_of_ten,
+    steps_of_two,
+    wrapped,
+)
 from harness.records import stats
 from harness.records.metrics import METRICS, without_details
 from harness.records.published import (
@@ -58,7 +69,7 @@ def recall(frame: pd.DataFrame) -> Figure:
     columns = list(dict.fromkeys(zip(numbers["task"], numbers["metric"], strict=True)))
     presets = list(dict.fromkeys(numbers["preset"]))
     drawn = looks(zip(numbers["line"], numbers["mixer"], strict=True))
-    with mpl.rc_context(STYLE):
+    with drawing():
         figure, axs = panels(len(presets), len(columns), 1.5, drawn, sharey=True, sharex="col")
         for row, preset in enumerate(presets):
             for column, (task, metric) in enumerate(columns):
@@ -99,7 +110,7 @@ def ruler(numbers: pd.DataFrame) -> Figure:
     rows = list(dict.fromkeys(zip(own["preset"], own["metric"], strict=True)))
     if own["length"].nunique() == 1:  # a single length needs no line
         return scores(own.sort_values("metric", kind="stable"))
-    with mpl.rc_context(STYLE):
+    with drawing():
         figure, axs = panels(len(rows), len(tasks), 1.55, drawn, sharey="row", sharex="col")
         for (preset, metric), row in zip(rows, axs, strict=True):
             for task, axes in zip(tasks, row, strict=True):
@@ -137,7 +148,7 @@ def scores(numbers: pd.DataFrame) -> Figure:
     several = numbers["preset"].nunique() > 1
     names = [f"{line}, {preset}" if several else line for preset, line in groups]
     wide = min(len(columns), min(PANELS_ABREAST, key=lambda n: -len(columns) % n))
-    with mpl.rc_context(STYLE):
+    with drawing():
         figure, axs = panels(-(-len(columns) // wide), wide, 0.5 + 0.15 * len(groups), (), sharey=True)
         for axes in axs.flat[len(columns) :]:
             axes.set_axis_off()
@@ -151,6 +162,8 @@ def scores(numbers: pd.DataFrame) -> Figure:
             axes.set_title(wrapped(heading(task, first["metric"], first["length"])))
             if METRICS[first["metric"]].logarithmic and own["value"].max() > 10 * own["value"].min():
                 axes.set_xscale("log")
+                axes.xaxis.set_major_formatter(FuncFormatter(power_of_ten))
+                axes.xaxis.set_minor_formatter(NullFormatter())
             else:
                 axes.xaxis.set_major_locator(MaxNLocator(3))
             axes.grid(axis="y", visible=False)
@@ -286,7 +299,7 @@ def ablations(numbers: pd.DataFrame) -> Figure:
     """
     columns, variants = list(dict.fromkeys(numbers["column"])), list(dict.fromkeys(numbers["variant"]))
     wide = min(4, len(columns))
-    with mpl.rc_context(STYLE):
+    with drawing():
         height = 0.55 + 0.2 * sum(1 + name.count("\n") for name in variants)
         figure, axs = panels(-(-len(columns) // wide), wide, height, (), sharey=True)
         for axes in axs.flat[len(columns) :]:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,12 +16,12 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from harness.figures.numbers import INTERVAL, estimate, lines, of_suite
 from harness.figures.style import (
     LOOK,
-    STYLE,
     WIDTH,
     Look,
     abreast,
     banded,
     count,
+    drawing,
     legend,
     looks,
     panels,
@@ -109,7 +108,7 @@ def throughput(numbers: pd.DataFrame | None) -> Figure:
         (line, mixer) for own in (paper, *(own for _, own in machines)) for line, mixer in own[["line", "mixer"]].values
     ]
     drawn = looks(named)
-    with mpl.rc_context(STYLE):
+    with drawing():
         figure, axs = panels(1, 1 + len(machines), 2.6, drawn)
         _rates(axs[0, 0], paper, drawn)
         letters = 110 // axs.shape[1]
@@ -164,7 +163,7 @@ def decode(numbers: pd.DataFrame) -> Figure:
             at = f"{task}, {_machine(own)}" if several else task
             above.append(wrapped(f"{at} out of memory: {full}", 115))
     head = 0.12 * sum(1 + text.count("\n") for text in above)
-    with mpl.rc_context(STYLE):
+    with drawing():
         figure, axs = panels(len(rows), len(DECODING), 1.7 + head / len(rows), drawn)
         for (_, task, own), row in zip(rows, axs, strict=True):
             for metric, axes in zip(DECODING, row, strict=True):
@@ -232,7 +231,7 @@ def kernels(rows: Sequence[Row]) -> Figure:
     drawn = {form: Look(*LOOK[form[0]], "-" if form[1] == "mixerbench" else "--") for form in forms}
     names = [f"{get(form[0]).display}, {form[1]}{_error(own, form)}" for form in forms]
     names.append("floor: bytes and FLOPs, colour by operator")
-    with mpl.rc_context(STYLE):
+    with drawing():
         figure, axs = panels(1, len(directions), 2.7, names)
         for direction, axes in zip(directions, axs[0], strict=True):
             _times(axes, own[own["direction"] == direction], drawn, over="B" if direction == "decode" else "T")

@@ -6,14 +6,17 @@ as wide as they are printed, so a font size here is the size on paper.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from itertools import cycle
 from textwrap import fill
 from typing import Any
 
 import pandas as pd
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -64,8 +67,15 @@ STYLE: dict[str, Any] = {
     "figure.dpi": 150,  # on a screen: notebooks
     "savefig.dpi": 300,
     "svg.hashsalt": "mixerbench",  # the same numbers give the same file
+    "text.parse_math": False,  # labels are data: a $ is a $
 }
-"""Matplotlib's settings for every figure."""
+"""Matplotlib's settings for every figure, over its own defaults."""
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def drawing(changes: Mapping[str, Any] | None = None) -> AbstractContextManager[None]:
+    """Draw in STYLE with some `changes`, whatever the reader's own matplotlibrc says."""
+    return style.context(STYLE | dict(changes or {}), after_reset=True)
 
 
 @dataclass(frozen=True)
@@ -148,6 +158,12 @@ def steps_of_two(axes: Axes, values: Iterable[int]) -> None:
 def count(value: int) -> str:
     """A count as text: `320`, `1K`, `16K`; multiples of 1024 are abbreviated."""
     return f"{value // 1024}K" if value and value % 1024 == 0 else str(value)
+
+
+def power_of_ten(value: float, position: int | None = None) -> str:
+    """A power of ten as a tick's label: `1`, `10`, `10⁵`."""
+    exponent = round(math.log10(value))
+    return f"{10**exponent}" if exponent in (0, 1) else f"10{str(exponent).translate(SUPERSCRIPTS)}"
 
 
 def size(value: int) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from harness.figures.numbers import caption, heading, lines
-from harness.figures.style import BAND, CHANCE, LEVEL, STYLE, Look, legend, looks, panels
+from harness.figures.style import BAND, CHANCE, LEVEL, Look, drawing, legend, looks, panels
 from harness.records.metrics import METRICS
 from harness.run_folder import ACCURACY
 
@@ -38,7 +37,7 @@ def curves(frame: pd.DataFrame) -> Figure:
         raise ValueError("figure: no run has logged a step; submit the experiment and collect again")
     frame = frame.assign(line=lines(frame))
     presets, drawn = list(dict.fromkeys(frame["preset"])), looks(zip(frame["line"], frame["mixer"], strict=True))
-    with mpl.rc_context(STYLE):
+    with drawing():
         figure, axs = panels(1, len(presets), 2.4, drawn, sharey=True)
         for preset, axes in zip(presets, axs[0], strict=True):
             of = frame[frame["preset"] == preset]
@@ -96,7 +95,7 @@ def learning(frame: pd.DataFrame) -> Figure:
         for name, look in looks(zip(frame["line"], frame["mixer"], strict=True)).items()
     }
     (chance,) = CHANCE.values()
-    with mpl.rc_context(STYLE):
+    with drawing():
         figure, axs = panels(len(presets), len(tasks), 1.5, drawn | CHANCE, sharex="col", sharey=True)
         for preset, row in zip(presets, axs, strict=True):
             for name, axes in zip(tasks, row, strict=True):
@@ -168,7 +167,7 @@ def pareto(numbers: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     shown = shown[shown[list(COSTS)].notna().all(axis=1)]
     drawn = looks(zip(shown["line"], shown["mixer"], strict=True))
     columns = list(dict.fromkeys(shown["column"]))
-    with mpl.rc_context(STYLE):
+    with drawing():
         figure, axs = panels(len(columns), len(COSTS), 2.1, drawn, sharey="row", sharex="col")
         for column, row in zip(columns, axs, strict=True):
             own = shown[shown["column"] == column]

@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -16,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from harness.figures.numbers import heading, lines
-from harness.figures.style import CHANCE, STYLE, STYLES, Look, abreast, looks, panels
+from harness.figures.style import CHANCE, STYLES, Look, abreast, drawing, looks, panels
 from harness.records.metrics import METRICS
 
 RATE = "train.lr"
@@ -75,7 +74,7 @@ def tuning(trials: pd.DataFrame) -> Figure:
     wide = min(len(groups), min(ABREAST, key=lambda n: -len(groups) % n))
     chance = _chance(trials)
     handles = _handles(styles, others, numbers["score"].isna().any(), chance is not None)
-    with mpl.rc_context(STYLE):
+    with drawing():
         figure, axs = panels(-(-len(groups) // wide), wide, 1.6, handles, sharex=True, sharey=True)
         for axes in axs.flat[len(groups) :]:
             axes.set_axis_off()

@@ -19,6 +19,7 @@ from harness.lm.hf.modeling_mixerbench import MIXER_FILE, MixerbenchConfig, Mixe
 from harness.lm.load import load_trained
 from harness.model.language_model import LanguageModel
 from harness.run_folder import RunFolder, Summary
+from harness.tables.escaping import in_markdown
 
 CARD = """---
 library_name: transformers
@@ -206,6 +207,6 @@ def _card(config: RunConfig, summary: Summary, birth: dict[str, Any]) -> str:
         "context of the last phase": config.data.seq_len,
         **birth,
     }
-    cells = {key: str(value).replace("|", r"\|") for key, value in facts.items() if value is not None}
-    rows = "\n".join(f"| {key} | {cell} |" for key, cell in cells.items())
-    return CARD.format(run=config.run_id, label=config.label, layout=config.layout, rows=rows)
+    cells = {key: in_markdown(str(value)) for key, value in facts.items() if value is not None}
+    rows = "\n".join(f"| {in_markdown(key)} | {cell} |" for key, cell in cells.items())
+    return CARD.format(run=config.run_id, label=in_markdown(config.label), layout=config.layout, rows=rows)

@@ -7,7 +7,6 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from html import escape as escape_html
 from itertools import groupby
 
 from harness.records.stats import ALPHA, Estimate
@@ -24,6 +23,7 @@ from harness.tables.cells import (
     model_text,
     number,
 )
+from harness.tables.escaping import csv_cell, csv_note, in_html, in_latex, in_markdown, plain
 from harness.tables.verdicts import MET, NOT_MET, Verdict, tally
 
 WIDEST = 12
@@ -47,12 +47,6 @@ TRUTHS_SECTION = re.compile(r'<section class="truths">.*?</section>', re.DOTALL)
 PREAMBLE = "needs \\usepackage{booktabs} \\usepackage{graphicx} \\usepackage[table]{xcolor}"
 NO_WIDER = "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%"
 """Shrinks a table to the text width if it is wider."""
-LATEX = {
-    **{c: f"\\{c}" for c in "&%$#_{}"},
-    **{"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "[": "{[}"},
-    **{"<": "$<$", ">": "$>$", "|": "$|$", "±": "$\\pm$", "–": "--", "−": "$-$", "↑": "$\\uparrow$"},
-    **{"↓": "$\\downarrow$", "≈": "$\\approx$", "≠": "$\\neq$", "√": "$\\surd$"},
-}
 
 
 @dataclass(frozen=True)
@@ -154,10 +148,12 @@ class Table:
     def markdown(self) -> str:
         """All blocks, then truths and notes. A comparison shows the layout in a column, a table in the paper's layout
         shows groups as rows."""
-        parts = [f"### {block.title}\n\n" + markdown_block(block, self.title is None) for block in self.blocks()]
+        parts = [
+            f"### {in_markdown(block.title)}\n\n" + markdown_block(block, self.title is None) for block in self.blocks()
+        ]
         parts += [markdown_truths(self.truths)] if self.truths else []
-        notes = [*self.marks_note("**bold**", "<u>underlined</u>"), *self.notes, *self.provenance]
-        return "\n\n".join([*parts, "\n".join(f"- {escape_bar(note)}" for note in notes)]) + "\n"
+        notes = [*self.marks_note("**bold**", "<u>underlined</u>"), *map(in_markdown, [*self.notes, *self.provenance])]
+        return "\n\n".join([*parts, "\n".join(f"- {note}" for note in notes)]) + "\n"
 
     def html(self) -> str:
         """A fragment with its own style. Colour, like ≈ and ≠, says whether our number is within the tolerance of the
@@ -165,12 +161,12 @@ class Table:
         parts = [STYLE, '<div class="mixerbench">', *(html_block(block) for block in self.blocks())]
         parts += [*([html_truths(self.truths)] if self.truths else []), "<ul>"]
         parts += [f"<li>{note}</li>" for note in self.marks_note("<b>bold</b>", "<u>underlined</u>")]
-        parts += [f"<li>{escape_html(note, quote=False)}</li>" for note in [*self.notes, *self.provenance]]
+        parts += [f"<li>{in_html(note)}</li>" for note in [*self.notes, *self.provenance]]
         return "\n".join([*parts, "</ul>", "</div>"]) + "\n"
 
     def latex(self, label: str) -> str:
         """One float per block, notes below the last one, provenance as comments. The first float is `tab:<label>`."""
-        head = [f"% {PREAMBLE}", *(f"% {note}" for note in self.provenance)]
+        head = [f"% {PREAMBLE}", *(f"% {plain(note)}" for note in self.provenance)]
         found = self.blocks()
         beside = any(cell.paper is not None for cell in self.cells.values())
         notes = [*self.marks_note("bold", "underlined"), *["in italics: the paper's number"] * beside, *self.notes]
@@ -185,12 +181,14 @@ class Table:
         """One line per row, notes first, after #. Columns have the paper's names; fractions are in percent, as in its
         tables. A cell without a number is empty.
 
+        Text that a spreadsheet would compute has an apostrophe in front.
+
         Each column is followed by its standard error `_se` and, if any row has them, the interval of an average `_low`
         and `_high`, `_paper` and `_tolerance`.
         """
         out = io.StringIO()
         for note in [*self.notes, *self.provenance]:
-            out.write(f"# {note}\n")
+            out.write(csv_note(note) + "\n")
         model_keys = list(MODEL_COLUMNS) if self.model and self.title is None else []
         header = ["layout", "label", "mixer", *model_keys]
         fields: dict[Column, list[str]] = {}
@@ -200,11 +198,11 @@ class Table:
             there |= {"_paper": any(x.paper is not None for x in own)}
             there |= {"_tolerance": any(x.tolerance is not None for x in own)}
             fields[c] = [name for name, shown in there.items() if shown]
-            header += [c.name + name for name in fields[c]]
+            header += [csv_cell(c.name + name) for name in fields[c]]
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(header)
         for row in self.rows:
-            line = [row.layout, row.label, row.mixer]
+            line = [csv_cell(text) for text in (row.layout, row.label, row.mixer)]
             line += [number(e.value) if (e := self.model[row][key]) else "" for key in model_keys]
             for c, names in fields.items():
                 values = csv_values(self.cells[row, c], c)
@@ -216,20 +214,25 @@ class Table:
 def markdown_block(block: Block, layouts: bool) -> str:
     """A block as a markdown table. layouts: show the layout in a column instead of groups as rows."""
     width = len(block.headings)
-    lines = [[*["layout"] * layouts, "mixer", *(f"{top} {detail}".strip() for top, detail in block.headings)]]
+    headings = (in_markdown(f"{top} {detail}".strip()) for top, detail in block.headings)
+    lines = [[*["layout"] * layouts, "mixer", *headings]]
     lines.append([*["---"] * (1 + layouts), *["---:"] * width])
     for group, rows in block.groups.items():
         if not layouts:
-            lines.append([f"*{group}*", *[""] * width])
-        lines += [[*[row.layout] * layouts, row.label, *map(markdown_text, texts)] for row, texts in rows]
-    return "\n".join(f"| {' | '.join(map(escape_bar, line))} |" for line in lines)
+            lines.append([f"*{in_markdown(group)}*", *[""] * width])
+        for row, texts in rows:
+            lines.append([*[in_markdown(row.layout)] * layouts, in_markdown(row.label), *map(markdown_text, texts)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def markdown_truths(truths: Sequence[Verdict]) -> str:
     """The section of verdicts in markdown."""
     lines = [["verdict", "truth", "numbers"], ["---"] * 3]
-    lines += [[f"**{v.outcome}**" if v.outcome != MET else MET, truth_text(v), v.numbers] for v in truths]
-    rows = "\n".join(f"| {' | '.join(map(escape_bar, line))} |" for line in lines)
+    for v in truths:
+        lines.append(
+            [f"**{v.outcome}**" if v.outcome != MET else MET, in_markdown(truth_text(v)), in_markdown(v.numbers)]
+        )
+    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"### Truths\n\n{tally(truths)}\n\n{rows}"
 
 
@@ -239,7 +242,7 @@ def html_truths(truths: Sequence[Verdict]) -> str:
     lines.append("<tr><th>verdict</th><th>truth</th><th>numbers</th></tr>")
     for v in truths:
         side = {MET: ' class="near"', NOT_MET: ' class="far"'}.get(v.outcome, "")
-        cells = "".join(f"<td>{escape_html(text, quote=False)}</td>" for text in (truth_text(v), v.numbers))
+        cells = "".join(f"<td>{in_html(text)}</td>" for text in (truth_text(v), v.numbers))
         lines.append(f"<tr><td{side}>{v.outcome}</td>{cells}</tr>")
     return "\n".join([*lines, "</table>", "</section>"])
 
@@ -249,36 +252,32 @@ def truth_text(verdict: Verdict) -> str:
     return f"{verdict.truth} ({verdict.why})" if verdict.why else verdict.truth
 
 
-def escape_bar(text: str) -> str:
-    """Text with the column separator escaped."""
-    return text.replace("|", "\\|")
-
-
 def markdown_text(text: Text) -> str:
     """A cell in markdown."""
-    wrapped = {BOLD: f"**{text.value}**", UNDERLINED: f"<u>{text.value}</u>"}.get(text.mark, text.value)
-    return wrapped if text.paper is None else f"{wrapped}<br>paper {text.paper}"
+    value = in_markdown(text.value)
+    value = {BOLD: f"**{value}**", UNDERLINED: f"<u>{value}</u>"}.get(text.mark, value)
+    return value if text.paper is None else f"{value}<br>paper {in_markdown(text.paper)}"
 
 
 def html_block(block: Block) -> str:
     """A block as an HTML table."""
-    lines = [f"<h3>{escape_html(block.title)}</h3>", "<table>"]
-    tops = "".join(f'<th colspan="{n}">{escape_html(top)}</th>' for top, n in spans(block))
-    details = "".join(f"<th>{escape_html(detail)}</th>" for _, detail in block.headings)
+    lines = [f"<h3>{in_html(block.title)}</h3>", "<table>"]
+    tops = "".join(f'<th colspan="{n}">{in_html(top)}</th>' for top, n in spans(block))
+    details = "".join(f"<th>{in_html(detail)}</th>" for _, detail in block.headings)
     lines += [f"<tr><th></th>{tops}</tr>", f"<tr><th>mixer</th>{details}</tr>"]
     for group, rows in block.groups.items():
-        lines.append(f'<tr><td class="group" colspan="{len(block.headings) + 1}">{escape_html(group)}</td></tr>')
+        lines.append(f'<tr><td class="group" colspan="{len(block.headings) + 1}">{in_html(group)}</td></tr>')
         for row, texts in rows:
-            lines.append(f"<tr><td>{escape_html(row.label)}</td>{''.join(map(html_text, texts))}</tr>")
+            lines.append(f"<tr><td>{in_html(row.label)}</td>{''.join(map(html_text, texts))}</tr>")
     return "\n".join([*lines, "</table>"])
 
 
 def html_text(text: Text) -> str:
     """A cell in HTML."""
-    value = escape_html(text.value)
+    value = in_html(text.value)
     value = {BOLD: f"<b>{value}</b>", UNDERLINED: f"<u>{value}</u>"}.get(text.mark, value)
     if text.paper is not None:
-        value += f'<br><span class="paper">paper {escape_html(text.paper)}</span>'
+        value += f'<br><span class="paper">paper {in_html(text.paper)}</span>'
     side = {None: "", True: ' class="near"', False: ' class="far"'}[text.near]
     return f"<td{side}>{value}</td>"
 
@@ -293,11 +292,11 @@ def latex_block(block: Block, label: str, notes: list[str]) -> str:
     width = len(block.headings)
     tops, rules, at = [], [], 2
     for top, n in spans(block):
-        tops.append(f"\\multicolumn{{{n}}}{{c}}{{{tex(top)}}}")
+        tops.append(f"\\multicolumn{{{n}}}{{c}}{{{in_latex(top)}}}")
         rules += [f"\\cmidrule(lr){{{at}-{at + n - 1}}}"] if n > 1 else []
         at += n
     lines = [
-        *("\\begin{table}[tp]", "\\centering", f"\\caption{{{tex(block.title)}}}", f"\\label{{tab:{label}}}"),
+        *("\\begin{table}[tp]", "\\centering", f"\\caption{{{in_latex(block.title)}}}", f"\\label{{tab:{label}}}"),
         *(
             "\\footnotesize",
             "\\setlength{\\tabcolsep}{3pt}",
@@ -306,31 +305,26 @@ def latex_block(block: Block, label: str, notes: list[str]) -> str:
             "\\toprule",
         ),
         *([f" & {' & '.join(tops)} \\\\", *rules] if any(top for top, _ in block.headings) else []),
-        f"mixer & {' & '.join(tex(detail) for _, detail in block.headings)} \\\\",
+        f"mixer & {' & '.join(in_latex(detail) for _, detail in block.headings)} \\\\",
     ]
     for group, rows in block.groups.items():
-        lines += ["\\midrule", f"\\multicolumn{{{width + 1}}}{{l}}{{\\textit{{{tex(group)}}}}} \\\\"]
-        lines += [f"{tex(row.label)} & {' & '.join(map(latex_text, texts))} \\\\" for row, texts in rows]
+        lines += ["\\midrule", f"\\multicolumn{{{width + 1}}}{{l}}{{\\textit{{{in_latex(group)}}}}} \\\\"]
+        lines += [f"{in_latex(row.label)} & {' & '.join(map(latex_text, texts))} \\\\" for row, texts in rows]
     lines += ["\\bottomrule", "\\end{tabular}}"]
     if notes:
         lines += ["\\par\\medskip", "\\begin{minipage}{\\linewidth}\\scriptsize\\raggedright"]
-        lines += [f"{tex(note)}.\\par" for note in notes] + ["\\end{minipage}"]
+        lines += [f"{in_latex(note)}.\\par" for note in notes] + ["\\end{minipage}"]
     return "\n".join([*lines, "\\end{table}"])
 
 
 def latex_text(text: Text) -> str:
     """A cell in LaTeX."""
-    value = tex(text.value)
+    value = in_latex(text.value)
     value = {BOLD: f"\\textbf{{{value}}}", UNDERLINED: f"\\underline{{{value}}}"}.get(text.mark, value)
     if text.paper is not None:
-        value = f"\\shortstack[r]{{\\strut {value}\\\\{{\\scriptsize\\itshape {tex(text.paper)}}}}}"
+        value = f"\\shortstack[r]{{\\strut {value}\\\\{{\\scriptsize\\itshape {in_latex(text.paper)}}}}}"
     side = {None: "", True: "\\cellcolor{teal!15}", False: "\\cellcolor{orange!25}"}[text.near]
     return side + value
-
-
-def tex(text: str) -> str:
-    """Text for LaTeX with special characters escaped; characters that its fonts lack become U+ and their code."""
-    return "".join(LATEX.get(c, c if ord(c) < 256 else f"U+{ord(c):04X}") for c in text)
 
 
 def csv_values(cell: Cell, column: Column) -> dict[str, str]:

@@ -213,3 +213,19 @@ def test_a_wrong_option_is_one_line_with_field_value_and_remedy(
 def test_input_of_another_width_is_refused() -> None:
     with pytest.raises(ValueError, match=r"x: expected \[B, T, 32\], got \[1, 4, 16\]"):
         mixer("attention", {"heads": 2})(torch.zeros(1, 4, 16, dtype=torch.float64))
+
+
+@every_mixer
+def test_input_without_tokens_and_the_state_of_other_rows_are_refused(name: str, options: dict) -> None:
+    m = mixer(name, options)
+    x = torch.randn(2, 3, D, dtype=torch.float64)
+    _, state = m(x, return_state=True)
+    for empty in (x[:, :0], x[:0]):
+        for entering in (None, state):
+            with pytest.raises(ValueError, match=r"x: \[\d, \d, 32\] holds no token; give at least one row"):
+                m(empty, entering)
+    for rows, sequences, offsets in (([0], 2, None), ([0, 1, 1], 2, None), ([0, 1], 3, torch.tensor([0, 2, 3, 6]))):
+        wrong = index_state(state, rows)
+        given = x if offsets is None else x.reshape(1, 6, D)
+        with pytest.raises(ValueError, match=rf"state: '\w+' has shape .*but the input has {sequences} sequences"):
+            m(given, wrong, offsets)

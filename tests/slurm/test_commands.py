@@ -1,12 +1,22 @@
 """The commands on runs and jobs as a user calls them: wrong use ends in one line, before anything is written."""
 
+import io
 import json
+import signal
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
+from harness.experiments.load import load_experiment
+from harness.experiments.schema import Experiment
 from run import app
+from slurm.local import run_experiment
+from slurm.plan import RunPlan, plan
+from slurm.snapshot import open_submission
+from slurm.state import write_status
+from suites.units import TRAIN
 from tests.slurm.experiments import experiment
 
 cli = CliRunner()
@@ -87,3 +97,48 @@ def test_an_experiment_that_was_never_submitted_has_its_planned_runs_waiting(tmp
     assert [row["state"] for row in json.loads(result.output)] == ["waiting", "waiting"]
     shown = cli.invoke(app, ["status", str(path), "--runs", str(tmp_path / "runs")])
     assert shown.output.startswith("tiny: 0 of 2 runs done\n")
+
+
+TEXT = "[/data/x] has shape [b, t]"
+"""An error text that rich would take for markup, and refuse."""
+
+
+def failed_run(folder: Path, shards: Path) -> tuple[Experiment, list[RunPlan], Path]:
+    """An experiment that was submitted, and whose first run failed with TEXT."""
+    loaded, runs = load_experiment(experiment(folder, shards)), folder / "runs"
+    plans = plan(loaded, runs)
+    open_submission(loaded, plans, runs, "slurm")
+    plans[0].folder.mkdir()
+    write_status(plans[0].folder, TRAIN, "failed", TEXT)
+    return loaded, plans, runs
+
+
+def test_status_watched_shows_an_error_text_as_it_is(
+    tmp_path: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, runs = failed_run(tmp_path, small_data)
+
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("slurm.commands.time.sleep", interrupt)
+    monkeypatch.setenv("COLUMNS", "400")
+    shown = cli.invoke(app, ["status", "tiny", "--watch", "--runs", str(runs)])
+    assert TEXT in shown.output and "interrupted" in shown.output
+
+
+def test_progress_on_a_terminal_shows_an_error_text_as_it_is(
+    tmp_path: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, plans, runs = failed_run(tmp_path, small_data)
+    screen = io.StringIO()
+    monkeypatch.setattr("slurm.local.Console", lambda: Console(file=screen, force_terminal=True, width=400))
+    monkeypatch.setattr("slurm.local.snapshot", lambda root: None)
+    monkeypatch.setattr("slurm.local.run_plan", lambda plans, *rest: rest[-2](plans) or {})
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
+    try:
+        run_experiment(loaded, plans, runs, "local", 1, "submit")
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+    assert TEXT in screen.getvalue()

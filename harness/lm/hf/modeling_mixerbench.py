@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,17 @@ except ImportError as error:
 
 MIXER_FILE = "mixer_file.py"
 HALF = (torch.bfloat16, torch.float16)
+# transformers 5.24 renamed the cache of outputs and of `generate`.
+CACHE = next(f.name for f in fields(CausalLMOutputWithPast) if f.name in ("cache", "past_key_values"))
+UNSUPPORTED = {
+    **dict.fromkeys(("inputs_embeds", "position_ids"), "a model of mixerbench reads input_ids in their order"),
+    **dict.fromkeys(
+        ("cu_seq_lens_q", "cu_seq_lens_k"), "packed rows would be read as one text; give one text per row, padded"
+    ),
+    **dict.fromkeys(("output_attentions", "output_hidden_states"), "a model of mixerbench returns logits only"),
+}
+"""Arguments of other models that would change the result, and why they are refused. All others are ignored, as by other
+models: transformers adds some with each version."""
 
 
 class MixerbenchConfig(PretrainedConfig):
@@ -63,6 +75,10 @@ class MixerbenchConfig(PretrainedConfig):
     def vocab_size(self) -> int:
         """Number of rows of the embedding."""
         return self.language_model["vocab_size"]
+
+    @vocab_size.setter
+    def vocab_size(self, value: int) -> None:
+        self.language_model = self.language_model | {"vocab_size": value}
 
     @property
     def hidden_size(self) -> int:
@@ -99,6 +115,11 @@ class MixerbenchCache(Cache):
         self.rows: list[int] = []
         self.length = 0
         self.batch: int | None = None
+
+    @property
+    def is_linear(self) -> list[bool]:
+        """Not in transformers' sense: `generate` may be given the whole text, and leaves out what this has read."""
+        return [False]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Number of columns seen, padding included."""
@@ -145,7 +166,7 @@ class MixerbenchForCausalLM(PreTrainedModel, GenerationMixin):
         dtype = torch.get_default_dtype()
         # from_pretrained builds on the meta device, which would lose unsaved buffers and tensors that are neither
         # parameter nor buffer. So the model is built on the CPU, without initialising the values that will be loaded.
-        self._loading = torch.empty(0).is_meta
+        self._loading, self._resizing = torch.empty(0).is_meta, False
         skipped = no_init_weights() if self._loading else contextlib.nullcontext()
         with torch.device("cpu"), local_torch_dtype(torch.float32), skipped:
             self.model = LanguageModel(ModelConfig(**config.language_model))
@@ -165,8 +186,12 @@ class MixerbenchForCausalLM(PreTrainedModel, GenerationMixin):
     def _init_weights(self, module: nn.Module) -> None:
         """Restore the unsaved buffers of a module that the checkpoint did not fill completely.
 
-        Initialises nothing, since LanguageModel does. Raises ValueError if the checkpoint lacks any other tensor.
+        Initialises nothing else, since LanguageModel does, but the embedding and the head of another vocabulary.
+        Raises ValueError if the checkpoint lacks any other tensor.
         """
+        if self._resizing:
+            nn.init.normal_(module.weight, std=self.model.config.embedding_std)
+            return
         if not self._loading:
             return
         unsaved = self._unsaved.get(module, {})
@@ -181,6 +206,32 @@ class MixerbenchForCausalLM(PreTrainedModel, GenerationMixin):
     def dtype(self) -> torch.dtype:
         """The dtype of activations and of the weights of linear layers."""
         return next(m.weight.dtype for m in self.model.blocks.modules() if isinstance(m, nn.Linear))
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding of tokens."""
+        return self.model.embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the embedding of tokens."""
+        self.model.embedding = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The head, which maps hidden vectors to logits."""
+        return self.model.head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the head."""
+        self.model.head = new_embeddings
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Change the number of tokens, as in other models. Returns the embedding."""
+        self._resizing = True
+        try:
+            embedding = super().resize_token_embeddings(*args, **kwargs)
+        finally:
+            self._resizing = False
+        self.model.config = self.model.config.model_copy(update={"vocab_size": self.config.vocab_size})
+        return embedding
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
@@ -208,39 +259,46 @@ class MixerbenchForCausalLM(PreTrainedModel, GenerationMixin):
         past_key_values: MixerbenchCache | None = None,
         use_cache: bool | None = None,
         labels: Tensor | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
+        cache: MixerbenchCache | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """input_ids [B, T] → logits [B, T, V], or those of the last logits_to_keep positions.
+        """input_ids [B, T] → logits [B, T, V], or those of the last logits_to_keep positions, or of the positions that
+        it lists.
 
         attention_mask: [B, T], or [B, S + T] including the S columns that the cache has seen. 0 marks padding, which
             may be anywhere: it is skipped, and its logits mean nothing.
         labels: [B, T]; -100 is not scored.
-        use_cache: return a cache that has read input_ids, either past_key_values or a new one.
+        cache, past_key_values: what an earlier call returned, to resume after it; the newer and the older name.
+        use_cache: return a cache that has read input_ids, either the given one or a new one.
 
-        Raises ValueError for any other argument or shape.
+        Raises ValueError for any other shape, and for arguments in UNSUPPORTED.
         """
-        refused = [key for key, value in kwargs.items() if value is not None and value is not False]
-        if refused:
-            raise ValueError(f"{refused[0]}: models of mixerbench do not take it; leave it out")
-        cache = MixerbenchCache() if past_key_values is None else past_key_values
+        for name in UNSUPPORTED.keys() & kwargs.keys():
+            if kwargs[name] is not None and kwargs[name] is not False:
+                raise ValueError(f"{name}: {UNSUPPORTED[name]}; leave it out")
+        if cache is not None and past_key_values is not None:
+            raise ValueError("cache, past_key_values: two names of one argument, and both are given; leave one out")
+        cache = past_key_values if cache is None else cache
+        cache = MixerbenchCache() if cache is None else cache
         if not isinstance(cache, MixerbenchCache):
-            raise ValueError(f"past_key_values: {type(cache).__name__} holds no recurrent state; start without one")
+            raise ValueError(f"{CACHE}: {type(cache).__name__} holds no recurrent state; start without one")
         half = self.dtype in HALF
         with torch.autocast(input_ids.device.type, self.dtype) if half else contextlib.nullcontext():
             hidden = self._read(input_ids, attention_mask, cache, bool(use_cache))
-            logits = self.model.head(hidden[:, -logits_to_keep:])
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.model.head(hidden[:, kept])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, self.config.vocab_size, num_items_in_batch=num_items_in_batch)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache if use_cache else None)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: cache if use_cache else None})
 
     def _read(self, tokens: Tensor, mask: Tensor | None, cache: MixerbenchCache, keep: bool) -> Tensor:
         """The input of the head, [B, T, D], zero at padding. keep: update the cache with the tokens."""
         batch, steps = tokens.shape
         if cache.batch not in (None, batch):
-            raise ValueError(f"input_ids: {batch} rows, but past_key_values has {cache.batch}; give it those rows")
+            raise ValueError(f"input_ids: {batch} rows, but {CACHE} has {cache.batch}; give it those rows")
         if mask is None:
             mask = torch.ones_like(tokens)
         if mask.shape not in ((batch, steps), (batch, cache.length + steps)):

@@ -180,7 +180,11 @@ def test_the_text_field_can_be_named(tmp_path):
         ("a.jsonl", b"", r"gave 0 documents"),
         ("a.txt", b"\xff\xfe", r"\S+ is not UTF-8 .*convert it"),
         ("a.parquet", b"PAR1", r"\S+ is not a parquet file"),
-        ("a.csv", b"x", r"is not, and does not hold, a .txt, .jsonl, .parquet file"),
+        (
+            "a.csv",
+            b"x",
+            r"is not, and does not hold, a file whose name ends in .txt, .jsonl, .ndjson, .json, .parquet, also",
+        ),
     ],
 )
 def test_a_bad_file_is_one_line_that_names_it(tmp_path, name, content, message):

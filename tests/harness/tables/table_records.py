@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,38 @@ def golden_records() -> list[Record]:
         record("gdn2", "s_niah_2", "needle_gain", 0.25, 0.125, **haystack),
         record("kda", "s_niah_2", "contains", 0.5, 0.07, **haystack),
     ]
+
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "</td></table><h1>&lt;b&gt;</h1>",
+    "a|b\n\n# A heading\n`code` *bold* _it_ ~~no~~ [link](javascript:x) ![x](y)",
+    "\\input{/etc/passwd} $x_1$ \\| & % # ^ ~ { } `` \\\\",
+    '=HYPERLINK("http://x","y")',
+    "@SUM(1),=1+1",
+    "-1+1",
+    "\t+1",
+    "*[2pt] \x1b[31mred\x00\u202e \x7f\x85\u2028 end",
+)
+"""Texts that some form would take for markup, a command or a formula."""
+
+
+def hostile_collection(folder: Path) -> Path:
+    """A collection whose labels, devices, times, tasks, notes and error texts are HOSTILE."""
+    folder.mkdir(parents=True)
+    records = [record(f"m{i}", "piqa", "acc", 0.5 + i / 100, 0.01, stand_in="x") for i in range(len(HOSTILE))]
+    frame = store(folder / "runs", records).drop(columns="file")
+    for name in ("label", "device", "time", "command", "backend", "git_commit", "version_torch", "stand_in"):
+        frame[name] = HOSTILE
+    frame[["suite", "task"]] = HOSTILE[0], HOSTILE[3]
+    frame.to_parquet(folder / "records.parquet")
+    runs = frame[["run", "label", "mixer", "layout", "preset", "seed"]].assign(non_embedding_params=1000)
+    failed = {"run": "f", "label": f"{HOSTILE[1]}!", "mixer": "f", "layout": "recurrent", "seed": 1}
+    failed["failure"] = HOSTILE[3]
+    (folder / "runs.json").write_text(json.dumps([*runs.to_dict("records"), failed]))
+    (folder / "samples.json").write_text("[]")
+    return folder
 
 
 ITEMS = 60

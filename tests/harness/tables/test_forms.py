@@ -11,8 +11,6 @@ import html.parser
 import io
 import os
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -103,23 +101,6 @@ def test_every_form_is_well_made(name, tmp_path):
     assert braces.count("{") == braces.count("}")
     for environment in set(re.findall(r"\\begin\{(\w+)\}", visible)):
         assert visible.count(f"\\begin{{{environment}}}") == visible.count(f"\\end{{{environment}}}")
-
-
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex: LaTeX is compared, not compiled")
-def test_latex_compiles_with_the_packages_that_it_names(tmp_path):
-    hostile = store(tmp_path / "x", golden_records()).replace({"label": {"gdn2": r"[a]_&%$#{}~^\ <α>|"}})
-    tables = {name: make(name, tmp_path / name) for name in NAMES} | {"hostile": comparison(hostile)}
-    bodies = [table.latex(name) for name, table in tables.items()]
-    packages = re.findall(r"\\usepackage\S+", bodies[0].splitlines()[0])
-    assert len(packages) == 3
-    head = ["\\documentclass{article}", *packages, "\\begin{document}"]
-    (tmp_path / "all.tex").write_text("\n".join([*head, *("\\clearpage\n" + b for b in bodies), "\\end{document}"]))
-    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "all.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=300)
-    assert done.returncode == 0, done.stdout[-3000:]
-    # The longest lines of small print may stick out by a few points; a table must not.
-    wide = [float(w) for w in re.findall(r"Overfull .hbox \((\S+)pt too wide", done.stdout)]
-    assert "undefined" not in done.stdout and max(wide, default=0) < 30
 
 
 def test_verdicts_stand_below_the_numbers_in_every_form_but_csv(tmp_path):

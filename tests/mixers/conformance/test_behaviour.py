@@ -83,6 +83,10 @@ class KeepsA16BitState(Decay):
         return y, after and {"recurrent": after["recurrent"].to(dtype)}
 
 
+RESUMES = {"pieces", "inputs left alone", "gradients", "long input", "cost: products", "cost: FLOPs"}
+"""Checks that resume from a state, which `Mixer.forward` refuses if it is not batch-first."""
+
+
 class KeepsTheBatchSecond(Decay):
     def mix(self, x, state, return_state):
         y, after = super().mix(x, state and {"recurrent": state["recurrent"].T}, return_state)
@@ -159,7 +163,7 @@ class FailsOnThreeTokens(Decay):
         (LeavesAParameterOut, {"every parameter learns"}),
         (LeaksOnlyGradients, {"causality of gradients", "gradients"}),
         (KeepsA16BitState, {"accumulators in fp32"}),
-        (KeepsTheBatchSecond, {"shapes and dtypes", "packing", "states of beams"}),
+        (KeepsTheBatchSecond, {"shapes and dtypes", "packing", "states of beams"} | RESUMES),
         (GrowsItsState, {"long input"}),
         (OverflowsOnLongInputs, {"long input"}),
         (ComputesIn32Bits, {"gradients"}),

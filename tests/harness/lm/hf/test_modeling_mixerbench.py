@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, pipeline
 
 from harness.files import CHECKOUT
 from harness.lm.export import export
@@ -307,15 +307,126 @@ def test_the_file_of_a_users_own_mixer_travels_with_the_folder(tmp_path: Path, m
     assert ended.returncode == 0, ended.stderr
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@torch.no_grad()
+def test_the_vocabulary_grows_and_travels_with_the_folder(tmp_path: Path, tied: bool) -> None:
+    config = model_config("gated_deltanet", "recurrent", tie_embeddings=tied)
+    ours = finished_run(tmp_path / "run", config)
+    model, tokens = load(export(tmp_path / "run", tmp_path / "out")), torch.tensor([PROMPTS[1]])
+    assert model.get_input_embeddings() is model.model.embedding and model.get_output_embeddings() is model.model.head
+    old = config.vocab_size
+    for size, options in ((old + 3, {}), (old + 7, {"mean_resizing": False})):
+        model.resize_token_embeddings(size, **options)
+        logits = model(tokens).logits
+        assert logits.shape[-1] == size == model.config.vocab_size == model.model.config.vocab_size
+        assert torch.equal(logits[..., :old], ours(tokens)[0])
+    assert (model.model.head.weight is model.model.embedding.weight) == tied
+    # Rows without an old mean are as at initialisation; 256 draws estimate their spread to within 20 %.
+    assert model.model.embedding.weight[old + 3 :].std().item() == pytest.approx(0.02, rel=0.2)
+    model.save_pretrained(tmp_path / "larger")
+    assert torch.equal(load(tmp_path / "larger")(tokens).logits, logits)
+    model.resize_token_embeddings(old)
+    assert torch.equal(model(tokens).logits, ours(tokens)[0])
+
+
+@torch.no_grad()
+def test_the_last_logits_or_those_of_listed_positions_are_kept(one: Path) -> None:
+    model, batch = load(one / "out"), padded(PROMPTS, "left")
+    logits = model(**batch).logits
+    for kept, expected in ((0, logits), (2, logits[:, -2:]), (torch.tensor([3, 7]), logits[:, [3, 7]])):
+        torch.testing.assert_close(model(**batch, logits_to_keep=kept).logits, expected, **TOLERANCE)
+
+
+def test_a_stop_string_ends_the_text(one: Path) -> None:
+    model, tokenizer = load(one / "out"), AutoTokenizer.from_pretrained(one / "out", trust_remote_code=True)
+    options = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": None, "return_dict_in_generate": True}
+    free = model.generate(torch.tensor([PROMPTS[1]]), **options).sequences[0]
+    third = len(PROMPTS[1]) + 3
+    word = tokenizer.decode(free[third - 1 : third])
+    stopped = model.generate(torch.tensor([PROMPTS[1]]), **options, stop_strings=[word], tokenizer=tokenizer)
+    assert stopped.sequences[0].tolist() == free[:third].tolist()
+
+
+def test_the_pipeline_writes_the_texts_that_we_do(one: Path) -> None:
+    model, tokenizer = load(one / "out"), AutoTokenizer.from_pretrained(one / "out", trust_remote_code=True)
+    write = pipeline("text-generation", model=model, tokenizer=tokenizer, device="cpu", batch_size=len(TEXTS))
+    found = write(TEXTS, do_sample=False, max_new_tokens=10, return_full_text=False)
+    expected = [tokenizer.decode(ids, skip_special_tokens=True) for ids in greedy(load_trained(one / "run")[0], BOS)]
+    assert [texts[0]["generated_text"] for texts in found] == expected
+
+
+class LowRank(torch.nn.Module):
+    """A linear layer plus a product of two narrow ones, as adapters are."""
+
+    def __init__(self, base: torch.nn.Linear):
+        super().__init__()
+        self.base = base
+        self.down = torch.nn.Linear(base.in_features, 2, bias=False)
+        self.up = torch.nn.Linear(2, base.out_features, bias=False)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.base.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base(x) + self.up(self.down(x))
+
+
+@pytest.mark.parametrize("mixer", ["gdn2", "mamba2", "mamba3_mimo"])
+def test_adapters_on_every_projection_train_and_act(tmp_path: Path, mixer: str) -> None:
+    finished_run(tmp_path / "run", model_config(mixer, "hybrid"))
+    model = load(export(tmp_path / "run", tmp_path / "out")).requires_grad_(False)
+    batch = padded(PROMPTS, "left")
+    before = model(**batch).logits
+    for parent in list(model.model.blocks.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, torch.nn.Linear):
+                setattr(parent, name, LowRank(child))
+    model(**batch, labels=batch["input_ids"]).loss.backward()
+    adapters = {name: p for name, p in model.named_parameters() if ".up." in name or ".down." in name}
+    assert adapters and all(p.grad is not None and p.grad.abs().sum() > 0 for p in adapters.values())
+    assert all(p.grad is None for name, p in model.named_parameters() if name not in adapters)
+    assert model.dtype == torch.float32 and not torch.allclose(model(**batch).logits, before, atol=1e-3)
+
+
+def test_lora_of_peft_is_saved_loaded_and_merged(one: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    model, batch = load(one / "out"), padded(PROMPTS, "left")
+    settings = peft.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    adapted = peft.get_peft_model(model, settings)
+    adapted(**batch, labels=batch["input_ids"]).loss.backward()
+    trained = [p for p in adapted.parameters() if p.requires_grad]
+    assert trained and all(p.grad is not None for p in trained)
+    adapted.save_pretrained(tmp_path)
+    again = peft.PeftModel.from_pretrained(load(one / "out"), tmp_path)
+    logits = adapted(**batch).logits
+    assert torch.equal(again(**batch).logits, logits)
+    torch.testing.assert_close(again.merge_and_unload()(**batch).logits, logits, **TOLERANCE)
+
+
+@torch.no_grad()
+def test_the_cache_has_its_older_and_its_newer_name_and_unknown_arguments_are_ignored(one: Path) -> None:
+    model, tokens = load(one / "out"), torch.tensor(PROMPTS[:1])
+    expected = model(tokens).logits[:, 2:]
+    for name in ("past_key_values", "cache"):
+        before = model(tokens[:, :2], use_cache=True)
+        kept = before.cache if hasattr(before, "cache") else before.past_key_values
+        after = model(tokens[:, 2:], **{name: kept}, an_argument_of_the_next_version=torch.ones(1)).logits
+        torch.testing.assert_close(after, expected, **TOLERANCE)
+    with pytest.raises(ValueError, match="two names of one argument"):
+        model(tokens, cache=kept, past_key_values=kept)
+
+
 def test_unsupported_arguments_are_refused(one: Path) -> None:
     model, tokens = load(one / "out"), torch.tensor(PROMPTS[:1])
     cache = model(tokens, use_cache=True).past_key_values
     with pytest.raises(ValueError, match="attention_mask: shape"):
         model(tokens, attention_mask=torch.ones(1, 2))
-    with pytest.raises(ValueError, match="input_ids: 2 rows, but past_key_values has 1"):
+    with pytest.raises(ValueError, match="input_ids: 2 rows, but (cache|past_key_values) has 1"):
         model(tokens.repeat(2, 1), past_key_values=cache)
-    with pytest.raises(ValueError, match="inputs_embeds: models of mixerbench do not take it"):
-        model(tokens, inputs_embeds=torch.zeros(1, 2, 64))
+    for name in ("inputs_embeds", "position_ids", "cu_seq_lens_q", "output_hidden_states"):
+        with pytest.raises(ValueError, match=f"{name}: .*; leave it out"):
+            model(tokens, **{name: torch.ones(1, 2, 64)})
     with pytest.raises(ValueError, match="cannot forget its last tokens"):
         cache.crop(-1)
     with pytest.raises(ValueError, match="does not support activation checkpointing"):
