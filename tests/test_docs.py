@@ -13,7 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from harness.data.tokenizer import load_tokenizer
-from harness.experiments.data import DataConfig, Phase, RecallPhase
+from harness.experiments.data import DataConfig, Phase, RecallPhase, StateTrackingPhase, StateTrackingPhase
 from harness.experiments.expand import expand
 from harness.experiments.load import load_experiment
 from harness.experiments.schema import Ablation, Expected, Experiment, MixerSpec, TrainConfig
@@ -194,7 +194,7 @@ def test_files_that_the_documents_name_exist() -> None:
 def test_every_field_of_an_experiment_and_of_a_record_every_metric_figure_and_suite_is_documented() -> None:
     schema = (CHECKOUT / "docs" / "experiments.md").read_text(encoding="utf-8")
     models = (Experiment, MixerSpec, DataConfig, Phase, RecallPhase, TrainConfig, Ablation, Expected, Tuning, Choice)
-    models += (Threshold, Order, Chance)
+    models += (StateTrackingPhase, Threshold, Order, Chance)
     assert not [name for model in models for name in model.model_fields if not re.search(rf"\b{name}\b", schema)]
     results = (CHECKOUT / "docs" / "results.md").read_text(encoding="utf-8")
     results += (CHECKOUT / "docs" / "reproducibility.md").read_text(encoding="utf-8")
@@ -205,7 +205,7 @@ def test_every_field_of_an_experiment_and_of_a_record_every_metric_figure_and_su
 
 
 def test_the_experiment_in_the_documents_is_one(tmp_path: Path) -> None:
-    (text,) = re.findall(r"```yaml\n(.*?)```", (CHECKOUT / "docs" / "experiments.md").read_text("utf-8"), re.DOTALL)
+    text = re.search(r"```yaml\n(.*?)```", (CHECKOUT / "docs" / "experiments.md").read_text("utf-8"), re.DOTALL)[1]
     (tmp_path / "mine.yaml").write_text(text)
     for scale in (None, "wide"):
         runs = expand(load_experiment(tmp_path / "mine.yaml", scale=scale), 4096, "0" * 64).runs

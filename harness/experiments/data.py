@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
 
+from harness.data import state_tracking
 from harness.data.mqar import Protocol, fewest_ids
 from harness.data.mqar import shortest_row as shortest_mqar
+from harness.data.order import uniform
 from harness.data.synthetic import shortest_row
 from harness.data.tokenizer import ids_count
 from harness.experiments.closed import Closed
@@ -168,15 +174,99 @@ class RecallPhase(Closed):
         return self.model_copy(update={"mqar": tuple(sets)})
 
 
+class StateTrackingPhase(Closed):
+    """A stretch of training on one state-tracking task (harness.data.state_tracking), on bare token ids.
+
+    The rows of a step have one length, drawn for the step and alike for every seed.
+    """
+
+    state_tracking: state_tracking.Task
+    """Task of all rows. A phase with this field is of this kind."""
+
+    steps: Annotated[int, Field(ge=1, le=10**7)]
+    """Optimiser steps."""
+
+    rows: PositiveInt
+    """Rows per optimiser step."""
+
+    lengths: tuple[PositiveInt, PositiveInt]
+    """Tokens of the shortest and of the longest rows. A step's length is uniform between the two."""
+
+    curriculum: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the steps over which the longest length grows, linearly, from the shortest one to its full size."""
+
+    @field_validator("lengths")
+    @classmethod
+    def _in_order(cls, lengths: tuple[int, int]) -> tuple[int, int]:
+        if lengths[0] > lengths[1]:
+            raise ValueError(f"{list(lengths)} has its shortest length above its longest; swap them")
+        return lengths
+
+    @model_validator(mode="after")
+    def _rows_hold_a_word(self) -> StateTrackingPhase:
+        if self.lengths[0] < (least := state_tracking.shortest_row(self.state_tracking)):
+            raise ValueError(f"lengths: {self.lengths[0]} is too short for {self.state_tracking}; use at least {least}")
+        return self
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows per optimiser step."""
+        return self.rows
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all steps."""
+        return self.rows * int(step_lengths(self).sum())
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens of the longest rows."""
+        return self.lengths[1]
+
+    @property
+    def tokens_by_length(self) -> dict[int, int]:
+        """Tokens of all steps, by the length of their rows."""
+        return {length: self.rows * length * n for length, n in sorted(Counter(step_lengths(self).tolist()).items())}
+
+    def __str__(self) -> str:
+        """The phase in words."""
+        grow = f", the longest growing over {self.curriculum:.0%} of the steps" if self.curriculum else ""
+        low, high = self.lengths
+        return f"{self.steps:,} steps of {self.rows} rows of {self.state_tracking} in {low} to {high} tokens{grow}"
+
+    def scaled(self, share: float) -> StateTrackingPhase:
+        """The same phase with `share` times the steps, and at least one."""
+        return self.model_copy(update={"steps": max(1, round(share * self.steps))})
+
+
+@lru_cache(maxsize=16)
+def step_lengths(phase: StateTrackingPhase) -> NDArray[np.int64]:
+    """Tokens per row at each step, [steps]."""
+    low, high = phase.lengths
+    steps = np.arange(phase.steps)
+    grown = np.minimum(1.0, (steps + 1) / (phase.curriculum * phase.steps)) if phase.curriculum else 1.0
+    longest = low + np.floor((high - low) * grown + np.zeros(phase.steps))
+    u = uniform(f"{state_tracking.DEFINITION} {phase.state_tracking} lengths", steps, 1)[:, 0]
+    return (low + np.floor(u * (longest - low + 1))).astype(np.int64)
+
+
+AnyPhase = Phase | RecallPhase | StateTrackingPhase
+BarePhase = RecallPhase | StateTrackingPhase
+
+
 def _of_its_kind(value: Any) -> Any:
-    """A phase from plain values. Errors name its own fields, which those of a union of both kinds would not."""
-    if isinstance(value, Phase | RecallPhase):
+    """A phase from plain values. Errors name its own fields, which those of a union of all kinds would not."""
+    if isinstance(value, AnyPhase):
         return value
-    kind = RecallPhase if isinstance(value, dict) and "mqar" in value else Phase
+    named = value if isinstance(value, dict) else {}
+    kind = RecallPhase if "mqar" in named else StateTrackingPhase if "state_tracking" in named else Phase
     return kind.model_validate(value)
 
 
-AnyPhase = Phase | RecallPhase
+def _fewest_ids(phase: BarePhase) -> int:
+    if isinstance(phase, StateTrackingPhase):
+        return state_tracking.fewest_ids(phase.state_tracking)
+    return max(fewest_ids(each.pairs) for each in phase.mqar)
 
 
 class DataConfig(Closed):
@@ -195,7 +285,7 @@ class DataConfig(Closed):
         min_length=1,  # the default is not held to the length
     )
     """Phases in order, under one learning-rate schedule: mixtures of text and synthetic tasks in words, or for the
-    source `synthetic` recall on bare ids (`mqar`). Left out if nothing is trained."""
+    source `synthetic` tasks on bare ids (`mqar`, `state_tracking`). Left out if nothing is trained."""
 
     @model_validator(mode="after")
     def _source_serves_the_rows(self) -> DataConfig:
@@ -206,16 +296,16 @@ class DataConfig(Closed):
                 "tokenizer: ids:N together, or neither"
             )
         for index, phase in enumerate(self.phases):
-            if bare != isinstance(phase, RecallPhase):
-                rows = "recall on bare ids (mqar)" if isinstance(phase, RecallPhase) else "text or words"
-                use = f"use source: {SYNTHETIC} with tokenizer: ids:N" if not bare else "use phases with `mqar`"
+            if bare != isinstance(phase, BarePhase):
+                rows = "text or words" if bare else "a task on bare ids"
+                of_data = f"use source: {SYNTHETIC} with tokenizer: ids:N"
+                use = "use phases with `mqar` or `state_tracking`" if bare else of_data
                 raise ValueError(f"source: {self.source!r} has no rows for phases.{index}, {rows}; {use}")
-            for each in phase.mqar if isinstance(phase, RecallPhase) else ():
-                if ids < (least := fewest_ids(each.pairs)):
-                    raise ValueError(
-                        f"tokenizer: {self.tokenizer!r} has too few keys for the {each.pairs} pairs of phases.{index}; "
-                        f"use at least ids:{least}"
-                    )
+            if bare and ids < (least := _fewest_ids(phase)):
+                raise ValueError(
+                    f"tokenizer: {self.tokenizer!r} has too few ids for phases.{index}: {phase}; "
+                    f"use at least ids:{least}"
+                )
         return self
 
     @property

@@ -62,9 +62,9 @@ def _geometry(
     }
 
 
-def _recall(d_model: int, heads: int, head_dim: int, mlp_ratio: float = 2) -> Preset:
-    """A scale of the recall experiments: a vocabulary of a synthetic task's size, and MLP ratios between a quarter and
-    four for all mixers.
+def _bare(d_model: int, heads: int, head_dim: int, mlp_ratio: float = 2, layers: int = 2, vocab: int = 512) -> Preset:
+    """A scale of the experiments on bare ids: a vocabulary of a synthetic task's size, and MLP ratios between a quarter
+    and four for all mixers.
 
     heads, head_dim: of the delta rules and of attention. The state of heads · head_dim² floats per layer can be varied
     at one width: d_state follows it. mlp_ratio: MLP width of Gated DeltaNet-2 over d_model.
@@ -81,8 +81,8 @@ def _recall(d_model: int, heads: int, head_dim: int, mlp_ratio: float = 2) -> Pr
     )
     return Preset(
         d_model=d_model,
-        layers=2,
-        vocab_size=512,
+        layers=layers,
+        vocab_size=vocab,
         context=128,
         tie_embeddings=True,
         reference_mlp_width={"recurrent": int(mlp_ratio * d_model)},
@@ -212,13 +212,19 @@ PRESETS: dict[str, Preset] = {
         embedding_std=128**-0.5,
     ),
     # The width axis of recall.
-    **{f"recall-{d}": _recall(d, heads, head_dim) for d, heads, head_dim in ((32, 2, 16), (64, 2, 32), (128, 4, 32))},
+    **{f"recall-{d}": _bare(d, heads, head_dim) for d, heads, head_dim in ((32, 2, 16), (64, 2, 32), (128, 4, 32))},
     # The state axis of recall. A quarter leaves Mamba-3 the smallest d_state that rotates: 4, with one pair. At four
     # times the state, Gated DeltaNet-2's projections outweigh attention's by an MLP of 3.5 times the model's width, so
     # its own is narrow. There MIMO takes more FLOPs without an MLP than Gated DeltaNet-2 with one: it matches in
     # parameters only.
-    "recall-64-quarter": _recall(64, 2, 16),
-    "recall-64-fourfold": _recall(64, 2, 64, mlp_ratio=0.5),
+    "recall-64-quarter": _bare(64, 2, 16),
+    "recall-64-fourfold": _bare(64, 2, 64, mlp_ratio=0.5),
+    # State tracking: Mamba-3's widths, one layer for parity and three for the other tasks.
+    **{
+        f"tracking-{d}{'' if layers == 1 else f'-{layers}'}": _bare(d, 2, d // 2, layers=layers, vocab=128)
+        for d in (32, 64)
+        for layers in (1, 3)
+    },
     # The models of Zoology's and Based's recall experiments; Based has convolutions of width 3 before its mixers.
     **{f"zoology-{d}": _without_mlps(d, layers=2, context=512) for d in (64, 128, 256, 512)},
     **{f"based-{d}": _without_mlps(d, layers=1, context=1024) for d in (64, 128, 256)},

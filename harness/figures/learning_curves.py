@@ -41,6 +41,6 @@ def read_curves(runs: Mapping[Path, RunConfig]) -> pd.DataFrame:
 
 
 def _task_order(name: str) -> tuple[str, int]:
-    """By task, then by difficulty as a number: `mqar@8` comes before `mqar@16`."""
+    """By task, then by difficulty as a number, where it has one: `mqar@8` comes before `mqar@16`."""
     task, _, difficulty = name.partition("@")
-    return task, int(difficulty)
+    return task, int(difficulty or 0)

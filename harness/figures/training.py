@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from harness.data.state_tracking import TASKS, states
 from harness.figures.numbers import caption, heading, lines
 from harness.figures.style import BAND, CHANCE, LEVEL, Look, drawing, legend, looks, panels
 from harness.records.metrics import METRICS
@@ -95,19 +96,20 @@ def learning(frame: pd.DataFrame) -> Figure:
         for name, look in looks(zip(frame["line"], frame["mixer"], strict=True)).items()
     }
     (chance,) = CHANCE.values()
+    names = CHANCE if all(name.startswith(f"{ACCURACY}mqar") for name in tasks) else {"chance": chance}
     with drawing():
-        figure, axs = panels(len(presets), len(tasks), 1.5, drawn | CHANCE, sharex="col", sharey=True)
+        figure, axs = panels(len(presets), len(tasks), 1.5, drawn | names, sharex="col", sharey=True)
         for preset, row in zip(presets, axs, strict=True):
             for name, axes in zip(tasks, row, strict=True):
                 task, _, difficulty = name.removeprefix(ACCURACY).partition("@")
-                if task == "mqar":
-                    axes.axhline(100 / int(difficulty), color=chance.color, linestyle=chance.linestyle, linewidth=1)
+                if choices := int(difficulty) if task == "mqar" else states(task) if task in TASKS else 0:
+                    axes.axhline(100 / choices, color=chance.color, linestyle=chance.linestyle, linewidth=1)
                 axes.axhline(100 * LEVEL, color="#999999", linewidth=0.6)
                 for line, own in frame[frame["preset"] == preset].groupby("line", sort=False):
                     tokens, values = together(own, name)
                     _learned(axes, tokens, 100 * values, drawn[line])
                 if preset == presets[0]:
-                    axes.set_title(f"{difficulty} pairs" if task == "mqar" else f"{task} @{difficulty}")
+                    axes.set_title(f"{difficulty} pairs" if task == "mqar" else name.removeprefix(ACCURACY))
                 if preset == presets[-1]:
                     axes.set_xlabel("tokens seen")
             row[0].set_ylabel(f"{preset}\naccuracy, %")
@@ -119,7 +121,7 @@ def learning(frame: pd.DataFrame) -> Figure:
             else:
                 axes.xaxis.set_major_locator(MaxNLocator(4))
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        legend(figure, drawn | CHANCE)
+        legend(figure, drawn | names)
         seeds = frame["seed"].nunique()
         over = "one seed" if seeds == 1 else "mean over seeds, band ± one standard error over seeds"
         figure.suptitle(f"on the rows of training, before each step; {over}; grey: {LEVEL:.0%}")

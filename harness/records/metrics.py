@@ -54,6 +54,7 @@ METRICS: dict[str, Metric] = {
     "bits_per_byte": Metric("bits/byte", higher_is_better=False, least=0),
     "acc": Metric("acc", higher_is_better=True, percent=True),
     "acc_norm": Metric("acc_n", higher_is_better=True, percent=True),
+    "scaled_acc": Metric("scaled acc", higher_is_better=True, percent=True, least=-1),  # of two states, all wrong
     "acc_by_position": Metric("acc by position", higher_is_better=True, percent=True, detail=True),
     "acc_by_distance": Metric("acc by distance", higher_is_better=True, percent=True, detail=True),
     "stale": Metric("stale", higher_is_better=False, percent=True),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SUITES = ("language", "ruler", "retrieval", "recall", "mqar", "throughput", "decode")
+SUITES = ("language", "ruler", "retrieval", "recall", "mqar", "state_tracking", "throughput", "decode")
 """Built-in suites, in the order in which tables show them; those from outside follow."""
 
 

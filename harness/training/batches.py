@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from harness.data import corpus, mqar, synthetic
+from harness.data import corpus, mqar, state_tracking, synthetic
 from harness.data.prepare import prepare
 from harness.data.shards import INDEX, TokenData
 from harness.data.tokenizer import load_tokenizer, tokenizer_hash
-from harness.experiments.data import SYNTHETIC, DataConfig
+from harness.experiments.data import SYNTHETIC, DataConfig, RecallPhase, StateTrackingPhase
 from harness.experiments.run_config import RunConfig
 from harness.files import file_sha256
 from harness.training.distributed import ALONE, World
-from harness.training.schedule import Position, position
+from harness.training.schedule import position
 
 
 class Rows(NamedTuple):
@@ -40,8 +40,8 @@ def step_rows(config: RunConfig, step: int, tokenizer: Any, data: TokenData | No
     at = position(config.data, config.seed, step)
     total = at.phase.rows_per_step
     begin, end = (total * rank // world.size for rank in (world.rank, world.rank + 1))
-    if at.turn is not None:
-        return _recall_rows(at, begin, end, len(tokenizer))
+    if at.bare is not None:
+        return Rows(*map(torch.from_numpy, at.bare.draw(begin, end, len(tokenizer))))
     parts, before = [], 0
     for task, count in at.phase.rows.items():
         first, last = max(begin - before, 0), min(end - before, count)
@@ -52,13 +52,6 @@ def step_rows(config: RunConfig, step: int, tokenizer: Any, data: TokenData | No
     # A single part needs no copy.
     tokens, counted = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
     return Rows(tokens[:, :-1], tokens[:, 1:], counted)
-
-
-def _recall_rows(at: Position, begin: int, end: int, vocab: int) -> Rows:
-    """Rows `begin` … `end` - 1 of a step of a recall phase."""
-    numbers = at.turn.numbers(at.phase.rows, begin, end)
-    drawn = mqar.draw(at.turn.of.pairs, at.seq_len, vocab, at.phase.protocol, at.turn.stream, numbers)
-    return Rows(*(torch.from_numpy(part) for part in (drawn.inputs, drawn.targets, drawn.counted)))
 
 
 class BatchLoader:
@@ -98,7 +91,11 @@ def data_sha256(config: DataConfig) -> str:
     if config.source == "embedded":
         content: Any = corpus.fingerprint()
     elif config.source == SYNTHETIC:
-        content = mqar.DEFINITION
+        kinds = {type(phase) for phase in config.phases}
+        definitions = [state_tracking.DEFINITION] if StateTrackingPhase in kinds else []
+        # Without phases, as for models that are only timed, the definition is that of recall.
+        definitions += [mqar.DEFINITION] if RecallPhase in kinds or not kinds else []
+        content = definitions if len(definitions) > 1 else definitions[0]
     else:
         index = Path(config.source) / INDEX
         if not index.is_file():

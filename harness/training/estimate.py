@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import pandas as pd
 
 from harness.experiments.matching import meta_model
 from harness.experiments.run_config import RunConfig
-from harness.model.language_model import ModelConfig, ModelCost
+from harness.model.language_model import LanguageModel, ModelConfig, ModelCost
 from harness.training.checkpoint import KEEP, kept_steps
 from harness.training.distributed import Sharding
 
@@ -73,10 +73,9 @@ def estimate(
     parameters = costs[0].non_embedding_params + costs[0].embedding_params
     seconds, measured = flops / (tflops * 1e12 * utilisation), False
     if records is not None and device is not None:
-        model_of = (config.preset, config.mixer, config.layout)
-        rates = [measured_rate(records, device, *model_of, seq_len) for seq_len, _ in tokens]
-        if None not in rates:
-            seconds, measured = sum(seen / rate for (_, seen), rate in zip(tokens, rates, strict=True)), True
+        rates = measured_rates(records, device, config.preset, config.mixer, config.layout)
+        if all(seq_len in rates for seq_len, _ in tokens):
+            seconds, measured = sum(seen / rates[seq_len] for seq_len, seen in tokens), True
     return Estimate(
         training_flops=flops,
         device_hours=seconds / 3600,
@@ -121,20 +120,24 @@ def multiples_below(limit: int, stride: int, most: int) -> range:
     return range(stride * max(1, count - most + 1), limit, stride)
 
 
-def measured_rate(
-    records: pd.DataFrame, device: str, preset: str, mixer: str, layout: str, seq_len: int
-) -> float | None:
-    """Training throughput in tokens per second, in rows of `seq_len` tokens, as the suite `throughput` measured it on a
-    device of this name with the fastest batch size. None if it was not measured."""
-    wanted = {"suite": "throughput", "metric": "train_tokens_per_second", "device": device, "length": seq_len}
+def measured_rates(records: pd.DataFrame, device: str, preset: str, mixer: str, layout: str) -> dict[int, float]:
+    """Training throughput in tokens per second by row length, as the suite `throughput` measured it on a device of this
+    name with the fastest batch size."""
+    wanted = {"suite": "throughput", "metric": "train_tokens_per_second", "device": device}
     wanted |= {"preset": preset, "mixer": mixer, "layout": layout}
     matching = records
     for column, value in wanted.items():
         matching = matching[matching[column] == value]
-    return None if matching.empty else float(matching["value"].max())
+    return {int(length): float(value) for length, value in matching.groupby("length")["value"].max().items()}
 
 
 @cache
 def _cost(model: str, seq_len: int) -> ModelCost:
-    """Cost of a model, given as JSON, at a row length. Cached over seeds: laying out a large model takes a while."""
-    return meta_model(ModelConfig.model_validate_json(model)).cost(seq_len)
+    """Cost of a model, given as JSON, at a row length. Cached over seeds."""
+    return _laid_out(model).cost(seq_len)
+
+
+@lru_cache(maxsize=64)
+def _laid_out(model: str) -> LanguageModel:
+    """A model, given as JSON, on the meta device. Cached over lengths: laying out a large model takes a while."""
+    return meta_model(ModelConfig.model_validate_json(model))

@@ -8,31 +8,83 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.data import mqar, state_tracking
 from harness.data.order import permute
-from harness.experiments.data import AnyPhase, DataConfig, Phase, RecallPhase, RecallSet
+from harness.experiments.data import (
+    AnyPhase,
+    DataConfig,
+    Phase,
+    RecallPhase,
+    RecallSet,
+    StateTrackingPhase,
+    step_lengths,
+)
 from harness.experiments.schema import TrainConfig
+
+Arrays = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]
+"""Inputs, targets, and which targets count, each [rows, tokens]."""
 
 
 @dataclass(frozen=True)
-class Turn:
+class RecallStep:
     """One step of a recall phase: step `number` of the steps that draw from the set `of`, counted over all epochs.
 
     stream: name of the phase's rows (harness.data.mqar.draw).
     """
 
+    phase: RecallPhase
     of: RecallSet
     number: int
     stream: str
 
-    def numbers(self, rows: int, begin: int, end: int) -> NDArray[np.int64]:
-        """Numbers of the rows `begin` … `end` - 1 among the `rows` of this step, [end - begin].
+    @property
+    def task(self) -> str:
+        """The rows' task and difficulty, by which learning curves are kept apart."""
+        return self.of.task
 
-        Each epoch reads the set's examples in an order of its own, and goes on with its first ones to fill its last
-        step.
+    def numbers(self, begin: int, end: int) -> NDArray[np.int64]:
+        """Numbers of the rows `begin` … `end` - 1 of the step among the set's examples, [end - begin].
+
+        Each epoch reads the examples in an order of its own, and goes on with its first ones to fill its last step.
         """
+        rows = self.phase.rows
         epoch, step = divmod(self.number, self.of.steps(rows))
         places = np.arange(step * rows + begin, step * rows + end, dtype=np.int64) % self.of.examples
         return permute(places, self.of.examples, f"{self.stream} {self.of.task} {epoch}")
+
+    def draw(self, begin: int, end: int, vocab: int) -> Arrays:
+        """Rows `begin` … `end` - 1 of the step."""
+        numbers = self.numbers(begin, end)
+        drawn = mqar.draw(self.of.pairs, self.of.seq_len, vocab, self.phase.protocol, self.stream, numbers)
+        return drawn.inputs, drawn.targets, drawn.counted
+
+    def __str__(self) -> str:
+        """The rows in words."""
+        return f"{self.phase.rows} rows of {self.task}, step {self.number} of that set"
+
+
+@dataclass(frozen=True)
+class StateTrackingStep:
+    """Step `number` of a phase of state tracking, in rows of `seq_len` tokens. stream: as for RecallStep."""
+
+    phase: StateTrackingPhase
+    seq_len: int
+    number: int
+    stream: str
+
+    @property
+    def task(self) -> str:
+        """The rows' task, by which learning curves are kept apart."""
+        return self.phase.state_tracking
+
+    def draw(self, begin: int, end: int, vocab: int) -> Arrays:
+        """Rows `begin` … `end` - 1 of the step."""
+        first = self.number * self.phase.rows
+        return state_tracking.draw(self.task, self.seq_len, self.stream, np.arange(first + begin, first + end))
+
+    def __str__(self) -> str:
+        """The rows in words."""
+        return f"{self.phase.rows} rows of {self.task} in {self.seq_len} tokens, step {self.number}"
 
 
 @dataclass(frozen=True)
@@ -40,8 +92,8 @@ class Position:
     """The place of a step in the schedule.
 
     phase: phase that the step belongs to. first: first step of that phase. tokens: tokens seen by the end of the step.
-    seq_len: tokens per row of the step. rows: rows of text and of tasks in words seen before the step, by task. turn:
-    the step's place in a recall phase; None in others.
+    seq_len: tokens per row of the step. rows: rows of text and of tasks in words seen before the step, by task. bare:
+    the step's rows where they are drawn on bare ids, else None.
     """
 
     phase: AnyPhase
@@ -49,7 +101,7 @@ class Position:
     tokens: int
     seq_len: int
     rows: dict[str, int]
-    turn: Turn | None = None
+    bare: RecallStep | StateTrackingStep | None = None
 
     @property
     def step_tokens(self) -> int:
@@ -59,13 +111,11 @@ class Position:
     @property
     def alike(self) -> bool:
         """Whether all steps of the phase draw from the same rows, so that their losses can be compared."""
-        return isinstance(self.phase, Phase) or len(self.phase.mqar) == 1
+        return isinstance(self.phase, Phase) or (isinstance(self.phase, RecallPhase) and len(self.phase.mqar) == 1)
 
     def __str__(self) -> str:
         """The rows of the step in words."""
-        if self.turn is None:
-            return f"rows {self.phase.rows} from {self.rows}"
-        return f"{self.phase.rows} rows of {self.turn.of.task}, step {self.turn.number} of that set"
+        return f"rows {self.phase.rows} from {self.rows}" if self.bare is None else str(self.bare)
 
 
 def position(config: DataConfig, seed: int, step: int) -> Position:
@@ -85,9 +135,14 @@ def position(config: DataConfig, seed: int, step: int) -> Position:
             if isinstance(phase, Phase):
                 return Position(phase, first, tokens + (left + 1) * phase.tokens_per_step, phase.seq_len, rows)
             stream = f"train {seed} {index}"
+            if isinstance(phase, StateTrackingPhase):
+                lengths = step_lengths(phase)
+                bare = StateTrackingStep(phase, int(lengths[left]), left, stream)
+                seen = tokens + phase.rows * int(lengths[: left + 1].sum())
+                return Position(phase, first, seen, bare.seq_len, rows, bare)
             turns = _turns(phase, stream)
-            turn = Turn(phase.mqar[turns.sets[left]], int(turns.numbers[left]), stream)
-            return Position(phase, first, tokens + int(turns.tokens[left]), turn.of.seq_len, rows, turn)
+            step_of = RecallStep(phase, phase.mqar[turns.sets[left]], int(turns.numbers[left]), stream)
+            return Position(phase, first, tokens + int(turns.tokens[left]), step_of.of.seq_len, rows, step_of)
         tokens += sum(phase.tokens_by_length.values())
         left -= phase.steps
     raise ValueError(f"step: {step} is past the last of {config.steps} steps")

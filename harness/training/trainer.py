@@ -199,7 +199,7 @@ class Trainer:
             with self._reduced_if(number == self.pieces):
                 with self._autocast():
                     inputs = (each.to(self.device) for each in part)
-                    summed, right = self.loss(*inputs, scored=at.turn is not None)
+                    summed, right = self.loss(*inputs, scored=at.bare is not None)
                 # DDP and FSDP average gradients over the processes, but the step needs their sum.
                 (summed * self.world.size / targets).backward()
             local_loss += summed.item() / targets
@@ -214,8 +214,8 @@ class Trainer:
                 group["lr"] = rate
             self.optimizer.step()
             self._record_loss(loss, at)
-            if at.turn is not None:
-                task = at.turn.of.task
+            if at.bare is not None:
+                task = at.bare.task
                 right, asked = self.answers.get(task, (0, 0))
                 # A new dictionary: a checkpoint that is being written may hold the old one.
                 self.answers = self.answers | {task: (right + int(hits), asked + targets)}

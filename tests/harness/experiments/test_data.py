@@ -24,6 +24,8 @@ def test_a_phase_is_of_the_kind_whose_fields_it_has() -> None:
     data = DataConfig(**BARE, phases=[RECALL | {"protocol": "zoology"}])
     assert DataConfig.model_validate(data.model_dump(mode="json")) == data
 
+TRACKING = {"state_tracking": "modular_brackets", "steps": 30, "rows": 8, "lengths": [2, 8], "curriculum": 0.5}
+
 
 @pytest.mark.parametrize(
     ("data", "message"),
@@ -48,8 +50,14 @@ def test_a_phase_is_of_the_kind_whose_fields_it_has() -> None:
         (BARE | {"tokenizer": "ids:x"}, r"data: tokenizer: 'ids:x' names no number of ids"),
         (
             BARE | {"tokenizer": "ids:17", "phases": [RECALL]},
-            r"'ids:17' has too few keys for the 8 pairs of phases.0; ",
+            r"'ids:17' has too few ids for phases.0: .*; use at least ids:18",
         ),
+        (BARE | {"tokenizer": "ids:10", "phases": [TRACKING]}, r"'ids:10' has too few ids for phases.0: .*ids:11"),
+        (BARE | {"phases": [TRACKING | {"state_tracking": "s4"}]}, r"data.phases.0.state_tracking: .*'parity'"),
+        (BARE | {"phases": [TRACKING | {"lengths": [9, 8]}]}, r"data.phases.0.lengths: \[9, 8\] has its shortest"),
+        (BARE | {"phases": [TRACKING | {"lengths": [1, 8]}]}, r"lengths: 1 is too short for modular_brackets; use"),
+        (BARE | {"phases": [TRACKING | {"curriculum": 1.5}]}, r"data.phases.0.curriculum: .*\(got 1.5\)"),
+        (BARE | {"phases": [TRACKING | {"steps": 10**12}]}, r"data.phases.0.steps: .*10000000"),
     ],
 )
 def test_wrong_data_are_named_with_field_value_and_remedy(tmp_path: Path, data: dict[str, Any], message: str) -> None:
@@ -96,3 +104,8 @@ def test_protocol_sets_and_epochs_identify_a_run(tmp_path: Path) -> None:
     assert run_id(protocol="separated", epochs=1) == first
     others = [run_id(protocol="zoology"), run_id(epochs=2), run_id(rows=128), run_id(mqar=[ONE])]
     assert len({first, *others}) == 5
+
+
+def test_a_share_of_state_tracking_has_a_share_of_its_steps() -> None:
+    phase = DataConfig(**BARE, phases=[TRACKING]).scaled(0.4).phases[0]
+    assert phase.steps == 12 and phase.tokens == sum(phase.tokens_by_length.values())

@@ -99,9 +99,9 @@ def test_rows_of_recall_are_those_drawn_for_the_step_and_are_shared_in_order_of_
         at = position(config.data, config.seed, step)
         whole = step_rows(config, step, tokenizer, None)
         assert whole.inputs.shape == whole.targets.shape == (16, at.seq_len)
-        assert (whole.counted.sum(1) == at.turn.of.pairs).all()
-        numbers = at.turn.numbers(16, 0, 16)
-        drawn = mqar.draw(at.turn.of.pairs, at.seq_len, 32, "separated", "train 0 0", numbers)
+        assert (whole.counted.sum(1) == at.bare.of.pairs).all()
+        numbers = at.bare.numbers(0, 16)
+        drawn = mqar.draw(at.bare.of.pairs, at.seq_len, 32, "separated", "train 0 0", numbers)
         for ours, expected in zip(whole, (drawn.inputs, drawn.targets, drawn.counted), strict=True):
             assert (ours.numpy() == expected).all()
         shares = [step_rows(config, step, tokenizer, None, World(r, 4, r)) for r in range(4)]
@@ -119,6 +119,9 @@ def test_synthetic_data_are_identified_by_their_ids_and_by_the_definition_of_the
     data = recall_config().data
     first = data_sha256(data)
     assert data_sha256(data.model_copy(update={"tokenizer": "ids:34"})) != first
+    tracking = {"state_tracking": "parity", "steps": 2, "rows": 4, "lengths": [2, 4]}
+    other = DataConfig(source="synthetic", tokenizer=data.tokenizer, phases=[tracking])
+    assert data_sha256(other) != first
     monkeypatch.setattr(mqar, "DEFINITION", "mqar 2")
     assert data_sha256(data) != first
 

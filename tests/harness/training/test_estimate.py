@@ -19,7 +19,7 @@ from harness.experiments.schema import DataConfig, TrainConfig
 from harness.model.language_model import ModelConfig, build_model
 from harness.training import checkpoint
 from harness.training.distributed import divide
-from harness.training.estimate import estimate, held_bytes, measured_rate
+from harness.training.estimate import estimate, held_bytes, measured_rates
 from harness.training.optim import build_optimizer
 from harness.training.wrappers import MaskedLoss, masked_loss
 
@@ -169,9 +169,9 @@ def speeds(*changes: dict) -> pd.DataFrame:
 def test_a_measured_rate_is_of_the_same_device_model_and_length_and_of_the_fastest_batch() -> None:
     model = ("cpu-600k", "attention", "attention")
     records = speeds({}, {"value": 300.0}, {"metric": "mfu", "value": 900.0}, {"mixer": "kda", "value": 900.0})
-    assert measured_rate(records, "H100", *model, 127) == 300.0
-    others = [("A100", *model, 127), ("H100", *model, 63), ("H100", "125m", *model[1:], 127)]
-    assert [measured_rate(records, *other) for other in others] == [None] * 3
+    records = pd.concat([records, speeds({"length": 63, "value": 50.0})])
+    assert measured_rates(records, "H100", *model) == {127: 300.0, 63: 50.0}
+    assert measured_rates(records, "A100", *model) == measured_rates(records, "H100", "125m", *model[1:]) == {}
 
 
 def test_hours_are_measured_if_every_phase_has_a_rate_and_else_follow_from_the_flops() -> None:
