@@ -13,7 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from harness.data.tokenizer import load_tokenizer
-from harness.experiments.data import DataConfig, Phase, RecallPhase, StateTrackingPhase, StateTrackingPhase
+from harness.experiments.data import DataConfig, Phase, RecallPhase, StateTrackingPhase
 from harness.experiments.expand import expand
 from harness.experiments.load import load_experiment
 from harness.experiments.schema import Ablation, Expected, Experiment, MixerSpec, TrainConfig
