@@ -23,6 +23,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness.files import partial_path
 from harness.records.metrics import METRICS, Metric
 from harness.records.record import (
     KEY,
@@ -79,7 +80,7 @@ def write_records(run_dir: Path, unit: str, records: Sequence[Record]) -> Path:
 
 def _write_lines(target: Path, lines: Iterable[str]) -> Path:
     """Write lines to a temporary file next to `target` and flush it to disk. A failure removes the file."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = partial_path(target)
     try:
         with temporary.open("w", encoding="utf-8") as file:
             for line in lines:

@@ -3,11 +3,23 @@
 import hashlib
 import os
 import resource
+import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from harness.files import CHECKOUT, atomic, atomic_folder, cache_dir, file_sha256, read_json, write_atomic, write_json
+from harness.files import (
+    CHECKOUT,
+    atomic,
+    atomic_folder,
+    cache_dir,
+    file_sha256,
+    partial_path,
+    read_json,
+    write_atomic,
+    write_json,
+)
 
 
 def test_a_reader_sees_the_old_content_until_the_new_is_whole(tmp_path: Path) -> None:
@@ -55,7 +67,7 @@ def test_a_target_that_cannot_be_replaced_is_named(tmp_path: Path) -> None:
 
 def test_processes_that_write_the_same_file_use_temporary_files_of_their_own(tmp_path: Path) -> None:
     with atomic(tmp_path / "file") as file:
-        assert Path(file.name).name == f"file.{os.getpid()}.partial"
+        assert Path(file.name).name == f".file.{socket.gethostname()}.{os.getpid()}.partial"
 
 
 def test_json_comes_back(tmp_path: Path) -> None:
@@ -124,3 +136,17 @@ def test_a_folder_that_somebody_has_made_meanwhile_stays_as_it_is(tmp_path: Path
         (tmp_path / "out" / "a").write_text("theirs")
     assert (tmp_path / "out" / "a").read_text() == "theirs"
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+def test_what_killed_processes_of_this_host_left_is_cleared_and_nothing_else(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    host = socket.gethostname()
+    mine, theirs = f".a.{host}.{os.getpid()}.partial", f".a.elsewhere.{ended.pid}.partial"
+    for name in (f".a.b.{host}.{ended.pid}.partial", mine, theirs, f"a.{host}.{ended.pid}.partial"):
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / f".folder.{host}.{ended.pid}.partial" / "inside").mkdir(parents=True)
+    write_atomic(tmp_path / "file", b"whole")
+    left = {mine, theirs, f"a.{host}.{ended.pid}.partial", "file"}
+    assert {path.name for path in tmp_path.iterdir()} == left
+    assert partial_path(tmp_path / "a").name == mine
