@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 
-from harness.data.tokenizer import load_tokenizer
 from harness.experiments.matching import meta_model
 from harness.experiments.presets import preset
 from harness.experiments.schema import DataConfig, Experiment
@@ -23,6 +22,7 @@ from harness.records.store import load, load_samples, write_records
 from harness.records.units import suite_of
 from harness.run_folder import Collection, RunFolder, run_of_records
 from harness.tables.collection import write_table
+from harness.training.inputs import run_tokenizer
 from mixers.registry import mixer_config
 from slurm.plan import RunPlan, plan, selections
 from suites.registry import stored_config, suite
@@ -95,7 +95,7 @@ def trained_on(folder: Path) -> str:
 
 def mixture(data: DataConfig) -> str:
     """The training data, phase by phase, in words."""
-    return f"{data.source} data; " + ", then ".join(map(str, data.phases))
+    return f"{Path(data.source).name} data; " + ", then ".join(map(str, data.phases))
 
 
 def collect(plans: list[RunPlan], out: Path, command: str) -> tuple[pd.DataFrame, list[str]]:
@@ -152,7 +152,7 @@ def _baselines(plans: list[RunPlan], command: str) -> list[Path]:
             key = evaluation.key(run.config.data_sha256)
             folder = RunFolder(run.folder.parent / f"{baseline.name}-{key[:8]}")
             if folder.read_done(unit) != key:
-                measurements = baseline.measure(load_tokenizer(run.config.data.tokenizer))
+                measurements = baseline.measure(run_tokenizer(run.folder, run.config))
                 birth = provenance(key, "cpu", "float64", backend="none", command=command)
                 row = {"run": baseline.name, "label": baseline.label, "mixer": baseline.name, "layout": BASELINE}
                 row |= {"preset": run.config.preset, "seed": 0}

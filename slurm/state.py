@@ -187,6 +187,6 @@ def _reached(folder: Path, unit: str) -> str:
     if unit == TRAIN:
         try:
             return max(json.loads(RunFolder(folder).checkpoint_index.read_bytes()), default="")
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError):
             return ""
     return str(sum(path.stat().st_size for path in RunFolder(folder).all_answers(unit)))

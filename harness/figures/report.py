@@ -79,7 +79,7 @@ def report(folder: Path, experiment: Experiment, columns: list[str] | None = Non
     records = load(folder)
     runs = Collection(folder).read_runs()
     drawn, lacking = _figures(folder, columns)
-    pages = [path.read_text() for path in sorted(folder.glob("table*.html"))]
+    pages = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("table*.html"))]
     truths = dict.fromkeys(section for page in pages for section in TRUTHS_SECTION.findall(page))  # all pages have them
     tables = [TRUTHS_SECTION.sub("", page) for page in pages]
     files = Collection(folder)

@@ -70,11 +70,9 @@ class Collection:
 
     def read_curves(self) -> pd.DataFrame:
         """Training metrics of all runs. Raises ValueError if there are none."""
-        import pandas as pd
-
         if not self.curves.is_file():
             raise ValueError(f"{self.curves}: no training curves there; run collect again")
-        return pd.read_parquet(self.curves)
+        return read_parquet(self.curves)
 
     def read_samples(self) -> list[Any]:
         """Pairs of a record's key and its per-sample scores; empty if none were collected."""
@@ -112,6 +110,16 @@ class Collection:
         if not isinstance(rows, list):
             raise ValueError(f"{path}: damaged, not a list; run collect again")
         return rows
+
+
+def read_parquet(path: Path) -> pd.DataFrame:
+    """A collected data frame. Raises ValueError naming the file if it is damaged."""
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
+        raise ValueError(f"{path}: damaged ({' '.join(str(error).split())}); run collect again") from None
 
 
 def collection_of(runs_root: Path, experiment: str) -> Collection:

@@ -65,9 +65,16 @@ def _index(folder: Path) -> dict[str, dict[str, Any]]:
         return {}
     except ValueError as error:
         raise CheckpointError(str(error)) from None
-    if not isinstance(index, dict) or not all(isinstance(entry, dict) and "step" in entry for entry in index.values()):
+    if not isinstance(index, dict) or not all(map(_is_entry, index.values())):
         raise CheckpointError(f"{path}: damaged, no list of checkpoints; {remedy}")
     return index
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether a value of an index describes a checkpoint."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+        return False
+    return isinstance(entry.get("sha256"), str) or isinstance(entry.get("files"), dict)
 
 
 def save(run_dir: Path, step: int, content: Content, milestones: int | None = None) -> Path:
@@ -356,7 +363,7 @@ def _stored(path: Path) -> dict[str, Any]:
 
 
 def _reader(path: Path) -> Any:
-    """A reader of a sharded checkpoint that builds nothing but its metadata: torch's own unpickles whatever is there."""
+    """A reader of a sharded checkpoint. Torch's own would unpickle whatever its metadata name."""
     from torch.distributed import checkpoint as dcp
     from torch.distributed.checkpoint import metadata
 
@@ -378,14 +385,14 @@ def _unpickled(path: Path) -> Any:
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     except Exception as error:  # a damaged pickle raises anything
-        raise CheckpointError(f"{path}: damaged, no metadata of a checkpoint ({error}); {_RETRAIN}") from None
+        raise CheckpointError(f"{path}: no metadata of a checkpoint ({error}); {_RETRAIN}") from None
     if not hasattr(found, "state_dict_metadata"):
-        raise CheckpointError(f"{path}: damaged, no metadata of a checkpoint; {_RETRAIN}")
+        raise CheckpointError(f"{path}: no metadata of a checkpoint; {_RETRAIN}")
     return found
 
 
 class _MetadataUnpickler(pickle.Unpickler):
-    """An unpickler of the classes in a checkpoint's metadata. A pickle may name any function to call."""
+    """An unpickler of a checkpoint's metadata, and of nothing else: a pickle may name any function to call."""
 
     def find_class(self, module: str, name: str) -> Any:
         if name not in METADATA_CLASSES.get(module, ()):

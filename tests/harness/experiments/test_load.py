@@ -31,7 +31,7 @@ def test_a_scale_changes_the_fields_it_names_deeply_and_overrides_come_last(tmp_
     whole, tiny = load_experiment(path), load_experiment(path, scale="tiny")
     assert (whole.name, whole.preset, whole.train.lr) == ("small", "cpu-1m", 1e-3)
     assert (tiny.name, tiny.preset, tiny.train.lr, tiny.train.clip) == ("small-tiny", "cpu-600k", 1e-2, 0.5)
-    assert (tiny.data.tokenizer, len(tiny.data.phases), tiny.data.tokens) == ("own.json", 1, 512)
+    assert (tiny.data.tokenizer, len(tiny.data.phases), tiny.data.tokens) == (str(tmp_path / "own.json"), 1, 512)
     assert tiny.suites == {"ruler": {"lengths": [320], "samples": 9}}
     assert load_experiment(path, ["train.lr=3e-4"], "tiny").train.lr == 3e-4
 
