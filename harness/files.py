@@ -32,11 +32,12 @@ def partial_path(path: Path) -> Path:
     folder = path.parent
     if folder not in _cleared and folder.is_dir():
         _cleared.add(folder)
-        _clear_leftovers(folder)
+        clear_leftovers(folder)
     return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
 
 
-def _clear_leftovers(folder: Path) -> None:
+def clear_leftovers(folder: Path) -> None:
+    """Remove the temporary files and folders in a folder whose process, of this host, has ended."""
     left = re.compile(rf"\..*\.{re.escape(socket.gethostname())}\.(\d+)\.partial")
     for path in folder.glob(".*.partial"):
         match = left.fullmatch(path.name)

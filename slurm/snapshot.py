@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.experiments.schema import Experiment
-from harness.files import CHECKOUT, atomic_folder, cache_dir, write_json
+from harness.files import CHECKOUT, atomic_folder, cache_dir, clear_leftovers, write_json
 from harness.records.provenance import SNAPSHOT, git_state
 from harness.run_folder import Submission, code_folder, submissions_folder
 from mixers.plugins import files_beside
@@ -90,6 +90,8 @@ def open_submission(experiment: Experiment, plans: Sequence[RunPlan], runs_root:
             break
         except FileExistsError:
             folder = folder.with_name(f"{experiment.name}-{stamp}-{attempt}")
+    for earlier in submissions_folder(runs_root).glob(f"{experiment.name}-*"):
+        clear_leftovers(earlier)  # nobody writes there again
     submission = Submission(folder)
     submission.write_experiment(experiment.model_dump(mode="json", exclude_defaults=True))
     tried = {trial.folder for trial in trials(plans)}
