@@ -115,7 +115,8 @@ def collect(plans: list[RunPlan], out: Path, command: str) -> tuple[pd.DataFrame
     frame = load(files, unreadable=unreadable)
     of_runs = {path for path in unreadable if run_of_records(path) in {run.folder for run in plans}}
     if frame.empty or len(of_runs) < len(unreadable):
-        raise ValueError(next(reason for path, reason in unreadable.items() if frame.empty or path not in of_runs))
+        reasons = (reason for path, reason in unreadable.items() if frame.empty or path not in of_runs)
+        raise ValueError(next(reasons, f"{files[0]}: holds no records; delete it and submit again"))
     labels = {run.config.run_id: run.config.label for run in plans}
     frame["label"] = frame["run"].map(labels).fillna(frame["label"])
     scores = load_samples([path for path in files if path not in unreadable])

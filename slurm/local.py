@@ -221,7 +221,9 @@ def here(jobs: Sequence[Job]) -> None:
         in_turn(jobs)
     except SystemExit:
         raise KeyboardInterrupt from None
-    except Exception:
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # a mixer or a suite may raise anything
         log.debug("a job failed", exc_info=True)
 
 

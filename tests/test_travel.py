@@ -90,7 +90,7 @@ def test_a_replaced_tokenizer_changes_no_number_and_a_damaged_copy_is_named(home
     sound = kept.read_bytes()
     kept.write_text(json.dumps(definition), "utf-8")
     result = cli.invoke(app, [*EVAL, str(run)])
-    assert result.exit_code == 2 and "tokenizer: not the tokenizer that the run was trained with" in result.stderr
+    assert result.exit_code == 2 and "tokenizer.json: not the tokenizer that the run was trained with" in result.stderr
     kept.write_bytes(sound)
     (home / "tok.json").write_bytes(original)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from harness.data.tokenizer import load_tokenizer
 from harness.experiments.matching import matched_config
@@ -23,19 +24,30 @@ def load_trained(run_dir: Path, trust: bool = False) -> tuple[LanguageModel, Run
     Raises ValueError if the folder holds no run, if training has not finished, if the weights are not those that the
     run ended with, or if its mixer's code is not trusted.
     """
-    folder, path = RunFolder(run_dir), checkpoint.latest(run_dir)
-    config, summary = read_config(run_dir), folder.read_summary()
-    if summary is None or path is None:
-        raise ValueError(f"{run_dir}: the run is not trained to its end; submit or train it first")
-    content = checkpoint.load(path)
-    if checkpoint.digest(content["model"]) != summary.weights_sha256:
-        raise checkpoint.CheckpointError(
-            f"{path}: not the weights that the run ended with; delete {folder.summary} and submit it again"
-        )
+    config, content = read_config(run_dir), finished_checkpoint(run_dir)
     load_mixer(run_dir, config, trust)
     model = LanguageModel(config.model)
     model.load_state_dict(content["model"])
     return model.eval(), config
+
+
+def finished_checkpoint(run_dir: Path) -> dict[str, Any]:
+    """The content of the checkpoint that a finished run ended with.
+
+    Raises ValueError if training has not finished, or if the weights are not those that the run ended with.
+    """
+    folder = RunFolder(run_dir)
+    summary = folder.read_summary()
+    if summary is None:
+        raise ValueError(f"{run_dir}: the run is not trained to its end; submit or train it first")
+    again = f"delete {folder.summary} and submit it again"
+    path = checkpoint.latest(run_dir)
+    if path is None:
+        raise checkpoint.CheckpointError(f"{folder.checkpoint_index}: lists no checkpoint of a finished run; {again}")
+    content = checkpoint.load(path)
+    if checkpoint.digest(content["model"]) != summary.weights_sha256:
+        raise checkpoint.CheckpointError(f"{path}: not the weights that the run ended with; {again}")
+    return content
 
 
 def load_lm(folder: Path, trust: bool = False) -> MixerLM:

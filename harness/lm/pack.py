@@ -13,6 +13,7 @@ from typing import BinaryIO
 from harness.data.tokenizer import load_tokenizer
 from harness.experiments.run_config import read_config
 from harness.files import atomic, atomic_folder, partial_path
+from harness.lm.load import finished_checkpoint
 from harness.run_folder import RunFolder
 from harness.training import checkpoint
 from harness.training.batches import data_sha256
@@ -25,13 +26,9 @@ def pack(run_dir: Path, out: Path | None = None) -> Path:
     Raises ValueError if the run is not trained, its weights are not those that it ended with, or its tokenizer cannot
     be had.
     """
-    config, folder = read_config(run_dir), RunFolder(run_dir)
-    summary, path = folder.read_summary(), checkpoint.latest(run_dir)
-    if summary is None or path is None:
-        raise ValueError(f"{run_dir}: the run is not trained to its end; submit or train it first")
-    content = checkpoint.load(path)
-    if checkpoint.digest(content["model"]) != summary.weights_sha256:
-        raise checkpoint.CheckpointError(f"{path}: not the weights that the run ended with; submit it again")
+    config, folder, content = read_config(run_dir), RunFolder(run_dir), finished_checkpoint(run_dir)
+    summary = folder.read_summary()
+    assert summary is not None
     if not folder.inputs.is_file():  # a run of a version that kept none
         if data_sha256(config.data) != config.data_sha256:
             raise ValueError(f"data: not those that {run_dir} was trained on; put them and their tokenizer back")

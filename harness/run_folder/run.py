@@ -217,7 +217,8 @@ class RunFolder:
     def read_done(self, unit: str) -> str | None:
         """Key of the evaluation whose records lie here; None if there are none."""
         try:
-            return self.done(unit).read_text(errors="replace").strip()  # a damaged key matches no evaluation
+            # A damaged key matches no evaluation.
+            return self.done(unit).read_text(encoding="utf-8", errors="replace").strip()
         except FileNotFoundError:
             return None
 
@@ -248,7 +249,7 @@ class RunFolder:
                 event = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            if isinstance(event, dict):
+            if isinstance(event, dict) and isinstance(event.get("event"), str):
                 events.append(event)
         return events
 

@@ -48,7 +48,11 @@ def keep_inputs(config: RunConfig, run_dir: Path, tokenizer: PreTrainedTokenizer
     if ids_count(config.data.tokenizer) is None:  # else its name says all
         shutil.rmtree(folder.tokenizer, ignore_errors=True)
         with atomic_folder(folder.tokenizer) as partial:
-            tokenizer.save_pretrained(str(partial))
+            try:
+                tokenizer.save_pretrained(str(partial))
+            except Exception as error:  # the tokenizers library raises bare Exception for a full disk
+                reason = f"cannot be written ({error}); free space or fix the permissions, then run again"
+                raise OSError(f"{folder.tokenizer}: {reason}") from None
             if tokenizer_hash(PreTrainedTokenizerFast.from_pretrained(str(partial))) != inputs["tokenizer"]:
                 raise ValueError(
                     f"data.tokenizer: {config.data.tokenizer!r} is another tokenizer when it is read back; convert it "
@@ -69,16 +73,17 @@ def run_tokenizer(run_dir: Path, config: RunConfig) -> PreTrainedTokenizerFast:
     if ids_count(config.data.tokenizer) is not None or not folder.inputs.is_file():
         return load_tokenizer(config.data.tokenizer)
     inputs = folder.read_inputs()
-    if not (folder.tokenizer / "tokenizer.json").is_file():
-        raise ValueError(f"{folder.tokenizer}: the run's tokenizer is missing; {_RESTORE}")
+    path = folder.tokenizer / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(f"{path}: the run's tokenizer is missing; {_RESTORE}")
     try:
         # Not AutoTokenizer, which looks for code that a configuration names.
         tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder.tokenizer))
         known = tokenizer_hash(tokenizer)
     except Exception as error:  # the tokenizers library raises bare Exception
-        raise ValueError(f"{folder.tokenizer}: damaged ({error}); {_RESTORE}") from None
+        raise ValueError(f"{path}: damaged ({' '.join(str(error).split())}); {_RESTORE}") from None
     if combined_sha256(inputs["data"], known) != config.data_sha256:
-        raise ValueError(f"{folder.tokenizer}: not the tokenizer that the run was trained with; {_RESTORE}")
+        raise ValueError(f"{path}: not the tokenizer that the run was trained with; {_RESTORE}")
     return tokenizer
 
 

@@ -1,5 +1,6 @@
 """Files are written whole or not at all; damaged JSON is named; where the checkout and the cache lie."""
 
+import ast
 import hashlib
 import os
 import resource
@@ -20,6 +21,7 @@ from harness.files import (
     write_atomic,
     write_json,
 )
+from tests.layout import FLOORS
 
 
 def test_a_reader_sees_the_old_content_until_the_new_is_whole(tmp_path: Path) -> None:
@@ -136,6 +138,31 @@ def test_a_folder_that_somebody_has_made_meanwhile_stays_as_it_is(tmp_path: Path
         (tmp_path / "out" / "a").write_text("theirs")
     assert (tmp_path / "out" / "a").read_text() == "theirs"
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+def test_files_of_text_are_opened_in_utf8_by_name() -> None:
+    """The encoding of a locale may be another."""
+    unnamed = [
+        f"{path.relative_to(CHECKOUT)}:{call.lineno}"
+        for path in [CHECKOUT / "run.py", *(p for floor in FLOORS[1:] for p in (CHECKOUT / floor).rglob("*.py"))]
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and opens_text(call)
+        if not any(keyword.arg == "encoding" for keyword in call.keywords)
+    ]
+    assert not unnamed
+
+
+def opens_text(call: ast.Call) -> bool:
+    """Whether a call opens a file as text: open(...), path.open(...), path.read_text() or path.write_text(...)."""
+    mode = next((a.value for a in call.args[:2] if isinstance(a, ast.Constant) and isinstance(a.value, str)), "r")
+    if isinstance(call.func, ast.Name):
+        return call.func.id == "open" and "b" not in mode
+    if not isinstance(call.func, ast.Attribute):
+        return False
+    module = isinstance(call.func.value, ast.Name) and call.func.value.id in ("os", "tarfile", "gzip", "zipfile")
+    return call.func.attr in ("read_text", "write_text") or (
+        call.func.attr == "open" and not module and "b" not in mode
+    )
 
 
 def test_what_killed_processes_of_this_host_left_is_cleared_and_nothing_else(tmp_path: Path) -> None:
