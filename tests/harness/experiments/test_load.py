@@ -65,3 +65,23 @@ def test_a_file_that_is_not_a_mapping_is_named(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- gdn2\n")
     with pytest.raises(ValueError, match=r"list.yaml: expected a mapping of fields, got list"):
         load_experiment(tmp_path / "list.yaml")
+
+
+def test_paths_of_a_file_are_relative_to_it_and_those_of_overrides_to_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    (there / "tok").mkdir(parents=True)
+    here.mkdir()
+    monkeypatch.chdir(here)
+    scales = {"big": {"data": {"source": "more"}}}
+    path = write(there, data=BASE["data"] | {"source": "data", "tokenizer": "tok"}, mixer_files=["m.py"], scales=scales)
+    loaded, big = load_experiment(path), load_experiment(path, scale="big")
+    assert loaded.data.source == str(there / "data") and loaded.data.tokenizer == str(there / "tok")
+    assert loaded.mixer_files == [str(there / "m.py")] and big.data.source == str(there / "more")
+    changed = load_experiment(
+        path, ["data.source=../x", "data.tokenizer=TinyLlama/TinyLlama_v1.1", "mixer_files=[o.py]"]
+    )
+    assert changed.data.source == str(tmp_path / "x") and changed.mixer_files == [str(here / "o.py")]
+    assert changed.data.tokenizer == "TinyLlama/TinyLlama_v1.1"
+    assert load_experiment(write(there)).data.source == "embedded"
