@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -119,7 +120,9 @@ def schema(
 
 
 def main() -> None:
-    """Entry point of the console script `mixerbench`."""
+    """Entry point of the console script `mixerbench`. A character that the terminal cannot show becomes `?`."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")
     app()
 
 

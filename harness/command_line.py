@@ -24,6 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 data_app = typer.Typer(help="Training data and evaluation data.", no_args_is_help=True, rich_markup_mode=None)
+runs_app = typer.Typer(help="Folders of runs.", no_args_is_help=True, rich_markup_mode=None)
 bench_app = typer.Typer(help="Benchmarks.", no_args_is_help=True, rich_markup_mode=None)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a field of the experiment: a.b=value.")]
@@ -32,10 +33,14 @@ SuiteFiles = Annotated[list[Path] | None, typer.Option("--suite-file", help="A P
 RunsRoot = Annotated[Path, typer.Option("--runs", help="Where runs live.")]
 Experiment = Annotated[str, typer.Argument(help="An experiment file, or the name of one.")]
 Scale = Annotated[str | None, typer.Option("--scale", help="One of the experiment's other scales.")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Run the code in the run's folder that defines its mixer; read it before.")
+]
 Collection = Annotated[Path | None, typer.Option("--out", help="Where collect wrote; what is made goes there.")]
 RUNS = Path("runs")
 
 app.add_typer(data_app, name="data")
+app.add_typer(runs_app, name="runs")
 app.add_typer(bench_app, name="bench")
 
 
@@ -52,6 +57,8 @@ def errors() -> Iterator[None]:
         fail(error, 1)
     except Exception as error:
         fail(RuntimeError(f"{type(error).__name__}: {error}"), 1)
+    except SystemExit as error:  # code of a mixer, a suite or a library; commands end by typer.Exit
+        fail(RuntimeError(f"code that the command ran called sys.exit({error.code!r}); let it raise an error"), 1)
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command continues", err=True)
         raise typer.Exit(1) from None
@@ -75,6 +82,12 @@ def this_command() -> str:
 
 def load_mixers(files: list[Path] | None) -> list[str]:
     """Register the mixers of `--mixer-file`; returns their names."""
+    if not files:
+        return []
+    from harness.training.inputs import trusted
     from mixers.registry import load_file
 
-    return [name for file in files or [] for name in load_file(file)]
+    names = [name for file in files for name in load_file(file)]
+    for file in files:
+        trusted(file)
+    return names

@@ -16,10 +16,12 @@ from harness.command_line import (
     MixerFiles,
     RunsRoot,
     Scale,
+    Trust,
     app,
     errors,
     load_mixers,
     print_result,
+    runs_app,
 )
 from harness.run_folder import collection_of
 
@@ -121,13 +123,14 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(help="How many tokens.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, max=2**62, help="Of the sampling.")] = 0,
+    trust: Trust = False,
 ) -> None:
     """Continue a text with a trained run, decoding from its recurrent state."""
     from harness.lm.generate import generate_text
     from harness.lm.load import load_lm
 
     with errors():
-        lm = load_lm(run)
+        lm = load_lm(run, trust)
         typer.echo(generate_text(lm.model, lm.tokenizer, prompt, max_new_tokens, temperature=temperature, seed=seed))
 
 
@@ -135,12 +138,38 @@ def generate(
 def export(
     run: Annotated[Path, typer.Option(help="The folder of a trained run.")],
     out: Annotated[Path, typer.Option(help="The folder to write.")],
+    trust: Trust = False,
 ) -> None:
     """Write a trained run as a folder that transformers' AutoModelForCausalLM and AutoTokenizer load."""
     from harness.lm.export import export as write
 
     with errors():
-        typer.echo(write(run, out))
+        typer.echo(write(run, out, trust))
+
+
+@runs_app.command("pack")
+def pack_(
+    run: Annotated[Path, typer.Argument(help="The folder of a trained run.")],
+    out: Annotated[Path | None, typer.Option(help="The file to write; <run>.tar by default.")] = None,
+) -> None:
+    """Pack all that is needed to evaluate a run elsewhere into one file: weights, tokenizer, code of its mixer,
+    configuration, records and provenance."""
+    from harness.lm.pack import pack
+
+    with errors():
+        typer.echo(pack(run, out))
+
+
+@runs_app.command("unpack")
+def unpack_(
+    file: Annotated[Path, typer.Argument(help="A file made by `runs pack`.")],
+    runs: RunsRoot = RUNS,
+) -> None:
+    """Unpack a packed run into a folder of runs. Runs no code: see --trust of `eval`, `generate` and `export`."""
+    from harness.lm.pack import unpack
+
+    with errors():
+        typer.echo(unpack(file, runs))
 
 
 @app.command()
@@ -214,6 +243,7 @@ def figure(
     run: Annotated[Path | None, typer.Option(help="gates: the folder of a trained Gated DeltaNet-2 run.")] = None,
     prompt: Annotated[str, typer.Option(help="gates: needle, or a task of recall.")] = "needle",
     size: Annotated[int, typer.Option(help="gates: the prompt's tokens, or the task's difficulty.")] = 64,
+    trust: Trust = False,
     out: Collection = None,
     runs: RunsRoot = RUNS,
     scale: Scale = None,
@@ -229,7 +259,7 @@ def figure(
 
             if run is None:
                 raise ValueError("--run: gates are drawn from a model; give the folder of a trained gdn2 run")
-            paths = write_gates(target, load_lm(run), prompt, size)
+            paths = write_gates(target, load_lm(run, trust), prompt, size)
         else:
             paths = write_figure(target, what, column)
         for path in paths:

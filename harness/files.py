@@ -5,10 +5,13 @@ Every other module writes through here, so that a crash, an interrupt or a full 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +19,45 @@ from typing import Any, BinaryIO
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 """The folder that holds `harness/`: a checkout of the project, or site-packages of an installed wheel."""
+
+
+_cleared: set[Path] = set()
+
+
+def partial_path(path: Path) -> Path:
+    """The temporary name, next to `path`, under which this process writes a file or a folder: .NAME.HOST.PID.partial.
+
+    Leftovers in the same folder are removed first, once per process: those whose process, of this host, has ended.
+    """
+    folder = path.parent
+    if folder not in _cleared and folder.is_dir():
+        _cleared.add(folder)
+        clear_leftovers(folder)
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove the temporary files and folders in a folder whose process, of this host, has ended."""
+    left = re.compile(rf"\..*\.{re.escape(socket.gethostname())}\.(\d+)\.partial")
+    for path in folder.glob(".*.partial"):
+        match = left.fullmatch(path.name)
+        if match is None or _alive(int(match[1])):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):  # another process may clear at the same time
+                path.unlink()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # somebody else's process, or a number that no process can have
+        return True
+    return True
 
 
 @contextmanager
@@ -26,7 +68,7 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
     that names `path` and the remedy.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = partial_path(path)
     try:
         with open(partial, "wb") as file:
             yield file
@@ -61,7 +103,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     If the block raises, the folder is removed. Raises OSError if `path` has been made meanwhile.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_path(path)
     partial.mkdir(parents=True)
     try:
         yield partial

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import sys
 import types
@@ -21,6 +22,8 @@ class SourceFile(Protocol):
 
 
 File = TypeVar("File", bound=SourceFile)
+OURS = ("mixers", "harness", "suites", "slurm", "run")
+"""Packages of this project, which a file in the checkout's own folder does not import from beside it."""
 
 
 @contextmanager
@@ -43,7 +46,7 @@ def load_packages(kind: str, load: Callable[[EntryPoint], None], *registries: di
         try:
             with whole_or_not_at_all(*registries):
                 load(point)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             warnings.warn(
                 f"{kind}s of {point.dist.name if point.dist else 'a package'} left out: {group} entry point "
                 f"{point.name} = {point.value}: {type(error).__name__}: {error}",
@@ -64,13 +67,17 @@ def load_file(
 
     files: the file of each name that came from one; the new ones are added, as `described(path=…, sha256=…)`. Content
     that is loaded already is not run again. built_in: names that the file may import, which are not its own. hint: how
-    to register. Raises ValueError if the file is missing, raises, registers nothing, or takes a name that is taken.
+    to register. The file may import modules from beside it.
+
+    Raises ValueError if the file is missing, raises or exits, registers nothing, takes a name that is taken, or imports
+    a module from beside it whose name is another one's in this process.
     """
     path = Path(path).resolve()
     if not path.is_file():
         raise ValueError(f"{kind}_file: {path} is missing; give the path of a Python file")
     source = path.read_bytes()
     sha256 = hashlib.sha256(source).hexdigest()
+    _require_free_names(kind, path)
     if names := [name for name, file in files.items() if file.sha256 == sha256]:
         return names
     before = {*registries[0], *built_in}
@@ -79,12 +86,15 @@ def load_file(
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
     try:
-        with whole_or_not_at_all(*registries):
+        with whole_or_not_at_all(*registries), _importable(path.parent):
             exec(compile(source, str(path), "exec"), module.__dict__)
             names = [name for name in registries[0] if name not in before]
             if not names:
                 raise ValueError(f"registers no {kind}; {hint}")
-    except Exception as error:
+    except KeyboardInterrupt:
+        del sys.modules[module.__name__]
+        raise
+    except BaseException as error:  # sys.exit() in the file, too
         del sys.modules[module.__name__]
         loaded = any(file.path == str(path) for file in files.values())
         remedy = "; it has changed since this process loaded it: start a new one" if loaded else ""
@@ -92,6 +102,69 @@ def load_file(
         raise ValueError(f"{kind}_file: {path}: {name}{error}{remedy}") from error
     files.update(dict.fromkeys(names, described(path=str(path), sha256=sha256)))
     return names
+
+
+def files_beside(path: Path) -> list[Path]:
+    """A Python file, and the files beside it that it imports, directly or through one another; packages with all their
+    modules. Sorted but for `path`, which comes first."""
+    path = path.resolve()
+    found: dict[Path, None] = {}
+    left = [path]
+    while left:
+        file = left.pop()
+        if file in found:
+            continue
+        found[file] = None
+        for name in _imported(file):
+            module, package = path.parent / f"{name}.py", path.parent / name
+            if name in OURS or name in sys.stdlib_module_names:
+                continue
+            if (package / "__init__.py").is_file():
+                left += package.rglob("*.py")
+            elif module.is_file():
+                left.append(module)
+    return [path, *sorted(found.keys() - {path})]
+
+
+def _imported(file: Path) -> set[str]:
+    """Top names that a file imports anywhere in it; none if it is not Python."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):  # whoever runs it says so
+        return set()
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {each.name.partition(".")[0] for each in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def _require_free_names(kind: str, path: Path) -> None:
+    """Raise ValueError if a module beside a file has the name of another one that this process has imported."""
+    for file in files_beside(path)[1:]:
+        name = ".".join(file.relative_to(path.parent).with_suffix("").parts).removesuffix(".__init__")
+        known = getattr(sys.modules.get(name), "__file__", None)
+        if known is None or Path(known).resolve() == file:
+            continue
+        if not Path(known).is_file() or Path(known).read_bytes() != file.read_bytes():
+            raise ValueError(
+                f"{kind}_file: {path} imports {file}, but this process has imported another {name} from {known}; "
+                "rename one of them, or start a new process"
+            )
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Import from a folder first, as a script in it would; afterwards last, for imports inside functions."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
 
 
 def require_unchanged(kind: str, file: SourceFile, defines: str, planned: str, otherwise: str) -> None:

@@ -19,7 +19,7 @@ def main(array: str, index: str, code: str, terminated: str) -> int:
     array: JSON file with [run folder, unit] of every task of the job array. index: the task's. code: the job's exit
     status. terminated: "1" if the job received SIGTERM.
     """
-    folder, unit = json.loads(Path(array).read_text())[int(index)]
+    folder, unit = json.loads(Path(array).read_text(encoding="utf-8"))[int(index)]
     return 0 if settle(Path(folder), unit, int(code), terminated == "1") else 1
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 
-from harness.data.tokenizer import load_tokenizer
 from harness.experiments.matching import meta_model
 from harness.experiments.presets import preset
 from harness.experiments.schema import DataConfig, Experiment
@@ -23,6 +22,7 @@ from harness.records.store import load, load_samples, write_records
 from harness.records.units import suite_of
 from harness.run_folder import Collection, RunFolder, run_of_records
 from harness.tables.collection import write_table
+from harness.training.inputs import run_tokenizer
 from mixers.registry import mixer_config
 from slurm.plan import RunPlan, plan, selections
 from suites.registry import stored_config, suite
@@ -95,7 +95,7 @@ def trained_on(folder: Path) -> str:
 
 def mixture(data: DataConfig) -> str:
     """The training data, phase by phase, in words."""
-    return f"{data.source} data; " + ", then ".join(map(str, data.phases))
+    return f"{Path(data.source).name} data; " + ", then ".join(map(str, data.phases))
 
 
 def collect(plans: list[RunPlan], out: Path, command: str) -> tuple[pd.DataFrame, list[str]]:
@@ -115,7 +115,8 @@ def collect(plans: list[RunPlan], out: Path, command: str) -> tuple[pd.DataFrame
     frame = load(files, unreadable=unreadable)
     of_runs = {path for path in unreadable if run_of_records(path) in {run.folder for run in plans}}
     if frame.empty or len(of_runs) < len(unreadable):
-        raise ValueError(next(reason for path, reason in unreadable.items() if frame.empty or path not in of_runs))
+        reasons = (reason for path, reason in unreadable.items() if frame.empty or path not in of_runs)
+        raise ValueError(next(reasons, f"{files[0]}: holds no records; delete it and submit again"))
     labels = {run.config.run_id: run.config.label for run in plans}
     frame["label"] = frame["run"].map(labels).fillna(frame["label"])
     scores = load_samples([path for path in files if path not in unreadable])
@@ -152,7 +153,7 @@ def _baselines(plans: list[RunPlan], command: str) -> list[Path]:
             key = evaluation.key(run.config.data_sha256)
             folder = RunFolder(run.folder.parent / f"{baseline.name}-{key[:8]}")
             if folder.read_done(unit) != key:
-                measurements = baseline.measure(load_tokenizer(run.config.data.tokenizer))
+                measurements = baseline.measure(run_tokenizer(run.folder, run.config))
                 birth = provenance(key, "cpu", "float64", backend="none", command=command)
                 row = {"run": baseline.name, "label": baseline.label, "mixer": baseline.name, "layout": BASELINE}
                 row |= {"preset": run.config.preset, "seed": 0}

@@ -181,7 +181,7 @@ def _submit(loaded: Any, plans: list[Any], cluster: str, parallel: int, runs: Pa
     if parallel < 1:
         raise ValueError(f"--parallel: {parallel} runs at a time; give at least 1")
     if not dry_run and any(run.missing for run in plans):
-        check(loaded)
+        check(loaded, plans, runs)
     if cluster in ("local", "debug"):
         return _run_here(loaded, plans, cluster, parallel, runs, dry_run)
     from slurm.probe import problems

@@ -50,8 +50,8 @@ LEAVE_SIGNAL = SlurmJobEnvironment._usr_sig()
 """The signal to save and leave: SIGUSR2, unless submitit's environment variable names another."""
 
 
-class Leave(BaseException):
-    """Raised when a process is told to leave. Not an Exception, so that no handler takes it for a failure."""
+class Leave(KeyboardInterrupt):
+    """Raised when a process is told to leave: an interrupt, so that no handler takes it for a failure."""
 
 
 class Notice:
@@ -114,9 +114,14 @@ class Job(Checkpointable):
             except KeyboardInterrupt:
                 self._ended(world, "terminated", "interrupted")
                 raise
-            except Exception as error:
+            except BaseException as error:
                 kind = type(error).__name__
-                self._ended(world, "failed", " ".join(str(error).split()) or kind, kind)
+                reason = " ".join(str(error).split()) or kind
+                if isinstance(error, SystemExit):  # of a mixer or a suite: nothing of ours ends the process here
+                    reason = f"code that it ran called sys.exit({error.code!r})"
+                self._ended(world, "failed", reason, kind)
+                if isinstance(error, SystemExit):
+                    raise RuntimeError(f"{self.folder}: {self.unit}: {reason}") from error
                 raise
             if world.first:
                 write_status(self.folder, self.unit, "done")
@@ -232,14 +237,16 @@ class MeasureJob(Job):
 class PrepareJob(Job):
     """Freeze everything that the other jobs of a submission read: tokenizer, training data and the suites' data.
 
-    folder: the submission's, with its experiment.yaml.
+    folder: the submission's, with its experiment.yaml. trained: see suites.prefetch.prefetch.
     """
+
+    trained: Path | None = None
 
     def done(self) -> bool:
         return Submission(self.folder).prepared.exists()
 
     def work(self, notice: Notice) -> None:
-        _, items = prefetch(load_experiment(Submission(self.folder).experiment), self.beat())
+        _, items = prefetch(load_experiment(Submission(self.folder).experiment), self.beat(), self.trained)
         if lacking := [str(item) for item in items if item.sha256 is None]:
             raise RuntimeError(
                 f"{'; '.join(lacking)}: cannot be had here; run `python run.py prefetch` where there is internet"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
@@ -22,7 +23,7 @@ from harness.run_folder import RunFolder, Submission, Summary
 from harness.training.distributed import Sharding, join_world
 from harness.training.train import train
 from harness.training.trainer import TrainingInterrupted
-from slurm.jobs import in_turn, run_jobs
+from slurm.jobs import Job, in_turn, run_jobs
 from slurm.plan import RunPlan, trials
 from slurm.queue import Queue
 from slurm.snapshot import environment, open_submission, snapshot
@@ -31,12 +32,15 @@ from slurm.status import overview, planned
 from slurm.trials import DIVERGED, Unfinished, chosen_config, decide, failure, settled
 from suites.units import TRAIN, missing
 
+log = logging.getLogger(__name__)
+
 POLL = 0.5
 """Seconds between two looks at the running jobs."""
 PRINT_INTERVAL = 15
 """Seconds between two progress reports on an output that is not a terminal."""
 
-Running = tuple[RunPlan, list[str], "submitit.Job[None]", int]
+Running = tuple[RunPlan, list[str], "submitit.Job[None] | None", int]
+"""A run in progress: its units, its job (None in this process, where it has ended by now), and its slot."""
 
 
 def run_experiment(
@@ -103,7 +107,7 @@ def run_plan(
         os.environ.update(environment(code))  # submitit's local jobs take this process's variables
     waiting, running = list(plans), []
     over: set[Path] = set()
-    executors = [_executor(cluster, logs, slot) for slot in range(parallel)]
+    executors = [] if cluster == "debug" else [_executor(logs, slot) for slot in range(parallel)]
     try:
         while waiting or running:
             begun = False
@@ -120,15 +124,14 @@ def run_plan(
                     waiting.remove(run)
                     slot = min(set(range(parallel)) - {slot for *_, slot in running})
                     jobs = run_jobs(run, units, command)
-                    running.append((run, units, executors[slot].submit(in_turn, jobs), slot))
+                    job = executors[slot].submit(in_turn, jobs) if executors else here(jobs)
+                    running.append((run, units, job, slot))
                     begun = True
             still: list[Running] = []
             for run, units, job, slot in running:
-                if cluster != "debug" and not job.done():
+                if job is not None and not job.done():
                     still.append((run, units, job, slot))
                     continue
-                if cluster == "debug":
-                    job.exception()  # submitit's debug jobs run here
                 unfinished = [unit for unit in _left(run) if unit in units]
                 # Ask the run's folder, not the job: submitit would wait for the result of a job that was killed.
                 if not unfinished or settle(run.folder, unfinished[0], None) or _failed(run):
@@ -138,7 +141,7 @@ def run_plan(
             if running or (waiting and not begun):  # a debug job has ended by now
                 time.sleep(POLL)
     finally:
-        _stop([job for _, _, job, _ in running])
+        _stop([job for _, _, job, _ in running if job is not None])
         for name in os.environ.keys() - before.keys():
             del os.environ[name]
         os.environ.update(before)
@@ -210,10 +213,23 @@ def _stop(jobs: Sequence[submitit.Job[None]]) -> None:
             time.sleep(0.1)
 
 
-def _executor(cluster: str, logs: Path, slot: int) -> submitit.Executor:
+def here(jobs: Sequence[Job]) -> None:
+    """Do several jobs in this process. A failure is in the run's folder; a request to leave raises KeyboardInterrupt.
+
+    submitit's DebugExecutor would open a debugger, and do an interrupted job anew.
+    """
+    try:
+        in_turn(jobs)
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # a mixer or a suite may raise anything
+        log.debug("a job failed", exc_info=True)
+
+
+def _executor(logs: Path, slot: int) -> submitit.Executor:
     """The executor of one of the parallel slots. Each slot has its own GPU if there are enough."""
-    if cluster == "debug":
-        return submitit.DebugExecutor(logs)
     executor = submitit.LocalExecutor(logs)
     # Jobs of a sweep can take days; submitit's default limit is minutes.
     executor.update_parameters(timeout_min=60 * 24 * 30)

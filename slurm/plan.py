@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.data.synthetic import recall_words
-from harness.data.tokenizer import load_tokenizer
 from harness.experiments.expand import expand
 from harness.experiments.run_config import RunConfig
 from harness.experiments.schema import Experiment
 from harness.experiments.tuning import Tuned, Values
 from harness.records.units import suite_of
 from harness.run_folder import ChoiceFile, choice_file
-from harness.training.batches import data_sha256, open_data
+from harness.training.batches import open_data
+from harness.training.inputs import find_data, trusted
 from harness.training.metrics_log import require_tracker
 from suites.registry import check as check_suite
 from suites.registry import evaluations, load_files, suite, suite_config
-from suites.units import Evaluation, missing
+from suites.units import TRAIN, Evaluation, missing
 
 
 @dataclass(frozen=True)
@@ -60,27 +60,34 @@ def trials(plans: Iterable[RunPlan]) -> list[RunPlan]:
     return list({trial.config.run_id: trial for s in selections(plans) for trial in s.trials}.values())
 
 
-def check(experiment: Experiment) -> None:
-    """Check everything that training and evaluation need and `plan` does not look at.
+def check(experiment: Experiment, plans: Sequence[RunPlan], runs_root: Path) -> None:
+    """Check everything that what is missing needs and `plan` does not look at.
 
     Raises ValueError if the training data are unsound or too short, if data of a suite are missing, or if the tracker
-    is not installed. Writes the shards of the embedded corpus if they do not exist yet. Checks nothing for an
-    experiment without training.
+    is not installed. Writes the shards of the embedded corpus if they do not exist yet. Does not look at the training
+    data if all is trained, and checks nothing for an experiment without training.
     """
     if not experiment.data.phases:
         return
-    require_tracker(experiment.train)
-    tokenizer = load_tokenizer(experiment.data.tokenizer)
-    data = open_data(experiment.data)
-    for phase in experiment.data.phases if data is not None else ():
-        if "text" in phase.rows:
-            data.windows("train", phase.seq_len)
-        if phase.rows.keys() - {"text"}:
-            recall_words(tokenizer)
+    tokenizer, _ = find_data(experiment.data, runs_root)
+    if untrained(plans):
+        require_tracker(experiment.train)
+        data = open_data(experiment.data)
+        for phase in experiment.data.phases if data is not None else ():
+            if "text" in phase.rows:
+                data.windows("train", phase.seq_len)
+            if phase.rows.keys() - {"text"}:
+                recall_words(tokenizer)
     for name, options in experiment.suites.items():
         check_suite(name, options, tokenizer)
     if experiment.tuning is not None:
         check_suite(experiment.tuning.choose.suite, _validation_options(experiment), tokenizer)
+
+
+def untrained(plans: Iterable[RunPlan]) -> list[RunPlan]:
+    """The runs that are still to be trained, and before them their trials."""
+    plans = list(plans)
+    return [run for run in (*trials(plans), *plans) if TRAIN in run.missing]
 
 
 def plan(experiment: Experiment, runs_root: Path) -> list[RunPlan]:
@@ -98,8 +105,8 @@ def plan(experiment: Experiment, runs_root: Path) -> list[RunPlan]:
         validation = evaluations(experiment.tuning.choose.suite, _validation_options(experiment))
     if experiment.data.phases:
         asked = {unit: evaluation.options for unit, evaluation in validation.items()}
-        vocab_size = len(load_tokenizer(experiment.data.tokenizer))
-        expansion = expand(experiment, vocab_size, data_sha256(experiment.data), asked)
+        tokenizer, data_sha256 = find_data(experiment.data, runs_root)
+        expansion = expand(experiment, len(tokenizer), data_sha256, asked)
     elif units and all(evaluation.fresh for evaluation in units.values()):
         expansion = expand(experiment, None, "none")
     else:
@@ -107,6 +114,9 @@ def plan(experiment: Experiment, runs_root: Path) -> list[RunPlan]:
             ", ".join(dict.fromkeys(suite_of(u) for u in units if not units[u].fresh)) or "an experiment without suites"
         )
         raise ValueError(f"data.phases: none, and {needing} needs trained models; say what they are trained on")
+
+    for file in experiment.mixer_files:  # they have run by now, as the user asked
+        trusted(file)
 
     def planned(config: RunConfig, units: dict[str, Evaluation], selection: Selection | None = None) -> RunPlan:
         folder = runs_root / config.run_id

@@ -21,7 +21,7 @@ from harness.data.prepare import finish, work_folder
 from harness.data.shards import INDEX
 from harness.data.tokenise import JOBS, Preparation
 from harness.data.workers import do_parts
-from harness.files import write_atomic
+from harness.files import read_json, write_atomic
 from slurm.probe import array_limit, problems
 from slurm.profile import Profile, load_profile, sbatch_parameters
 from slurm.queue import NAME, Queue, ask
@@ -106,7 +106,7 @@ def submit(out: Path, profile: Profile, jobs: int, runs_root: Path) -> list[str]
 def _queued(preparation: Preparation) -> list[str]:
     """Ids of the last submission's jobs that are still in the queue, sorted."""
     try:
-        ids = json.loads((preparation.folder / JOBS).read_bytes())
+        ids = read_json(preparation.folder / JOBS, "see `squeue` for its jobs, then delete it")
     except FileNotFoundError:
         return []
     if (known := Queue.read().jobs) is None:

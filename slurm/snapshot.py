@@ -10,6 +10,7 @@ runs/submissions/<name>-<time>/experiment.yaml   the resolved experiment
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -23,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.experiments.schema import Experiment
-from harness.files import CHECKOUT, atomic_folder, cache_dir, write_atomic, write_json
+from harness.files import CHECKOUT, atomic_folder, cache_dir, clear_leftovers, write_json
 from harness.records.provenance import SNAPSHOT, git_state
 from harness.run_folder import Submission, code_folder, submissions_folder
+from mixers.plugins import files_beside
 from slurm.plan import RunPlan, trials
 
 PARTS = ("run.py", "pyproject.toml", "harness", "mixers", "suites", "slurm")
@@ -34,7 +36,8 @@ PARTS = ("run.py", "pyproject.toml", "harness", "mixers", "suites", "slurm")
 def snapshot(runs_root: Path, checkout: Path = CHECKOUT) -> Path:
     """Copy the project's code into `runs_root/code`, once per content; returns the copy's folder.
 
-    In a git checkout, copies the files that git tracks or would track; elsewhere, everything but bytecode.
+    In a git checkout, copies the files that git tracks or would track; elsewhere, or where git does not answer,
+    everything but bytecode.
     """
     files = _files(checkout)
     commit, dirty = git_state(checkout)
@@ -60,8 +63,10 @@ def _files(checkout: Path) -> list[str]:
     """Paths of the code relative to the checkout, sorted."""
     if (checkout / ".git").exists():
         listed = ["git", "-C", str(checkout), "ls-files", "-z", "--cached", "--others", "--exclude-standard", *PARTS]
-        out = subprocess.run(listed, capture_output=True, text=True, check=True).stdout
-        return sorted(f for f in set(out.split("\0")) if f and (checkout / f).is_file())
+        # Without git, and in a checkout that git refuses because it is somebody else's, every file counts.
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            out = os.fsdecode(subprocess.run(listed, capture_output=True, check=True).stdout)
+            return sorted(f for f in set(out.split("\0")) if f and (checkout / f).is_file())
     found = [p for part in PARTS for p in [checkout / part, *(checkout / part).rglob("*")]]
     return sorted(str(p.relative_to(checkout)) for p in found if p.is_file() and "__pycache__" not in p.parts)
 
@@ -85,6 +90,8 @@ def open_submission(experiment: Experiment, plans: Sequence[RunPlan], runs_root:
             break
         except FileExistsError:
             folder = folder.with_name(f"{experiment.name}-{stamp}-{attempt}")
+    for earlier in submissions_folder(runs_root).glob(f"{experiment.name}-*"):
+        clear_leftovers(earlier)  # nobody writes there again
     submission = Submission(folder)
     submission.write_experiment(experiment.model_dump(mode="json", exclude_defaults=True))
     tried = {trial.folder for trial in trials(plans)}
@@ -109,6 +116,23 @@ def open_submission(experiment: Experiment, plans: Sequence[RunPlan], runs_root:
     return folder
 
 
+def _keep(kind: str, path: Path, runs_root: Path) -> Path:
+    """Copy a file, and those that it imports from beside it, into a folder named by their content."""
+    files = {str(file.relative_to(path.resolve().parent)): file.read_bytes() for file in files_beside(path)}
+    digest = hashlib.sha256(repr(files).encode()).hexdigest()[:16]
+    target = code_folder(runs_root) / f"{kind}-{digest}"
+    if not target.is_dir():
+        try:
+            with atomic_folder(target) as partial:
+                for name, content in files.items():
+                    (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                    (partial / name).write_bytes(content)
+        except OSError:
+            if not target.is_dir():  # else another submission has made the same copy meanwhile
+                raise
+    return target / path.name
+
+
 def keep_files(experiment: Experiment, plans: Sequence[RunPlan], runs_root: Path) -> tuple[Experiment, list[RunPlan]]:
     """Copy the files that define mixers and suites into `runs_root/code`, so that edits do not change jobs that wait.
 
@@ -125,9 +149,7 @@ def keep_files(experiment: Experiment, plans: Sequence[RunPlan], runs_root: Path
             content = Path(file.path).read_bytes()
             if hashlib.sha256(content).hexdigest() != file.sha256:
                 raise ValueError(f"{kind}_file: {file.path} has changed while it was being submitted; submit again")
-            copy = code_folder(runs_root) / f"{kind}-{file.sha256[:16]}.py"
-            write_atomic(copy, content)
-            copies[kind, file.sha256] = str(copy)
+            copies[kind, file.sha256] = str(_keep(kind, Path(file.path), runs_root))
         return type(file)(path=copies[kind, file.sha256], sha256=file.sha256)
 
     def moved(plan: RunPlan) -> RunPlan:

@@ -62,7 +62,7 @@ def exclusively(folder: Path, unit: str, patience: float = 1.0) -> Iterator[None
     """
     path = RunFolder(folder).lock(unit)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as lock:
+    with open(path, "w", encoding="utf-8") as lock:
         deadline = time.monotonic() + patience
         while True:
             try:
@@ -80,7 +80,7 @@ def exclusively(folder: Path, unit: str, patience: float = 1.0) -> Iterator[None
 def at_work(folder: Path, unit: str) -> bool:
     """Whether a process holds a unit of a run. Sees other machines only if the file system shares its locks."""
     try:
-        with open(RunFolder(folder).lock(unit)) as lock:
+        with open(RunFolder(folder).lock(unit), "rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
@@ -187,6 +187,6 @@ def _reached(folder: Path, unit: str) -> str:
     if unit == TRAIN:
         try:
             return max(json.loads(RunFolder(folder).checkpoint_index.read_bytes()), default="")
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError):
             return ""
     return str(sum(path.stat().st_size for path in RunFolder(folder).all_answers(unit)))

@@ -23,7 +23,7 @@ from harness.training.cost import cost_of, measured_speeds
 from harness.training.distributed import Sharding
 from harness.training.trainer import pieces
 from slurm.jobs import ChooseJob, CollectJob, Job, PrepareJob, run_jobs
-from slurm.plan import RunPlan, Selection, selections, trials
+from slurm.plan import RunPlan, Selection, selections, trials, untrained
 from slurm.probe import array_limit
 from slurm.profile import Profile, Resources, sbatch_parameters
 from slurm.queue import NAME, Queue, ask
@@ -133,7 +133,8 @@ def graph(
     their end, whether they succeed or not, and the runs wait for its success. folder: the submission's. limit: the most
     tasks that an array may have.
     """
-    arrays = [Array("prepare", "prepare", [PrepareJob(folder, "prepare")])]
+    trained = None if untrained(run.plan for run in (*work.trials, *work.runs)) else runs_root
+    arrays = [Array("prepare", "prepare", [PrepareJob(folder, "prepare", trained)])]
 
     def add(name: str, stage: Stage, pending: Sequence[Pending], unit: str, after: list[tuple[str, str]]) -> None:
         tasks = [job for run in pending for job in run_jobs(run.plan, [unit], command, sharding)]
@@ -176,7 +177,7 @@ def graph(
 def submitting(runs_root: Path) -> Iterator[None]:
     """Hold the lock under which a submission decides what to do and records it; other submissions wait."""
     runs_root.mkdir(parents=True, exist_ok=True)
-    with open(submitting_lock(runs_root), "w") as lock:
+    with open(submitting_lock(runs_root), "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

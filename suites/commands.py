@@ -16,6 +16,7 @@ from harness.command_line import (
     Overrides,
     Scale,
     SuiteFiles,
+    Trust,
     app,
     bench_app,
     data_app,
@@ -95,6 +96,7 @@ def evaluate(
     ] = None,
     options: Annotated[list[str] | None, typer.Option("--set", help="An option of the suite: a=value.")] = None,
     suite_file: SuiteFiles = None,
+    trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure one suite on a trained run, or on any model that lm-eval can load, and print the numbers."""
@@ -118,7 +120,7 @@ def evaluate(
         if run is not None:
             from harness.lm.load import load_lm
 
-            model = load_lm(run)
+            model = load_lm(run, trust)
         elif untrained is not None:
             from harness.lm.load import untrained_lm
 

@@ -103,6 +103,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, small_data: Path) -> Path:
     for name, scale in (("tiny", []), ("tiny", ["--scale", "125m"]), ("speed", ["--scale", "cpu"])):
         result = cli.invoke(app, ["collect", str(folder / f"{name}.yaml"), *scale, *runs])
         assert result.exit_code == 0, result.output
+    packed = cli.invoke(app, ["runs", "pack", str(folder / "runs" / run_id(folder)), "--out", str(folder / "run.tar")])
+    assert packed.exit_code == 0, packed.output
     model, _ = load_trained(folder / "runs" / run_id(folder))
     tokenizer = load_tokenizer()
     to_llama(model, tokenizer.bos_token_id, 256).save_pretrained(folder / "llama")

@@ -1,5 +1,6 @@
 """Every command as a user calls it, on one tiny run; and wrong use of each, in one line."""
 
+import io
 import json
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from harness.lm.export import to_llama
 from harness.lm.load import load_trained
 from harness.run_folder import RunFolder
 from harness.training import checkpoint
-from run import app
+from run import app, main
 
 cli = CliRunner()
 
@@ -63,6 +64,18 @@ def test_training_that_is_told_to_end_saves_first_and_the_same_command_goes_on(t
         assert cli.invoke(app, [*arguments, str(trained / runs)]).exit_code == 0
     (other,) = trained.glob("untold/kda-*")
     assert RunFolder(run).read_summary().weights_sha256 == RunFolder(other).read_summary().weights_sha256
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_output_degrades_where_the_terminal_lacks_characters(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
+    monkeypatch.setattr("sys.stdout", streams[0])
+    monkeypatch.setattr("sys.stderr", streams[1])
+    monkeypatch.setattr("sys.argv", ["run.py", "schema", "no → suite"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    streams[1].flush()
+    assert ended.value.code == 2 and b"error: mixer: unknown name 'no " in streams[1].buffer.getvalue()
 
 
 def run_folder(trained: Path, mixer: str) -> str:

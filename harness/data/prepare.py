@@ -349,7 +349,7 @@ def _retire(out: Path) -> None:
 def _lock(out: Path) -> Iterator[None]:
     """Let one process at a time plan and assemble. Also removes what a killed process was about to remove."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    with (out.parent / f".{out.name}.lock").open("w") as file:
+    with (out.parent / f".{out.name}.lock").open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         for stale in out.parent.glob(f".{out.name}.partial-*"):
             shutil.rmtree(stale, ignore_errors=True)

@@ -56,6 +56,12 @@ class TokenStream:
         return np.concatenate(parts)
 
 
+def _is_shard(entry: Any) -> bool:
+    """Whether an entry of an index describes a shard."""
+    kinds = {"name": str, "split": str, "tokens": int, "sha256": str}
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in kinds.items())
+
+
 class TokenData:
     """A folder of prepared data, opened and verified.
 
@@ -72,6 +78,10 @@ class TokenData:
         version = self.index.get("format") if isinstance(self.index, dict) else None
         if version != FORMAT:
             raise ValueError(f"data: {path} has format {version}, expected {FORMAT}; run data prepare again")
+        shards = self.index.get("shards")
+        keys = {"vocab_size", "dtype", "bos_token_id", "tokenizer_hash"}
+        if not keys <= self.index.keys() or not isinstance(shards, list) or not all(map(_is_shard, shards)):
+            raise ValueError(f"data: {path} is damaged, it lacks fields; run data prepare again")
         self._verify()
         self._streams = {split: self._open(split) for split in corpus.SPLITS}
 
@@ -147,7 +157,11 @@ class TokenData:
     def _verify(self) -> None:
         """Check every shard against the index, and remember the files whose SHA-256 was right."""
         marker = self.folder / VERIFIED
-        known = read_json(marker, "delete it") if marker.is_file() else {}
+        try:
+            known = read_json(marker, "")
+        except (FileNotFoundError, ValueError):  # without it, or with a damaged one, all shards are hashed again
+            known = {}
+        known = known if isinstance(known, dict) else {}
         stamps = {}
         for shard in self.index["shards"]:
             path = self.folder / shard["name"]

@@ -65,9 +65,14 @@ class Preparation:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.plan: dict[str, Any] = read_json(folder / PLAN, "remove its folder and run the same command again")
-        self.parts = [Part(p["identity"], p["place"], p["size"]) for p in self.plan["parts"]]
-        self.keys: list[str] = [p["key"] for p in self.plan["parts"]]
+        remedy = "remove its folder and run the same command again"
+        self.plan: dict[str, Any] = read_json(folder / PLAN, remedy)
+        try:
+            self.parts = [Part(p["identity"], p["place"], p["size"]) for p in self.plan["parts"]]
+            self.keys: list[str] = [p["key"] for p in self.plan["parts"]]
+            _ = self.max_tokens
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{folder / PLAN}: damaged, no plan of a preparation ({error!r}); {remedy}") from None
         self.results: dict[int, dict[str, Any]] = {}
 
     @property
@@ -89,7 +94,11 @@ class Preparation:
 
     def read(self, key: str) -> dict[str, Any]:
         """The result in the folder `key`."""
-        return read_json(self.folder / key / RESULT, "remove its folder and run the same command again")
+        path, remedy = self.folder / key / RESULT, "remove its folder and run the same command again"
+        result = read_json(path, remedy)
+        if not isinstance(result, dict) or not {"read", "empty", "shards", "limit", "more"} <= result.keys():
+            raise ValueError(f"{path}: damaged, no result of a part; {remedy}")
+        return result
 
     def leading_parts(self) -> tuple[int, int]:
         """Number of finished parts before the first gap, and their train tokens; counting stops at max_tokens."""
@@ -119,7 +128,7 @@ class Preparation:
 
         mark: write this process's name into the lock file, for `claimed_by`.
         """
-        with open(self.folder / f"{self.keys[index]}.lock", "a+") as lock:
+        with open(self.folder / f"{self.keys[index]}.lock", "a+", encoding="utf-8") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -135,7 +144,7 @@ class Preparation:
         """Number of the part that a process of this machine was working on when it ended; None if it had none."""
         for index, key in enumerate(self.keys):
             lock, mark = self.folder / f"{key}.lock", f"{socket.gethostname()} {pid}"
-            if lock.exists() and lock.read_text() == mark and not (self.folder / key).exists():
+            if lock.exists() and lock.read_text(encoding="utf-8") == mark and not (self.folder / key).exists():
                 return index
         return None
 
@@ -145,7 +154,7 @@ class Preparation:
         tokens = sum(shard["tokens"] for result in self.results.values() for shard in result["shards"])
         for path in self.folder.glob("*.partial/progress"):
             try:
-                some, more = map(int, path.read_text().split())
+                some, more = map(int, path.read_text(encoding="utf-8").split())
             except (OSError, ValueError):  # the part has just finished, or the file is being written
                 continue
             read, tokens = read + some, tokens + more
@@ -204,7 +213,7 @@ class Preparation:
                 if time.monotonic() - said >= 1:
                     said = time.monotonic()
                     tokens = sum(s.tokens for s in shards.values())
-                    (partial / "progress").write_text(f"{counts['read']} {tokens}")
+                    (partial / "progress").write_text(f"{counts['read']} {tokens}", encoding="utf-8")
                     tell()
             for shard in shards.values():
                 shard.close()

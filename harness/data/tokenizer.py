@@ -42,7 +42,7 @@ def load_tokenizer(path_or_name: str | Path = "embedded") -> PreTrainedTokenizer
     if (path.suffix == ".json" or path.is_absolute()) and not path.is_dir():
         raise ValueError(f"tokenizer: no file {path}; give a tokenizer.json, a folder with one, or 'embedded'")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path_or_name))
+        tokenizer = AutoTokenizer.from_pretrained(str(path_or_name), trust_remote_code=False)
     except (OSError, ValueError) as error:
         from huggingface_hub import constants
 

@@ -273,12 +273,12 @@ class DataConfig(Closed):
     """The training data."""
 
     source: Annotated[str, INCIDENTAL] = "embedded"
-    """`embedded`, a folder made by `run.py data prepare`, or `synthetic` for no text at all. A run is identified by the
-    content, not by the path."""
+    """`embedded`, a folder made by `run.py data prepare` (relative to the experiment file), or `synthetic` for no text
+    at all. A run is identified by the content, not by the path."""
 
     tokenizer: Annotated[str, INCIDENTAL] = "embedded"
-    """`embedded`, a tokenizer.json, or a name on the Hub: the one that the shards were made with. `ids:N`, N bare ids,
-    for the source `synthetic`."""
+    """`embedded`, a tokenizer.json or a folder with one (relative to the experiment file), or a name on the Hub: the
+    one that the shards were made with. `ids:N`, N bare ids, for the source `synthetic`."""
 
     phases: list[Annotated[AnyPhase, BeforeValidator(_of_its_kind)]] = Field(
         default=[],

@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from harness.data.tokenizer import ids_count
+from harness.experiments.data import SYNTHETIC
 from harness.experiments.schema import Experiment
 from harness.yaml_files import parse_yaml, read_yaml
 from mixers.interface import one_line
@@ -21,7 +23,8 @@ def load_experiment(
     """Read an experiment from a file, or by its name from harness/experiments.
 
     scale: one of the file's `scales`; the experiment is then named `<name>-<scale>`. overrides: `a.b=value` with a YAML
-    value, applied after the scale and before validation.
+    value, applied after the scale and before validation. Relative paths are relative to the file, and those of
+    overrides to the current folder.
 
     Raises ValueError with one line if the file or a value in it is wrong.
     """
@@ -32,6 +35,7 @@ def load_experiment(
         known = ", ".join(sorted(p.stem for p in EXPERIMENTS.glob("*.yaml")))
         raise ValueError(f"experiment: no file {path_or_name!s}; give a path, or one of: {known}")
     values = read_yaml(path)
+    _make_absolute(values, path.parent)
     if scale is not None:
         experiment = _validated(values, path)
         if scale not in experiment.scales:
@@ -40,12 +44,37 @@ def load_experiment(
         values = _merged(values, experiment.scales[scale]) | {"name": f"{experiment.name}-{scale}"}
     for override in overrides or []:
         _override(values, override)
-    experiment = _validated(values, path)
-    files = {
-        field: [str((path.parent / file).resolve()) for file in getattr(experiment, field)]
-        for field in ("mixer_files", "suite_files")
-    }
-    return experiment.model_copy(update=files)
+    _make_absolute(values, Path.cwd())
+    return _validated(values, path)
+
+
+def _make_absolute(values: Any, folder: Path) -> None:
+    """Make the paths in an experiment's values absolute, those of its scales, too. Leaves values of a wrong type."""
+    if not isinstance(values, dict):
+        return
+    for field in ("mixer_files", "suite_files"):
+        if isinstance(files := values.get(field), list):
+            values[field] = [_absolute(file, folder) if isinstance(file, str) else file for file in files]
+    if isinstance(data := values.get("data"), dict):
+        if isinstance(source := data.get("source"), str) and source not in ("embedded", SYNTHETIC):
+            data["source"] = _absolute(source, folder)
+        if isinstance(tokenizer := data.get("tokenizer"), str) and _is_path(tokenizer, folder):
+            data["tokenizer"] = _absolute(tokenizer, folder)
+    if isinstance(scales := values.get("scales"), dict):
+        for changes in scales.values():
+            _make_absolute(changes, folder)
+
+
+def _is_path(tokenizer: str, folder: Path) -> bool:
+    """Whether a tokenizer is a path and no name: `embedded`, `ids:N`, or a name on the Hub, which may hold a slash."""
+    if tokenizer == "embedded" or ids_count(tokenizer) is not None:
+        return False
+    looks_it = tokenizer.startswith((".", "~")) or tokenizer.endswith(".json")
+    return looks_it or Path(_absolute(tokenizer, folder)).exists()
+
+
+def _absolute(path: str, folder: Path) -> str:
+    return str((folder / Path(path).expanduser()).resolve())
 
 
 def _validated(values: dict[str, Any], path: Path) -> Experiment:

@@ -98,7 +98,7 @@ def _throughput(folder: Path, columns: Columns) -> Figure:
     numbers = []
     if Collection(folder).records.is_file():
         numbers.append(throughput_numbers(load(folder)))
-    if rows := [row for file in sorted(folder.glob("throughput*.json")) for row in json.loads(file.read_text())]:
+    if rows := [row for file in sorted(folder.glob("throughput*.json")) for row in json.loads(file.read_bytes())]:
         numbers.append(bench_numbers(rows))
     if all(frame.empty for frame in numbers):
         raise ValueError(
@@ -118,7 +118,7 @@ def _kernels(folder: Path, columns: Columns) -> Figure:
         raise ValueError(
             f"{folder}: no kernels.json there; run `run.py bench kernels --out {folder}` on a machine with a GPU"
         )
-    return kernels(json.loads(file.read_text())["rows"])
+    return kernels(json.loads(file.read_bytes())["rows"])
 
 
 def _chosen(numbers: pd.DataFrame, columns: Columns, what: str) -> pd.DataFrame:

@@ -27,14 +27,14 @@ def read_curves(runs: Mapping[Path, RunConfig]) -> pd.DataFrame:
     rows = []
     for folder, config in runs.items():
         path = RunFolder(folder).metrics
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else []
         identity = {"run": config.run_id} | {name: getattr(config, name) for name in IDENTITY}
         for number, line in enumerate(lines, 1):
             try:
                 content = json.loads(line)
                 accuracies = {name: value for name, value in content.items() if name.startswith(ACCURACY)}
                 rows.append(identity | {name: content[name] for name in MEASURED} | accuracies)
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
+            except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
                 raise ValueError(f"{path}, line {number}: no metrics ({error!r}); train the run again") from None
     accuracies = sorted({name for row in rows for name in row if name.startswith(ACCURACY)}, key=_task_order)
     return pd.DataFrame(rows, columns=[*COLUMNS, *accuracies])

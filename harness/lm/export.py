@@ -12,7 +12,6 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from harness.data.tokenizer import load_tokenizer
 from harness.experiments.run_config import RunConfig
 from harness.files import atomic_folder
 from harness.lm.hf.modeling_mixerbench import MIXER_FILE, MixerbenchConfig, MixerbenchForCausalLM
@@ -20,6 +19,7 @@ from harness.lm.load import load_trained
 from harness.model.language_model import LanguageModel
 from harness.run_folder import RunFolder, Summary
 from harness.tables.escaping import in_markdown
+from harness.training.inputs import run_tokenizer
 
 CARD = """---
 library_name: transformers
@@ -112,14 +112,15 @@ def to_llama(model: LanguageModel, bos_token_id: int, max_length: int) -> LlamaF
     return llama.eval()
 
 
-def export(run_dir: Path, out: Path) -> Path:
+def export(run_dir: Path, out: Path, trust: bool = False) -> Path:
     """Write a trained run to a folder for AutoModelForCausalLM (with trust_remote_code) and AutoTokenizer, in fp32.
 
     The folder appears whole or not at all. If `out` already holds an export of the same weights, it is left as it is.
-    Returns the folder. Raises ValueError if the run is not trained, if `out` holds anything else, or if the tokenizer
-    does not fit the model.
+    Returns the folder. trust: see `load_trained`.
+
+    Raises ValueError as `load_trained` does, if `out` holds anything else, or if the tokenizer does not fit the model.
     """
-    model, config = load_trained(run_dir)
+    model, config = load_trained(run_dir, trust)
     folder = RunFolder(run_dir)
     summary, birth = folder.read_summary(), folder.read_training_provenance()
     run = {"id": config.run_id, "weights_sha256": summary.weights_sha256}
@@ -131,7 +132,7 @@ def export(run_dir: Path, out: Path) -> Path:
         raise ValueError(
             f"--out: {out} exists and is not an export of {config.run_id}; delete it or give another folder"
         )
-    tokenizer = _tokenizer(config, model)
+    tokenizer = _tokenizer(run_tokenizer(run_dir, config), config, model)
     ids = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
     ends = sorted({tokenizer.bos_token_id, tokenizer.eos_token_id})  # a document also ends at the BOS of the next one
     ids["eos_token_id"] = ends[0] if len(ends) == 1 else ends
@@ -166,12 +167,11 @@ def with_bos(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     return copied
 
 
-def _tokenizer(config: RunConfig, model: LanguageModel) -> PreTrainedTokenizerFast:
+def _tokenizer(trained: PreTrainedTokenizerFast, config: RunConfig, model: LanguageModel) -> PreTrainedTokenizerFast:
     """A run's tokenizer, which adds the BOS, as in training, and pads on the left.
 
     Raises ValueError if it has more tokens than the model.
     """
-    trained = load_tokenizer(config.data.tokenizer)
     if len(trained) > model.config.vocab_size:
         raise ValueError(
             f"data.tokenizer: {config.data.tokenizer!r} has {len(trained)} tokens, but the model "

@@ -96,7 +96,8 @@ def _key(kind: str, arguments: Sequence[Any]) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Answers by key. A last line that was cut off is removed from the file, so that the next line starts cleanly."""
+    """Answers by key. A line that was cut off or damaged is removed from the file, with all after it, so
+    that the next line starts cleanly."""
     if not path.exists():
         return {}
     answers, whole = {}, 0
@@ -104,8 +105,11 @@ def _read(path: Path) -> dict[str, Any]:
         for line in file:
             if not line.endswith(b"\n"):
                 break
-            content = json.loads(line)
-            answers[content["key"]] = content["answer"]
+            try:
+                content = json.loads(line)
+                answers[content["key"]] = content["answer"]
+            except (ValueError, KeyError, TypeError):
+                break  # a line that a dying machine spoilt: it and all after it are asked for again
             whole += len(line)
     if whole < path.stat().st_size:
         with open(path, "r+b") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from harness.data.tokenizer import load_tokenizer
 from harness.experiments.matching import matched_config
@@ -12,40 +13,53 @@ from harness.model.language_model import LanguageModel, build_model
 from harness.run_folder import RunFolder
 from harness.training import checkpoint
 from harness.training.device import recipe_dtype, this_device
-from mixers.registry import require_file
+from harness.training.inputs import load_mixer, run_tokenizer
 
 
-def load_trained(run_dir: Path) -> tuple[LanguageModel, RunConfig]:
+def load_trained(run_dir: Path, trust: bool = False) -> tuple[LanguageModel, RunConfig]:
     """Load the trained model of a run, in evaluation mode on the CPU, and its configuration.
 
-    Raises ValueError if the folder holds no run, if training has not finished, or if the weights are not those that the
-    run ended with.
+    trust: run the code in the folder that defines its mixer, if any, though this user has not run it before.
+
+    Raises ValueError if the folder holds no run, if training has not finished, if the weights are not those that the
+    run ended with, or if its mixer's code is not trusted.
     """
-    folder, path = RunFolder(run_dir), checkpoint.latest(run_dir)
-    config, summary = read_config(run_dir), folder.read_summary()
-    if summary is None or path is None:
-        raise ValueError(f"{run_dir}: the run is not trained to its end; submit or train it first")
-    content = checkpoint.load(path)
-    if checkpoint.digest(content["model"]) != summary.weights_sha256:
-        raise checkpoint.CheckpointError(
-            f"{path}: not the weights that the run ended with; delete {folder.summary} and submit it again"
-        )
-    require_file(config.mixer_file)
+    config, content = read_config(run_dir), finished_checkpoint(run_dir)
+    load_mixer(run_dir, config, trust)
     model = LanguageModel(config.model)
     model.load_state_dict(content["model"])
     return model.eval(), config
 
 
-def load_lm(folder: Path) -> MixerLM:
+def finished_checkpoint(run_dir: Path) -> dict[str, Any]:
+    """The content of the checkpoint that a finished run ended with.
+
+    Raises ValueError if training has not finished, or if the weights are not those that the run ended with.
+    """
+    folder = RunFolder(run_dir)
+    summary = folder.read_summary()
+    if summary is None:
+        raise ValueError(f"{run_dir}: the run is not trained to its end; submit or train it first")
+    again = f"delete {folder.summary} and submit it again"
+    path = checkpoint.latest(run_dir)
+    if path is None:
+        raise checkpoint.CheckpointError(f"{folder.checkpoint_index}: lists no checkpoint of a finished run; {again}")
+    content = checkpoint.load(path)
+    if checkpoint.digest(content["model"]) != summary.weights_sha256:
+        raise checkpoint.CheckpointError(f"{path}: not the weights that the run ended with; {again}")
+    return content
+
+
+def load_lm(folder: Path, trust: bool = False) -> MixerLM:
     """Load a trained run onto this machine's device, as an lm-eval model.
 
     It keeps the tokenizer of its training. Activations have the dtype that its recipe asks for on this device. Raises
-    ValueError if the folder holds no finished run.
+    ValueError as `load_trained` does, whose `trust` this is.
     """
-    model, config = load_trained(folder)
+    model, config = load_trained(folder, trust)
     device = this_device()
     dtype = recipe_dtype(config.train, device)
-    return MixerLM(model.to(device), load_tokenizer(config.data.tokenizer), dtype=dtype)
+    return MixerLM(model.to(device), run_tokenizer(folder, config), dtype=dtype)
 
 
 def untrained_lm(name: str) -> MixerLM:

@@ -99,7 +99,7 @@ def git_state(root: Path) -> tuple[str | None, bool | None]:
     of a checkout reports the state of the original.
     """
     if (root / SNAPSHOT).is_file():
-        known = json.loads((root / SNAPSHOT).read_text())
+        known = json.loads((root / SNAPSHOT).read_text(encoding="utf-8"))
         return known["git_commit"], known["git_dirty"]
     if not (root / ".git").exists():
         return None, None
@@ -107,7 +107,7 @@ def git_state(root: Path) -> tuple[str | None, bool | None]:
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
         status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
-    except (FileNotFoundError, subprocess.CalledProcessError):
+    except (OSError, subprocess.CalledProcessError):
         return None, None
     return commit.stdout.strip(), bool(status.stdout.strip())
 
@@ -120,7 +120,7 @@ def device_name(device: torch.device) -> str:
         return str(device)
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
             key, _, value = line.partition(":")
             if key.strip() == "model name" and value.strip():
                 return value.strip()

@@ -177,7 +177,10 @@ def samples_line(record: Record) -> str:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines. Raises ValueError with file and line for anything else."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: no text ({error}); evaluate that suite again") from None
     try:
         # One call per file instead of one per line, for speed.
         rows = json.loads(f"[{','.join(lines)}]")

@@ -14,7 +14,6 @@ which is right.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
@@ -23,6 +22,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness.files import partial_path, read_json
 from harness.records.metrics import METRICS, Metric
 from harness.records.record import (
     KEY,
@@ -37,7 +37,7 @@ from harness.records.record import (
     samples_line,
 )
 from harness.records.units import suite_of
-from harness.run_folder import Collection, RunFolder, record_files
+from harness.run_folder import Collection, RunFolder, read_parquet, record_files
 
 INCIDENTAL = ["label", "time", "command", "git_commit", "git_dirty", "file"]
 """Fields in which two copies of a number may differ: its label, and when and with which checkout it was measured."""
@@ -81,7 +81,7 @@ def write_records(run_dir: Path, unit: str, records: Sequence[Record]) -> Path:
 
 def _write_lines(target: Path, lines: Iterable[str]) -> Path:
     """Write lines to a temporary file next to `target` and flush it to disk. A failure removes the file."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = partial_path(target)
     try:
         with temporary.open("w", encoding="utf-8") as file:
             for line in lines:
@@ -183,15 +183,18 @@ def _without_copies(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _read_collection(path: Path) -> pd.DataFrame:
     """The records of a collection, whose own metrics are declared. Raises ValueError if another version wrote it."""
-    frame = pd.read_parquet(path)
+    frame = read_parquet(path)
     expected = set(COLUMNS) - {"file"}
     if set(frame.columns) != expected:
         missing, unknown = sorted(expected - set(frame.columns)), sorted(set(frame.columns) - expected)
         raise ValueError(f"{path}: columns missing {missing}, unknown {unknown}; collect again with this version")
     declared = Collection(path.parent).metrics
     if declared.exists():  # by suites from elsewhere, which need not be loaded to read their records
-        for name, description in json.loads(declared.read_text(encoding="utf-8")).items():
-            METRICS.setdefault(name, Metric(**description))
+        try:
+            for name, description in read_json(declared, "run collect again").items():
+                METRICS.setdefault(name, Metric(**description))
+        except (AttributeError, TypeError) as error:
+            raise ValueError(f"{declared}: damaged ({error}); run collect again") from None
     frame = _typed(frame.assign(file=str(path)))
     if undeclared := sorted(set(frame["metric"]) - METRICS.keys()):
         raise ValueError(f"{path}: metric: {undeclared[0]!r} is not declared; collect again with this version")

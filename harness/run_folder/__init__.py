@@ -3,6 +3,8 @@
     RUNS/                            a folder of runs, `runs/` by default
       <run>/                         RunFolder
         config.yaml                  the resolved configuration
+        inputs.json                  hashes of what it was trained from: data, and copies in
+        tokenizer/, mixer/           its tokenizer, and the file that defines its mixer with those that it imports
         metrics.jsonl, tensorboard/  training metrics
         checkpoints/                 with index.json
         train.json                   Summary and provenance of the finished training
@@ -19,7 +21,7 @@ Nothing here imports torch or pandas before it needs them: the status of thousan
 """
 
 from harness.run_folder.choice import ChoiceFile, choice_file
-from harness.run_folder.collection import Collection, collection_of
+from harness.run_folder.collection import Collection, collection_of, read_parquet
 from harness.run_folder.run import (
     ACCURACY,
     REWRITE,
@@ -29,6 +31,7 @@ from harness.run_folder.run import (
     Summary,
     record_files,
     run_of_records,
+    runs_with_inputs,
     started_runs,
 )
 from harness.run_folder.submission import Submission, code_folder, submissions, submissions_folder, submitting_lock
@@ -46,8 +49,10 @@ __all__ = [
     "choice_file",
     "code_folder",
     "collection_of",
+    "read_parquet",
     "record_files",
     "run_of_records",
+    "runs_with_inputs",
     "started_runs",
     "submissions",
     "submissions_folder",

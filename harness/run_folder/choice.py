@@ -27,7 +27,9 @@ class ChoiceFile:
         except FileNotFoundError:
             return None
         sound = isinstance(content, dict) and isinstance(content.get("values"), dict)
-        if not sound or not isinstance(content.get("trials"), list):
+        trials = content.get("trials") if sound else None
+        keys = {"run", "values", "score", "loss", "reason"}
+        if not isinstance(trials, list) or not all(isinstance(t, dict) and keys <= t.keys() for t in trials):
             raise ValueError(f"{self.path}: damaged, no chosen values; {remedy}")
         return content
 

@@ -66,25 +66,23 @@ class Collection:
         """One row per run. Raises ValueError if nothing was collected here or the file is damaged."""
         import pandas as pd
 
-        return pd.DataFrame(self._rows(self.runs))
+        return pd.DataFrame(self._rows(self.runs, dict))
 
     def read_curves(self) -> pd.DataFrame:
         """Training metrics of all runs. Raises ValueError if there are none."""
-        import pandas as pd
-
         if not self.curves.is_file():
             raise ValueError(f"{self.curves}: no training curves there; run collect again")
-        return pd.read_parquet(self.curves)
+        return read_parquet(self.curves)
 
     def read_samples(self) -> list[Any]:
         """Pairs of a record's key and its per-sample scores; empty if none were collected."""
-        return self._rows(self.samples) if self.samples.is_file() else []
+        return self._rows(self.samples, list) if self.samples.is_file() else []
 
     def read_trials(self) -> pd.DataFrame:
         """One row per trial (slurm.collect.trials_frame); empty if nothing was tuned."""
         import pandas as pd
 
-        return pd.DataFrame(self._rows(self.trials) if self.trials.is_file() else [])
+        return pd.DataFrame(self._rows(self.trials, dict) if self.trials.is_file() else [])
 
     def write(
         self,
@@ -104,14 +102,24 @@ class Collection:
         else:
             write_atomic(self.trials, trials.to_json(orient="records", indent=1).encode())
 
-    def _rows(self, path: Path) -> list[Any]:
+    def _rows(self, path: Path, kind: type) -> list[Any]:
         try:
             rows = read_json(path, "run collect again")
         except FileNotFoundError:
             raise ValueError(f"{path}: nothing collected there; run collect first") from None
-        if not isinstance(rows, list):
-            raise ValueError(f"{path}: damaged, not a list; run collect again")
+        if not isinstance(rows, list) or not all(isinstance(row, kind) for row in rows):
+            raise ValueError(f"{path}: damaged, not a list of rows; run collect again")
         return rows
+
+
+def read_parquet(path: Path) -> pd.DataFrame:
+    """A collected data frame. Raises ValueError naming the file if it is damaged."""
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
+        raise ValueError(f"{path}: damaged ({' '.join(str(error).split())}); run collect again") from None
 
 
 def collection_of(runs_root: Path, experiment: str) -> Collection:

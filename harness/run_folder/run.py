@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -85,6 +87,20 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
+    def inputs(self) -> Path:
+        """Hashes of the inputs of the training: data, tokenizer and mixer files."""
+        return self.path / "inputs.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer"
+
+    @property
+    def mixer_files(self) -> Path:
+        """Copies of the file that defines the mixer and of those that it imports from beside it."""
+        return self.path / "mixer"
+
+    @property
     def summary(self) -> Path:
         return self.path / "train.json"
 
@@ -134,6 +150,13 @@ class RunFolder:
         """Units that have been started at least once."""
         return sorted(path.stem for path in (self.path / "state").glob("*.jsonl"))
 
+    def portable(self) -> list[Path]:
+        """The files that tell all about a trained run but its weights."""
+        files = [self.config, self.inputs, self.summary, self.metrics]
+        folders = [self.tokenizer, self.mixer_files, self.path / "records"]
+        files += [file for folder in folders for file in folder.rglob("*") if "__pycache__" not in file.parts]
+        return [file for file in files if file.is_file() and not file.name.endswith(".partial")]
+
     def read_config(self) -> dict[str, Any]:
         """The stored configuration as plain values; `harness.experiments.run_config.read_config` makes a RunConfig of
         them. Raises ValueError if there is none or it is damaged."""
@@ -147,6 +170,24 @@ class RunFolder:
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Store a configuration, as plain values."""
         write_atomic(self.config, yaml.safe_dump(dict(config), sort_keys=False).encode())
+
+    def read_inputs(self) -> dict[str, Any]:
+        """Keys: data and tokenizer, their hashes, and mixer_files, hashes by name.
+
+        Raises FileNotFoundError if none were kept, and ValueError if they are damaged.
+        """
+        content = read_json(self.inputs, _RESUME)
+        kinds = {"tokenizer": str, "mixer_files": dict}
+        sound = isinstance(content, dict) and "data" in content
+        if not sound or not all(isinstance(content.get(key), kind) for key, kind in kinds.items()):
+            raise ValueError(f"{self.inputs}: damaged, no hashes of a run's inputs; {_RESUME}")
+        if any(Path(name).is_absolute() or ".." in Path(name).parts for name in content["mixer_files"]):
+            raise ValueError(f"{self.inputs}: damaged, it names files outside of the run; {_RESUME}")
+        return content
+
+    def write_inputs(self, inputs: Mapping[str, Any]) -> None:
+        """Written after the files that it describes."""
+        write_json(self.inputs, dict(inputs))
 
     def read_summary(self) -> Summary | None:
         """Summary of the finished training; None while it is not finished. Raises ValueError if it is damaged."""
@@ -174,7 +215,8 @@ class RunFolder:
     def read_done(self, unit: str) -> str | None:
         """Key of the evaluation whose records lie here; None if there are none."""
         try:
-            return self.done(unit).read_text(errors="replace").strip()  # a damaged key matches no evaluation
+            # A damaged key matches no evaluation.
+            return self.done(unit).read_text(encoding="utf-8", errors="replace").strip()
         except FileNotFoundError:
             return None
 
@@ -205,7 +247,7 @@ class RunFolder:
                 event = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            if isinstance(event, dict):
+            if isinstance(event, dict) and isinstance(event.get("event"), str):
                 events.append(event)
         return events
 
@@ -248,10 +290,40 @@ def started_runs(runs_root: Path) -> list[str]:
     return sorted(path.parent.name for path in runs_root.glob("*/state"))
 
 
+def runs_with_inputs(runs_root: Path) -> list[Path]:
+    """The runs of a folder that kept the inputs of their training."""
+    return sorted(path.parent for path in runs_root.glob("*/inputs.json"))
+
+
 def _typed(kind: type[T], content: Any, path: Path, remedy: str) -> T:
-    """A dataclass from JSON. Fields that a later version added are ignored."""
-    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    """A dataclass from JSON. Fields that a later version added are ignored. Raises ValueError if a field is missing or
+    of a wrong type."""
+    hints = _hints(kind)
     try:
-        return kind(**{name: value for name, value in content.items() if name in names})
+        known = {name: value for name, value in content.items() if name in hints}
+        if wrong := [name for name, value in known.items() if not _fits(value, hints[name])]:
+            raise TypeError(f"{wrong[0]} is {known[wrong[0]]!r}")
+        return kind(**known)
     except (TypeError, AttributeError) as error:
         raise ValueError(f"{path}: damaged ({error}); {remedy}") from None
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value is of a field's type."""
+    kind, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if kind is Literal:
+        return value in arguments
+    if kind is UnionType:
+        return any(_fits(value, each) for each in arguments)
+    if kind is list:
+        return isinstance(value, list) and all(_fits(each, arguments[0]) for each in value)
+    if hint in (int, float):
+        return isinstance(value, int | hint) and not isinstance(value, bool)
+    return isinstance(value, kind or hint)

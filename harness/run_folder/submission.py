@@ -52,7 +52,7 @@ class Submission:
         remedy = f"delete {self.path} and submit again"
         plan = read_json(self.plan, remedy)
         named = isinstance(plan, dict) and {"experiment", "cluster", "host", "pid", "time", "runs"} <= plan.keys()
-        if not named or not isinstance(plan["runs"], list):
+        if not named or not isinstance(plan["runs"], list) or not all(map(_is_run, plan["runs"])):
             raise ValueError(f"{self.plan}: damaged, no plan of a submission; {remedy}")
         return plan
 
@@ -66,7 +66,7 @@ class Submission:
             ids = read_json(self.jobs, remedy)
         except FileNotFoundError:
             return {}
-        if not isinstance(ids, dict):
+        if not isinstance(ids, dict) or not all(isinstance(job, str) for job in ids.values()):
             raise ValueError(f"{self.jobs}: damaged, no mapping of job ids; {remedy}")
         return ids
 
@@ -77,6 +77,12 @@ class Submission:
         """List the (folder, unit) of every task of a job array."""
         write_json(self.array(name), [[str(folder), unit] for folder, unit in tasks])
         return self.array(name)
+
+
+def _is_run(entry: Any) -> bool:
+    """Whether an entry of a plan describes a run."""
+    kinds = {"run": str, "steps": int, "units": dict}
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in kinds.items())
 
 
 def submissions_folder(runs_root: Path) -> Path:

@@ -86,23 +86,33 @@ class BatchLoader:
 def data_sha256(config: DataConfig) -> str:
     """SHA-256 of what a run reads: texts, shards or the definition of its rows, and the tokenizer. Opens no shard.
 
+    Raises ValueError if the shards or the tokenizer are missing.
+    """
+    return combined_sha256(data_content(config), tokenizer_hash(load_tokenizer(config.tokenizer)))
+
+
+def combined_sha256(content: Any, tokenizer_sha256: str) -> str:
+    """`data_sha256` from its parts: the content of the data (`data_content`), and the hash of the tokenizer."""
+    return hashlib.sha256(json.dumps([content, tokenizer_sha256], sort_keys=True).encode()).hexdigest()
+
+
+def data_content(config: DataConfig) -> Any:
+    """The content of a run's data without their tokenizer, as hashes or as a definition: plain values.
+
     Raises ValueError if the shards are missing.
     """
     if config.source == "embedded":
-        content: Any = corpus.fingerprint()
-    elif config.source == SYNTHETIC:
+        return corpus.fingerprint()
+    if config.source == SYNTHETIC:
         kinds = {type(phase) for phase in config.phases}
         definitions = [state_tracking.DEFINITION] if StateTrackingPhase in kinds else []
         # Without phases, as for models that are only timed, the definition is that of recall.
         definitions += [mqar.DEFINITION] if RecallPhase in kinds or not kinds else []
-        content = definitions if len(definitions) > 1 else definitions[0]
-    else:
-        index = Path(config.source) / INDEX
-        if not index.is_file():
-            raise ValueError(f"data.source: no {INDEX} in {config.source}; make it with `python run.py data prepare`")
-        content = file_sha256(index)
-    identity = [content, tokenizer_hash(load_tokenizer(config.tokenizer))]
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        return definitions if len(definitions) > 1 else definitions[0]
+    index = Path(config.source) / INDEX
+    if not index.is_file():
+        raise ValueError(f"data.source: no {INDEX} in {config.source}; make it with `python run.py data prepare`")
+    return file_sha256(index)
 
 
 def open_data(config: DataConfig) -> TokenData | None:

@@ -14,6 +14,7 @@ import hashlib
 import io
 import logging
 import os
+import pickle
 import shutil
 import warnings
 from collections.abc import Iterable, Sequence
@@ -31,7 +32,22 @@ from harness.training.distributed import World, whole
 log = logging.getLogger(__name__)
 
 KEEP = 2
+METADATA = ".metadata"  # file in a folder: which file holds which part of which tensor, pickled by torch
+METADATA_CLASSES: dict[str, tuple[str, ...]] = {
+    "torch.distributed.checkpoint.metadata": (
+        *("Metadata", "MetadataIndex", "StorageMeta", "TensorStorageMetadata", "BytesStorageMetadata"),
+        *("ChunkStorageMetadata", "TensorProperties", "_MEM_FORMAT_ENCODING"),
+    ),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+    "torch": ("Size", "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"),
+    "torch.serialization": ("_get_layout",),
+    "pathlib": ("PosixPath",),
+    "pathlib._local": ("PosixPath",),
+}
+"""Everything that METADATA may name."""
 REST = "rest.pt"  # file in a folder: everything but the tensors of the model and the optimiser
+
+_RETRAIN = "delete the folder of checkpoints to train from the start"
 
 Content = dict[str, Any]
 """Content of a checkpoint: the state dicts `model` and `optimizer`, and any other entries."""
@@ -49,9 +65,16 @@ def _index(folder: Path) -> dict[str, dict[str, Any]]:
         return {}
     except ValueError as error:
         raise CheckpointError(str(error)) from None
-    if not isinstance(index, dict) or not all(isinstance(entry, dict) and "step" in entry for entry in index.values()):
+    if not isinstance(index, dict) or not all(map(_is_entry, index.values())):
         raise CheckpointError(f"{path}: damaged, no list of checkpoints; {remedy}")
     return index
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether a value of an index describes a checkpoint."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+        return False
+    return isinstance(entry.get("sha256"), str) or isinstance(entry.get("files"), dict)
 
 
 def save(run_dir: Path, step: int, content: Content, milestones: int | None = None) -> Path:
@@ -126,7 +149,7 @@ def save_sharded(run_dir: Path, step: int, content: Content, world: World, miles
     hashes = {name: value for part in world.gather(written) for name, value in part.items()}
 
     def finish() -> None:
-        for name in (".metadata", REST):
+        for name in (METADATA, REST):
             hashes[name] = file_sha256(partial / name)
         shutil.rmtree(path, ignore_errors=True)  # there if the run died between this rename and the index
         os.replace(partial, path)
@@ -212,8 +235,8 @@ def _copy(content: Content) -> Content:
 
 
 def _clear(folder: Path) -> None:
-    """Remove checkpoints that killed processes left unfinished."""
-    for left in folder.glob("step_*.partial"):
+    """Remove checkpoints that killed processes left unfinished, on whatever host: the caller alone works on the run."""
+    for left in [*folder.glob("step_*.partial"), *folder.glob(".step_*.partial")]:
         _remove(left)
 
 
@@ -336,9 +359,45 @@ def _without_tensors(content: Content) -> Content:
 
 
 def _stored(path: Path) -> dict[str, Any]:
-    from torch.distributed import checkpoint as dcp
+    return _reader(path).read_metadata().state_dict_metadata
 
-    return dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+
+def _reader(path: Path) -> Any:
+    """A reader of a sharded checkpoint. Torch's own would unpickle whatever its metadata name."""
+    from torch.distributed import checkpoint as dcp
+    from torch.distributed.checkpoint import metadata
+
+    class Reader(dcp.FileSystemReader):
+        def read_metadata(self, *_: Any, **__: Any) -> metadata.Metadata:
+            found = _unpickled(path / METADATA)
+            found.storage_meta = found.storage_meta or metadata.StorageMeta()
+            found.storage_meta.load_id = self.load_id
+            return found
+
+    return Reader(path)
+
+
+def _unpickled(path: Path) -> Any:
+    """The metadata of a sharded checkpoint. Raises CheckpointError if it asks for anything but what torch writes."""
+    try:
+        with path.open("rb") as file:
+            found = _MetadataUnpickler(file).load()
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    except Exception as error:  # a damaged pickle raises anything
+        raise CheckpointError(f"{path}: no metadata of a checkpoint ({error}); {_RETRAIN}") from None
+    if not hasattr(found, "state_dict_metadata"):
+        raise CheckpointError(f"{path}: no metadata of a checkpoint; {_RETRAIN}")
+    return found
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    """An unpickler of a checkpoint's metadata, and of nothing else: a pickle may name any function to call."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in METADATA_CLASSES.get(module, ()):
+            raise CheckpointError(f"names {module}.{name}, which no checkpoint of ours holds; {_RETRAIN}")
+        return super().find_class(module, name)
 
 
 def _read(path: Path, tensors: dict[str, Tensor]) -> Content:
@@ -347,7 +406,7 @@ def _read(path: Path, tensors: dict[str, Tensor]) -> Content:
 
     with warnings.catch_warnings():  # torch warns of a single process, which is intended
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        dcp.load(tensors, storage_reader=dcp.FileSystemReader(path), no_dist=True)
+        dcp.load(tensors, storage_reader=_reader(path), no_dist=True)
     content = torch.load(path / REST, map_location="cpu", weights_only=True)
     for key, tensor in tensors.items():
         _, name, *moment = key.split("/")

@@ -37,7 +37,8 @@ def metrics_files(run_dir: Path, step: int) -> Iterator[Write]:
 
     path = RunFolder(run_dir).metrics
     if path.exists():
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+        text = path.read_text(encoding="utf-8", errors="replace")
+        lines = [line for line in text.splitlines() if _step_of(line) <= step]
         write_atomic(path, "".join(line + "\n" for line in lines).encode())
     writer = SummaryWriter(str(RunFolder(run_dir).tensorboard), purge_step=step or None)
     with contextlib.closing(writer), open(path, "a", encoding="utf-8") as file:
@@ -54,10 +55,10 @@ def metrics_files(run_dir: Path, step: int) -> Iterator[Write]:
 
 
 def _step_of(line: str) -> float:
-    """Step of a metrics line; infinite if the line was cut off when its process died."""
+    """Step of a metrics line; infinite if the line is damaged, as by the death of its process."""
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
         return float("inf")
 
 

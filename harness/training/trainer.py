@@ -29,6 +29,7 @@ from harness.training.batches import BatchLoader, data_sha256, open_data
 from harness.training.device import ceiling, matmul_rate, peak_memory, recipe_dtype, this_device
 from harness.training.distributed import ALONE, Sharding, World, shard
 from harness.training.gradient_check import check_gradients
+from harness.training.inputs import keep_inputs
 from harness.training.metrics_log import require_tracker
 from harness.training.mixer_check import check_mixers
 from harness.training.optim import build_optimizer, clip_gradients, learning_rate
@@ -141,6 +142,7 @@ class Trainer:
 
     def _find_checkpoint(self) -> tuple[Path | None, list[str]]:
         RunFolder(self.run_dir).write_config(self.config.model_dump(mode="json"))
+        keep_inputs(self.config, self.run_dir, self.tokenizer)
         return checkpoint.latest_sound(self.run_dir)
 
     def _restore(self, path: Path) -> None:

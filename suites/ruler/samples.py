@@ -221,7 +221,8 @@ def read_samples(path: Path | None, progress: Progress = silent) -> list[Sample]
     if path is None or not path.exists():
         return None
     content, sidecar = path.read_bytes(), hash_path(path)
-    if not sidecar.exists() or sidecar.read_text().split()[:1] != [hashlib.sha256(content).hexdigest()]:
+    known = sidecar.read_bytes().split()[:1] if sidecar.exists() else []
+    if known != [hashlib.sha256(content).hexdigest().encode()]:
         progress(f"ruler: {path} is damaged; its samples are drawn again")
         return None
     rows = [json.loads(line) for line in content.splitlines()]

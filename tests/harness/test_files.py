@@ -1,13 +1,27 @@
 """Files are written whole or not at all; damaged JSON is named; where the checkout and the cache lie."""
 
+import ast
 import hashlib
 import os
 import resource
+import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from harness.files import CHECKOUT, atomic, atomic_folder, cache_dir, file_sha256, read_json, write_atomic, write_json
+from harness.files import (
+    CHECKOUT,
+    atomic,
+    atomic_folder,
+    cache_dir,
+    file_sha256,
+    partial_path,
+    read_json,
+    write_atomic,
+    write_json,
+)
+from tests.layout import FLOORS
 
 
 def test_a_reader_sees_the_old_content_until_the_new_is_whole(tmp_path: Path) -> None:
@@ -55,7 +69,7 @@ def test_a_target_that_cannot_be_replaced_is_named(tmp_path: Path) -> None:
 
 def test_processes_that_write_the_same_file_use_temporary_files_of_their_own(tmp_path: Path) -> None:
     with atomic(tmp_path / "file") as file:
-        assert Path(file.name).name == f"file.{os.getpid()}.partial"
+        assert Path(file.name).name == f".file.{socket.gethostname()}.{os.getpid()}.partial"
 
 
 def test_json_comes_back(tmp_path: Path) -> None:
@@ -124,3 +138,42 @@ def test_a_folder_that_somebody_has_made_meanwhile_stays_as_it_is(tmp_path: Path
         (tmp_path / "out" / "a").write_text("theirs")
     assert (tmp_path / "out" / "a").read_text() == "theirs"
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+def test_files_of_text_are_opened_in_utf8_by_name() -> None:
+    """The encoding of a locale may be another."""
+    unnamed = [
+        f"{path.relative_to(CHECKOUT)}:{call.lineno}"
+        for path in [CHECKOUT / "run.py", *(p for floor in FLOORS[1:] for p in (CHECKOUT / floor).rglob("*.py"))]
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and opens_text(call)
+        if not any(keyword.arg == "encoding" for keyword in call.keywords)
+    ]
+    assert not unnamed
+
+
+def opens_text(call: ast.Call) -> bool:
+    """Whether a call opens a file as text: open(...), path.open(...), path.read_text() or path.write_text(...)."""
+    mode = next((a.value for a in call.args[:2] if isinstance(a, ast.Constant) and isinstance(a.value, str)), "r")
+    if isinstance(call.func, ast.Name):
+        return call.func.id == "open" and "b" not in mode
+    if not isinstance(call.func, ast.Attribute):
+        return False
+    module = isinstance(call.func.value, ast.Name) and call.func.value.id in ("os", "tarfile", "gzip", "zipfile")
+    return call.func.attr in ("read_text", "write_text") or (
+        call.func.attr == "open" and not module and "b" not in mode
+    )
+
+
+def test_what_killed_processes_of_this_host_left_is_cleared_and_nothing_else(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    host = socket.gethostname()
+    mine, theirs = f".a.{host}.{os.getpid()}.partial", f".a.elsewhere.{ended.pid}.partial"
+    for name in (f".a.b.{host}.{ended.pid}.partial", mine, theirs, f"a.{host}.{ended.pid}.partial"):
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / f".folder.{host}.{ended.pid}.partial" / "inside").mkdir(parents=True)
+    write_atomic(tmp_path / "file", b"whole")
+    left = {mine, theirs, f"a.{host}.{ended.pid}.partial", "file"}
+    assert {path.name for path in tmp_path.iterdir()} == left
+    assert partial_path(tmp_path / "a").name == mine

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mixers.plugins import load_file, require_unchanged, whole_or_not_at_all
+from mixers.plugins import files_beside, load_file, require_unchanged, whole_or_not_at_all
 
 REGISTRY: dict[str, object] = {}
 
@@ -91,3 +92,35 @@ def test_an_interrupt_rolls_back_every_registry() -> None:
         names["new"], others["metric"] = 3, 4
         raise KeyboardInterrupt
     assert (names, others) == ({"old": 1}, {"metric": 2})
+
+
+def test_a_file_imports_modules_from_beside_it_which_count_as_its_own(tmp_path: Path, files: dict[str, Any]) -> None:
+    (tmp_path / "plugin_gain.py").write_text("import plugin_parts.two\nGAIN = plugin_parts.two.TWO + 1\n")
+    (tmp_path / "plugin_parts").mkdir()
+    (tmp_path / "plugin_parts" / "__init__.py").write_text("")
+    (tmp_path / "plugin_parts" / "two.py").write_text("TWO = 2\n")
+    (tmp_path / "unused.py").write_text("")
+    path = write(tmp_path / "a.py", "import json\nfrom plugin_gain import GAIN\nREGISTRY['a'] = GAIN")
+    assert load(path, files) == ["a"] and REGISTRY["a"] == 3
+    found = [str(file.relative_to(tmp_path)) for file in files_beside(path)]
+    assert found == ["a.py", "plugin_gain.py", "plugin_parts/__init__.py", "plugin_parts/two.py"]
+
+
+def test_two_files_whose_modules_share_a_name_are_told_apart(tmp_path: Path, files: dict[str, Any]) -> None:
+    for name, value in (("one", 1), ("two", 1), ("three", 3)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "plugin_value.py").write_text(f"VALUE = {value}\n")
+        write(tmp_path / name / "a.py", f"from plugin_value import VALUE\nREGISTRY['{name}'] = VALUE")
+    assert load(tmp_path / "one" / "a.py", files) == ["one"] and load(tmp_path / "two" / "a.py", files) == ["two"]
+    with pytest.raises(ValueError, match=r"three/a.py imports .*, but this process has imported another plugin_value"):
+        load(tmp_path / "three" / "a.py", files)
+
+
+@pytest.mark.parametrize("ending", ["import sys\nsys.exit()", "raise BaseException('odd')", "raise GeneratorExit"])
+def test_a_file_that_ends_the_process_is_an_error_that_names_it(
+    ending: str, tmp_path: Path, files: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match=r"thing_file: .*b.py: (SystemExit|BaseException: odd|GeneratorExit)"):
+        load(write(tmp_path / "b.py", ending), files)
+    with pytest.raises(KeyboardInterrupt):
+        load(write(tmp_path / "c.py", "raise KeyboardInterrupt"), files)

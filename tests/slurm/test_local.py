@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 from pathlib import Path
@@ -21,6 +22,7 @@ from slurm.plan import plan
 from slurm.state import at_work, exclusively
 from suites.units import TRAIN
 from tests.slurm.experiments import RUN, data_config, experiment, wait_for
+from tests.suites.built_in import built_in_only
 
 cli = CliRunner()
 
@@ -166,3 +168,66 @@ def test_the_first_interrupt_asks_to_stop_and_the_second_raises() -> None:
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+ODD = """
+import signal, sys
+from suites.interface import Suite, SuiteConfig
+from suites.registry import register_suite
+
+
+@register_suite("odd", title="Odd")
+class Odd(Suite):
+    class Config(SuiteConfig):
+        pass
+
+    def run(self, lm, config, progress):
+        {action}
+        return []
+"""
+
+
+@pytest.mark.parametrize(
+    ("action", "said"),
+    [
+        ("signal.raise_signal(signal.SIGINT)", "interrupted; the same command continues"),
+        ("signal.raise_signal(signal.SIGTERM)", "interrupted; the same command continues"),
+        ("sys.exit()", "odd: code that it ran called sys.exit(None)"),
+        ("raise BaseException('very odd')", "odd: very odd"),
+    ],
+)
+def test_a_suite_that_ends_the_process_ends_a_debug_submit_in_one_line(
+    action: str, said: str, tmp_path: Path, small_data: Path
+) -> None:
+    (tmp_path / "odd.py").write_text(ODD.format(action=action))
+    suites = {"suites": {"odd": {}}, "suite_files": ["odd.py"], "mixers": ["attention"]}
+    path = experiment(tmp_path, small_data, data=data_config(small_data, steps=1), **suites)
+    with built_in_only():
+        result = cli.invoke(app, ["submit", str(path), "--cluster", "debug", "--runs", str(tmp_path / "runs")])
+    assert result.exit_code == 1 and "(Pdb)" not in result.output
+    (line,) = result.stderr.splitlines()
+    assert said in line
+    assert not os.environ.get("SUBMITIT_EXECUTOR")
+
+
+@pytest.mark.parametrize("largest", [100, 100_000])
+def test_a_full_disk_ends_a_debug_submit_in_one_line_and_the_same_command_continues(
+    largest: int, tmp_path: Path, small_data: Path
+) -> None:
+    path = experiment(tmp_path, small_data, data=data_config(small_data, steps=1), mixers=["attention"])
+    command = ["submit", str(path), "--cluster", "debug", "--runs", str(tmp_path / "runs")]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The kernel refuses to let a file grow past this, as a full disk would: a plan, or a tokenizer and weights.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, limits[1]))
+    try:
+        refused = cli.invoke(app, command)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert refused.exit_code == 1 and "(Pdb)" not in refused.output
+    (line,) = refused.stderr.splitlines()
+    assert "cannot be written" in line and "free space" in line
+    again = "retry" if largest > 100 else "submit"  # it had begun, and failed twice alike
+    more = ["--failed"] if again == "retry" else []
+    done = cli.invoke(app, [again, *command[1:], *more])
+    assert done.exit_code == 0, done.output
+    assert not list(tmp_path.rglob("*.partial"))

@@ -65,11 +65,12 @@ def test_an_experiment_of_fresh_models_is_planned_without_data(tmp_path: Path) -
     loaded = load_experiment(path)
     (run,) = plan(loaded, tmp_path / "runs")
     assert run.missing == ["throughput"]
-    check(loaded)  # there is nothing to check
+    check(loaded, [run], tmp_path / "runs")  # there is nothing to check
 
 
 def test_data_that_are_too_short_for_a_phase_are_found_before_work_starts(tmp_path: Path, small_data: Path) -> None:
     phase = {"tokens": 9, "seq_len": 10_000_000, "rows": {"text": 1}}
     path = experiment(tmp_path, small_data, data={"source": str(small_data), "phases": [phase]})
+    loaded = load_experiment(path)
     with pytest.raises(ValueError, match="seq_len"):
-        check(load_experiment(path))
+        check(loaded, plan(loaded, tmp_path / "runs"), tmp_path / "runs")

@@ -53,6 +53,42 @@ def test_the_code_is_copied_once_per_content_without_what_git_ignores(tmp_path: 
     assert environment(second)["PYTHONPATH"].split(os.pathsep)[0] == str(second)
 
 
+@pytest.mark.parametrize("git", ["missing", "refuses"])
+def test_where_git_does_not_answer_every_file_counts(tmp_path: Path, git: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkout, programs = tmp_path / "checkout", tmp_path / "bin"
+    (checkout / ".git").mkdir(parents=True)
+    (checkout / "harness" / "__pycache__").mkdir(parents=True)
+    (checkout / "harness" / "new.py").write_text("x = 1\n")
+    (checkout / "harness" / "__pycache__" / "new.pyc").write_text("bytes\n")
+    programs.mkdir()
+    if git == "refuses":
+        (programs / "git").write_text(
+            "#!/bin/sh\necho 'fatal: detected dubious ownership in repository' >&2\nexit 128\n"
+        )
+        (programs / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs) if git == "missing" else f"{programs}{os.pathsep}{os.environ['PATH']}")
+    copy = snapshot(tmp_path / "runs", checkout)
+    assert [str(path.relative_to(copy)) for path in copy.rglob("*.py*")] == ["harness/new.py"]
+
+
+def test_a_mixer_file_is_copied_with_the_modules_beside_it(tmp_path: Path, small_data: Path) -> None:
+    (tmp_path / "snapshot_part.py").write_text("DISPLAY = 'Split'\n")
+    (tmp_path / "split.py").write_text(
+        "from mixers import register_mixer\nfrom mixers.gated_deltanet import GatedDeltaNet\n"
+        "from snapshot_part import DISPLAY\n"
+        "@register_mixer('snapshot_split', display=DISPLAY)\nclass Split(GatedDeltaNet):\n    pass\n"
+    )
+    mixer = {"mixer": "snapshot_split", "options": {"heads": 2, "head_dim": 32}}
+    path = experiment(tmp_path, small_data, mixers=[mixer], mixer_files=["split.py"])
+    loaded = load_experiment(path)
+    _, (run,) = keep_files(loaded, plan(loaded, tmp_path / "runs"), tmp_path / "runs")
+    copy = Path(run.config.mixer_file.path)
+    assert sorted(file.name for file in copy.parent.iterdir()) == ["snapshot_part.py", "split.py"]
+    (tmp_path / "snapshot_part.py").write_text("DISPLAY = 'Edited'\n")
+    _, (edited,) = keep_files(loaded, plan(loaded, tmp_path / "runs"), tmp_path / "runs")
+    assert Path(edited.config.mixer_file.path).parent != copy.parent
+
+
 def test_two_submissions_in_one_second_have_folders_of_their_own(tmp_path: Path, small_data: Path) -> None:
     path = experiment(tmp_path, small_data)
     loaded = load_experiment(path)
@@ -76,7 +112,7 @@ def test_a_mixer_file_is_copied_and_refused_when_it_changes_meanwhile(tmp_path: 
     plans = plan(loaded, tmp_path / "runs")
     experiment_kept, (run,) = keep_files(loaded, plans, tmp_path / "runs")
     copy = Path(run.config.mixer_file.path)
-    assert copy.parent == tmp_path / "runs" / "code" and copy.read_text() == file.read_text()
+    assert copy.parent.parent == tmp_path / "runs" / "code" and copy.read_text() == file.read_text()
     assert experiment_kept.mixer_files == [str(copy)] and run.config.run_id == plans[0].config.run_id
     file.write_text("changed")
     with pytest.raises(ValueError, match="mine.py has changed while it was being submitted; submit again"):
@@ -93,7 +129,7 @@ def test_jobs_that_wait_keep_the_files_of_their_suites(tmp_path: Path, small_dat
         plans = plan(loaded, tmp_path / "runs")
         kept, kept_plans = keep_files(loaded, plans, tmp_path / "runs")
     (copy,) = kept.suite_files
-    assert Path(copy).parent == tmp_path / "runs" / "code" and Path(copy).read_text() == code
+    assert Path(copy).parents[1] == tmp_path / "runs" / "code" and Path(copy).read_text() == code
     for before, after in zip(plans, kept_plans, strict=True):
         assert after.units["copy@4"].suite_file.path == copy and after.units["recall"] == before.units["recall"]
         assert after.units["copy@4"].key("0") == before.units["copy@4"].key("0")

@@ -125,7 +125,7 @@ def sword_entries(deb: Path, module: str) -> Iterator[tuple[str, str]]:
         if module == "MHCC":
             # The package declares four-byte entry sizes, but its index has two-byte ones: it cannot be read as shipped.
             conf = root / "mods.d/mhcc.conf"
-            conf.write_text(conf.read_text().replace("ModDrv=zCom4", "ModDrv=zCom"))
+            conf.write_bytes(conf.read_bytes().replace(b"ModDrv=zCom4", b"ModDrv=zCom"))
         command = subprocess.run(["mod2imp", module], env={"SWORD_PATH": str(root)}, check=True, capture_output=True)
     parts = re.split(r"^\$\$\$(.*)\n", command.stdout.decode("utf-8"), flags=re.MULTILINE)
     yield from zip(parts[1::2], parts[2::2], strict=True)

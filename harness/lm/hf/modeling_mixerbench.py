@@ -28,6 +28,7 @@ from transformers.utils.generic import can_return_tuple
 try:
     from harness import LanguageModel, ModelConfig, ModelState, advance, read
     from mixers.interface import index_state
+    from mixers.plugins import files_beside
     from mixers.registry import file_of, load_file
 except ImportError as error:
     raise ImportError(
@@ -246,10 +247,15 @@ class MixerbenchForCausalLM(PreTrainedModel, GenerationMixin):
         return super()._prepare_attention_mask_for_generation(inputs_tensor, generation_config, *rest)
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """Save the model, with the file that defines its mixer if there is one."""
+        """Save the model, with the file that defines its mixer, and those that it imports, if there is one."""
         super().save_pretrained(save_directory, *args, **kwargs)
         if self.config.mixer_file:
-            shutil.copyfile(file_of(self.model.config.mixer).path, Path(save_directory) / self.config.mixer_file)
+            first, *others = files_beside(Path(file_of(self.model.config.mixer).path))
+            shutil.copyfile(first, Path(save_directory) / self.config.mixer_file)
+            for file in others:
+                copy = Path(save_directory) / file.relative_to(first.parent)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy)
 
     @can_return_tuple
     def forward(

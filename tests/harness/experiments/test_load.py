@@ -31,7 +31,7 @@ def test_a_scale_changes_the_fields_it_names_deeply_and_overrides_come_last(tmp_
     whole, tiny = load_experiment(path), load_experiment(path, scale="tiny")
     assert (whole.name, whole.preset, whole.train.lr) == ("small", "cpu-1m", 1e-3)
     assert (tiny.name, tiny.preset, tiny.train.lr, tiny.train.clip) == ("small-tiny", "cpu-600k", 1e-2, 0.5)
-    assert (tiny.data.tokenizer, len(tiny.data.phases), tiny.data.tokens) == ("own.json", 1, 512)
+    assert (tiny.data.tokenizer, len(tiny.data.phases), tiny.data.tokens) == (str(tmp_path / "own.json"), 1, 512)
     assert tiny.suites == {"ruler": {"lengths": [320], "samples": 9}}
     assert load_experiment(path, ["train.lr=3e-4"], "tiny").train.lr == 3e-4
 
@@ -103,3 +103,23 @@ def test_a_key_given_twice_is_named_with_both_lines(tmp_path: Path) -> None:
     first = lines.index("  lr: 1e-3") + 1
     with pytest.raises(ValueError, match=f"small.yaml: lr: given twice, in lines {first} and {first + 1}; keep one"):
         load_experiment(path)
+
+
+def test_paths_of_a_file_are_relative_to_it_and_those_of_overrides_to_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    (there / "tok").mkdir(parents=True)
+    here.mkdir()
+    monkeypatch.chdir(here)
+    scales = {"big": {"data": {"source": "more"}}}
+    path = write(there, data=BASE["data"] | {"source": "data", "tokenizer": "tok"}, mixer_files=["m.py"], scales=scales)
+    loaded, big = load_experiment(path), load_experiment(path, scale="big")
+    assert loaded.data.source == str(there / "data") and loaded.data.tokenizer == str(there / "tok")
+    assert loaded.mixer_files == [str(there / "m.py")] and big.data.source == str(there / "more")
+    changed = load_experiment(
+        path, ["data.source=../x", "data.tokenizer=TinyLlama/TinyLlama_v1.1", "mixer_files=[o.py]"]
+    )
+    assert changed.data.source == str(tmp_path / "x") and changed.mixer_files == [str(here / "o.py")]
+    assert changed.data.tokenizer == "TinyLlama/TinyLlama_v1.1"
+    assert load_experiment(write(there)).data.source == "embedded"

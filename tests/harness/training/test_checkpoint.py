@@ -1,12 +1,14 @@
 """Checkpoints: which are kept and which is restored. test_distributed.py has several processes write one."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from harness.files import file_sha256
 from harness.training import checkpoint
 from harness.training.distributed import ALONE
 
@@ -116,6 +118,31 @@ def test_a_folder_with_a_damaged_file_is_named_and_the_one_before_is_restored(
     assert line == f"{path}: {reason}; resuming from the one before, step_00000001.dcp"
     with pytest.raises(checkpoint.CheckpointError, match=rf"{file}: {reason}; delete .*train.json and submit again"):
         checkpoint.load(newer)
+
+
+class Calling:
+    """Pickled, it asks the reader to call a function."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("called"),)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_metadata_of_a_strangers_checkpoint_calls_no_function(
+    whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = save_folder(tmp_path / "run", 1)
+    metadata, index = folder / checkpoint.METADATA, tmp_path / "run" / "checkpoints" / "index.json"
+    known = pickle.loads(metadata.read_bytes())
+    known.planner_data = Calling()
+    metadata.write_bytes(pickle.dumps(known if whole else Calling()))
+    listed = json.loads(index.read_text())  # the stranger knows how to write a hash
+    listed[folder.name]["files"][checkpoint.METADATA] = file_sha256(metadata)
+    index.write_text(json.dumps(listed))
+    with pytest.raises(checkpoint.CheckpointError, match=r"\.metadata: names .*; delete the folder of checkpoints"):
+        checkpoint.load(folder)
+    assert not (tmp_path / "called").exists()
 
 
 def test_the_digest_depends_on_names_and_bits_and_not_on_order(tmp_path: Path) -> None:
