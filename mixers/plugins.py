@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import sys
+import sysconfig
 import types
 import warnings
 from collections.abc import Callable, Collection, Iterator
@@ -21,6 +23,13 @@ class SourceFile(Protocol):
 
 
 File = TypeVar("File", bound=SourceFile)
+Modules = dict[str, tuple[str, str]]
+"""(path, SHA-256) of each file by the name of its module."""
+
+PROJECT = Path(__file__).resolve().parents[1]
+OWN = ("run", "harness", "mixers", "suites", "slurm", "mixerbench")
+"""Top-level names of this project."""
+_sources: dict[str, Modules] = {}  # by the SHA-256 of the loaded file
 
 
 @contextmanager
@@ -91,7 +100,58 @@ def load_file(
         name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise ValueError(f"{kind}_file: {path}: {name}{error}{remedy}") from error
     files.update(dict.fromkeys(names, described(path=str(path), sha256=sha256)))
+    _sources[sha256] = imported_files(path)
     return names
+
+
+def sources(file: SourceFile | None) -> Modules:
+    """A loaded file and the modules that it imports from beside it, as they were when it was loaded.
+
+    Its own name is `.`, so that a copy of it elsewhere has the same. Empty without a file. A file that another process
+    loaded is read now.
+    """
+    if file is None:
+        return {}
+    return _sources.get(file.sha256) or imported_files(Path(file.path))
+
+
+def imported_files(path: Path) -> Modules:
+    """A Python file and, in turn, what it imports that belongs to no installed package and not to this project."""
+    installed = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    own = [Path(entry or ".").resolve() for entry in sys.path if entry not in installed]
+    own = [folder for folder in own if folder != PROJECT and not {"site-packages", "dist-packages"} & {*folder.parts}]
+    found: Modules = {}
+    pending = [(".", path)]
+    while pending:
+        name, file = pending.pop()
+        if name in found or not file.is_file():
+            continue
+        source = file.read_bytes()
+        found[name] = (str(file), hashlib.sha256(source).hexdigest())
+        imported = _imports(source, name, file.name == "__init__.py")
+        for module in (each for each in imported if each.partition(".")[0] not in OWN):
+            for folder in (path.parent, *own):
+                place = folder.joinpath(*module.split("."))
+                candidates = (place / "__init__.py", place.with_suffix(".py"))
+                if module_file := next((each for each in candidates if each.is_file()), None):
+                    pending.append((module, module_file))
+                    break
+    return dict(sorted(found.items()))
+
+
+def _imports(source: bytes, name: str, package: bool) -> set[str]:
+    """Dotted names of all modules that a module may import, with the packages around them."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parents = name.split(".") if package else name.split(".")[:-1]
+            around = parents[: len(parents) - node.level + 1] if node.level else []
+            base = ".".join(filter(None, [*around, node.module]))
+            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    parts = [each.split(".") for each in names if each]
+    return {".".join(some[:end]) for some in parts for end in range(1, len(some) + 1)} - {""}
 
 
 def require_unchanged(kind: str, file: SourceFile, defines: str, planned: str, otherwise: str) -> None:

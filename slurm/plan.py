@@ -19,7 +19,7 @@ from harness.training.batches import data_sha256, open_data
 from harness.training.metrics_log import require_tracker
 from suites.registry import check as check_suite
 from suites.registry import evaluations, load_files, suite, suite_config
-from suites.units import Evaluation, missing
+from suites.units import Evaluation, missing, place, results
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,14 @@ class RunPlan:
     units: dict[str, Evaluation]
     missing: list[str]
     selection: Selection | None = None
+
+    def place(self, unit: str) -> str:
+        """The name under which the run's folder keeps a unit: its state, and the records of an evaluation."""
+        return place(unit, self.units)
+
+    def results(self, unit: str) -> str | None:
+        """The place of an evaluation's records; None if it has none."""
+        return results(self.folder, unit, self.units[unit], RunFolder(self.folder).weights_sha256())
 
 
 @dataclass(frozen=True)

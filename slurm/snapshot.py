@@ -22,13 +22,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from harness.code import SNAPSHOT, SOURCES, git_state
 from harness.experiments.schema import Experiment
 from harness.files import CHECKOUT, atomic_folder, cache_dir, write_atomic, write_json
-from harness.records.provenance import SNAPSHOT, git_state
 from harness.run_folder import Submission, code_folder, submissions_folder
 from slurm.plan import RunPlan, trials
 
-PARTS = ("run.py", "pyproject.toml", "harness", "mixers", "suites", "slurm")
+PARTS = ("pyproject.toml", *SOURCES)
 
 
 def snapshot(runs_root: Path, checkout: Path = CHECKOUT) -> Path:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.run_folder import RunFolder, Status, started_runs, submissions
+from harness.run_folder import RunFolder, Status, started_runs, submissions, unit_of
 from slurm.queue import Queue, ask
 from slurm.state import node_name, silent_end, write_status
-from suites.units import TRAIN, Evaluation, SuiteFile, missing
+from suites.units import TRAIN, Evaluation, SuiteFile, missing, place
 
 if TYPE_CHECKING:
     from slurm.plan import RunPlan
@@ -85,6 +85,10 @@ class Submitted:
     steps: int
     units: dict[str, Evaluation]
     trial: bool = False
+
+    def place(self, unit: str) -> str:
+        """The name under which the run's folder keeps the state of a unit."""
+        return place(unit, self.units)
 
 
 def submitted(runs_root: Path, name: str) -> list[Submitted]:
@@ -157,13 +161,13 @@ def overview(runs: Sequence[Submitted], queue: Queue) -> list[Row]:
 
 def _row(run: Submitted, queue: Queue) -> Row:
     left = missing(run.folder, run.units)
-    found = {unit: _judged(run.folder, unit, queue) for unit in left}
+    found = {unit: _judged(run.folder, run.place(unit), queue) for unit in left}
     unit, status = min(found.items(), key=lambda item: ORDER.index(item[1][0]), default=(TRAIN, ("done", None)))
     state, known = status
     names = {"running": "training" if unit == TRAIN else "evaluating"}
     known = known or Status("done")
     evaluating = "" if unit == TRAIN or state == "done" else f"{unit}: "
-    log = RunFolder(run.folder).read_attempts(unit)
+    log = RunFolder(run.folder).read_attempts(run.place(unit))
     ends = [event["reason"] for event in log if event["event"] == "ended"]
     again = f"started again: {ends[-1]}" if state == "running" and ends else ""
     reason = "; ".join(filter(None, [known.detail, again]))
@@ -242,7 +246,7 @@ def logs(runs_root: Path, run: str, unit: str | None, lines: int) -> str:
     if run not in (known := started_runs(runs_root)):
         raise ValueError(f"run: no {run!r} has started in {runs_root}; known: {', '.join(known) or 'none'}")
     folder = RunFolder(runs_root / run)
-    units = [unit] if unit else folder.attempted()
+    units = [place for place in folder.attempted() if unit in (None, place, unit_of(place))]
     begun = [(e["time"], u, e["log"]) for u in units for e in folder.read_attempts(u) if e["event"] == "started"]
     if not begun:
         raise ValueError(f"run: {run!r} has not started {unit or 'anything'} yet; see `status`")
@@ -253,7 +257,7 @@ def logs(runs_root: Path, run: str, unit: str | None, lines: int) -> str:
     for path in (Path(log), Path(log.removesuffix(".err") + ".out")):
         if path.is_file():
             tail = path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
-            parts.append("\n".join([f"==> {unit}: {path}", *tail]))
+            parts.append("\n".join([f"==> {unit_of(unit)}: {path}", *tail]))
     return "\n".join(parts)
 
 
@@ -278,9 +282,9 @@ def cancel(runs_root: Path, name: str) -> list[str]:
             stopped += [f"job {i}" for i in alive]
     for run in submitted(runs_root, name):
         for unit in missing(run.folder, run.units):
-            status = RunFolder(run.folder).read_status(unit)
+            status = RunFolder(run.folder).read_status(run.place(unit))
             if status is not None and status.state in ("queued", "requeued"):
-                write_status(run.folder, unit, "stopped", "cancelled", job=status.job, pid=0)
+                write_status(run.folder, run.place(unit), "stopped", "cancelled", job=status.job, pid=0)
     return stopped
 
 
