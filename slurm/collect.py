@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from harness.data.tokenizer import load_tokenizer
 from harness.code import code_text, contributing
+from harness.data.tokenizer import load_tokenizer
 from harness.experiments.load import load_experiment, stored_experiment
 from harness.experiments.matching import meta_model
 from harness.experiments.presets import preset
@@ -108,7 +108,7 @@ def history(run: RunPlan, unit: str) -> list[dict[str, Any]]:
 
 
 def trained_on(run: RunPlan) -> str:
-    """Device, dtype, threads and code with which a finished run was trained, in words, for each start if they differ."""
+    """Device, dtype, threads and code with which a finished run was trained, in words; all of them if starts differ."""
     texts = [
         f"{birth['device']}, {birth['dtype']}, {birth['threads']} threads, code {code_text(birth)}"
         for birth in history(run, TRAIN)

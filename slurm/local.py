@@ -184,11 +184,10 @@ def _failed(run: RunPlan) -> dict[str, str]:
 
 def _failures(plans: Sequence[RunPlan]) -> dict[str, str]:
     """The reasons why runs failed, by run id. A trial that diverged has not failed: it has the worst score."""
-    tried = {trial.folder for trial in trials(plans)}
     lines = {}
     for run in plans:
         reasons = [f"{unit}: {why}" for unit, why in _failed(run).items()]
-        if reasons and run.folder in tried and (failure(run) or ("",))[0] == DIVERGED:
+        if reasons and run.trial and (failure(run) or ("",))[0] == DIVERGED:
             continue
         if not reasons and _left(run) and run.selection is not None and run.selection.file.read() is None:
             reasons = ["its values are not chosen, since trials failed"]

@@ -10,11 +10,12 @@ from typing import Any
 from harness.data.synthetic import recall_words
 from harness.data.tokenizer import load_tokenizer
 from harness.experiments.expand import expand
+from harness.experiments.load import EXPERIMENTS, load_experiment
 from harness.experiments.run_config import RunConfig
 from harness.experiments.schema import Experiment
 from harness.experiments.tuning import Tuned, Values
 from harness.records.units import suite_of
-from harness.run_folder import ChoiceFile, choice_file
+from harness.run_folder import ChoiceFile, RunFolder, choice_file, submissions
 from harness.training.batches import data_sha256, open_data
 from harness.training.metrics_log import require_tracker
 from suites.registry import check as check_suite
@@ -28,7 +29,8 @@ class RunPlan:
 
     config: of a tuned run, with its values if they are chosen. folder: holds everything the run produces. units: its
     evaluations, by unit name (a suite, or SUITE@LENGTH). missing: the units without results, in the order in which they
-    are done; `train` comes first. selection: the trials that choose the run's values; None if it is not tuned.
+    are done; `train` comes first. selection: the trials that choose the run's values; None if it is not tuned. trial:
+    whether the run is one of those trials.
     """
 
     config: RunConfig
@@ -36,6 +38,7 @@ class RunPlan:
     units: dict[str, Evaluation]
     missing: list[str]
     selection: Selection | None = None
+    trial: bool = False
 
     def place(self, unit: str) -> str:
         """The name under which the run's folder keeps a unit: its state, and the records of an evaluation."""
@@ -66,6 +69,18 @@ def selections(plans: Iterable[RunPlan]) -> list[Selection]:
 def trials(plans: Iterable[RunPlan]) -> list[RunPlan]:
     """The trials that runs depend on, each once, in their order."""
     return list({trial.config.run_id: trial for s in selections(plans) for trial in s.trials}.values())
+
+
+def asked_for(path_or_name: str, overrides: list[str] | None, scale: str | None, runs_root: Path) -> Experiment:
+    """The experiment that a command names: a file, a shipped one, or else the newest submission of that name.
+
+    Raises ValueError as `load_experiment` does.
+    """
+    if not Path(path_or_name).exists() and not (EXPERIMENTS / f"{path_or_name}.yaml").is_file():
+        name = path_or_name if scale is None else f"{path_or_name}-{scale}"
+        if known := submissions(runs_root, name):
+            return load_experiment(known[-1].experiment, overrides)
+    return load_experiment(path_or_name, overrides, scale)
 
 
 def check(experiment: Experiment) -> None:
@@ -116,11 +131,13 @@ def plan(experiment: Experiment, runs_root: Path) -> list[RunPlan]:
         )
         raise ValueError(f"data.phases: none, and {needing} needs trained models; say what they are trained on")
 
-    def planned(config: RunConfig, units: dict[str, Evaluation], selection: Selection | None = None) -> RunPlan:
+    def planned(
+        config: RunConfig, units: dict[str, Evaluation], selection: Selection | None = None, trial: bool = False
+    ) -> RunPlan:
         folder = runs_root / config.run_id
-        return RunPlan(config, folder, units, missing(folder, units), selection)
+        return RunPlan(config, folder, units, missing(folder, units), selection, trial)
 
-    tried = {run_id: planned(config, validation) for run_id, config in expansion.trials.items()}
+    tried = {run_id: planned(config, validation, trial=True) for run_id, config in expansion.trials.items()}
     chosen: dict[str, tuple[Selection, Values | None]] = {}
     plans = []
     for config in expansion.runs:

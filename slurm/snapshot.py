@@ -26,7 +26,7 @@ from harness.code import SNAPSHOT, SOURCES, git_state
 from harness.experiments.schema import Experiment
 from harness.files import CHECKOUT, atomic_folder, cache_dir, write_atomic, write_json
 from harness.run_folder import Submission, code_folder, submissions_folder
-from slurm.plan import RunPlan, trials
+from slurm.plan import RunPlan
 
 PARTS = ("pyproject.toml", *SOURCES)
 
@@ -87,7 +87,6 @@ def open_submission(experiment: Experiment, plans: Sequence[RunPlan], runs_root:
             folder = folder.with_name(f"{experiment.name}-{stamp}-{attempt}")
     submission = Submission(folder)
     submission.write_experiment(experiment.model_dump(mode="json", exclude_defaults=True))
-    tried = {trial.folder for trial in trials(plans)}
     runs = [
         {
             "run": plan.config.run_id,
@@ -97,7 +96,7 @@ def open_submission(experiment: Experiment, plans: Sequence[RunPlan], runs_root:
             "seed": plan.config.seed,
             "steps": plan.config.data.steps,
             "units": {unit: evaluation.options for unit, evaluation in plan.units.items()},
-            "trial": plan.folder in tried,
+            "trial": plan.trial,
         }
         for plan in plans
     ]
@@ -136,7 +135,7 @@ def keep_files(experiment: Experiment, plans: Sequence[RunPlan], runs_root: Path
         selection = plan.selection
         if selection is not None:
             selection = replace(selection, trials=tuple(moved(trial) for trial in selection.trials))
-        return RunPlan(config, plan.folder, units, plan.missing, selection)
+        return replace(plan, config=config, units=units, selection=selection)
 
     moved_plans = [moved(plan) for plan in plans]
     files = {f"{kind}_files": [path for (k, _), path in copies.items() if k == kind] for kind, _ in copies}

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import re
 import signal
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.code import changed_since, code_text
 from harness.run_folder import RunFolder, Status, started_runs, submissions, unit_of
 from slurm.queue import Queue, ask
 from slurm.state import node_name, silent_end, write_status
@@ -109,12 +111,8 @@ def planned(name: str, plans: Sequence[RunPlan]) -> list[Submitted]:
     """The runs of a plan, and before them their trials, in the form that a submission would record."""
     from slurm.plan import trials
 
-    tried = trials(plans)
-    folders = {trial.folder for trial in tried}
-    every = [*tried, *(run for run in plans if run.folder not in folders)]
-    return [
-        Submitted(name, r.config.run_id, r.folder, r.config.data.steps, r.units, r.folder in folders) for r in every
-    ]
+    every = {run.folder: run for run in (*trials(plans), *plans)}.values()
+    return [Submitted(name, r.config.run_id, r.folder, r.config.data.steps, r.units, r.trial) for r in every]
 
 
 def runs_of(runs_root: Path, experiment: str, scale: str | None) -> tuple[str, list[Submitted]]:
@@ -142,7 +140,29 @@ def report(runs_root: Path, name: str, runs: Sequence[Submitted]) -> str:
         diverged = sum(row.state == "failed" for row in tried)
         over = sum(row.state == "done" for row in tried) + diverged
         head += f", {over} of {len(tried)} trials over" + (f", {diverged} of them failed" if diverged else "")
-    return "\n".join([head, *troubles(runs_root, name), *(row.line() for row in rows)])
+    return "\n".join([head, *troubles(runs_root, name), *other_code(runs), *(row.line() for row in rows)])
+
+
+def other_code(runs: Sequence[Submitted | RunPlan]) -> list[str]:
+    """What of these runs' results was made by other code than this process's, one line for each code.
+
+    A result stays what it is when the code changes; it is measured again only on request. A history of several starts
+    counts with the last. Results that do not tell their code are left out.
+    """
+    made: dict[tuple[str, str], list[str]] = {}
+    for run in runs:
+        folder, left = RunFolder(run.folder), set(missing(run.folder, run.units))
+        for unit in (TRAIN, *run.units):
+            entries = folder.read_history(run.place(unit))[-1:]
+            if not entries and unit == TRAIN and TRAIN not in left:
+                entries = [folder.read_training_provenance()] if folder.summary.is_file() else []
+            if unit not in left and entries and (changed := changed_since(entries[0])):
+                made.setdefault((code_text(entries[0]), ", ".join(changed)), []).append(unit)
+    return [
+        f"made by other code: {', '.join(f'{unit} of {n}' for unit, n in Counter(units).items())} runs by {code}; "
+        f"since then {changed} changed; `retry --suite` measures again, and nothing else does"
+        for (code, changed), units in made.items()
+    ]
 
 
 def overview(runs: Sequence[Submitted], queue: Queue) -> list[Row]:

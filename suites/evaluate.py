@@ -35,16 +35,17 @@ def evaluate(
 ) -> None:
     """Measure one unit of a suite on a trained run and write its records, whole or not at all.
 
-    An evaluation that was killed resumes after the last answers that it wrote to disk, unless the code has changed since:
-    a record names the code that gave all of its answers. Raises ValueError if the run is
-    not trained, the suite does not take the options, or the file that defines the suite has changed.
+    An evaluation that was killed resumes after the last answers that it wrote to disk. If the code has changed since, it
+    asks anew: a record names the code that gave all of its answers. Raises ValueError if the run is not trained, the
+    suite does not take the options, or the file that defines the suite has changed.
     """
     require_file(evaluation.suite_file)
     config = read_config(folder)
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
     chosen, lm = suite(suite_of(unit)), load_lm(folder)
-    key, place, run = evaluation.key(checkpoint.digest(lm.model.state_dict())), evaluation.place(unit), RunFolder(folder)
+    key = evaluation.key(checkpoint.digest(lm.model.state_dict()))
+    run, place = RunFolder(folder), evaluation.place(unit)
     files = (config.mixer_file, evaluation.suite_file)
     birth = provenance(config.hash, this_device(), lm.dtype, lm.model.backend(lm.dtype), command, files)
     answers = run.answers(place, answers_key(key, birth))

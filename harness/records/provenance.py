@@ -75,8 +75,8 @@ def provenance(
 ) -> Provenance:
     """Provenance of the numbers that this process produces.
 
-    command: the command line to record if it is not this process's own, as in a job started by a scheduler. files: those
-    that define the mixer and the suite, if they are not built in.
+    command: the command line to record if it is not this process's own, as in a job started by a scheduler. files: what
+    defines the mixer and the suite, if they are not built in.
     """
     code = this_code()
     versions = {field: version(package) for field, package in PACKAGES.items()}

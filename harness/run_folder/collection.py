@@ -91,7 +91,8 @@ class Collection:
                 f"{self.experiment}: missing; the collection is of an earlier version or not whole; run collect again"
             ) from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{self.experiment}: damaged ({' '.join(str(error).split())}); run collect again") from None
+            fault = " ".join(str(error).split())
+            raise ValueError(f"{self.experiment}: damaged ({fault}); run collect again") from None
         if not isinstance(values, dict):
             raise ValueError(f"{self.experiment}: damaged, no mapping of fields; run collect again")
         return values
