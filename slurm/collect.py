@@ -121,9 +121,7 @@ def mixture(data: DataConfig) -> str:
     return f"{data.source} data; " + ", then ".join(map(str, data.phases))
 
 
-def collect(
-    plans: list[RunPlan], experiment: Experiment, out: Path, command: str
-) -> tuple[pd.DataFrame, list[str]]:
+def collect(plans: list[RunPlan], experiment: Experiment, out: Path, command: str) -> tuple[pd.DataFrame, list[str]]:
     """Replace the collection in `out` by the results of an experiment: records, per-sample scores, one row per run,
     curves of training, trials of tuned values, and the experiment itself, resolved.
 

@@ -35,8 +35,8 @@ def evaluate(
 ) -> None:
     """Measure one unit of a suite on a trained run and write its records, whole or not at all.
 
-    An evaluation that was killed resumes after the last answers that it wrote to disk. If the code has changed since, it
-    asks anew: a record names the code that gave all of its answers. Raises ValueError if the run is not trained, the
+    An evaluation that was killed resumes after the last answers that it wrote to disk. If the code has changed since,
+    it asks anew: a record names the code that gave all of its answers. Raises ValueError if the run is not trained, the
     suite does not take the options, or the file that defines the suite has changed.
     """
     require_file(evaluation.suite_file)

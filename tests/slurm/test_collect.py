@@ -10,6 +10,7 @@ import pytest
 from harness.experiments.expand import expand
 from harness.experiments.load import load_experiment
 from harness.records.store import load, write_records
+from harness.run_folder import Collection, RunFolder
 from harness.tables.collection import write_table
 from slurm.collect import collect
 from slurm.plan import RunPlan
@@ -24,13 +25,19 @@ def plans(tmp_path: Path) -> list[RunPlan]:
     for i, config in enumerate(expand(load_experiment("table5"), 32000, "0" * 64).runs):
         run = RunPlan(config, tmp_path / "runs" / config.run_id, {"language": Evaluation({})}, [])
         measured = record(config.label, "lambada", "perplexity", 11.0 + i, 0.1, mixer="gdn2", preset=config.preset)
-        write_records(run.folder, "language", [replace(measured, run=config.run_id)])
+        write_records(run.folder, run.place("language"), [replace(measured, run=config.run_id)])
+        RunFolder(run.folder).write_done(run.place("language"), run.units["language"].key(None))
         found.append(run)
     return found
 
 
+def gather(plans: list[RunPlan], out: Path) -> tuple[pd.DataFrame, list[str]]:
+    with Collection(out).replacing():
+        return collect(plans, load_experiment("table5"), out, "test")
+
+
 def test_a_run_is_collected_with_the_options_of_its_mixer(plans, tmp_path):
-    collect(plans, tmp_path / "out", "test")
+    gather(plans, tmp_path / "out")
     runs = json.loads((tmp_path / "out" / "runs.json").read_text())
     assert [(r["options"]["erase_gate"], r["options"]["write_gate"], r["options"]["erase_range"]) for r in runs] == [
         ("channel", "channel", 1),
@@ -48,16 +55,16 @@ def test_a_run_is_collected_with_the_options_of_its_mixer(plans, tmp_path):
 
 
 def test_a_run_whose_records_cannot_be_read_is_said_and_does_not_stop_the_others(plans, tmp_path):
-    broken = plans[1].folder / "records" / "language.jsonl"
+    broken = RunFolder(plans[1].folder).records(plans[1].place("language"))
     broken.write_text(broken.read_text().replace('"schema": 1', '"schema": 2'))
-    frame, lacking = collect(plans, tmp_path / "out", "test")
+    frame, lacking = gather(plans, tmp_path / "out")
     assert len(frame) == 3 and lacking == [plans[1].config.run_id]
     assert set(pd.read_parquet(tmp_path / "out" / "records.parquet")["run"]) == set(frame["run"])
     shown, _ = write_table(tmp_path / "out", None, False)
     assert "| recurrent | Gated DeltaNet-2, scalar erase gate | unreadable |" in shown
     assert "UNREADABLE: Gated DeltaNet-2, scalar erase gate" in shown and "schema 2 is newer" in shown
     for run in plans:
-        path = run.folder / "records" / "language.jsonl"
+        path = RunFolder(run.folder).records(run.place("language"))
         path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))
     with pytest.raises(ValueError, match="line 1: schema 2 is newer than this version reads, 1; update the project"):
-        collect(plans, tmp_path / "out", "test")
+        gather(plans, tmp_path / "out")

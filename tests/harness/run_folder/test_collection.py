@@ -24,10 +24,13 @@ def test_a_collection_comes_back_and_says_what_is_missing(tmp_path: Path) -> Non
     assert collected.read_samples() == []
     frame = pd.DataFrame({"run": ["a", "b"], "value": [1.0, 2.0]})
     trials = pd.DataFrame({"run": ["a"], "score": [None], "values": ['{"train.lr": 0.1}']})
-    collected.write(frame, [["key", [0.0, 1.0]]], frame, frame, trials)
+    kept = {"name": "demo", "train": {"lr": 0.05}}
+    collected.path.mkdir(parents=True)
+    collected.write(frame, [["key", [0.0, 1.0]]], frame, frame, trials, kept, {"new_acc": {"display": "new"}})
+    assert collected.read_experiment() == kept and collected.metrics.exists()
     assert collected.read_trials()["values"].tolist() == ['{"train.lr": 0.1}']
-    collected.write(frame, [["key", [0.0, 1.0]]], frame, frame, pd.DataFrame())  # no longer tuned
-    assert collected.read_trials().empty and not collected.trials.exists()
+    collected.write(frame, [["key", [0.0, 1.0]]], frame, frame, pd.DataFrame(), kept, {})  # no longer tuned
+    assert collected.read_trials().empty and not collected.trials.exists() and not collected.metrics.exists()
     collected.require()
     pd.testing.assert_frame_equal(collected.read_runs(), frame)
     pd.testing.assert_frame_equal(collected.read_curves(), frame)
