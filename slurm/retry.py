@@ -70,9 +70,7 @@ def _held(run: RunPlan, unit: str, queue: Queue) -> bool:
     """Whether a job or a process works on a unit or is going to."""
     place = run.place(unit)
     status = RunFolder(run.folder).read_status(place)
-    return at_work(run.folder, place) or (
-        status is not None and queue.holds(run.folder, place, status) is not None
-    )
+    return at_work(run.folder, place) or (status is not None and queue.holds(run.folder, place, status) is not None)
 
 
 def only(plans: Sequence[RunPlan], work: Mapping[Path, Sequence[str]]) -> list[RunPlan]:

@@ -1,7 +1,6 @@
 """Work that is done again on request, and results that stand until then, whatever has changed."""
 
 import json
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,33 +17,11 @@ from slurm.plan import RunPlan, plan
 from slurm.retry import failed_work, measured_work, only, start_again
 from slurm.state import write_status
 from suites.units import TRAIN
-from tests.slurm.experiments import experiment
+from tests.slurm.experiments import call, experiment
 from tests.slurm.test_trials import give_score, tuned
 
 cli = CliRunner()
 SUITES = {"recall": {"pairs": [2], "samples": 4}, "language": {"tasks": ["heldout"], "limit": 2}}
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, small_data: Path) -> Path:
-    """A folder with an experiment of one run, which is trained and evaluated."""
-    folder = tmp_path_factory.mktemp("finished")
-    experiment(folder, small_data, mixers=["attention"], suites={"recall": {"pairs": [2], "samples": 4}})
-    call(folder, "submit", "--cluster", "debug")
-    return folder
-
-
-@pytest.fixture
-def folder(finished: Path, tmp_path: Path) -> Path:
-    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
-    return tmp_path
-
-
-def call(folder: Path, command: str, *options: str, name: str | None = None) -> str:
-    words = [command, name or str(folder / "tiny.yaml"), "--runs", str(folder / "runs"), *options]
-    result = cli.invoke(app, words)
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 def planned(folder: Path, *overrides: str) -> RunPlan:
@@ -127,16 +104,16 @@ def test_only_what_failed_is_tried_again(tmp_path: Path, small_data: Path) -> No
     path = experiment(tmp_path, small_data, mixers=["attention"], seeds=[0, 1, 2, 3], suites=SUITES)
     plans = plan(load_experiment(path), tmp_path / "runs")
     training, evaluation, cancelled, untouched = plans
-    assert untouched.missing == [TRAIN, "recall", "language"]
+    assert untouched.missing == [TRAIN, "language", "recall"]
     write_status(training.folder, TRAIN, "failed", "loss nan")
     write_status(evaluation.folder, evaluation.place("recall"), "failed", "no data")
     write_status(cancelled.folder, TRAIN, "stopped", "cancelled")
     work = failed_work(plans, None)
     # What waited for the training comes with it.
-    assert work == {training.folder: [TRAIN, "recall", "language"], evaluation.folder: ["recall"]}
+    assert work == {training.folder: [TRAIN, "language", "recall"], evaluation.folder: ["recall"]}
     again = only(plans, work)
     assert [(run.folder, run.missing) for run in again] == [
-        (training.folder, [TRAIN, "recall", "language"]),
+        (training.folder, [TRAIN, "language", "recall"]),
         (evaluation.folder, ["recall"]),
     ]
     start_again(plans, work, again=False)
