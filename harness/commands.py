@@ -192,7 +192,7 @@ def require_met(verdicts: list[Verdict], name: str) -> None:
     from harness.tables.verdicts import MET, tally
 
     if not verdicts:
-        raise ValueError(f"--strict: {name} states no truths; add `truths` to it, or leave --strict out")
+        raise ValueError(f"--strict: {name} states no truths; add some and collect again, or leave --strict out")
     unmet = [verdict for verdict in verdicts if verdict.outcome != MET]
     typer.echo(f"truths: {tally(verdicts)}", err=True)
     for verdict in unmet:

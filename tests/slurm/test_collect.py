@@ -82,10 +82,10 @@ def test_table_figure_and_report_take_the_experiment_from_the_collection_by_name
     path.write_text("name: mine\ndescription: as it is\ntrain: {lr: fast}\n")  # edited since, and now wrong
     for experiment in ("mine", str(path)):
         assert "scalar erase gate" in call(tmp_path, "table", name=experiment)
-        call(tmp_path, "report", name=experiment)
-        page = collection_of(tmp_path / "runs", "mine").report.read_text()
-        assert "lr: 0.0123" in page and "as it was" in page and "as it is" not in page
-        assert "scores.svg" in call(tmp_path, "figure", "--what", "scores", "--column", "lambada_ppl", name=experiment)
+    call(tmp_path, "report", name=str(path))
+    page = collection_of(tmp_path / "runs", "mine").report.read_text()
+    assert "lr: 0.0123" in page and "as it was" in page and "as it is" not in page
+    assert "scores.svg" in call(tmp_path, "figure", "--what", "scores", "--column", "lambada_ppl", name=str(path))
     Collection(tmp_path / "runs" / "collected" / "mine").experiment.unlink()
     wrong = CliRunner().invoke(app, ["table", "mine", "--runs", str(tmp_path / "runs")])
     assert wrong.exit_code == 2 and "experiment.yaml: missing" in wrong.output and "run collect again" in wrong.output

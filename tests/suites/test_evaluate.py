@@ -66,7 +66,8 @@ def test_answers_by_other_code_are_asked_anew_and_the_same_code_goes_on(
     run, place = RunFolder(tmp_path / "run"), asked.place("recall")
 
     def killed(line: str) -> None:
-        raise KeyboardInterrupt(line)
+        if "requests" in line:  # the first chunk is answered
+            raise KeyboardInterrupt
 
     def attempt(progress: Progress) -> int:
         """Evaluate; returns the number of answers that the attempt found."""
