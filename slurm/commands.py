@@ -137,7 +137,7 @@ def retry(
     suite_file: SuiteFiles = None,
 ) -> None:
     """Do again what has failed, or measure a suite again. Evaluations that wait for a failed training come with it."""
-    from slurm.retry import failed_work, measured_work, only, start_again
+    from slurm.plan import failed_work, measured_work, only, start_again
 
     with errors():
         if failed == (run is not None or suite is not None):

@@ -144,7 +144,7 @@ def report(runs_root: Path, name: str, runs: Sequence[Submitted]) -> str:
 
 
 def other_code(runs: Sequence[Submitted | RunPlan]) -> list[str]:
-    """What of these runs' results was made by other code than this process's, one line for each code.
+    """Results of these runs that other code than this process's made, one line for each code.
 
     A result stays what it is when the code changes; it is measured again only on request. A history of several starts
     counts with the last. Results that do not tell their code are left out.

@@ -290,7 +290,7 @@ def history_notes(runs: pd.DataFrame | None) -> Iterable[str]:
 
 
 def facts_of(entry: Mapping[str, Any], unit: str) -> dict[str, str]:
-    """What is compared of an entry of a history, in words, by name."""
+    """The facts of an entry of a history that are compared, in words, by name."""
     versions = {name.removeprefix("version_"): value for name, value in entry.items() if name.startswith("version_")}
     facts = {f"version of {name}": value or "none" for name, value in versions.items()}
     facts |= {"backend": entry["backend"], "plugins": entry.get("plugins") or "none"}

@@ -13,8 +13,7 @@ from harness.code import this_code
 from harness.experiments.load import load_experiment
 from harness.run_folder import RunFolder
 from run import app
-from slurm.plan import RunPlan, plan
-from slurm.retry import failed_work, measured_work, only, start_again
+from slurm.plan import RunPlan, failed_work, measured_work, only, plan, start_again
 from slurm.state import write_status
 from suites.units import TRAIN
 from tests.slurm.experiments import call, experiment
