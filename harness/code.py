@@ -134,11 +134,11 @@ def changed_since(entry: Mapping[str, Any]) -> list[str]:
     now = this_code()
     if entry.get("code_sha256") is None:  # written before contents were recorded
         same = entry.get("git_commit") in (None, now.git_commit) and not entry.get("git_dirty")
-        return [] if same else ["the commit"]
+        return [] if same else ["commit"]
     parts: dict[str, str] = entry.get("parts", {})
     changed = [part for part in SOURCES if parts.get(part) != now.parts[part]] if parts else []
     if not changed and entry["code_sha256"] != now.sha256:
-        changed = ["the code"]
+        changed = ["code"]
     changed += [Path(path).name for path, sha in entry.get("files", {}).items() if _current(path) not in (None, sha)]
     if entry.get("plugins") != plugin_versions():
         changed.append(f"plugins ({entry.get('plugins') or 'none'}, now {plugin_versions() or 'none'})")

@@ -156,9 +156,8 @@ def only(plans: Sequence[RunPlan], work: Mapping[Path, Sequence[str]]) -> list[R
     for run in plans:
         if run.selection is not None and run.selection.file.read() is None:
             tried = run.selection.trials
-            if any(t.folder in work for t in tried) and all(
-                t.folder in work or not t.missing or _failed(t) for t in tried
-            ):
+            over = [t.folder for t in tried if not t.missing or _failed(t)]
+            if any(t.folder in work for t in tried) and all(t.folder in (*work, *over) for t in tried):
                 selection = replace(run.selection, trials=tuple(map(narrowed, tried)))
                 kept[run.folder] = replace(run, selection=selection)
         elif run.folder in work:

@@ -160,7 +160,7 @@ def other_code(runs: Sequence[Submitted | RunPlan]) -> list[str]:
                 made.setdefault((code_text(entries[0]), ", ".join(changed)), []).append(unit)
     return [
         f"made by other code: {', '.join(f'{unit} of {n}' for unit, n in Counter(units).items())} runs by {code}; "
-        f"since then {changed} changed; `retry --suite` measures again, and nothing else does"
+        f"since then changed: {changed}"
         for (code, changed), units in made.items()
     ]
 

@@ -66,7 +66,10 @@ MODEL = {
     "tokens_per_second": "tokens/s",
     "failure": "failed",
 }
-BIRTH = ["git_commit", "git_dirty", "device", "dtype", "backend", "threads", "command"]
+BIRTH = [
+    *("git_commit", "git_dirty", "code_sha256", "code_version", "files_sha256", "plugins"),
+    *("device", "dtype", "backend", "threads", "command"),
+]
 
 
 def report(folder: Path, experiment: Experiment, columns: list[str] | None = None) -> Path:

@@ -80,7 +80,7 @@ def test_what_changed_since_a_start_is_named(tmp_path: Path) -> None:
     assert changed_since(entry | {"files": {str(helper): "0"}}) == ["helper.py"]
     assert changed_since(entry | {"plugins": "mine 1.0"}) == [f"plugins (mine 1.0, now {plugin_versions() or 'none'})"]
     # Contents were not recorded from the beginning.
-    assert changed_since({"git_commit": "0" * 40, "git_dirty": False}) == ["the commit"]
+    assert changed_since({"git_commit": "0" * 40, "git_dirty": False}) == ["commit"]
 
 
 def test_a_history_counts_with_the_starts_that_the_result_rests_on() -> None:

@@ -46,7 +46,7 @@ def test_changed_code_is_said_and_measures_nothing_again_unless_asked(folder: Pa
     before = records(run)
     said = "made by other code: train of 1, recall of 1 runs by "
     for output in (call(folder, "status"), call(folder, "submit", "--cluster", "debug")):
-        assert said in output and "since then mixers changed" in output
+        assert said in output and "since then changed: mixers" in output
     assert records(run) == before and before[0]["code_sha256"] != edited
     assert "1 evaluations are measured again" in call(folder, "retry", "--suite", "recall", "--cluster", "debug")
     after = records(run)
