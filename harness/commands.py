@@ -23,6 +23,7 @@ from harness.command_line import (
     print_result,
     runs_app,
 )
+from harness.run_folder import Collection as CollectionFolder
 from harness.run_folder import collection_of
 
 if TYPE_CHECKING:
@@ -189,24 +190,26 @@ def table(
 ) -> None:
     """Print the comparison as markdown, and write it as markdown, LaTeX, CSV and HTML beside the records; in the
     paper's layout as well, and beside its numbers, where the experiment measures one of its tables."""
-    from harness.experiments.load import load_experiment
+    from harness.experiments.load import experiment_name, load_experiment, stored_experiment
     from harness.tables.collection import write_forms, write_table
     from harness.tables.paper import PAPER_TABLES, printed_table
 
     with errors():
-        loaded = load_experiment(experiment, scale=scale)
         if strict and (paper or columns):
             raise ValueError(
                 f"--strict: judges all of our results, and {'--paper' if paper else '--columns'} leaves some out; "
                 "give one of the two"
             )
         if not paper:
-            target = out or collection_of(runs.resolve(), loaded.name).path
-            shown, verdicts = write_table(target, columns.split(",") if columns else None, allow_mixed, loaded)
+            target = out or collection_of(runs.resolve(), experiment_name(experiment, scale)).path
+            with CollectionFolder(target).reading():
+                loaded = stored_experiment(target)
+                shown, verdicts = write_table(target, columns.split(",") if columns else None, allow_mixed, loaded)
             typer.echo(shown)
             if strict:
                 require_met(verdicts, loaded.name)
             return
+        loaded = load_experiment(experiment, scale=scale)
         if loaded.expected is None or loaded.expected.table not in PAPER_TABLES:
             raise ValueError(f"--paper: {loaded.name} measures no table of the paper; use {', '.join(PAPER_TABLES)}")
         found = printed_table(loaded.expected.table)
@@ -218,7 +221,7 @@ def require_met(verdicts: list[Verdict], name: str) -> None:
     from harness.tables.verdicts import MET, tally
 
     if not verdicts:
-        raise ValueError(f"--strict: {name} states no truths; add `truths` to it, or leave --strict out")
+        raise ValueError(f"--strict: {name} states no truths; add some and collect again, or leave --strict out")
     unmet = [verdict for verdict in verdicts if verdict.outcome != MET]
     typer.echo(f"truths: {tally(verdicts)}", err=True)
     for verdict in unmet:
@@ -249,11 +252,11 @@ def figure(
     scale: Scale = None,
 ) -> None:
     """Draw a figure of the collected records, or of what happens inside a run, as PNG and SVG."""
-    from harness.experiments.load import load_experiment
+    from harness.experiments.load import experiment_name
     from harness.figures import GATES, write_figure, write_gates
 
     with errors():
-        target = out or collection_of(runs.resolve(), load_experiment(experiment, scale=scale).name).path
+        target = out or collection_of(runs.resolve(), experiment_name(experiment, scale)).path
         if what == GATES:
             from harness.lm.load import load_lm
 
@@ -261,7 +264,8 @@ def figure(
                 raise ValueError("--run: gates are drawn from a model; give the folder of a trained gdn2 run")
             paths = write_gates(target, load_lm(run, trust), prompt, size)
         else:
-            paths = write_figure(target, what, column)
+            with CollectionFolder(target).reading():
+                paths = write_figure(target, what, column)
         for path in paths:
             typer.echo(path)
 
@@ -277,12 +281,13 @@ def report(
     scale: Scale = None,
 ) -> None:
     """Write one HTML page with the tables, figures, configuration and provenance of what was collected."""
-    from harness.experiments.load import load_experiment
+    from harness.experiments.load import experiment_name, stored_experiment
     from harness.figures.report import report as write
     from harness.tables.collection import write_table
 
     with errors():
-        loaded = load_experiment(experiment, scale=scale)
-        target = out or collection_of(runs.resolve(), loaded.name).path
-        write_table(target, None, False, loaded)
-        typer.echo(write(target, loaded, column))
+        target = out or collection_of(runs.resolve(), experiment_name(experiment, scale)).path
+        with CollectionFolder(target).reading():
+            loaded = stored_experiment(target)
+            write_table(target, None, False, loaded)
+            typer.echo(write(target, loaded, column))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import sys
+import sysconfig
 import types
 import warnings
 from collections.abc import Callable, Collection, Iterator
@@ -22,8 +23,13 @@ class SourceFile(Protocol):
 
 
 File = TypeVar("File", bound=SourceFile)
-OURS = ("mixers", "harness", "suites", "slurm", "run")
-"""Packages of this project, which a file in the checkout's own folder does not import from beside it."""
+Modules = dict[str, tuple[str, str]]
+"""(path, SHA-256) of each file by the name of its module."""
+
+PROJECT = Path(__file__).resolve().parents[1]
+OWN = ("run", "harness", "mixers", "suites", "slurm", "mixerbench")
+"""Top-level names of this project."""
+_sources: dict[str, Modules] = {}  # by the SHA-256 of the loaded file
 
 
 @contextmanager
@@ -101,44 +107,70 @@ def load_file(
         name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise ValueError(f"{kind}_file: {path}: {name}{error}{remedy}") from error
     files.update(dict.fromkeys(names, described(path=str(path), sha256=sha256)))
+    _sources[sha256] = imported_files(path)
     return names
 
 
 def files_beside(path: Path) -> list[Path]:
-    """A Python file, and the files beside it that it imports, directly or through one another; packages with all their
-    modules. Sorted but for `path`, which comes first."""
+    """A Python file, and those of its folder that it imports, directly or through one another. Sorted but for `path`,
+    which comes first."""
     path = path.resolve()
-    found: dict[Path, None] = {}
-    left = [path]
-    while left:
-        file = left.pop()
-        if file in found:
+    found = {Path(file).resolve() for file, _ in imported_files(path).values()}
+    return [path, *sorted(file for file in found - {path} if file.is_relative_to(path.parent))]
+
+
+def sources(file: SourceFile | None) -> Modules:
+    """A loaded file and the modules that it imports from beside it, as they were when it was loaded.
+
+    Its own name is `.`, so that a copy of it elsewhere has the same. Empty without a file. A file that another process
+    loaded is read now.
+    """
+    if file is None:
+        return {}
+    return _sources.get(file.sha256) or imported_files(Path(file.path))
+
+
+def imported_files(path: Path) -> Modules:
+    """A Python file and, in turn, what it imports that belongs to no installed package and not to this project."""
+    installed = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    own = [Path(entry or ".").resolve() for entry in sys.path if entry not in installed]
+    own = [folder for folder in own if folder != PROJECT and not {"site-packages", "dist-packages"} & {*folder.parts}]
+    found: Modules = {}
+    pending = [(".", path)]
+    while pending:
+        name, file = pending.pop()
+        if name in found or not file.is_file():
             continue
-        found[file] = None
-        for name in _imported(file):
-            module, package = path.parent / f"{name}.py", path.parent / name
-            if name in OURS or name in sys.stdlib_module_names:
-                continue
-            if (package / "__init__.py").is_file():
-                left += package.rglob("*.py")
-            elif module.is_file():
-                left.append(module)
-    return [path, *sorted(found.keys() - {path})]
+        source = file.read_bytes()
+        found[name] = (str(file), hashlib.sha256(source).hexdigest())
+        imported = _imports(source, name, file.name == "__init__.py")
+        for module in (each for each in imported if each.partition(".")[0] not in OWN):
+            for folder in (path.parent, *own):
+                place = folder.joinpath(*module.split("."))
+                candidates = (place / "__init__.py", place.with_suffix(".py"))
+                if module_file := next((each for each in candidates if each.is_file()), None):
+                    pending.append((module, module_file))
+                    break
+    return dict(sorted(found.items()))
 
 
-def _imported(file: Path) -> set[str]:
-    """Top names that a file imports anywhere in it; none if it is not Python."""
+def _imports(source: bytes, name: str, package: bool) -> set[str]:
+    """Dotted names of all modules that a module may import, with the packages around them; none if it is not Python."""
     try:
-        tree = ast.parse(file.read_bytes())
+        tree = ast.parse(source)
     except (SyntaxError, ValueError):  # whoever runs it says so
         return set()
-    names: set[str] = set()
+    names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names |= {each.name.partition(".")[0] for each in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names.add(node.module.partition(".")[0])
-    return names
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parents = name.split(".") if package else name.split(".")[:-1]
+            around = parents[: len(parents) - node.level + 1] if node.level else []
+            base = ".".join(filter(None, [*around, node.module]))
+            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    parts = [each.split(".") for each in names if each]
+    return {".".join(some[:end]) for some in parts for end in range(1, len(some) + 1)} - {""}
 
 
 def _require_free_names(kind: str, path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.experiments.schema import Experiment
-from harness.files import CHECKOUT
+from harness.files import CHECKOUT, write_atomic
 from harness.run_folder import RunFolder, Summary
 from slurm.plan import RunPlan, plan
 from slurm.snapshot import open_submission
@@ -83,9 +83,11 @@ def _mark(run: RunPlan, index: int) -> None:
         RunFolder(run.folder).write_summary(synthetic_summary(run), {})
         for number, (unit, evaluation) in enumerate(run.units.items()):
             if kind == 0 or number < 5:
-                RunFolder(run.folder).write_done(unit, evaluation.key("0"))
+                place, folder = run.place(unit), RunFolder(run.folder)
+                write_atomic(folder.records(place), b"{}\n")
+                folder.write_done(place, evaluation.key("0"))
             else:
-                write_status(run.folder, unit, "queued", "as recall-0", job=f"12_{index}")
+                write_status(run.folder, run.place(unit), "queued", "as recall-0", job=f"12_{index}")
 
 
 def synthetic_summary(run: RunPlan) -> Summary:

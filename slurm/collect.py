@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from harness.code import code_text, contributing
+from harness.experiments.load import load_experiment, stored_experiment
 from harness.experiments.matching import meta_model
 from harness.experiments.presets import preset
 from harness.experiments.schema import DataConfig, Experiment
 from harness.figures.learning_curves import read_curves
-from harness.files import write_json
 from harness.records.metrics import BUILT_IN, METRICS
-from harness.records.provenance import provenance
-from harness.records.record import BASELINE, Record
+from harness.records.provenance import Provenance, provenance
+from harness.records.record import BASELINE, Record, read_lines
 from harness.records.store import load, load_samples, write_records
 from harness.records.units import suite_of
-from harness.run_folder import Collection, RunFolder, run_of_records
+from harness.run_folder import TRAIN, Collection, RunFolder, Submission, run_of_records, submissions, unit_of
 from harness.tables.collection import write_table
 from harness.training.inputs import run_tokenizer
 from mixers.registry import mixer_config
@@ -46,15 +47,16 @@ def runs_frame(plans: list[RunPlan], unreadable: Mapping[Path, str]) -> pd.DataF
         if not config.data.phases:  # nothing is trained, so there is no summary
             row |= asdict(meta_model(config.model).cost(preset(config.preset).context))
         if summary is not None:
-            row |= asdict(summary) | {"label": config.label, "trained_on": trained_on(run.folder)}
+            row |= asdict(summary) | {"label": config.label, "trained_on": trained_on(run)}
             row["mixture"] = mixture(config.data)
         if config.tuned is not None:
             row |= {"tuned": config.tuned.values, "trials": config.tuned.trials, "tuned_at": config.tuned.preset}
             row |= {"tuned_share": config.tuned.share, "at_edge": config.tuned.at_edge}
-        statuses = [RunFolder(run.folder).read_status(unit) for unit in run.missing]
+        statuses = [RunFolder(run.folder).read_status(run.place(unit)) for unit in run.missing]
         row["failure"] = next((s.detail for s in statuses if s is not None and s.state == "failed"), None)
-        reasons = {path.stem: reason for path, reason in unreadable.items() if run_of_records(path) == run.folder}
+        reasons = {unit_of(path.stem): why for path, why in unreadable.items() if run_of_records(path) == run.folder}
         row["unreadable"] = reasons or None
+        row["history"] = {unit: found for unit in (TRAIN, *run.units) if (found := history(run, unit))} or None
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -85,12 +87,33 @@ def trials_frame(plans: list[RunPlan]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def trained_on(folder: Path) -> str:
-    """Device, dtype, threads and code with which a finished run was trained, in words."""
-    birth = RunFolder(folder).read_training_provenance()
-    code = "code unknown" if birth["git_commit"] is None else f"code {birth['git_commit'][:10]}"
-    dirty = " with uncommitted changes" if birth["git_dirty"] else ""
-    return f"{birth['device']}, {birth['dtype']}, {birth['threads']} threads, {code}{dirty}"
+def history(run: RunPlan, unit: str) -> list[dict[str, Any]]:
+    """The starts that the result of a unit rests on, oldest first; empty if it has none.
+
+    Results of earlier versions have one, the provenance that they hold.
+    """
+    folder = RunFolder(run.folder)
+    if unit == TRAIN:
+        known = [] if folder.read_summary() is None else [folder.read_training_provenance()]
+        place = TRAIN
+    elif (place := run.results(unit)) is None:
+        return []
+    else:
+        known = read_lines(folder.records(place))[:1]
+    if not known:
+        return []
+    facts = [f.name for f in fields(Provenance)] + ["reached", "processes", "sharding"]
+    entries = contributing(folder.read_history(place)) or known
+    return [{name: entry[name] for name in facts if name in entry} for entry in entries]
+
+
+def trained_on(run: RunPlan) -> str:
+    """Device, dtype, threads and code with which a finished run was trained, in words; all of them if starts differ."""
+    texts = [
+        f"{birth['device']}, {birth['dtype']}, {birth['threads']} threads, code {code_text(birth)}"
+        for birth in history(run, TRAIN)
+    ]
+    return ", then ".join(dict.fromkeys(texts))
 
 
 def mixture(data: DataConfig) -> str:
@@ -98,19 +121,19 @@ def mixture(data: DataConfig) -> str:
     return f"{Path(data.source).name} data; " + ", then ".join(map(str, data.phases))
 
 
-def collect(plans: list[RunPlan], out: Path, command: str) -> tuple[pd.DataFrame, list[str]]:
-    """Write records.parquet, samples.json (per-sample scores), runs.json, curves.parquet (training) and trials.json
-    (tuning) to `out`.
+def collect(plans: list[RunPlan], experiment: Experiment, out: Path, command: str) -> tuple[pd.DataFrame, list[str]]:
+    """Replace the collection in `out` by the results of an experiment: records, per-sample scores, one row per run,
+    curves of training, trials of tuned values, and the experiment itself, resolved.
 
     Returns the records and the ids of the runs that lack some. The suites' baselines are added. metrics.json describes
     the metrics that suites from elsewhere declare, so that readers need no suite. Unreadable records are left out;
     runs.json names the reason. Raises ValueError if there are no readable records.
     """
     # Records with other options or of other weights do not belong to the experiment as it is now.
-    files = [RunFolder(run.folder).records(unit) for run in plans for unit in run.units if unit not in run.missing]
-    if not files:
+    places = [(run, place) for run in plans for unit in run.units if (place := run.results(unit)) is not None]
+    if not places:
         raise ValueError("collect: no run of the experiment has records yet; submit it first")
-    files += _baselines(plans, command)
+    files = [RunFolder(run.folder).records(place) for run, place in places] + _baselines(plans, command)
     unreadable: dict[Path, str] = {}
     frame = load(files, unreadable=unreadable)
     of_runs = {path for path in unreadable if run_of_records(path) in {run.folder for run in plans}}
@@ -122,19 +145,31 @@ def collect(plans: list[RunPlan], out: Path, command: str) -> tuple[pd.DataFrame
     scores = load_samples([path for path in files if path not in unreadable])
     samples = [[list(key), list(values)] for key, values in scores.items()]
     curves = read_curves({run.folder: run.config for run in plans})
-    tried = trials_frame(plans)
-    Collection(out).write(frame.drop(columns="file"), samples, runs_frame(plans, unreadable), curves, tried)
     outside = {name: asdict(METRICS[name]) for name in frame["metric"].unique() if name not in BUILT_IN}
-    if outside:
-        write_json(Collection(out).metrics, outside)
+    Collection(out).write(
+        frame.drop(columns="file"),
+        samples,
+        runs_frame(plans, unreadable),
+        curves,
+        trials_frame(plans),
+        experiment.model_dump(mode="json"),
+        outside,
+    )
     broken = {run_of_records(path) for path in of_runs}
     return frame, [run.config.run_id for run in plans if run.missing or run.folder in broken]
 
 
-def collect_and_tabulate(experiment: Experiment, runs_root: Path, out: Path, command: str) -> None:
-    """Collect the results that an experiment has so far, and write its table."""
-    collect(plan(experiment, runs_root), out, command)
-    write_table(out, None, allow_mixed=False, experiment=experiment)
+def collect_newest(submission: Submission, runs_root: Path, out: Path, command: str) -> None:
+    """Collect the results so far of the newest submission of the same experiment, and write its table.
+
+    An older submission may end last. What it would collect is no longer what is asked for.
+    """
+    name = load_experiment(submission.experiment).name
+    with Collection(out).replacing():
+        newest = [submission, *submissions(runs_root, name)][-1]
+        experiment = load_experiment(newest.experiment)
+        collect(plan(experiment, runs_root), experiment, out, command)
+        write_table(out, None, allow_mixed=False, experiment=stored_experiment(out))
 
 
 def _baselines(plans: list[RunPlan], command: str) -> list[Path]:

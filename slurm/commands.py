@@ -28,7 +28,7 @@ from harness.command_line import (
     print_result,
     this_command,
 )
-from harness.run_folder import collection_of
+from harness.run_folder import Collection, collection_of
 
 Where = Annotated[
     str,
@@ -123,8 +123,11 @@ def submit(
 @app.command()
 def retry(
     experiment: Experiment,
-    failed: Annotated[bool, typer.Option("--failed", help="All runs that have failed.")] = False,
-    run: Annotated[str | None, typer.Option(help="One run, by its id.")] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="What has failed, and nothing else.")] = False,
+    suite: Annotated[
+        str | None, typer.Option(help="Measure this suite, or unit, again, even where it is done.")
+    ] = None,
+    run: Annotated[str | None, typer.Option(help="One run, by its id: what failed of it, or its --suite.")] = None,
     cluster: Where = "local",
     parallel: Parallel = 2,
     runs: RunsRoot = RUNS,
@@ -133,24 +136,21 @@ def retry(
     mixer_file: MixerFiles = None,
     suite_file: SuiteFiles = None,
 ) -> None:
-    """Submit failed runs again."""
-    from slurm.plan import trials
-    from slurm.state import forgive_failed
+    """Do again what has failed, or measure a suite again. Evaluations that wait for a failed training come with it."""
+    from slurm.plan import failed_work, measured_work, only, start_again
 
     with errors():
-        if failed == (run is not None):
-            raise ValueError("--failed, --run: give one of them: all runs that have failed, or one by its id")
+        if failed == (run is not None or suite is not None):
+            raise ValueError("--failed, --suite, --run: give --failed, or one or both of the others")
         loaded, plans = _planned(experiment, scale, overrides, mixer_file, suite_file, runs)
-        tried = trials(plans)
-        chosen = [planned for planned in (*tried, *plans) if run in (None, planned.config.run_id)]
-        if not chosen:
-            ids = ", ".join(planned.config.run_id for planned in (*tried, *plans))
-            raise ValueError(f"--run: {run!r} is not of this experiment; its runs: {ids}")
-        forgiven = sum(forgive_failed(planned.folder, planned.missing) for planned in chosen)
-        typer.echo(f"{forgiven} failed units are tried again")
-        # A trial is of use to the runs that wait for its choice.
-        again = chosen if run is not None and chosen[0] not in tried else plans
-        failures = _submit(loaded, again, cluster, parallel, runs.resolve(), dry_run=False) if forgiven else {}
+        work = failed_work(plans, run) if suite is None else measured_work(plans, run, suite)
+        start_again(plans, work, again=suite is not None)
+        count = sum(map(len, work.values()))
+        typer.echo(f"{count} {'failed units are tried' if suite is None else 'evaluations are measured'} again")
+        failures: dict[str, str] = {}
+        if work:
+            _, plans = _planned(experiment, scale, overrides, mixer_file, suite_file, runs)
+            failures = _submit(loaded, only(plans, work), cluster, parallel, runs.resolve(), dry_run=False)
     if failures:
         raise typer.Exit(1)
 
@@ -164,13 +164,12 @@ def _planned(
     runs: Path,
 ) -> tuple[Any, list[Any]]:
     """The experiment, with its overrides applied, and the plan of its runs."""
-    from harness.experiments.load import load_experiment
-    from slurm.plan import plan
+    from slurm.plan import asked_for, plan
     from suites.registry import load_files
 
     load_mixers(mixer_files)
     load_files(suite_files or [])
-    loaded = load_experiment(experiment, overrides, scale)
+    loaded = asked_for(experiment, overrides, scale, runs.resolve())
     return loaded, plan(loaded, runs.resolve())
 
 
@@ -186,6 +185,7 @@ def _submit(loaded: Any, plans: list[Any], cluster: str, parallel: int, runs: Pa
         return _run_here(loaded, plans, cluster, parallel, runs, dry_run)
     from slurm.probe import problems
     from slurm.profile import load_profile
+    from slurm.status import other_code
     from slurm.submission import describe, submit
 
     profile = load_profile(cluster)
@@ -195,6 +195,8 @@ def _submit(loaded: Any, plans: list[Any], cluster: str, parallel: int, runs: Pa
     if refused := problems(profile):
         raise ValueError("; ".join(refused))
     ids, left_out = submit(loaded, plans, profile, runs, this_command())
+    for line in other_code(plans):
+        typer.echo(line)
     for line in left_out:
         typer.echo(f"left out: {line}", err=True)
     for name, job in ids.items():
@@ -206,12 +208,12 @@ def _submit(loaded: Any, plans: list[Any], cluster: str, parallel: int, runs: Pa
 def _run_here(loaded: Any, plans: list[Any], cluster: str, parallel: int, runs: Path, dry_run: bool) -> dict[str, str]:
     """Run what an experiment lacks on this machine; returns why runs failed, by run id."""
     from slurm.plan import trials
+    from slurm.status import other_code
 
     tried = trials(plans)
-    folders = {run.folder for run in tried}
     for run in (*tried, *plans):
         todo = " → ".join(run.missing) or "done"
-        name = f"{run.config.run_id} (trial)" if run.folder in folders else run.config.run_id
+        name = f"{run.config.run_id} (trial)" if run.trial else run.config.run_id
         typer.echo(f"{name:40} {run.config.data.steps:6} steps  {todo}")
     if dry_run:
         from harness.training.cost import cost_here
@@ -220,6 +222,8 @@ def _run_here(loaded: Any, plans: list[Any], cluster: str, parallel: int, runs: 
         untrained = [run.config for run in (*tried, *plans) if TRAIN in run.missing]
         typer.echo(f"{cost_here(untrained, runs)}\nnothing submitted")
         return {}
+    for line in other_code(plans):
+        typer.echo(line)
     if not any(run.missing for run in plans):
         typer.echo("nothing submitted: everything is done")
         return {}
@@ -348,7 +352,8 @@ def collect_(
     with errors():
         loaded, plans = _planned(experiment, scale, overrides, mixer_file, suite_file, runs)
         target = out or collection_of(runs.resolve(), loaded.name).path
-        frame, lacking = collect(plans, target, this_command())
+        with Collection(target).replacing():
+            frame, lacking = collect(plans, loaded, target, this_command())
     typer.echo(f"{target}: {len(frame)} records of {frame['run'].nunique()} runs")
     for run_id in lacking:
         typer.echo(f"incomplete: {run_id}", err=True)

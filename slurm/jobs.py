@@ -25,9 +25,9 @@ from harness.experiments.load import load_experiment
 from harness.experiments.run_config import RunConfig
 from harness.files import write_atomic
 from harness.model.language_model import build_model
-from harness.records.provenance import provenance
+from harness.records.provenance import entry, provenance
 from harness.records.units import suite_of
-from harness.run_folder import RunFolder, Submission
+from harness.run_folder import RunFolder, Submission, unit_of
 from harness.training.device import recipe_dtype, this_device
 from harness.training.distributed import Sharding, World, join_world
 from harness.training.train import train
@@ -40,7 +40,7 @@ from suites.evaluate import evaluate, keep
 from suites.prefetch import prefetch
 from suites.registry import require_file as require_suite_file
 from suites.registry import stored_config, suite
-from suites.units import TRAIN, Evaluation
+from suites.units import TRAIN, Evaluation, results
 
 HEARTBEAT = 2.0
 """Seconds between two writes of a unit's status."""
@@ -83,7 +83,7 @@ class Notice:
 
 @dataclass(frozen=True)
 class Job(Checkpointable):
-    """One unit of work in a folder, callable by submitit.
+    """One unit of work in a folder, callable by submitit. unit: the name of its state, a place if it is an evaluation.
 
     As a Checkpointable it restarts unchanged if a signal arrives while submitit's own handler is still in place.
     """
@@ -202,10 +202,10 @@ class EvaluateJob(Job):
         summary = RunFolder(self.folder).read_summary()
         if summary is None:
             raise ValueError(f"{self.folder}: the run is not trained to its end; submit or train it first")
-        return RunFolder(self.folder).read_done(self.unit) == self.evaluation.key(summary.weights_sha256)
+        return results(self.folder, unit_of(self.unit), self.evaluation, summary.weights_sha256) is not None
 
     def work(self, notice: Notice) -> None:
-        evaluate(self.folder, self.unit, self.evaluation, self.label, self.command, self.beat())
+        evaluate(self.folder, unit_of(self.unit), self.evaluation, self.label, self.command, self.beat())
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ class MeasureJob(Job):
     command: str
 
     def done(self) -> bool:
-        return RunFolder(self.folder).read_done(self.unit) == self.evaluation.key(None)
+        return results(self.folder, unit_of(self.unit), self.evaluation, None) is not None
 
     def work(self, notice: Notice) -> None:
         require_suite_file(self.evaluation.suite_file)
@@ -227,9 +227,11 @@ class MeasureJob(Job):
         require_file(self.config.mixer_file)
         model = build_model(self.config.model, self.config.seed, recipe.init_gain).to(this_device())
         options = stored_config(chosen.name, self.evaluation.options)
-        measurements = chosen.measure(model, recipe, options, self.beat())
         dtype = recipe_dtype(recipe, this_device())
-        birth = provenance(self.config.hash, this_device(), dtype, model.backend(dtype), self.command)
+        files = (self.config.mixer_file, self.evaluation.suite_file)
+        birth = provenance(self.config.hash, this_device(), dtype, model.backend(dtype), self.command, files)
+        RunFolder(self.folder).append_history(self.unit, entry(birth, 0, files, processes=1))
+        measurements = chosen.measure(model, recipe, options, self.beat())
         keep(self.folder, self.unit, measurements, birth, self.config, self.config.label, self.evaluation.key(None))
 
 
@@ -290,11 +292,9 @@ class CollectJob(Job):
         return False
 
     def work(self, notice: Notice) -> None:
-        from slurm.collect import collect_and_tabulate
+        from slurm.collect import collect_newest
 
-        collect_and_tabulate(
-            load_experiment(Submission(self.folder).experiment), self.runs_root, self.out, self.command
-        )
+        collect_newest(Submission(self.folder), self.runs_root, self.out, self.command)
 
 
 def run_jobs(run: RunPlan, units: Sequence[str], command: str, sharding: Sharding = "ddp") -> list[Job]:
@@ -304,9 +304,10 @@ def run_jobs(run: RunPlan, units: Sequence[str], command: str, sharding: Shardin
         if unit == TRAIN:
             return TrainJob(run.folder, TRAIN, run.config, command, sharding)
         evaluation = run.units[unit]
+        place = evaluation.place(unit)
         if evaluation.fresh:
-            return MeasureJob(run.folder, unit, run.config, evaluation, command)
-        return EvaluateJob(run.folder, unit, evaluation, run.config.label, command)
+            return MeasureJob(run.folder, place, run.config, evaluation, command)
+        return EvaluateJob(run.folder, place, evaluation, run.config.label, command)
 
     return [job(unit) for unit in units]
 

@@ -63,7 +63,7 @@ def run_experiment(
     shown = planned(experiment.name, plans)
 
     def text(active: list[RunPlan]) -> Text:  # a string would be read as markup
-        left = sum(bool(missing(run.folder, run.units)) for run in plans)
+        left = sum(bool(_unfinished(run)) for run in plans)
         head = f"{total - left}/{total} runs finished, {time.time() - begin:.0f} s"
         at_work = {run.folder for run in active}
         rows = overview([run for run in shown if run.folder in at_work], Queue(None))
@@ -120,7 +120,7 @@ def run_plan(
                 elif not _chosen(run, over):
                     if over.issuperset(_trials(run)):  # and some have failed
                         waiting.remove(run)
-                elif not at_work(run.folder, units[0]):
+                elif not at_work(run.folder, run.place(units[0])):
                     waiting.remove(run)
                     slot = min(set(range(parallel)) - {slot for *_, slot in running})
                     jobs = run_jobs(run, units, command)
@@ -134,7 +134,7 @@ def run_plan(
                     continue
                 unfinished = [unit for unit in _left(run) if unit in units]
                 # Ask the run's folder, not the job: submitit would wait for the result of a job that was killed.
-                if not unfinished or settle(run.folder, unfinished[0], None) or _failed(run):
+                if not unfinished or settle(run.folder, run.place(unfinished[0]), None) or _failed(run):
                     waiting.append(run)
             running = still
             progress([run for run, *_ in running])
@@ -171,24 +171,27 @@ def _chosen(run: RunPlan, over: set[Path]) -> bool:
 
 
 def _left(run: RunPlan) -> list[str]:
-    """The units of a run that can still be done: none if its training has failed."""
+    """The units of a run that are left to do, of those that its plan asks for: none if its training has failed."""
     failed = _failed(run)
-    return [] if TRAIN in failed else [u for u in missing(run.folder, run.units) if u not in failed]
+    return [] if TRAIN in failed else [unit for unit in _unfinished(run) if unit not in failed]
+
+
+def _unfinished(run: RunPlan) -> list[str]:
+    return [unit for unit in missing(run.folder, run.units) if unit in run.missing]
 
 
 def _failed(run: RunPlan) -> dict[str, str]:
     """The reasons why missing units were given up, by unit."""
-    found = {unit: RunFolder(run.folder).read_status(unit) for unit in missing(run.folder, run.units)}
+    found = {unit: RunFolder(run.folder).read_status(run.place(unit)) for unit in _unfinished(run)}
     return {unit: s.detail for unit, s in found.items() if s is not None and s.state == "failed"}
 
 
 def _failures(plans: Sequence[RunPlan]) -> dict[str, str]:
     """The reasons why runs failed, by run id. A trial that diverged has not failed: it has the worst score."""
-    tried = {trial.folder for trial in trials(plans)}
     lines = {}
     for run in plans:
         reasons = [f"{unit}: {why}" for unit, why in _failed(run).items()]
-        if reasons and run.folder in tried and (failure(run) or ("",))[0] == DIVERGED:
+        if reasons and run.trial and (failure(run) or ("",))[0] == DIVERGED:
             continue
         if not reasons and _left(run) and run.selection is not None and run.selection.file.read() is None:
             reasons = ["its values are not chosen, since trials failed"]

@@ -1,25 +1,28 @@
-"""The plan of an experiment: its runs with the trials of tuned ones, and what each still lacks."""
+"""The plan of an experiment: its runs with the trials of tuned ones, what each still lacks, and what is done again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from harness.data.synthetic import recall_words
 from harness.experiments.expand import expand
+from harness.experiments.load import EXPERIMENTS, load_experiment
 from harness.experiments.run_config import RunConfig
 from harness.experiments.schema import Experiment
 from harness.experiments.tuning import Tuned, Values
 from harness.records.units import suite_of
-from harness.run_folder import ChoiceFile, choice_file
+from harness.run_folder import ChoiceFile, RunFolder, choice_file, submissions
 from harness.training.batches import open_data
 from harness.training.inputs import find_data, trusted
 from harness.training.metrics_log import require_tracker
+from slurm.queue import Queue
+from slurm.state import at_work, failed_units, forgive
 from suites.registry import check as check_suite
 from suites.registry import evaluations, load_files, suite, suite_config
-from suites.units import TRAIN, Evaluation, missing
+from suites.units import TRAIN, Evaluation, missing, place, results
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class RunPlan:
 
     config: of a tuned run, with its values if they are chosen. folder: holds everything the run produces. units: its
     evaluations, by unit name (a suite, or SUITE@LENGTH). missing: the units without results, in the order in which they
-    are done; `train` comes first. selection: the trials that choose the run's values; None if it is not tuned.
+    are done; `train` comes first. selection: the trials that choose the run's values; None if it is not tuned. trial:
+    whether the run is one of those trials.
     """
 
     config: RunConfig
@@ -36,6 +40,15 @@ class RunPlan:
     units: dict[str, Evaluation]
     missing: list[str]
     selection: Selection | None = None
+    trial: bool = False
+
+    def place(self, unit: str) -> str:
+        """The name under which the run's folder keeps a unit: its state, and the records of an evaluation."""
+        return place(unit, self.units)
+
+    def results(self, unit: str) -> str | None:
+        """The place of an evaluation's records; None if it has none."""
+        return results(self.folder, unit, self.units[unit], RunFolder(self.folder).weights_sha256())
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,112 @@ def selections(plans: Iterable[RunPlan]) -> list[Selection]:
 def trials(plans: Iterable[RunPlan]) -> list[RunPlan]:
     """The trials that runs depend on, each once, in their order."""
     return list({trial.config.run_id: trial for s in selections(plans) for trial in s.trials}.values())
+
+
+def asked_for(path_or_name: str, overrides: list[str] | None, scale: str | None, runs_root: Path) -> Experiment:
+    """The experiment that a command names: a file, a shipped one, or else the newest submission of that name.
+
+    Raises ValueError as `load_experiment` does.
+    """
+    if not Path(path_or_name).exists() and not (EXPERIMENTS / f"{path_or_name}.yaml").is_file():
+        name = path_or_name if scale is None else f"{path_or_name}-{scale}"
+        if known := submissions(runs_root, name):
+            return load_experiment(known[-1].experiment, overrides)
+    return load_experiment(path_or_name, overrides, scale)
+
+
+Work = dict[Path, list[str]]
+"""Units by the folder of their run."""
+
+
+def failed_work(plans: Sequence[RunPlan], run: str | None) -> Work:
+    """The units that have failed, of all runs and trials or of one run, by its id.
+
+    A failed training takes the run's evaluations along, which waited for it. Raises ValueError for an unknown run.
+    """
+    work: Work = {}
+    for each in _chosen(plans, run):
+        if failed := _failed(each):
+            work[each.folder] = list(each.missing) if TRAIN in failed else failed
+    return work
+
+
+def measured_work(plans: Sequence[RunPlan], run: str | None, suite: str) -> Work:
+    """The evaluations of a suite, or of one unit of it, of all reported runs or of one run, by its id.
+
+    Runs that are not trained are left out: they have nothing to measure again. Raises ValueError for an unknown run or
+    suite.
+    """
+    known = dict.fromkeys(name for each in plans for unit in each.units for name in (suite_of(unit), unit))
+    if suite not in known:
+        raise ValueError(f"--suite: {suite!r} is not of this experiment; give one of: {', '.join(known)}")
+    work: Work = {}
+    for each in _chosen(plans, run):
+        units = [unit for unit in each.units if suite in (unit, suite_of(unit))]
+        if units and TRAIN not in each.missing:
+            work[each.folder] = units
+    return work
+
+
+def start_again(plans: Sequence[RunPlan], work: Mapping[Path, Sequence[str]], again: bool) -> None:
+    """Forget the failures of units and, if they are to be measured again, their results and answers.
+
+    Raises ValueError, before anything is removed, if a process works on one of them.
+    """
+    runs = {each.folder: each for each in (*trials(plans), *plans)}
+    units = [(runs[folder], unit) for folder, some in work.items() for unit in some]
+    queue = Queue.read()
+    if busy := [f"{run.config.run_id} {unit}" for run, unit in units if _held(run, unit, queue)]:
+        raise ValueError(f"--suite: at work on {', '.join(busy)}; wait for it, or cancel it first")
+    for run, unit in units:
+        while again and (place := run.results(unit)) is not None:  # an earlier version has another place
+            RunFolder(run.folder).forget(place)
+        if again:
+            RunFolder(run.folder).forget(run.place(unit))
+        forgive(run.folder, run.place(unit))
+
+
+def _held(run: RunPlan, unit: str, queue: Queue) -> bool:
+    """Whether a job or a process works on a unit or is going to."""
+    place = run.place(unit)
+    status = RunFolder(run.folder).read_status(place)
+    return at_work(run.folder, place) or (status is not None and queue.holds(run.folder, place, status) is not None)
+
+
+def only(plans: Sequence[RunPlan], work: Mapping[Path, Sequence[str]]) -> list[RunPlan]:
+    """The plans of this work: runs that lack these units and nothing else.
+
+    A run whose values are not chosen comes along if its choice can be made after this work; it lacks what it lacked.
+    """
+
+    def narrowed(run: RunPlan) -> RunPlan:
+        return replace(run, missing=[unit for unit in run.missing if unit in work.get(run.folder, ())])
+
+    kept: dict[Path, RunPlan] = {}
+    for run in plans:
+        if run.selection is not None and run.selection.file.read() is None:
+            tried = run.selection.trials
+            over = [t.folder for t in tried if not t.missing or _failed(t)]
+            if any(t.folder in work for t in tried) and all(t.folder in (*work, *over) for t in tried):
+                selection = replace(run.selection, trials=tuple(map(narrowed, tried)))
+                kept[run.folder] = replace(run, selection=selection)
+        elif run.folder in work:
+            kept[run.folder] = narrowed(run)
+    along = {trial.folder for trial in trials(kept.values())}
+    return [*(narrowed(t) for t in trials(plans) if t.folder in work and t.folder not in along), *kept.values()]
+
+
+def _failed(run: RunPlan) -> list[str]:
+    return failed_units(run.folder, {unit: run.place(unit) for unit in run.missing})
+
+
+def _chosen(plans: Sequence[RunPlan], run: str | None) -> list[RunPlan]:
+    every = list({each.folder: each for each in (*trials(plans), *plans)}.values())
+    chosen = [each for each in every if run in (None, each.config.run_id)]
+    if not chosen:
+        ids = ", ".join(each.config.run_id for each in every)
+        raise ValueError(f"--run: {run!r} is not of this experiment; its runs: {ids}")
+    return chosen
 
 
 def check(experiment: Experiment, plans: Sequence[RunPlan], runs_root: Path) -> None:
@@ -118,11 +237,13 @@ def plan(experiment: Experiment, runs_root: Path) -> list[RunPlan]:
     for file in experiment.mixer_files:  # they have run by now, as the user asked
         trusted(file)
 
-    def planned(config: RunConfig, units: dict[str, Evaluation], selection: Selection | None = None) -> RunPlan:
+    def planned(
+        config: RunConfig, units: dict[str, Evaluation], selection: Selection | None = None, trial: bool = False
+    ) -> RunPlan:
         folder = runs_root / config.run_id
-        return RunPlan(config, folder, units, missing(folder, units), selection)
+        return RunPlan(config, folder, units, missing(folder, units), selection, trial)
 
-    tried = {run_id: planned(config, validation) for run_id, config in expansion.trials.items()}
+    tried = {run_id: planned(config, validation, trial=True) for run_id, config in expansion.trials.items()}
     chosen: dict[str, tuple[Selection, Values | None]] = {}
     plans = []
     for config in expansion.runs:

@@ -23,14 +23,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from harness.code import SNAPSHOT, SOURCES, git_state
 from harness.experiments.schema import Experiment
 from harness.files import CHECKOUT, atomic_folder, cache_dir, clear_leftovers, write_json
-from harness.records.provenance import SNAPSHOT, git_state
 from harness.run_folder import Submission, code_folder, submissions_folder
 from mixers.plugins import files_beside
-from slurm.plan import RunPlan, trials
+from slurm.plan import RunPlan
 
-PARTS = ("run.py", "pyproject.toml", "harness", "mixers", "suites", "slurm")
+PARTS = ("pyproject.toml", *SOURCES)
 
 
 def snapshot(runs_root: Path, checkout: Path = CHECKOUT) -> Path:
@@ -94,7 +94,6 @@ def open_submission(experiment: Experiment, plans: Sequence[RunPlan], runs_root:
         clear_leftovers(earlier)  # nobody writes there again
     submission = Submission(folder)
     submission.write_experiment(experiment.model_dump(mode="json", exclude_defaults=True))
-    tried = {trial.folder for trial in trials(plans)}
     runs = [
         {
             "run": plan.config.run_id,
@@ -104,7 +103,7 @@ def open_submission(experiment: Experiment, plans: Sequence[RunPlan], runs_root:
             "seed": plan.config.seed,
             "steps": plan.config.data.steps,
             "units": {unit: evaluation.options for unit, evaluation in plan.units.items()},
-            "trial": plan.folder in tried,
+            "trial": plan.trial,
         }
         for plan in plans
     ]
@@ -158,7 +157,7 @@ def keep_files(experiment: Experiment, plans: Sequence[RunPlan], runs_root: Path
         selection = plan.selection
         if selection is not None:
             selection = replace(selection, trials=tuple(moved(trial) for trial in selection.trials))
-        return RunPlan(config, plan.folder, units, plan.missing, selection)
+        return replace(plan, config=config, units=units, selection=selection)
 
     moved_plans = [moved(plan) for plan in plans]
     files = {f"{kind}_files": [path for (k, _), path in copies.items() if k == kind] for kind, _ in copies}

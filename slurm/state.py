@@ -16,7 +16,7 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -127,13 +127,10 @@ def forgive(folder: Path, unit: str) -> None:
     RunFolder(folder).status(unit).unlink(missing_ok=True)
 
 
-def forgive_failed(folder: Path, units: Sequence[str]) -> int:
-    """Forgive those units of a run that were given up; returns how many there were."""
-    statuses = {unit: RunFolder(folder).read_status(unit) for unit in units}
-    failed = [unit for unit, status in statuses.items() if status is not None and status.state == "failed"]
-    for unit in failed:
-        forgive(folder, unit)
-    return len(failed)
+def failed_units(folder: Path, places: Mapping[str, str]) -> list[str]:
+    """Those units of a run that were given up. places: where the run's folder keeps each unit."""
+    statuses = {unit: RunFolder(folder).read_status(place) for unit, place in places.items()}
+    return [unit for unit, status in statuses.items() if status is not None and status.state == "failed"]
 
 
 def settle(folder: Path, unit: str, code: int | None, terminated: bool = False) -> bool:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import os
 import re
 import signal
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.run_folder import RunFolder, Status, started_runs, submissions
+from harness.code import changed_since, code_text
+from harness.run_folder import RunFolder, Status, started_runs, submissions, unit_of
 from slurm.queue import Queue, ask
 from slurm.state import node_name, silent_end, write_status
-from suites.units import TRAIN, Evaluation, SuiteFile, missing
+from suites.units import TRAIN, Evaluation, SuiteFile, missing, place
 
 if TYPE_CHECKING:
     from slurm.plan import RunPlan
@@ -86,6 +88,10 @@ class Submitted:
     units: dict[str, Evaluation]
     trial: bool = False
 
+    def place(self, unit: str) -> str:
+        """The name under which the run's folder keeps the state of a unit."""
+        return place(unit, self.units)
+
 
 def submitted(runs_root: Path, name: str) -> list[Submitted]:
     """All runs in the submissions of an experiment, each as the latest submission recorded it."""
@@ -105,12 +111,8 @@ def planned(name: str, plans: Sequence[RunPlan]) -> list[Submitted]:
     """The runs of a plan, and before them their trials, in the form that a submission would record."""
     from slurm.plan import trials
 
-    tried = trials(plans)
-    folders = {trial.folder for trial in tried}
-    every = [*tried, *(run for run in plans if run.folder not in folders)]
-    return [
-        Submitted(name, r.config.run_id, r.folder, r.config.data.steps, r.units, r.folder in folders) for r in every
-    ]
+    every = {run.folder: run for run in (*trials(plans), *plans)}.values()
+    return [Submitted(name, r.config.run_id, r.folder, r.config.data.steps, r.units, r.trial) for r in every]
 
 
 def runs_of(runs_root: Path, experiment: str, scale: str | None) -> tuple[str, list[Submitted]]:
@@ -138,7 +140,29 @@ def report(runs_root: Path, name: str, runs: Sequence[Submitted]) -> str:
         diverged = sum(row.state == "failed" for row in tried)
         over = sum(row.state == "done" for row in tried) + diverged
         head += f", {over} of {len(tried)} trials over" + (f", {diverged} of them failed" if diverged else "")
-    return "\n".join([head, *troubles(runs_root, name), *(row.line() for row in rows)])
+    return "\n".join([head, *troubles(runs_root, name), *other_code(runs), *(row.line() for row in rows)])
+
+
+def other_code(runs: Sequence[Submitted | RunPlan]) -> list[str]:
+    """Results of these runs that other code than this process's made, one line for each code.
+
+    A result stays what it is when the code changes; it is measured again only on request. A history of several starts
+    counts with the last. Results that do not tell their code are left out.
+    """
+    made: dict[tuple[str, str], list[str]] = {}
+    for run in runs:
+        folder, left = RunFolder(run.folder), set(missing(run.folder, run.units))
+        for unit in (TRAIN, *run.units):
+            entries = folder.read_history(run.place(unit))[-1:]
+            if not entries and unit == TRAIN and TRAIN not in left:
+                entries = [folder.read_training_provenance()] if folder.summary.is_file() else []
+            if unit not in left and entries and (changed := changed_since(entries[0])):
+                made.setdefault((code_text(entries[0]), ", ".join(changed)), []).append(unit)
+    return [
+        f"made by other code: {', '.join(f'{unit} of {n}' for unit, n in Counter(units).items())} runs by {code}; "
+        f"since then changed: {changed}"
+        for (code, changed), units in made.items()
+    ]
 
 
 def overview(runs: Sequence[Submitted], queue: Queue) -> list[Row]:
@@ -157,13 +181,13 @@ def overview(runs: Sequence[Submitted], queue: Queue) -> list[Row]:
 
 def _row(run: Submitted, queue: Queue) -> Row:
     left = missing(run.folder, run.units)
-    found = {unit: _judged(run.folder, unit, queue) for unit in left}
+    found = {unit: _judged(run.folder, run.place(unit), queue) for unit in left}
     unit, status = min(found.items(), key=lambda item: ORDER.index(item[1][0]), default=(TRAIN, ("done", None)))
     state, known = status
     names = {"running": "training" if unit == TRAIN else "evaluating"}
     known = known or Status("done")
     evaluating = "" if unit == TRAIN or state == "done" else f"{unit}: "
-    log = RunFolder(run.folder).read_attempts(unit)
+    log = RunFolder(run.folder).read_attempts(run.place(unit))
     ends = [event["reason"] for event in log if event["event"] == "ended"]
     again = f"started again: {ends[-1]}" if state == "running" and ends else ""
     reason = "; ".join(filter(None, [known.detail, again]))
@@ -242,7 +266,7 @@ def logs(runs_root: Path, run: str, unit: str | None, lines: int) -> str:
     if run not in (known := started_runs(runs_root)):
         raise ValueError(f"run: no {run!r} has started in {runs_root}; known: {', '.join(known) or 'none'}")
     folder = RunFolder(runs_root / run)
-    units = [unit] if unit else folder.attempted()
+    units = [place for place in folder.attempted() if unit in (None, place, unit_of(place))]
     begun = [(e["time"], u, e["log"]) for u in units for e in folder.read_attempts(u) if e["event"] == "started"]
     if not begun:
         raise ValueError(f"run: {run!r} has not started {unit or 'anything'} yet; see `status`")
@@ -253,7 +277,7 @@ def logs(runs_root: Path, run: str, unit: str | None, lines: int) -> str:
     for path in (Path(log), Path(log.removesuffix(".err") + ".out")):
         if path.is_file():
             tail = path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
-            parts.append("\n".join([f"==> {unit}: {path}", *tail]))
+            parts.append("\n".join([f"==> {unit_of(unit)}: {path}", *tail]))
     return "\n".join(parts)
 
 
@@ -278,9 +302,9 @@ def cancel(runs_root: Path, name: str) -> list[str]:
             stopped += [f"job {i}" for i in alive]
     for run in submitted(runs_root, name):
         for unit in missing(run.folder, run.units):
-            status = RunFolder(run.folder).read_status(unit)
+            status = RunFolder(run.folder).read_status(run.place(unit))
             if status is not None and status.state in ("queued", "requeued"):
-                write_status(run.folder, unit, "stopped", "cancelled", job=status.job, pid=0)
+                write_status(run.folder, run.place(unit), "stopped", "cancelled", job=status.job, pid=0)
     return stopped
 
 

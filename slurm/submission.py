@@ -96,8 +96,8 @@ def to_do(plans: Sequence[RunPlan], queue: Queue) -> tuple[list[Pending], list[s
     for plan in plans:
         units, after = [], ""
         for unit in plan.missing:
-            status = RunFolder(plan.folder).read_status(unit)
-            holder = None if status is None else queue.holds(plan.folder, unit, status)
+            status = RunFolder(plan.folder).read_status(plan.place(unit))
+            holder = None if status is None else queue.holds(plan.folder, plan.place(unit), status)
             if TRAIN in units:
                 units.append(unit)  # its earlier status, if any, belongs to other weights
             elif status is not None and status.state == "failed":

@@ -30,9 +30,10 @@ def settled(trial: RunPlan) -> bool:
 def failure(trial: RunPlan) -> tuple[str, str] | None:
     """The kind of error and the reason for which a trial was given up; None if it was not."""
     for unit in missing(trial.folder, trial.units):
-        status = RunFolder(trial.folder).read_status(unit)
+        status = RunFolder(trial.folder).read_status(trial.place(unit))
         if status is not None and status.state == "failed":
-            ends = [event for event in RunFolder(trial.folder).read_attempts(unit) if event["event"] == "ended"]
+            attempts = RunFolder(trial.folder).read_attempts(trial.place(unit))
+            ends = [event for event in attempts if event["event"] == "ended"]
             return (ends[-1].get("kind", "") if ends else ""), f"{unit}: {status.detail}"
     return None
 
@@ -54,7 +55,8 @@ def outcome(trial: RunPlan, by: Choice) -> Trial:
     assert summary is not None
     if 2 * summary.skipped > summary.steps:
         return Trial(run, None, None, f"train: {summary.skipped} of {summary.steps} steps were skipped as not finite")
-    rows = [row for unit in trial.units for row in read_lines(RunFolder(trial.folder).records(unit))]
+    files = [RunFolder(trial.folder).records(place) for unit in trial.units if (place := trial.results(unit))]
+    rows = [row for file in files for row in read_lines(file)]
     found = {
         row["length"]: row["value"]
         for row in rows

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -10,7 +13,7 @@ import torch
 from harness.experiments.run_config import RunConfig, read_config
 from harness.lm.journal import Journal
 from harness.lm.load import load_lm
-from harness.records.provenance import Provenance, provenance
+from harness.records.provenance import Provenance, entry, provenance
 from harness.records.record import Measurement, Record
 from harness.records.store import write_records
 from harness.records.units import suite_of
@@ -32,8 +35,9 @@ def evaluate(
 ) -> None:
     """Measure one unit of a suite on a trained run and write its records, whole or not at all.
 
-    An evaluation that was killed resumes after the last answers that it wrote to disk. Raises ValueError if the run is
-    not trained, the suite does not take the options, or the file that defines the suite has changed.
+    An evaluation that was killed resumes after the last answers that it wrote to disk. If the code has changed since,
+    it asks anew: a record names the code that gave all of its answers. Raises ValueError if the run is not trained, the
+    suite does not take the options, or the file that defines the suite has changed.
     """
     require_file(evaluation.suite_file)
     config = read_config(folder)
@@ -41,29 +45,44 @@ def evaluate(
         torch.set_num_threads(config.train.threads)
     chosen, lm = suite(suite_of(unit)), load_lm(folder)
     key = evaluation.key(checkpoint.digest(lm.model.state_dict()))
-    answers = RunFolder(folder).answers(unit, key)
-    for other in RunFolder(folder).all_answers(unit):
-        if other != answers:  # answers to other options, or from other weights
+    run, place = RunFolder(folder), evaluation.place(unit)
+    files = (config.mixer_file, evaluation.suite_file)
+    birth = provenance(config.hash, this_device(), lm.dtype, lm.model.backend(lm.dtype), command, files)
+    answers = run.answers(place, answers_key(key, birth))
+    for other in run.all_answers(place):
+        if other != answers:  # of other weights, or by other code
             other.unlink()
     options = stored_config(chosen.name, evaluation.options)
-    measurements = chosen.run(Journal(lm, answers, progress), options, progress)
-    birth = provenance(config.hash, this_device(), lm.dtype, backend=lm.model.backend(lm.dtype), command=command)
-    keep(folder, unit, measurements, birth, config, label, key)
+    journal = Journal(lm, answers, progress)
+    run.append_history(place, entry(birth, len(journal.answers), files, processes=1))
+    keep(folder, place, chosen.run(journal, options, progress), birth, config, label, key)
+    answers.unlink(missing_ok=True)
+
+
+def answers_key(key: str, birth: Provenance) -> str:
+    """Key of the answers to an evaluation: everything that may change them.
+
+    key: of the evaluation, with its weights. The machine, its threads, the moment and the command do not count, so that
+    an evaluation may move; its history names every machine.
+    """
+    ignored = ("device", "threads", "time", "command", "git_commit", "git_dirty", "code_version")
+    content = {name: value for name, value in asdict(birth).items() if name not in ignored}
+    return hashlib.sha256(json.dumps([key, content], sort_keys=True).encode()).hexdigest()
 
 
 def keep(
     folder: Path,
-    unit: str,
+    place: str,
     measurements: Sequence[Measurement],
     birth: Provenance,
     config: RunConfig,
     label: str,
     key: str,
 ) -> None:
-    """Write the measurements of a unit as records of a run, and its `.done` file last."""
+    """Write the measurements of a unit as records of a run at its place, and the mark that they are there last."""
     write_records(
         folder,
-        unit,
+        place,
         [
             Record.of(
                 m,
@@ -78,4 +97,4 @@ def keep(
             for m in measurements
         ],
     )
-    RunFolder(folder).write_done(unit, key)
+    RunFolder(folder).write_done(place, key)

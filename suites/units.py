@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.run_folder import RunFolder
-
-TRAIN = "train"
+from harness.run_folder import TRAIN, RunFolder, place_name
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,29 @@ class Evaluation:
             content.append(self.suite_file.sha256)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
+    def place(self, unit: str) -> str:
+        """Return the name under which a run's folder keeps this evaluation of a unit.
+
+        Evaluations with other options, or of another suite file, have other places, so that experiments that share a
+        run do not replace each other's results.
+        """
+        return place_name(unit, self.key(None))
+
+
+def place(unit: str, units: Mapping[str, Evaluation]) -> str:
+    """Return the name under which a run's folder keeps the work of a unit: `train`, or the evaluation's place."""
+    return TRAIN if unit == TRAIN else units[unit].place(unit)
+
+
+def results(folder: Path, unit: str, asked: Evaluation, weights_sha256: str | None) -> str | None:
+    """Return the place of the records of an evaluation; None if they are not there.
+
+    Earlier versions kept one evaluation of each unit, under the unit's name. Where it is the one that is asked for, it
+    is found there.
+    """
+    key = asked.key(weights_sha256)
+    return next((place for place in (asked.place(unit), unit) if RunFolder(folder).read_done(place) == key), None)
+
 
 def missing(folder: Path, units: Mapping[str, Evaluation]) -> list[str]:
     """Return what a run still lacks, in the order in which it is done.
@@ -56,4 +77,4 @@ def missing(folder: Path, units: Mapping[str, Evaluation]) -> list[str]:
     fresh = bool(units) and all(evaluation.fresh for evaluation in units.values())
     train = [TRAIN] if weights is None and not fresh else []
     # No evaluation of a trained model has the key of one without weights.
-    return train + [unit for unit, asked in units.items() if RunFolder(folder).read_done(unit) != asked.key(weights)]
+    return train + [unit for unit, asked in units.items() if results(folder, unit, asked, weights) is None]

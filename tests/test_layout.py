@@ -14,6 +14,7 @@ ACROSS = {
     "tests/harness/experiments": {"test_shipped.py"},
     "tests/mixers": {"test_backends_gpu.py", "test_compile.py", "test_mamba.py"},
     "tests/mixers/gdn2": {"test_gpu.py"},
+    "tests/slurm": {"test_retry.py"},
     "tests/slurm/cluster": {"test_documents.py", "test_minislurm.py", "test_sweeps.py"},
     "tests/suites": {"test_retrieval_prompts.py"},
 }

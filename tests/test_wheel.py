@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from harness.code import this_code
 from harness.files import CHECKOUT
 from tests.layout import FLOORS
 
@@ -64,6 +65,8 @@ def test_the_names_that_a_notebook_needs_come_from_the_installation(installed: P
         "import mixerbench as mb, harness, run",
         "assert all(hasattr(mb, name) for name in mb.__all__)",
         "assert not hasattr(mb, 'Trainer')",
+        "from harness.code import this_code; code = this_code()",
+        f"assert (code.sha256, code.version, code.git_commit) == ({this_code().sha256!r}, mb.__version__, None)",
         "print(mb.__version__, harness.__file__, mb.load_experiment('demo').name)",
     ]
     version, place, name = run(installed, tmp_path, "python", "-W", "ignore", "-c", "; ".join(lines)).split()

@@ -68,7 +68,10 @@ MODEL = {
 }
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 """The page's content security policy: a browser runs no script of it and fetches nothing for it."""
-BIRTH = ["git_commit", "git_dirty", "device", "dtype", "backend", "threads", "command"]
+BIRTH = [
+    *("git_commit", "git_dirty", "code_sha256", "code_version", "files_sha256", "plugins"),
+    *("device", "dtype", "backend", "threads", "command"),
+]
 
 
 def report(folder: Path, experiment: Experiment, columns: list[str] | None = None) -> Path:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shlex
-import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from harness.files import CHECKOUT
+from harness.code import files_sha256, plugin_versions, this_code
+from mixers.plugins import Modules, SourceFile, sources
 
 PACKAGES = {
     "version_torch": "torch",
@@ -25,8 +26,6 @@ PACKAGES = {
     "version_transformers": "transformers",
 }
 """Package whose version each field holds."""
-SNAPSHOT = "snapshot.json"
-"""File in a submission's copy of a checkout that holds the original's commit and dirty flag."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +33,14 @@ class Provenance:
     """The birth certificate of a number. A version is None if the package is not installed.
 
     git_commit: commit of the project's checkout; None if the package runs from elsewhere or git is missing.
-    git_dirty: whether files that are not ignored differ from the commit, untracked ones included.
+    git_dirty: whether a Python file of the project differs from the commit or is not in it.
+    version_torch: with its build, such as `2.12.0+cu130`.
     device: name of the GPU or model of the CPU. backend: the implementation that ran the mixer.
     threads: CPU threads of torch. time: UTC, ISO 8601, to the second.
+    code_sha256: content of the project's Python files. code_version: of the installed distribution, None without one.
+    files_sha256: content of the files that define the mixer and the suite, and of what they import from beside
+        themselves; None if they are built in. plugins: packages that add mixers or suites, with versions.
+    These four are None in records that were written before contents were recorded.
     """
 
     config_hash: str
@@ -55,6 +59,10 @@ class Provenance:
     threads: int
     time: str
     command: str
+    code_sha256: str | None = None
+    code_version: str | None = None
+    files_sha256: str | None = None
+    plugins: str | None = None
 
 
 def provenance(
@@ -63,25 +71,47 @@ def provenance(
     dtype: str | torch.dtype,
     backend: str,
     command: str | None = None,
+    files: Iterable[SourceFile | None] = (),
 ) -> Provenance:
     """Provenance of the numbers that this process produces.
 
-    command: the command line to record if it is not this process's own, as in a job started by a scheduler.
+    command: the command line to record if it is not this process's own, as in a job started by a scheduler. files: what
+    defines the mixer and the suite, if they are not built in.
     """
-    commit, dirty = git_state(CHECKOUT)
+    code = this_code()
+    versions = {field: version(package) for field, package in PACKAGES.items()}
     return Provenance(
         config_hash=config_hash,
-        git_commit=commit,
-        git_dirty=dirty,
+        git_commit=code.git_commit,
+        git_dirty=code.git_dirty,
         version_python=platform.python_version(),
-        **{field: version(package) for field, package in PACKAGES.items()},
+        **versions | {"version_torch": torch.__version__},  # the distribution's version may lack the CUDA build
         device=device_name(torch.device(device)),
         dtype=str(dtype).removeprefix("torch."),
         backend=backend,
         threads=torch.get_num_threads(),
         time=datetime.now(UTC).isoformat(timespec="seconds"),
         command=shlex.join(sys.argv) if command is None else command,
+        code_sha256=code.sha256,
+        code_version=code.version,
+        files_sha256=files_sha256(_modules(files)),
+        plugins=plugin_versions(),
     )
+
+
+def entry(birth: Provenance, reached: int, files: Iterable[SourceFile | None] = (), **more: Any) -> dict[str, Any]:
+    """An entry of a history: the start of a training or of an evaluation.
+
+    reached: the step, or the number of answers, that it starts from. more: what else tells two starts apart, such as
+    the number of processes. Besides, `parts` and `files` hold what `harness.code.changed_since` compares.
+    """
+    paths = dict(_modules(files).values())
+    return asdict(birth) | {"reached": reached, "parts": this_code().parts, "files": paths} | more
+
+
+def _modules(files: Iterable[SourceFile | None]) -> Modules:
+    given = [file for file in files if file is not None]
+    return {f"{number}{name}": each for number, file in enumerate(given) for name, each in sources(file).items()}
 
 
 def version(package: str) -> str | None:
@@ -90,26 +120,6 @@ def version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def git_state(root: Path) -> tuple[str | None, bool | None]:
-    """(commit, dirty) of the repository whose top folder is `root`; (None, None) without one or without git.
-
-    A repository further up does not count: an environment inside some checkout is not that checkout's code. A snapshot
-    of a checkout reports the state of the original.
-    """
-    if (root / SNAPSHOT).is_file():
-        known = json.loads((root / SNAPSHOT).read_text(encoding="utf-8"))
-        return known["git_commit"], known["git_dirty"]
-    if not (root / ".git").exists():
-        return None, None
-    git = ["git", "--no-optional-locks", "-C", str(root)]
-    try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None, None
-    return commit.stdout.strip(), bool(status.stdout.strip())
 
 
 def device_name(device: torch.device) -> str:

@@ -146,6 +146,8 @@ TYPES: dict[str, tuple[type, ...]] = {
 }
 """The types that each field of a line may have. They are matched exactly: bool is a subclass of int, but true is not a
 seed."""
+ADDED = [f.name for f in fields(Provenance) if f.default is None]
+"""Fields that came after the first records, which lack them. They are read as None."""
 CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False)
 
 
@@ -206,6 +208,7 @@ def parse_records(path: Path, rows: list[dict[str, Any]]) -> dict[str, list[Any]
 
     Raises ValueError with file, line and field if a line is not a record of this schema.
     """
+    rows = [row if row.keys() == TYPES.keys() else dict.fromkeys(ADDED) | row for row in rows]
     for number, row in enumerate(rows, 1):
         if row.get("schema") != SCHEMA or row.keys() != TYPES.keys():
             raise ValueError(f"{path}, line {number}: {_why_not_read(row)}")

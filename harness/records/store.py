@@ -1,7 +1,7 @@
 """The store of records: one JSONL file per run and unit of a suite, and the frame that they load as.
 
-    <run>/records/<unit>.jsonl           one flat record per line; see units.py for the names of units
-    <run>/records/<unit>.samples.jsonl   the per-sample scores of the records that have them
+    <run>/records/<place>.jsonl           one flat record per line; see units.py for the names of places
+    <run>/records/<place>.samples.jsonl   the per-sample scores of the records that have them
 
 A unit is written whole or not at all: samples first, records last, so a unit whose records exist is complete. A
 collection, which `run.py collect` makes of an experiment, holds the same in two files: records.parquet and
@@ -25,6 +25,7 @@ import pandas as pd
 from harness.files import partial_path, read_json
 from harness.records.metrics import METRICS, Metric
 from harness.records.record import (
+    ADDED,
     KEY,
     NUMBERS,
     Record,
@@ -39,8 +40,9 @@ from harness.records.record import (
 from harness.records.units import suite_of
 from harness.run_folder import Collection, RunFolder, read_parquet, record_files
 
-INCIDENTAL = ["label", "time", "command", "git_commit", "git_dirty", "file"]
-"""Fields in which two copies of a number may differ: its label, and when and with which checkout it was measured."""
+CODE = ["git_commit", "git_dirty", "code_sha256", "code_version", "files_sha256", "plugins"]
+INCIDENTAL = ["label", "time", "command", *CODE, "file"]
+"""Fields in which two copies of a number may differ: its label, and when and with which code it was measured."""
 COLUMNS = [f.name for f in fields(Record) if f.name not in ("samples", "schema")] + ["file"]
 """The columns of the frame that `load` returns."""
 
@@ -49,7 +51,7 @@ Source = Path | str | Iterable[Path | str]
 
 
 def write_records(run_dir: Path, unit: str, records: Sequence[Record]) -> Path:
-    """Replace the records of a suite, or of one length of it, whole or not at all. Returns their file.
+    """Replace the records of a unit, whole or not at all. Returns their file. unit: its name or its place.
 
     Raises ValueError if a record belongs to another suite or two records measure the same thing, and TypeError if
     settings hold what JSON cannot.
@@ -71,8 +73,9 @@ def write_records(run_dir: Path, unit: str, records: Sequence[Record]) -> Path:
     except BaseException:
         temporary.unlink()
         raise
-    # A crash between these steps leaves a suite without records, which is run again. It never leaves records next to
-    # samples that belong to other records.
+    # A crash between these steps leaves a unit without records, which is run again. It never leaves a mark, or samples,
+    # next to other records.
+    RunFolder(run_dir).done(unit).unlink(missing_ok=True)
     target.unlink(missing_ok=True)
     os.replace(samples_temporary, samples_target)
     os.replace(temporary, target)
@@ -184,6 +187,7 @@ def _without_copies(frame: pd.DataFrame) -> pd.DataFrame:
 def _read_collection(path: Path) -> pd.DataFrame:
     """The records of a collection, whose own metrics are declared. Raises ValueError if another version wrote it."""
     frame = read_parquet(path)
+    frame = frame.assign(**{name: None for name in ADDED if name not in frame})
     expected = set(COLUMNS) - {"file"}
     if set(frame.columns) != expected:
         missing, unknown = sorted(expected - set(frame.columns)), sorted(set(frame.columns) - expected)

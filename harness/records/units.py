@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from harness.run_folder import unit_of
+
 SUITES = ("language", "ruler", "retrieval", "recall", "mqar", "state_tracking", "throughput", "decode")
 """Built-in suites, in the order in which tables show them; those from outside follow."""
 
@@ -12,5 +14,5 @@ def unit_name(suite: str, length: int) -> str:
 
 
 def suite_of(unit: str) -> str:
-    """Return the suite that a unit belongs to."""
-    return unit.partition("@")[0]
+    """Return the suite that a unit, or a place, belongs to."""
+    return unit_of(unit).partition("@")[0]

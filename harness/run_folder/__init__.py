@@ -8,14 +8,18 @@
         metrics.jsonl, tensorboard/  training metrics
         checkpoints/                 with index.json
         train.json                   Summary and provenance of the finished training
-        answers/<unit>-<key>.jsonl   answers of an evaluation in progress
-        records/<unit>.jsonl         records; <unit>.samples.jsonl, their per-sample scores; <unit>.done, the key
-        state/<unit>.json            Status; <unit>.jsonl, its attempts; <unit>.lock, held by the process at work
+        answers/<place>-<key>.jsonl  answers of an evaluation in progress
+        records/<place>.jsonl        records; <place>.samples.jsonl, their per-sample scores; <place>.done, the mark
+        history/<place>.jsonl        provenance of every start
+        state/<place>.json           Status; <place>.jsonl, its attempts; <place>.lock, held by the process at work
       choices/<key>.json             ChoiceFile: the tuned values of some runs
       collected/<experiment>/        Collection
       submissions/<name>-<time>/     Submission
       code/                          snapshots of the code of submissions
       submitting.lock                held while a submission decides what to do
+
+A place is `train`, or one evaluation of one unit: UNIT+KEY. A run may be evaluated with several sets of options, and
+each keeps its records, state and answers apart. Methods take a place as `unit`.
 
 Nothing here imports torch or pandas before it needs them: the status of thousands of runs must be quick.
 """
@@ -25,14 +29,17 @@ from harness.run_folder.collection import Collection, collection_of, read_parque
 from harness.run_folder.run import (
     ACCURACY,
     REWRITE,
+    TRAIN,
     RunFolder,
     State,
     Status,
     Summary,
+    place_name,
     record_files,
     run_of_records,
     runs_with_inputs,
     started_runs,
+    unit_of,
 )
 from harness.run_folder.submission import Submission, code_folder, submissions, submissions_folder, submitting_lock
 
@@ -46,9 +53,11 @@ __all__ = [
     "Status",
     "Submission",
     "Summary",
+    "TRAIN",
     "choice_file",
     "code_folder",
     "collection_of",
+    "place_name",
     "read_parquet",
     "record_files",
     "run_of_records",
@@ -57,4 +66,5 @@ __all__ = [
     "submissions",
     "submissions_folder",
     "submitting_lock",
+    "unit_of",
 ]

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.files import read_json, write_atomic
+import yaml
+
+from harness.files import atomic_folder, read_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,6 +53,15 @@ class Collection:
         return self.path / "metrics.json"
 
     @property
+    def experiment(self) -> Path:
+        """The resolved experiment that was collected. Written last: a collection without it is not whole."""
+        return self.path / "experiment.yaml"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "collection.lock"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 
@@ -61,6 +76,46 @@ class Collection:
         """Raises ValueError if nothing was collected here."""
         if not self.records.is_file():
             raise ValueError(f"{self.path}: nothing collected there; run collect first")
+
+    def read_experiment(self) -> dict[str, Any]:
+        """The resolved experiment, as plain values.
+
+        Raises ValueError if nothing was collected here, or by a version that did not keep the experiment, or if
+        collecting was killed halfway.
+        """
+        self.require()
+        try:
+            values = yaml.safe_load(self.experiment.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ValueError(
+                f"{self.experiment}: missing; the collection is of an earlier version or not whole; run collect again"
+            ) from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            fault = " ".join(str(error).split())
+            raise ValueError(f"{self.experiment}: damaged ({fault}); run collect again") from None
+        if not isinstance(values, dict):
+            raise ValueError(f"{self.experiment}: damaged, no mapping of fields; run collect again")
+        return values
+
+    @contextmanager
+    def replacing(self) -> Iterator[None]:
+        """Hold the collection alone, from reading its runs to writing its files; others wait."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.lock, "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Hold the collection as it is: it is not replaced before the block ends."""
+        try:
+            lock = open(self.lock)  # noqa: SIM115
+        except FileNotFoundError:  # nobody has collected here, or the folder is a copy: nobody replaces it
+            yield
+            return
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            yield
 
     def read_runs(self) -> pd.DataFrame:
         """One row per run. Raises ValueError if nothing was collected here or the file is damaged."""
@@ -91,16 +146,36 @@ class Collection:
         runs: pd.DataFrame,
         curves: pd.DataFrame,
         trials: pd.DataFrame,
+        experiment: Mapping[str, Any],
+        metrics: Mapping[str, Any],
     ) -> None:
-        """Replace the collected data."""
-        write_atomic(self.records, records.to_parquet())
-        write_atomic(self.curves, curves.to_parquet())
-        write_atomic(self.samples, json.dumps(samples).encode())
-        write_atomic(self.runs, runs.to_json(orient="records", indent=1).encode())
-        if trials.empty:
-            self.trials.unlink(missing_ok=True)
-        else:
-            write_atomic(self.trials, trials.to_json(orient="records", indent=1).encode())
+        """Replace the collected data as one; call it inside `replacing`.
+
+        All files are on disk before the first takes its place, so that what can fail fails with the old data whole.
+        experiment: resolved, as plain values. metrics: as for the file of that name.
+        """
+        content = {
+            self.records: records.to_parquet(),
+            self.curves: curves.to_parquet(),
+            self.samples: json.dumps(samples).encode(),
+            self.runs: runs.to_json(orient="records", indent=1).encode(),
+            self.trials: b"" if trials.empty else trials.to_json(orient="records", indent=1).encode(),
+            self.metrics: json.dumps(dict(metrics), indent=1).encode() if metrics else b"",
+            self.experiment: yaml.safe_dump(dict(experiment), sort_keys=False, allow_unicode=True).encode(),
+        }
+        staged = self.path / ".replacement"
+        shutil.rmtree(staged, ignore_errors=True)  # of a process that was killed
+        with atomic_folder(staged) as folder:
+            for path, data in content.items():
+                if data:
+                    (folder / path.name).write_bytes(data)
+        self.experiment.unlink(missing_ok=True)
+        for path, data in content.items():
+            if data:
+                os.replace(staged / path.name, path)
+            else:
+                path.unlink(missing_ok=True)
+        staged.rmdir()
 
     def _rows(self, path: Path, kind: type) -> list[Any]:
         try:

@@ -17,6 +17,8 @@ from harness.yaml_files import read_yaml
 
 T = TypeVar("T")
 State = Literal["queued", "running", "requeued", "stopped", "failed", "done"]
+TRAIN = "train"
+"""The unit of work that trains a run."""
 ACCURACY = "accuracy/"
 """Prefix of the metrics of training that hold a recall task's share of right answers since the last line, if any."""
 
@@ -129,13 +131,16 @@ class RunFolder:
     def done(self, unit: str) -> Path:
         return self.path / "records" / f"{unit}.done"
 
+    def history(self, unit: str) -> Path:
+        return self.path / "history" / f"{unit}.jsonl"
+
     def answers(self, unit: str, key: str) -> Path:
         """Answers of the evaluation with this key."""
         return self.path / "answers" / f"{unit}-{key[:12]}.jsonl"
 
     def all_answers(self, unit: str) -> list[Path]:
         """Answers of a unit, whatever the evaluation's key."""
-        return sorted((self.path / "answers").glob(f"{unit}-*.jsonl"))
+        return sorted((self.path / "answers").glob(f"{unit}-{'?' * 12}.jsonl"))
 
     def status(self, unit: str) -> Path:
         return self.path / "state" / f"{unit}.json"
@@ -213,15 +218,36 @@ class RunFolder:
         return None if content is None else content["weights_sha256"]
 
     def read_done(self, unit: str) -> str | None:
-        """Key of the evaluation whose records lie here; None if there are none."""
+        """Key of the evaluation whose records lie here; None if there are none, or not those that were marked."""
         try:
             # A damaged key matches no evaluation.
-            return self.done(unit).read_text(encoding="utf-8", errors="replace").strip()
+            mark = self.done(unit).read_text(encoding="utf-8", errors="replace").split()
         except FileNotFoundError:
             return None
+        sizes = self._sizes(unit)
+        # A damaged key matches no evaluation. Marks of earlier versions hold the key alone.
+        return mark[0] if mark and mark[1:] in ([], sizes) and sizes[0] not in ("none", "0") else None
 
     def write_done(self, unit: str, key: str) -> None:
-        write_atomic(self.done(unit), key.encode())
+        """Mark the records of a unit as those of the evaluation with this key. Written last."""
+        write_atomic(self.done(unit), " ".join([key, *self._sizes(unit)]).encode())
+
+    def _sizes(self, unit: str) -> list[str]:
+        """Sizes in bytes of the records of a unit and of their scores: a file that was cut off or lost is noticed."""
+        paths = (self.records(unit), self.samples(unit))
+        return [str(path.stat().st_size) if path.is_file() else "none" for path in paths]
+
+    def forget(self, unit: str) -> None:
+        """Remove the results of a unit, the mark first, and its answers; its history stays."""
+        for path in (self.done(unit), self.records(unit), self.samples(unit), *self.all_answers(unit)):
+            path.unlink(missing_ok=True)
+
+    def read_history(self, unit: str) -> list[dict[str, Any]]:
+        """The starts of a unit (harness.records.provenance.entry), oldest first."""
+        return _read_lines(self.history(unit))
+
+    def append_history(self, unit: str, entry: Mapping[str, Any]) -> None:
+        _append_line(self.history(unit), entry)
 
     def read_status(self, unit: str) -> Status | None:
         """Last status of a unit; None before its first. Raises ValueError if it is damaged."""
@@ -237,27 +263,10 @@ class RunFolder:
 
     def read_attempts(self, unit: str) -> list[dict[str, Any]]:
         """Events of a unit's attempts, oldest first. A line that a dying machine cut off is left out."""
-        try:
-            lines = self.attempts(unit).read_text(encoding="utf-8", errors="replace").splitlines()
-        except FileNotFoundError:
-            return []
-        events = []
-        for line in lines:
-            try:
-                event = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(event, dict) and isinstance(event.get("event"), str):
-                events.append(event)
-        return events
+        return _read_lines(self.attempts(unit))
 
     def append_attempt(self, unit: str, event: Mapping[str, Any]) -> None:
-        path = self.attempts(unit)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # One write in append mode: the line is there or not, whoever else writes. It begins with a line's end, too, so
-        # that it does not join a line that a dying machine cut off; empty lines are no events.
-        with open(path, "ab", buffering=0) as file:
-            file.write(("\n" + json.dumps(event, ensure_ascii=False) + "\n").encode())
+        _append_line(self.attempts(unit), event)
 
     def _read_training(self) -> dict[str, Any] | None:
         try:
@@ -269,14 +278,50 @@ class RunFolder:
         return content
 
 
+def place_name(unit: str, key: str) -> str:
+    """Return the name under which a run's folder keeps the evaluation of a unit with this key."""
+    return f"{unit}+{key[:8]}"
+
+
+def unit_of(place: str) -> str:
+    """Return the unit that a place belongs to; a unit is its own."""
+    return place.partition("+")[0]
+
+
 REWRITE = "delete it and submit the experiment again, which writes it again"
 _RESUME = "delete it and submit again, which resumes training from the last checkpoint"
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a log, one a line. A line that a dying machine cut off is left out."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            content = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(content, dict):
+            found.append(content)
+    return found
+
+
+def _append_line(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # One write in append mode: the line is there or not, whoever else writes. It begins with a line's end, too, so that
+    # it does not join a line that a dying machine cut off; empty lines are nothing.
+    with open(path, "ab", buffering=0) as file:
+        file.write(("\n" + json.dumps(content, ensure_ascii=False) + "\n").encode())
 
 
 def record_files(folder: Path, unit: str = "*") -> list[Path]:
     """Files of records, of all units or of one, in a run, a folder of runs or a folder of folders of runs."""
     # Not deeper: snapshots of code may lie there.
-    found = {path for depth in ("", "*/", "*/*/") for path in folder.glob(f"{depth}records/{unit}.jsonl")}
+    names = [f"{depth}records/{unit}{key}.jsonl" for depth in ("", "*/", "*/*/") for key in ("", "+*")]
+    found = {path for name in names for path in folder.glob(name)}
     return sorted(path for path in found if not path.name.endswith(".samples.jsonl"))
 
 

@@ -7,14 +7,18 @@ from typing import Any
 
 import pandas as pd
 
+from harness.code import DIGITS, code_text
 from harness.records.published import PAPER, SCALE
 from harness.records.record import BASELINE, SCHEMA
 from harness.records.stats import ALPHA
+from harness.run_folder import TRAIN
 from harness.tables.cells import BEYOND, WITHIN, Column, Row, count
 from harness.tables.forms import Table
 from harness.tables.marks import power_notes
 
 Records = list[dict[str, Any]]
+FILES = "content of its files"
+"""The fact of a history that the rows of different mixers need not share."""
 
 
 def reading_notes(table: Table, used: Records, at_scale: set[Row]) -> list[str]:
@@ -49,6 +53,7 @@ def table_notes(
         *tuning_notes(runs),
         *training_notes(runs, "trained_on", "trained on"),
         *training_notes(runs, "mixture", "trained on mixture:"),
+        *history_notes(runs),
     ]
 
 
@@ -57,7 +62,7 @@ def provenance_notes(used: Records) -> list[str]:
     models = models_of(used)
     return [
         "measured on " + "; ".join(environment(models)),
-        f"code: {listed(commit_text(r) for r in models)}",
+        f"code: {listed(code_text(r) for r in models)}",
         f"{len(used)} records (schema {SCHEMA}) of runs {listed(r['run'] for r in used)}",
     ]
 
@@ -274,19 +279,48 @@ def training_notes(runs: pd.DataFrame | None, key: str, words: str) -> Iterable[
         yield f"MIXED, {words} " + "; ".join(f"{value}: {listed(labels)}" for value, labels in rows.items())
 
 
+def history_notes(runs: pd.DataFrame | None) -> Iterable[str]:
+    """Notes on what differs between rows in how they were trained, and in how each unit was evaluated.
+
+    A run that was continued, or evaluated in several pieces, counts with every start that its result rests on. What
+    `trained_on` says already is left out.
+    """
+    found: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for run in [] if runs is None or "history" not in runs else runs[runs["history"].notna()].to_dict("records"):
+        for unit, entries in run["history"].items():
+            if entries is None:  # another run has this unit
+                continue
+            facts = [facts_of(entry, unit) for entry in entries]
+            for name in dict.fromkeys(name for each in facts for name in each):
+                text = ", then ".join(dict.fromkeys(each[name] for each in facts if name in each))
+                found.setdefault((unit, name), {}).setdefault(text, []).append(f"{run['label']} ({run['layout']})")
+    for (unit, name), texts in found.items():
+        if name == FILES:  # each row has its own, but only one
+            every = [label for labels in texts.values() for label in dict.fromkeys(labels)]
+            texts = {text: own for text, own in texts.items() if any(every.count(label) > 1 for label in own)}
+        if len(texts) > 1:
+            what = "training" if unit == TRAIN else f"measuring {unit}"
+            rows = "; ".join(f"{text}: {listed(labels)}" for text, labels in texts.items())
+            yield f"{what} differs between rows in {name}: {rows}"
+
+
+def facts_of(entry: Mapping[str, Any], unit: str) -> dict[str, str]:
+    """The facts of an entry of a history that are compared, in words, by name."""
+    versions = {name.removeprefix("version_"): value for name, value in entry.items() if name.startswith("version_")}
+    facts = {f"version of {name}": value or "none" for name, value in versions.items()}
+    facts |= {"backend": entry["backend"], "plugins": entry.get("plugins") or "none"}
+    facts[FILES] = (entry.get("files_sha256") or "none")[:DIGITS]
+    if unit == TRAIN:
+        return facts | {key: str(entry[key]) for key in ("processes", "sharding") if key in entry}
+    return facts | {"code": code_text(entry), "device": entry["device"], "threads": str(entry["threads"])}
+
+
 def environment(used: Records) -> Iterable[str]:
     """Devices, dtypes and versions of the records."""
     yield listed(r["device"] for r in used)
     yield listed(r["dtype"] for r in used)
     for package in ("python", "torch", "lm_eval"):
         yield f"{package} " + listed(r[f"version_{package}"] or "not installed" for r in used)
-
-
-def commit_text(record: dict[str, Any]) -> str:
-    """A record's commit, abbreviated."""
-    if record["git_commit"] is None:
-        return "commit not known"
-    return record["git_commit"][:10] + (" with uncommitted changes" if record["git_dirty"] else "")
 
 
 def listed(values: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ import torch
 
 from harness.experiments.run_config import RunConfig
 from harness.records.provenance import device_name
+from harness.records.record import KEY
 from harness.records.store import load
 from harness.run_folder import record_files
 from harness.training.device import ceiling, recipe_dtype, this_device
@@ -31,8 +32,9 @@ def cost_here(runs: Sequence[RunConfig], runs_root: Path) -> str:
 
 
 def measured_speeds(runs_root: Path) -> pd.DataFrame:
-    """All records of the suite `throughput` in a folder of runs."""
-    return load(record_files(runs_root, "throughput"))
+    """All records of the suite `throughput` in a folder of runs, the latest where a run has several of a number."""
+    frame = pd.concat([load([]), *map(load, record_files(runs_root, "throughput"))], ignore_index=True)
+    return frame.sort_values("time", kind="stable").drop_duplicates(KEY, keep="last")
 
 
 def cost_of(

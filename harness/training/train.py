@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from harness.experiments.run_config import RunConfig
-from harness.records.provenance import provenance
-from harness.run_folder import RunFolder, Summary
+from harness.records.provenance import Provenance, entry, provenance
+from harness.run_folder import TRAIN, RunFolder, Summary
 from harness.training.distributed import Sharding, World, join_world
 from harness.training.metrics_log import metrics_files, profiled, tracked
 from harness.training.trainer import LOG_EVERY, Progress, Trainer, TrainingInterrupted, log
@@ -27,7 +27,7 @@ def train(
     """Train a run to its end, from its last intact checkpoint if it has one. Returns the summary.
 
     A finished run is not trained again. All processes of a `harness.training.distributed.join_world` call it; rank 0
-    writes config.yaml, metrics.jsonl, tensorboard/, checkpoints/ and, last, train.json.
+    writes config.yaml, metrics.jsonl, tensorboard/, checkpoints/, an entry of the run's history and, last, train.json.
 
     progress: called by rank 0 after every step, with its metrics. command: command line for the provenance; this
     process's own if None. stop: see Trainer.steps. sharding: whether each of several processes holds the whole model
@@ -45,6 +45,7 @@ def train(
             files.callback(trainer.writer.close)
             with world.together():
                 if world.first:
+                    _begun(trainer, command)
                     for note in [*trainer.notes, *trainer.gradient_check]:
                         log.warning(note)
                     write = files.enter_context(metrics_files(run_dir, trainer.step))
@@ -78,6 +79,17 @@ def _reported(world: World) -> Iterator[None]:
         raise
 
 
+def _begun(trainer: Trainer, command: str | None) -> None:
+    """Append this start to the run's history."""
+    files, processes = (trainer.config.mixer_file,), {"processes": trainer.world.size, "sharding": trainer.sharding}
+    RunFolder(trainer.run_dir).append_history(TRAIN, entry(_birth(trainer, command), trainer.step, files, **processes))
+
+
+def _birth(trainer: Trainer, command: str | None) -> Provenance:
+    backend, files = trainer.model.backend(trainer.dtype), (trainer.config.mixer_file,)
+    return provenance(trainer.config.hash, trainer.device, trainer.dtype, backend, command, files)
+
+
 def _finish(trainer: Trainer, weights_sha256: str, command: str | None) -> Summary:
     """Write train.json of a run that has been trained to its end."""
     config = trainer.config
@@ -100,7 +112,6 @@ def _finish(trainer: Trainer, weights_sha256: str, command: str | None) -> Summa
         skipped=trainer.skipped,
         spikes=trainer.spikes,
     )
-    backend = trainer.model.backend(trainer.dtype)
-    birth = provenance(config.hash, trainer.device, trainer.dtype, backend=backend, command=command)
-    RunFolder(trainer.run_dir).write_summary(summary, asdict(birth) | {"gradient_check": trainer.gradient_check})
+    birth = asdict(_birth(trainer, command))
+    RunFolder(trainer.run_dir).write_summary(summary, birth | {"gradient_check": trainer.gradient_check})
     return summary

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from harness.experiments.load import EXPERIMENTS
 from harness.files import CHECKOUT
+from harness.run_folder import Collection
 from run import app
 
 cli = CliRunner()
@@ -58,15 +58,15 @@ def test_what_was_not_collected_cannot_be_shown(command: str, tmp_path: Path) ->
 
 @pytest.fixture
 def demo(tmp_path: Path) -> list[str]:
-    """A table of the committed demo, of which an experiment file says more: the arguments without --strict."""
+    """A table of the committed demo: the arguments without --strict."""
     shutil.copytree(CHECKOUT / "results" / "demo", tmp_path / "demo")
-    return ["table", str(tmp_path / "own.yaml"), "--out", str(tmp_path / "demo")]
+    return ["table", "demo", "--out", str(tmp_path / "demo")]
 
 
 def stating(demo: list[str], **fields: object) -> list[str]:
-    """Write an experiment like demo with some fields changed; returns the arguments."""
-    content = yaml.safe_load((EXPERIMENTS / "demo.yaml").read_text(encoding="utf-8"))
-    Path(demo[1]).write_text(yaml.safe_dump(content | fields))
+    """Change some fields of the collected experiment; returns the arguments."""
+    path = Collection(Path(demo[3])).experiment
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text(encoding="utf-8")) | fields))
     return demo
 
 
@@ -83,7 +83,7 @@ def test_strict_exits_with_1_and_names_each_truth_that_is_not_met_or_undecided(d
     assert said[1].startswith("not met: mqar_acc of attention is at least 101 at 4: Transformer (attention) @4: ")
     assert said[2].startswith("undecided: ") and said[2].endswith("no row was measured at 5; there are 4, 8, 16, 32")
     assert "### Truths" in failed.stdout and len(said) == 3
-    assert cli.invoke(app, demo).exit_code == 0
+    assert cli.invoke(app, demo).exit_code == 0  # without --strict
 
 
 def test_an_order_of_one_seed_is_undecided(demo: list[str]) -> None:
@@ -95,7 +95,7 @@ def test_an_order_of_one_seed_is_undecided(demo: list[str]) -> None:
 def test_strict_without_a_truth_or_with_a_part_of_the_results_is_refused(demo: list[str]) -> None:
     result = cli.invoke(app, [*stating(demo), "--strict"])
     assert result.exit_code == 2 and result.stderr == (
-        "error: --strict: demo states no truths; add `truths` to it, or leave --strict out\n"
+        "error: --strict: demo states no truths; add some and collect again, or leave --strict out\n"
     )
     assert "--columns leaves some out" in refused(*demo, "--strict", "--columns", "mqar_acc@4")
     assert "--paper leaves some out" in refused("table", "table2", "--strict", "--paper")

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import yaml
+from typer.testing import CliRunner
 
 from harness.files import CHECKOUT
+from run import app
 from slurm.snapshot import PARTS
 
 RUN = [sys.executable, str(CHECKOUT / "run.py")]
@@ -33,6 +35,13 @@ def experiment(folder: Path, shards: Path, **changes: object) -> Path:
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(content | changes))
     return path
+
+
+def call(folder: Path, command: str, *options: str, name: str | None = None) -> str:
+    """Call a command on the experiment of a folder and its runs; returns what it printed. name: another experiment."""
+    result = CliRunner().invoke(app, [command, name or str(folder / "tiny.yaml"), "--runs", f"{folder}/runs", *options])
+    assert result.exit_code == 0, result.output
+    return result.output
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:

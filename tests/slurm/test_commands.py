@@ -66,7 +66,8 @@ def test_params_gives_every_mixer_and_layout_as_json() -> None:
             ["submit", "FILE", "--cluster", "nowhere"],
             "--cluster: no profile nowhere; give local, debug, a path, or",
         ),
-        (["retry", "FILE"], "--failed, --run: give one of them"),
+        (["retry", "FILE"], "--failed, --suite, --run: give --failed, or one or both of the others"),
+        (["retry", "FILE", "--failed", "--suite", "recall"], "--failed, --suite, --run: give --failed, or"),
         (["retry", "FILE", "--run", "nope"], "--run: 'nope' is not of this experiment; its runs: gated_deltanet-"),
         (["train", "FILE", "--run", "nope"], "--run: 'nope' names 0 runs; give one of: gated_deltanet-"),
         (

@@ -142,7 +142,7 @@ def test_two_submits_at_once_train_every_run_once_and_both_wait_for_the_end(tmp_
         assert process.returncode == 0, output
     for run in plan(load_experiment(path), runs):
         assert not run.missing
-        for unit in (TRAIN, "recall"):
+        for unit in (TRAIN, run.place("recall")):
             assert [event["event"] for event in RunFolder(run.folder).read_attempts(unit)] == ["started"]
 
 

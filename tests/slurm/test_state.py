@@ -12,8 +12,8 @@ from slurm.state import (
     at_work,
     ended,
     exclusively,
+    failed_units,
     forgive,
-    forgive_failed,
     settle,
     started,
     write_status,
@@ -123,9 +123,10 @@ def test_a_process_that_was_turned_away_has_no_say(tmp_path: Path) -> None:
     assert state(tmp_path) == "running" and not at_work(tmp_path, TRAIN)
 
 
-def test_only_units_that_were_given_up_are_forgiven(tmp_path: Path) -> None:
+def test_only_units_that_were_given_up_have_failed(tmp_path: Path) -> None:
     write_status(tmp_path, "recall", "failed", "no data")
     write_status(tmp_path, "ruler@256", "stopped", "cancelled")
-    assert forgive_failed(tmp_path, [TRAIN, "recall", "ruler@256"]) == 1
-    assert RunFolder(tmp_path).read_status("recall") is None
-    assert RunFolder(tmp_path).read_status("ruler@256").state == "stopped"
+    places = {unit: unit for unit in (TRAIN, "recall", "ruler@256")}
+    assert failed_units(tmp_path, places) == ["recall"]
+    forgive(tmp_path, "recall")
+    assert failed_units(tmp_path, places) == []

@@ -111,7 +111,7 @@ def test_cancel_marks_what_waits_as_stopped_and_ends_no_strange_process(
     folder = open_submission(loaded, [run], tmp_path, "local")  # of this process, which is no submit
     assert json.loads((folder / "plan.json").read_text())["pid"] == os.getpid()
     write_status(run.folder, TRAIN, "requeued", "told to leave", job="7")
-    write_status(run.folder, "recall", "failed", "loss nan")
+    write_status(run.folder, run.place("recall"), "failed", "loss nan")
     assert cancel(tmp_path, "tiny") == []
     assert RunFolder(run.folder).read_status(TRAIN).state == "stopped"
-    assert RunFolder(run.folder).read_status("recall").state == "failed"
+    assert RunFolder(run.folder).read_status(run.place("recall")).state == "failed"

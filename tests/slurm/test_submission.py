@@ -79,7 +79,7 @@ def test_units_that_somebody_does_or_whose_training_has_failed_are_left_out(plan
     training, failed, evaluation, lost, untouched = plans
     write_status(training.folder, TRAIN, "running", job="7_0", updated=time.time())
     write_status(failed.folder, TRAIN, "failed", "loss nan")
-    write_status(evaluation.folder, "recall", "failed", "no data")
+    write_status(evaluation.folder, evaluation.place("recall"), "failed", "no data")
     write_status(lost.folder, TRAIN, "queued", job="7_9")
     todo, held, left_out = to_do(plans, Queue({"7_0": ("RUNNING", "n1", "")}))
     assert held == ["7_0"]

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from harness.experiments.load import load_experiment
 from harness.experiments.run_config import read_config
+from harness.files import write_atomic
 from harness.run_folder import RunFolder
 from run import app
 from slurm.plan import RunPlan, plan, selections, trials
@@ -40,9 +41,8 @@ def give_score(trial: RunPlan, score: float, loss: float = 3.0) -> None:
     folder = RunFolder(trial.folder)
     folder.write_summary(replace(synthetic_summary(trial), train_loss=loss, steps=100), {})
     row = {"suite": "recall", "task": "mqar", "metric": "acc", "length": 2, "value": score}
-    folder.records("recall").parent.mkdir(parents=True, exist_ok=True)
-    folder.records("recall").write_text(json.dumps(row) + "\n")
-    folder.write_done("recall", trial.units["recall"].key("0"))
+    write_atomic(folder.records(trial.place("recall")), (json.dumps(row) + "\n").encode())
+    folder.write_done(trial.place("recall"), trial.units["recall"].key("0"))
 
 
 def give_up(trial: RunPlan, kind: str, reason: str) -> None:

@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
+from harness.files import write_atomic
 from harness.run_folder import RunFolder
-from suites.units import TRAIN, Evaluation, SuiteFile, missing
+from suites.units import TRAIN, Evaluation, SuiteFile, missing, place, results
 
 UNITS = {"recall": Evaluation({"samples": 8}), "ruler@256": Evaluation({"lengths": [256]})}
 
@@ -31,14 +32,30 @@ def test_weights_do_not_count_for_a_fresh_model() -> None:
     assert fresh.key("0") == fresh.key(None) == Evaluation({"steps": 1}).key(None)
 
 
+def leave(run: RunFolder, unit: str, evaluation: Evaluation, weights_sha256: str) -> None:
+    write_atomic(run.records(evaluation.place(unit)), b"{}\n")
+    run.write_done(evaluation.place(unit), evaluation.key(weights_sha256))
+
+
+def test_evaluations_with_other_options_stand_side_by_side_in_a_run(tmp_path: Path) -> None:
+    run, other = trained(tmp_path, "0"), {"recall": Evaluation({"samples": 50})}
+    mine = {"recall": UNITS["recall"]}
+    leave(run, "recall", mine["recall"], "0")
+    assert (missing(tmp_path, mine), missing(tmp_path, other)) == ([], ["recall"])
+    leave(run, "recall", other["recall"], "0")
+    assert missing(tmp_path, mine) == missing(tmp_path, other) == []
+    assert results(tmp_path, "recall", mine["recall"], "0") == place("recall", mine)
+    assert place("recall", mine) != place("recall", other) and place(TRAIN, mine) == TRAIN
+
+
 def test_a_run_lacks_training_and_every_unit_at_first_and_then_what_was_measured_on_other_weights(
     tmp_path: Path,
 ) -> None:
     assert missing(tmp_path / "new", UNITS) == [TRAIN, "recall", "ruler@256"]
     run = trained(tmp_path / "run", "0")
-    run.write_done("recall", UNITS["recall"].key("0"))
+    leave(run, "recall", UNITS["recall"], "0")
     assert missing(run.path, UNITS) == ["ruler@256"]
-    run.write_done("ruler@256", Evaluation({"lengths": [512]}).key("0"))
+    leave(run, "ruler@256", Evaluation({"lengths": [512]}), "0")
     assert missing(run.path, UNITS) == ["ruler@256"]
     trained(tmp_path / "run", "1")
     assert missing(run.path, UNITS) == ["recall", "ruler@256"]

@@ -7,9 +7,10 @@ from pathlib import Path
 import yaml
 from typer.testing import CliRunner
 
-from harness.experiments.load import EXPERIMENTS, load_experiment
+from harness.experiments.load import load_experiment
 from harness.figures.report import POLICY, report
 from harness.files import CHECKOUT
+from harness.run_folder import Collection
 from run import app
 from tests.harness.tables.table_records import hostile_collection
 from tests.harness.tables.test_escaping import Page
@@ -44,10 +45,11 @@ def test_a_report_is_one_page_with_tables_figures_configuration_and_provenance(t
 
 def test_truths_stand_above_the_tables_and_once(tmp_path: Path) -> None:
     shutil.copytree(DEMO, tmp_path / "demo")
-    content = yaml.safe_load((EXPERIMENTS / "demo.yaml").read_text(encoding="utf-8"))
+    collected = Collection(tmp_path / "demo").experiment
+    content = yaml.safe_load(collected.read_text(encoding="utf-8"))
     content["truths"] = [{"threshold": "mqar_acc", "of": ["attention"], "at": [4], "at_least": 0, "why": "a bound"}]
-    (tmp_path / "own.yaml").write_text(yaml.safe_dump(content))
-    result = cli.invoke(app, ["report", str(tmp_path / "own.yaml"), "--out", str(tmp_path / "demo")])
+    collected.write_text(yaml.safe_dump(content))
+    result = cli.invoke(app, ["report", "demo", "--out", str(tmp_path / "demo")])
     assert result.exit_code == 0, result.output
     page = (tmp_path / "demo" / "report.html").read_text()
     assert page.count("<h3>Truths</h3>") == 1 and "1 met" in page

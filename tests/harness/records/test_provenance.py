@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import re
-import subprocess
 from pathlib import Path
 
 import torch
 
-from harness.records.provenance import SNAPSHOT, device_name, git_state, provenance, version
-
-
-def git(root: Path, *arguments: str) -> str:
-    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    command = ["git", "-C", str(root), *identity, *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def test_the_commit_is_that_of_the_checkout_and_says_when_files_differ(tmp_path):
-    assert git_state(tmp_path) == (None, None)
-    git(tmp_path, "init", "-q")
-    (tmp_path / "a.py").write_text("a = 1\n")
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-q", "-m", "first")
-    head = git(tmp_path, "rev-parse", "HEAD")
-    assert git_state(tmp_path) == (head, False)
-    (tmp_path / "b.py").write_text("b = 1\n")
-    assert git_state(tmp_path) == (head, True)
-    inside = tmp_path / "site-packages"
-    inside.mkdir()
-    assert git_state(inside) == (None, None)
+from harness.code import this_code
+from harness.records.provenance import device_name, entry, provenance, version
+from mixers.registry import MixerFile
 
 
 def test_a_certificate_names_versions_device_and_command():
@@ -43,9 +23,26 @@ def test_a_certificate_names_versions_device_and_command():
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", certificate.time)
 
 
-def test_a_snapshot_reports_the_state_of_its_original(tmp_path):
-    (tmp_path / SNAPSHOT).write_text(json.dumps({"git_commit": "abc", "git_dirty": True}))
-    assert git_state(tmp_path) == ("abc", True)
+def test_a_certificate_names_the_content_of_the_code_with_or_without_git():
+    certificate = provenance("abc", device="cpu", dtype="float32", backend="torch")
+    assert (certificate.code_sha256, certificate.code_version) == (this_code().sha256, this_code().version)
+    assert certificate.files_sha256 is None
+
+
+def test_a_certificate_changes_with_a_module_that_the_file_of_a_mixer_imports(tmp_path: Path):
+    def birth(folder: Path, helper: str) -> tuple[str | None, list[str]]:
+        folder.mkdir()
+        (folder / "helper.py").write_text(helper)
+        (folder / "mine.py").write_text("import math\nimport numpy\nimport mixers.interface\nfrom helper import x\n")
+        path = folder / "mine.py"
+        file = MixerFile(path=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+        made = provenance("abc", device="cpu", dtype="float32", backend="torch", files=[file, None])
+        return made.files_sha256, [Path(name).name for name in entry(made, 0, [file, None])["files"]]
+
+    first, names = birth(tmp_path / "first", "x = 1\n")
+    assert names == ["mine.py", "helper.py"]  # neither the library, nor packages, nor this project
+    assert birth(tmp_path / "elsewhere", "x = 1\n")[0] == first
+    assert birth(tmp_path / "edited", "x = 2\n")[0] != first
 
 
 def test_a_package_that_is_not_installed_has_no_version():

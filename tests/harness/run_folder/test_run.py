@@ -125,10 +125,25 @@ def test_attempts_are_appended_and_a_line_that_was_cut_off_is_dropped(tmp_path: 
 def test_the_key_of_an_evaluation_comes_back(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert folder.read_done("ruler") is None
+    damage(folder.records("ruler"), b"{}\n")
     folder.write_done("ruler", "0123abcd")
     assert folder.read_done("ruler") == "0123abcd" and folder.read_done("recall") is None
     damage(folder.done("ruler"), b"\xff\x00")
     assert folder.read_done("ruler") not in (None, "0123abcd")  # matches no evaluation, which is done again
+
+
+def test_what_is_forgotten_is_gone_but_for_its_history(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for unit in ("ruler", "recall"):
+        for path in (folder.records(unit), folder.samples(unit), folder.answers(unit, "a" * 64)):
+            damage(path, b"{}\n")
+        folder.write_done(unit, "0123abcd")
+        folder.append_history(unit, {"reached": 0})
+    folder.forget("ruler")
+    assert folder.read_done("ruler") is None and folder.all_answers("ruler") == []
+    assert not folder.records("ruler").exists() and not folder.samples("ruler").exists()
+    assert folder.read_history("ruler") == folder.read_history("recall") == [{"reached": 0}]
+    assert folder.read_done("recall") == "0123abcd" and len(folder.all_answers("recall")) == 1
 
 
 def test_answers_of_one_evaluation_are_told_from_anothers(tmp_path: Path) -> None:

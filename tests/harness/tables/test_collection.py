@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from harness.experiments.load import load_experiment
+from harness.experiments.load import load_experiment, stored_experiment
 from harness.experiments.schema import Experiment
 from harness.files import CHECKOUT
 from harness.run_folder import Collection
@@ -91,9 +91,10 @@ def test_forms_are_named_after_the_table(tmp_path):
 @pytest.mark.parametrize("name", ["demo", "recall"])
 def test_committed_results_are_written_again_to_the_same_bytes(name, tmp_path):
     committed = CHECKOUT / "results" / name
-    for path in (Collection(committed).records, Collection(committed).samples, Collection(committed).runs):
+    read = Collection(committed)
+    for path in (read.records, read.samples, read.runs, read.experiment):
         shutil.copy(path, tmp_path)
-    write_table(tmp_path, None, allow_mixed=False, experiment=load_experiment(name))
+    write_table(tmp_path, None, allow_mixed=False, experiment=stored_experiment(tmp_path))
     forms = written(tmp_path)
     assert forms == written(committed) == ["table.csv", "table.html", "table.md", "table.tex"]
     assert [form for form in forms if (tmp_path / form).read_bytes() != (committed / form).read_bytes()] == []

@@ -58,6 +58,35 @@ def test_what_runs_were_trained_on_is_said_and_marked_where_it_differs(tmp_path)
     assert not any("trained on" in note for note in comparison(frame, runs=RUNS).notes)
 
 
+def test_what_differs_between_the_histories_of_rows_is_named_by_row(tmp_path):
+    frame = store(tmp_path, [record(label, "piqa", "acc", 0.5, 0.1) for label in ("gdn2", "kda")])
+    birth = {**vars(CERTIFICATE), "reached": 0, "processes": 1}
+    newer = birth | {"reached": 400, "version_torch": "2.14.0", "backend": "triton", "processes": 2}
+    same = {"train": [birth], "language": [birth]}
+    others = [same] * (len(RUNS) - 2)
+    equal = comparison(frame, runs=RUNS.assign(history=[same, same, *others])).notes
+    assert equal == comparison(frame, runs=RUNS).notes
+    continued = {"train": [birth, newer], "language": [birth | {"code_sha256": "f" * 64}]}
+    notes = comparison(frame, runs=RUNS.assign(history=[same, continued, None, None])).notes
+    one, two = "gdn2 (recurrent)", "kda (recurrent)"
+    assert [note for note in notes if note not in equal] == [
+        f"training differs between rows in version of torch: 2.13.0: {one}; 2.13.0, then 2.14.0: {two}",
+        f"training differs between rows in backend: torch: {one}; torch, then triton: {two}",
+        f"training differs between rows in processes: 1: {one}; 1, then 2: {two}",
+        f"measuring language differs between rows in code: 0123456789: {one}; 0123456789, content ffffffffff: {two}",
+    ]
+
+
+def test_files_of_different_mixers_may_differ_and_those_of_one_row_are_named(tmp_path):
+    frame = store(tmp_path, [record("gdn2", "piqa", "acc", 0.5, 0.1, seed=seed) for seed in (0, 1)])
+    births = [{**vars(CERTIFICATE), "files_sha256": letter * 64} for letter in "ab"]
+    runs = RUNS.iloc[[0, 1]].assign(history=[{"train": [birth]} for birth in births])
+    assert not any("differs between rows" in note for note in comparison(frame, runs=runs).notes)
+    runs = runs.assign(label="gdn2", mixer="gdn2", seed=[0, 1], non_embedding_params=1, tokens_seen=1)
+    said = "training differs between rows in content of its files: aaaaaaaaaa: gdn2 (recurrent); bbbbbbbbbb: gdn2"
+    assert any(note.startswith(said) for note in comparison(frame, runs=runs).notes)
+
+
 def test_models_that_do_not_match_in_parameters_are_named(tmp_path):
     frame = store(tmp_path, [record(label, "piqa", "acc", 0.5, 0.1) for label in ("gdn2", "kda")])
     runs = RUNS.assign(preset="cpu-1m", flops_per_token=[8.0e6, 8.1e6, float("nan"), 8.01e6])

@@ -1,13 +1,16 @@
 """The cost of training in words: what is counted, and on which basis hours are estimated."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from harness.experiments.expand import expand
 from harness.experiments.load import load_experiment
+from harness.records.store import write_records
 from harness.training.cost import cost_here, cost_of, measured_speeds
+from tests.harness.records.store_records import record
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +50,11 @@ def test_sharding_divides_the_memory_of_a_process(configs: list, tmp_path: Path)
 def test_here_nothing_to_train_costs_nothing(configs: list, tmp_path: Path) -> None:
     assert cost_here([], tmp_path) == "nothing to train"
     assert cost_here(configs[:1], tmp_path).startswith("training: 1 runs, ")
+
+
+def test_the_latest_speed_of_a_run_that_was_measured_in_several_ways_counts(tmp_path: Path) -> None:
+    for hour, place, value in ((1, "throughput+aaaaaaaa", 100.0), (2, "throughput+bbbbbbbb", 200.0)):
+        measured = record(suite="throughput", task="train", metric="train_tokens_per_second", value=value, length=128)
+        measured = replace(measured, settings={"steps": hour}, time=f"2026-01-01T0{hour}:00:00+00:00")
+        write_records(tmp_path / "r1", place, [measured])
+    assert measured_speeds(tmp_path)["value"].tolist() == [200.0]

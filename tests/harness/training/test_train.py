@@ -38,6 +38,9 @@ def test_a_run_stopped_between_checkpoints_and_resumed_ends_with_the_same_bits(
             break
     resumed = train(config, tmp_path / "stopped")
     assert resumed.weights_sha256 == whole.weights_sha256
+    starts = {name: RunFolder(tmp_path / name).read_history("train") for name in ("whole", "stopped")}
+    assert [start["reached"] for start in starts["whole"]] == [0]
+    assert [start["reached"] for start in starts["stopped"]] == [5]
     assert [line["step"] for line in metrics_lines(tmp_path / "stopped")] == [8]
 
 

@@ -64,7 +64,7 @@ def test_a_sweep_that_is_interrupted_in_every_way_ends_as_one_that_is_not(client
     for run in runs:
         assert weights(run) == train(run.config, client.folder / "alone" / run.config.run_id).weights_sha256
         (evaluation,) = [
-            event for event in RunFolder(run.folder).read_attempts("recall") if event["event"] == "started"
+            event for event in RunFolder(run.folder).read_attempts(run.place("recall")) if event["event"] == "started"
         ]
         assert evaluation["time"] >= (run.folder / "train.json").stat().st_mtime
     assert outcomes(requeued).count("started") == 2 and "failed" not in outcomes(requeued)
@@ -124,7 +124,7 @@ def test_runs_whose_node_is_lost_go_on_on_another_one(small_data: Path, tmp_path
         for run in runs:
             assert weights(run) == train(run.config, client.folder / "alone" / run.config.run_id).weights_sha256
             assert outcomes(run) == ["started", "lost", "started", "lost", "started"]
-            assert outcomes(run, "recall") == ["started"]
+            assert outcomes(run, run.place("recall")) == ["started"]
         assert started_on(first, second, first) and {row["state"] for row in client.rows(path).values()} == {"done"}
         frame = pd.read_parquet(client.runs / "collected" / "tiny" / "records.parquet")
         assert set(frame["run"]) == {run.config.run_id for run in runs}
@@ -185,7 +185,7 @@ def test_a_run_that_always_fails_is_given_up_and_the_others_are_finished(client:
     rows = client.rows(path)
     assert rows[broken.config.run_id]["state"] == "failed"
     assert "checkpoints" in rows[broken.config.run_id]["reason"]
-    assert outcomes(broken).count("started") == 2 and not RunFolder(broken.folder).read_attempts("recall")
+    assert outcomes(broken).count("started") == 2 and not RunFolder(broken.folder).read_attempts(broken.place("recall"))
     assert rows[sound.config.run_id]["state"] == "done"
     assert "checkpoints" in client.call("logs", broken.config.run_id, "--runs", str(client.runs))
     again = client.submit(path)
@@ -214,7 +214,7 @@ def test_two_submissions_at_once_do_every_run_once_and_cancel_stops_it(client: C
     client.finish()
     for run in runs:
         assert outcomes(run).count("started") == 2 and "failed" not in outcomes(run)
-        assert outcomes(run, "recall") == ["started"]
+        assert outcomes(run, run.place("recall")) == ["started"]
         assert weights(run) == train(run.config, client.folder / "alone" / run.config.run_id).weights_sha256
 
 
