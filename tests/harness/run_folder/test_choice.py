@@ -6,11 +6,13 @@ import pytest
 
 from harness.run_folder import choice_file
 
+TRIAL = {"run": "a", "values": {"train.lr": 0.01}, "score": 0.5, "loss": 1.5, "reason": None}
+
 
 def test_a_choice_is_read_as_it_was_written(tmp_path: Path) -> None:
     file = choice_file(tmp_path, "ab" * 32)
     assert file.read() is None
-    content = {"values": {"train.lr": 0.01}, "trials": [{"run": "a", "score": 0.5}]}
+    content = {"values": {"train.lr": 0.01}, "trials": [TRIAL]}
     file.write(content)
     assert file.read() == content and file.path.parent == tmp_path / "choices"
 
