@@ -184,11 +184,13 @@ def _baselines(plans: list[RunPlan], command: str) -> list[Path]:
             first.setdefault(unit, run)
     for unit, run in first.items():
         evaluation, chosen = run.units[unit], suite(suite_of(unit))
-        for baseline in chosen.baselines(stored_config(chosen.name, evaluation.options)):
+        config = stored_config(chosen.name, evaluation.options)
+        for baseline in chosen.baselines(config):
             key = evaluation.key(run.config.data_sha256)
             folder = RunFolder(run.folder.parent / f"{baseline.name}-{key[:8]}")
             if folder.read_done(unit) != key:
-                measurements = baseline.measure(run_tokenizer(run.folder, run.config))
+                measured = baseline.measure(run_tokenizer(run.folder, run.config))
+                measurements = chosen.stamped(config, measured)
                 birth = provenance(key, "cpu", "float64", backend="none", command=command)
                 row = {"run": baseline.name, "label": baseline.label, "mixer": baseline.name, "layout": BASELINE}
                 row |= {"preset": run.config.preset, "seed": 0}

@@ -130,6 +130,7 @@ def evaluate(
         if answers is not None:
             model = Journal(model, answers, lambda line: typer.echo(line, err=True))
         measurements = chosen.run(model, config, lambda line: typer.echo(line, err=True))
+        measurements = chosen.stamped(config, measurements)
     rows = [{key: value for key, value in shallow(m).items() if key != "samples"} for m in measurements]
     text = [
         f"{m.task + (f'@{m.length}' if m.length else ''):20} {m.metric:16} {m.value:10.4f}"

@@ -55,7 +55,8 @@ def evaluate(
     options = stored_config(chosen.name, evaluation.options)
     journal = Journal(lm, answers, progress)
     run.append_history(place, entry(birth, len(journal.answers), files, processes=1))
-    keep(folder, place, chosen.run(journal, options, progress), birth, config, label, key)
+    measurements = chosen.stamped(options, chosen.run(journal, options, progress))
+    keep(folder, place, measurements, birth, config, label, key)
     answers.unlink(missing_ok=True)
 
 

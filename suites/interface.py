@@ -7,7 +7,7 @@ A suite measures trained models, through any lm-eval model (`run`), or fresh one
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from lm_eval.api.model import LM
@@ -17,7 +17,7 @@ from harness.experiments.closed import Closed
 from harness.experiments.schema import TrainConfig
 from harness.model.language_model import LanguageModel
 from harness.records.metrics import Metric
-from harness.records.record import Measurement
+from harness.records.record import FIRST_VERSION, PROTOCOL_VERSION, Measurement
 from suites.shared.items import Item
 
 Progress = Callable[[str], None]
@@ -67,6 +67,22 @@ class Suite:
     ) -> list[Measurement]:
         """Measure a fresh model where it is, in the recipe's dtype; its weights may be changed."""
         raise NotImplementedError
+
+    def protocol_versions(self, config: Any) -> dict[str, int]:
+        """Return the version of each task's protocol that is no longer the first one, by the task of its measurements.
+
+        A version counts the changes by which the same options measure something else: other items, prompts, windows
+        or scores. It is part of what identifies an evaluation, and tables do not mix versions in a column.
+        """
+        return {}
+
+    def stamped(self, config: Any, measurements: Iterable[Measurement]) -> list[Measurement]:
+        """Return the measurements with their protocol's version in their settings."""
+        versions = self.protocol_versions(config)
+        return [
+            replace(m, settings={**m.settings, PROTOCOL_VERSION: versions.get(m.task, FIRST_VERSION)})
+            for m in measurements
+        ]
 
     def units(self, config: Any) -> dict[str, Any]:
         """Return the parts that are measured in jobs of their own: configurations by unit name.

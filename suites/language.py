@@ -2,7 +2,8 @@
 
 Nine of the ten tasks have an offline copy of the paper's own data (`suites.shared.offline`); WikiText has none.
 `heldout`, a task of our own, is the word perplexity of the embedded corpus' test split; its baseline is a
-unigram model.
+unigram model. Both are read in windows of a model's length, as lm-eval's HFLM reads documents; `wikitext_whole` reads
+WikiText in one go instead.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from lm_eval.api.instance import Instance
@@ -26,16 +27,22 @@ from transformers import PreTrainedTokenizerBase
 from harness.data.corpus import documents
 from harness.lm.mixer_lm import require_finite
 from harness.records.record import Measurement
+from mixers.identity import Neutral
 from suites.interface import Baseline, Progress, Suite, SuiteConfig, silent
 from suites.registry import register_suite
 from suites.shared import offline
 from suites.shared.items import Item, hashed_item
-from suites.shared.lm_requests import fingerprint
+from suites.shared.lm_requests import Windowed, fingerprint
 from suites.shared.lmeval import TASKS_ROOT, lm_settings, load_task, perplexity_measurement, run_tasks, task_measurement
 
 SUITE = "language"
-HELDOUT = "heldout"
+HELDOUT, WHOLE = "heldout", "wikitext_whole"
+ROLLING = ("wikitext", HELDOUT)
+"""Tasks that read documents in windows."""
+PROTOCOL = 2
+"""Version of the rolling tasks. In version 1 runs of ours read documents in one go."""
 HELDOUT_STAND_IN = "held-out split of the embedded public-domain prose; not a task of the paper"
+WHOLE_STAND_IN = "WikiText's documents read in one go, not in windows; not a task of the paper"
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,12 @@ class Config(SuiteConfig):
     """Options of the language suite."""
 
     tasks: list[str] = Field(default=list(SPECS), min_length=1)
-    """Tasks of table 2, and `heldout`."""
+    """Tasks of table 2, `heldout` and `wikitext_whole`."""
+    max_length: Annotated[PositiveInt | None, Neutral(None)] = None
+    """Tokens of the windows of `wikitext` and `heldout`. null: the training length of a run, the max_length of others.
+
+    An lm-eval model other than ours has the windows of its own max_length, which must agree.
+    """
     limit: PositiveInt | None = None
     """Documents per task at most. lm-eval's tasks take the first ones; heldout takes them evenly over its sources."""
     offline: bool | None = None
@@ -81,8 +93,8 @@ class Config(SuiteConfig):
     @classmethod
     def _known_and_once(cls, tasks: list[str]) -> list[str]:
         for task in tasks:
-            if task not in SPECS and task != HELDOUT:
-                raise ValueError(f"unknown task {task!r}; known: {', '.join([*SPECS, HELDOUT])}")
+            if task not in (known := (*SPECS, HELDOUT, WHOLE)):
+                raise ValueError(f"unknown task {task!r}; known: {', '.join(known)}")
         if len(set(tasks)) != len(tasks):
             raise ValueError(f"{tasks} names one twice; name each once")
         return tasks
@@ -94,24 +106,31 @@ class Language(Suite):
 
     Config = Config
 
+    def protocol_versions(self, config: Config) -> dict[str, int]:
+        """Return the version of the tasks that read documents in windows."""
+        return {task: PROTOCOL for task in config.tasks if task in ROLLING}
+
     def run(self, lm: LM, config: Config, progress: Progress = silent) -> list[Measurement]:
         """Return the measurements of every task, and the average if all nine of its tasks are among them.
 
         Raises ValueError that names the task whose data are missing, before anything is measured.
         """
         self.check(config)
+        readers = {task: reader(lm, task, config) for task in config.tasks if task in (*ROLLING, WHOLE)}
         loaded = {task: load(task, config.offline) for task in config.tasks if task != HELDOUT}
         measurements: list[Measurement] = []
         for task in config.tasks:
             progress(f"{SUITE}: {task}")
             if task == HELDOUT:
-                measurements.append(heldout(lm, config))
+                measurements.append(heldout(*readers[task], config))
                 continue
             definition, data = loaded[task]
-            samples = run_tasks(lm, [definition], config.limit)[task]
-            settings = {"data": data, **lm_settings(lm)}
-            metrics = SPECS[task].metrics
-            measurements += [task_measurement(samples, metric, settings, suite=SUITE) for metric in metrics]
+            reading, settings = readers.get(task, (lm, lm_settings(lm)))
+            samples = run_tasks(reading, [definition], config.limit)[task]
+            fields = {"suite": SUITE, "stand_in": WHOLE_STAND_IN if task == WHOLE else None}
+            settings = {"data": data, **settings}
+            metrics = spec_of(task).metrics
+            measurements += [task_measurement(samples, metric, settings, **fields) for metric in metrics]
         columns = [m for m in measurements if m.task in AVERAGED and m.metric == SPECS[m.task].averaged]
         if len(columns) == len(AVERAGED):
             measurements.append(average(columns))
@@ -144,6 +163,34 @@ class Language(Suite):
         return [Baseline("unigram", "unigram frequencies", lambda tokenizer: [unigram_baseline(tokenizer, config)])]
 
 
+def spec_of(task: str) -> Spec:
+    """Return the specification of a task of lm-eval's."""
+    return SPECS["wikitext" if task == WHOLE else task]
+
+
+def reader(lm: LM, task: str, config: Config) -> tuple[LM, dict[str, Any]]:
+    """Return a model that reads the documents of a rolling task as `config` has it, and the settings of its reading.
+
+    Settings: `bos`, whether one BOS comes before a document, or `twice` if the tokenizer adds another one, as HFLM
+    lets it; `max_length`, the tokens of a window, null for documents read in one go. Raises ValueError for a model
+    that cannot read so.
+    """
+    if hasattr(lm, "rolling_length"):
+        window = None if task == WHOLE else config.max_length or lm.rolling_length
+        if window is None and task != WHOLE:
+            raise ValueError(f"max_length: null, and the model states no length for {task}; set one, such as 2048")
+        return Windowed(lm, window), {"bos": True, "max_length": window}
+    own, kind = lm_settings(lm), type(lm).__name__
+    if task == WHOLE:
+        raise ValueError(f"tasks: {WHOLE}: {kind} reads documents in windows of its max_length; use wikitext")
+    if config.max_length not in (None, own["max_length"]):
+        raise ValueError(
+            f"max_length: {config.max_length}, but {kind} reads windows of {own['max_length']}; load it with "
+            f"max_length={config.max_length} (--lm-args)"
+        )
+    return lm, {"bos": "twice" if own["bos"] else True, "max_length": own["max_length"]}
+
+
 def documents_sha256(task: str, use_offline: bool | None) -> str:
     """Load a task and return the hash of its documents. Raises ValueError if they cannot be had."""
     definition, _ = load(task, use_offline)
@@ -152,7 +199,7 @@ def documents_sha256(task: str, use_offline: bool | None) -> str:
 
 def load(task: str, use_offline: bool | None) -> tuple[Task, str]:
     """Return a task with its data, and their source. Raises ValueError if they cannot be had."""
-    spec = SPECS[task]
+    spec = spec_of(task)
     copied = task in offline.SOURCES
     if use_offline or (use_offline is None and copied and offline.available()):
         return load_task(TASKS_ROOT / spec.definition, task=task, **offline.overrides(task)), "offline copy"
@@ -237,13 +284,16 @@ def heldout_measurement(
     )
 
 
-def heldout(lm: LM, config: Config) -> Measurement:
-    """Measure the word perplexity of the held-out documents, each read alone from its beginning."""
+def heldout(lm: LM, settings: dict[str, Any], config: Config) -> Measurement:
+    """Measure the word perplexity of the held-out documents, each read alone from its beginning.
+
+    settings: of the reading, as `reader` returns them.
+    """
     texts, total = heldout_texts(config)
     requests = [Instance("loglikelihood_rolling", {}, (text,), i, (HELDOUT, i, 1)) for i, text in enumerate(texts)]
     values = [float(value) for value in lm.loglikelihood_rolling(requests)]
     require_finite(requests, values)
-    return heldout_measurement([-value for value in values], texts, total, config, lm_settings(lm))
+    return heldout_measurement([-value for value in values], texts, total, config, settings)
 
 
 def unigram_baseline(tokenizer: PreTrainedTokenizerBase, config: Config) -> Measurement:

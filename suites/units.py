@@ -29,8 +29,9 @@ class Evaluation:
     """The work of one unit.
 
     options: validated options of its suite as JSON values, but for those at their neutral value (mixers.identity), so
-    that a new option changes no key. fresh: whether it measures a fresh model instead of a trained one. suite_file:
-    the file that defines the suite, None for built-in suites and those of packages.
+    that a new option changes no key; and the versions of its protocols, where they are not the first. fresh: whether it
+    measures a fresh model instead of a trained one. suite_file: the file that defines the suite, None for built-in
+    suites and those of packages.
     """
 
     options: dict[str, Any]

@@ -8,7 +8,7 @@ from typing import Any
 from harness.data.tokenizer import load_tokenizer
 from harness.experiments.matching import matched_config
 from harness.experiments.run_config import RunConfig, read_config
-from harness.lm.mixer_lm import MixerLM
+from harness.lm.mixer_lm import LM_EVAL_LENGTH, MixerLM
 from harness.model.language_model import LanguageModel, build_model
 from harness.run_folder import RunFolder
 from harness.training import checkpoint
@@ -53,23 +53,26 @@ def finished_checkpoint(run_dir: Path) -> dict[str, Any]:
 def load_lm(folder: Path, trust: bool = False) -> MixerLM:
     """Load a trained run onto this machine's device, as an lm-eval model.
 
-    It keeps the tokenizer of its training. Activations have the dtype that its recipe asks for on this device. Raises
-    ValueError as `load_trained` does, whose `trust` this is.
+    It keeps the tokenizer of its training, and scores documents in windows of the length it was trained on last.
+    Activations have the dtype that its recipe asks for on this device. Raises ValueError as `load_trained` does, whose
+    `trust` this is.
     """
     model, config = load_trained(folder, trust)
     device = this_device()
     dtype = recipe_dtype(config.train, device)
-    return MixerLM(model.to(device), run_tokenizer(folder, config), dtype=dtype)
+    tokenizer = run_tokenizer(folder, config)
+    return MixerLM(model.to(device), tokenizer, rolling_length=config.data.seq_len, dtype=dtype)
 
 
 def untrained_lm(name: str) -> MixerLM:
     """Build the model PRESET/MIXER at its initial weights (seed 0), with the embedded tokenizer.
 
-    Raises ValueError for any other name.
+    It scores documents in windows of lm-eval's default length. Raises ValueError for any other name.
     """
     scale, slash, mixer = name.partition("/")
     if not slash:
         raise ValueError(f"--untrained: expected PRESET/MIXER, such as 125m/gdn2, got {name!r}")
     tokenizer = load_tokenizer()
     layout = "attention" if mixer == "attention" else "recurrent"
-    return MixerLM(build_model(matched_config(scale, layout, mixer, vocab_size=len(tokenizer)), 0), tokenizer)
+    model = build_model(matched_config(scale, layout, mixer, vocab_size=len(tokenizer)), 0)
+    return MixerLM(model, tokenizer, rolling_length=LM_EVAL_LENGTH)

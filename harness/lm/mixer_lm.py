@@ -44,6 +44,10 @@ PIECE = 256
 """Tokens of each document per piece, when as many documents as possible are read together."""
 ENOUGH = "enough"
 """Generation option with which a suite tells which strings complete an answer."""
+WINDOW = "window"
+"""Option of a rolling request: the tokens of its windows, or None to read its document in one go."""
+LM_EVAL_LENGTH = 2048
+"""lm-eval's own length in tokens for a model that states none."""
 
 Score = tuple[float, bool]
 """Log-likelihood in nats, and whether greedy decoding gives the same tokens."""
@@ -52,8 +56,9 @@ Score = tuple[float, bool]
 class MixerLM(TemplateLM):
     """A LanguageModel and its tokenizer as an lm-eval model. Puts the model into evaluation mode.
 
-    max_length: the longest input in tokens, BOS included. Longer contexts lose their beginning, and documents are
-        scored in windows, as in HFLM. None reads everything, and each document in one go.
+    max_length: the longest input in tokens, BOS included; longer contexts lose their beginning. None reads everything.
+    rolling_length: tokens of the windows in which documents are scored, as HFLM scores them in windows of its
+        max_length; by default max_length. None reads each document in one go.
     batch_tokens, batch_rows: tokens and rows read at once; by default as suits the device. They bound memory and change
         scores by rounding only.
     dtype: dtype of activations, computed by autocast if it differs from the weights'; None keeps the weights' dtype.
@@ -69,6 +74,7 @@ class MixerLM(TemplateLM):
         model: LanguageModel,
         tokenizer: PreTrainedTokenizerBase,
         max_length: int | None = None,
+        rolling_length: int | None = None,
         batch_tokens: int | None = None,
         batch_rows: int = BATCH_ROWS,
         dtype: torch.dtype | None = None,
@@ -81,12 +87,14 @@ class MixerLM(TemplateLM):
                 f"model.vocab_size: {model.config.vocab_size} is less than the tokenizer's {len(tokenizer)} tokens; "
                 "use the tokenizer that the model was trained with"
             )
-        for name, value in (("max_length", max_length), ("batch_tokens", batch_tokens), ("batch_rows", batch_rows)):
+        limits = {"max_length": max_length, "rolling_length": rolling_length}
+        for name, value in (limits | {"batch_tokens": batch_tokens, "batch_rows": batch_rows}).items():
             if value is not None and value < 1:
                 raise ValueError(f"{name}: {value} leaves no room for a token; use at least 1")
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self.rolling_length = rolling_length or max_length
         self.batch_tokens = batch_tokens or tokens_at_once(model)
         self.batch_rows = batch_rows
         self.dtype = dtype or model.embedding.weight.dtype
@@ -201,26 +209,34 @@ class MixerLM(TemplateLM):
 
     @torch.no_grad()
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        """Log-likelihood in nats of whole documents given BOS: in one go, or in windows if max_length is set.
+        """Log-likelihood in nats of whole documents given BOS: in windows of rolling_length, or in one go.
 
-        Raises NotFinite if one is not finite.
+        A request may have options behind its document; WINDOW replaces rolling_length. Raises NotFinite if one is not
+        finite.
         """
-        documents = [self.tok_encode(request.args[0], add_special_tokens=False) for request in requests]
-        with self._precision():
-            totals = self._whole(documents) if self.max_length is None else self._windows(documents)
+        alike: dict[int | None, list[int]] = defaultdict(list)
+        for i, request in enumerate(requests):
+            alike[dict(*request.args[1:]).get(WINDOW, self.rolling_length)].append(i)
+        totals = [0.0] * len(requests)
+        for window, members in alike.items():
+            documents = [self.tok_encode(requests[i].args[0], add_special_tokens=False) for i in members]
+            with self._precision():
+                scores = self._whole(documents) if window is None else self._windows(documents, window)
+            for i, score in zip(members, scores, strict=True):
+                totals[i] = score
         require_finite(requests, totals)
         for request, total in zip(requests, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals
 
-    def _windows(self, documents: Sequence[list[int]]) -> list[float]:
-        """Score documents in lm-eval's windows of max_length.
+    def _windows(self, documents: Sequence[list[int]], length: int) -> list[float]:
+        """Score documents in lm-eval's windows of `length` tokens.
 
         Each token is predicted once. The last window extends to the left until it is full.
         """
         owners, windows = [], []
         for i, ids in enumerate(documents):
-            for window in get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1):
+            for window in get_rolling_token_windows(ids, self.prefix_token_id, length, context_len=1):
                 owners.append(i)
                 windows.append((None, *make_disjoint_window(window)))
         totals = [0.0] * len(documents)

@@ -33,6 +33,8 @@ NUMBERS = ["metric", "value", "stderr", "n"]
 """The fields that `fault` takes."""
 LENGTH_UNIT = "length_unit"
 """The setting that names what `length` counts, if not tokens."""
+PROTOCOL_VERSION, FIRST_VERSION = "protocol_version", 1
+"""The setting with the version of a measurement's protocol, and its value in records that do not state one."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,7 @@ def parse_records(path: Path, rows: list[dict[str, Any]]) -> dict[str, list[Any]
         if (why := fault(*numbers)) is not None:
             raise ValueError(f"{path}, line {number}: {why}; evaluate again")
     del columns["schema"]
-    columns["settings"] = list(map(CANONICAL.encode, columns["settings"]))
+    columns["settings"] = [CANONICAL.encode({PROTOCOL_VERSION: FIRST_VERSION} | of) for of in columns["settings"]]
     return {**columns, "file": [str(path)] * len(rows)}
 
 

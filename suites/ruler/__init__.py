@@ -23,8 +23,8 @@ from harness.records.units import unit_name
 from suites.interface import Progress, Suite, SuiteConfig, silent
 from suites.registry import register_suite
 from suites.ruler.haystack import COPY, COPY_STAND_IN, HUB, STAND_IN, Source, Unreachable
-from suites.ruler.samples import Steps, draw_samples, read_samples, write_samples
-from suites.ruler.tasks import SPECS, VERSION, Sample
+from suites.ruler.samples import VERSIONS, Steps, check_samples, draw_samples, read_samples, write_samples
+from suites.ruler.tasks import SPECS, Sample
 from suites.shared.items import Item, hashed_item
 from suites.shared.lm_requests import (
     check_distinct,
@@ -63,7 +63,10 @@ class Config(SuiteConfig):
     tasks: list[Task] = Field(default=["s_niah_1", "s_niah_2", "s_niah_3", "mk_niah_1"], min_length=1)
     """Tasks; by default the paper's."""
     lengths: list[PositiveInt] | None = Field(default=None, min_length=1)
-    """Lengths in tokens, answer included. null: the paper's, which differ by task; 4096 for the tasks it leaves out."""
+    """Lengths in tokens, answer included. null: the paper's, which differ by task; 4096 for the tasks it leaves out.
+
+    With lm-eval's steps the answer prefix of needles and questions comes on top, as there.
+    """
     samples: PositiveInt = PAPER_SAMPLES
     """Samples per task and length; the paper has 500."""
     seed: Seed = 0
@@ -78,8 +81,8 @@ class Config(SuiteConfig):
     """Steps by which a context grows to fill its length.
 
     `lm_eval` grows essays by 500 words, noise and needles by 5 lines (25 from 4096 tokens on), and the rest by 10
-    lines, words or documents (fwe: by a 32nd of the length). It leaves up to a fifth of 2048 tokens empty; the paper's
-    numbers were measured with it. `unit` grows by one.
+    lines, words or documents (fwe: by a 32nd of the length), and counts tokens as lm-eval does. Essays fill about
+    three quarters of 2048 tokens; the paper's numbers were measured so. `unit` grows by one.
     """
 
     @field_validator("tasks", "lengths")
@@ -102,6 +105,11 @@ class Ruler(Suite):
 
     Config = Config
 
+    def protocol_versions(self, config: Config) -> dict[str, int]:
+        """Return the version of the samples."""
+        version = VERSIONS[config.steps]
+        return dict.fromkeys(config.tasks, version) if version > 1 else {}
+
     def units(self, config: Config) -> dict[str, Config]:
         """Return one configuration per length, with the same samples as in the whole."""
         tasks: dict[int, list[Task]] = {}
@@ -116,11 +124,11 @@ class Ruler(Suite):
         """Raise ValueError if a task does not fit a length, or its haystack or passages are missing. Caches nothing."""
         for task, length in config.pairs():
 
-            def cached_or_first(source: str, task: str = task, length: int = length) -> list[Sample]:
-                cached = read_samples(sample_file(task, length, source, config, tokenizer))
-                return cached or draw(task, length, source, config, tokenizer, 1)
+            def check_unless_cached(source: str, task: str = task, length: int = length) -> None:
+                if read_samples(sample_file(task, length, source, config, tokenizer)) is None:
+                    check_samples(task, length, config.samples, config.seed, tokenizer, **drawing(task, source, config))
 
-            from_first_reachable(task, config, cached_or_first)
+            from_first_reachable(task, config, check_unless_cached)
 
     def run(self, lm: LM, config: Config, progress: Progress = silent) -> list[Measurement]:
         """Return `contains` (with `generate`) and needle_logprob of each task and length.
@@ -128,9 +136,11 @@ class Ruler(Suite):
         Tasks whose needles can be taken out get needle_gain as well.
         """
         tokenizer = tokenizer_of(lm, self.name)
-        check_prompt_length(lm, "ruler.lengths", max(length for _, length in config.pairs()))
         # All samples are drawn before any is measured, so an impossible length fails before the model runs.
         drawn = {pair: task_samples(*pair, config, tokenizer, progress) for pair in config.pairs()}
+        for (task, length), (_, samples) in drawn.items():
+            longest = max(sample.tokens for sample in samples) + config.room(task)
+            check_prompt_length(lm, "ruler.lengths", max(length, longest))
         measurements = []
         for (task, length), (source, samples) in drawn.items():
             progress(f"ruler {task}@{length}: {len(samples)} samples")
@@ -161,7 +171,8 @@ def task_samples(
         path = sample_file(task, length, source, config, tokenizer)
         samples = read_samples(path, progress)
         if samples is None:
-            samples = draw(task, length, source, config, tokenizer, config.samples)
+            options = drawing(task, source, config)
+            samples = draw_samples(task, length, config.samples, config.seed, tokenizer, **options)
             if path is not None:
                 write_samples(path, samples, progress)
         return samples
@@ -186,11 +197,9 @@ def from_first_reachable(task: str, config: Config, get: Callable[[str], T]) -> 
     return sources[-1], get(sources[-1])
 
 
-def draw(task: str, length: int, source: str, config: Config, tokenizer: Any, n: int) -> list[Sample]:
-    """Return `n` samples of a task, drawn with the options of a configuration."""
-    return draw_samples(
-        task, length, n, config.seed, tokenizer, source=source, max_new_tokens=config.room(task), steps=config.steps
-    )
+def drawing(task: str, source: str, config: Config) -> dict[str, Any]:
+    """Return the options by which samples of a task are drawn."""
+    return {"source": source, "max_new_tokens": config.room(task), "steps": config.steps}
 
 
 def sample_file(task: str, length: int, source: str, config: Config, tokenizer: Any) -> Path | None:
@@ -200,8 +209,8 @@ def sample_file(task: str, length: int, source: str, config: Config, tokenizer: 
     """
     if not hasattr(tokenizer, "backend_tokenizer"):
         return None
-    identity = [VERSION, task, length, config.seed, source, config.room(task), config.steps, config.samples]
-    digest = hashlib.sha256(json.dumps([*identity, tokenizer_hash(tokenizer)]).encode()).hexdigest()
+    identity = [VERSIONS[config.steps], task, length, config.seed, source, config.room(task), config.steps]
+    digest = hashlib.sha256(json.dumps([*identity, config.samples, tokenizer_hash(tokenizer)]).encode()).hexdigest()
     return cache_dir() / "ruler" / f"{task}-{length}-{digest[:16]}.jsonl"
 
 
@@ -221,11 +230,22 @@ def sufficient_answers(task: str, answers: Sequence[str]) -> list[list[str]]:
     return [[answer] for answer in answers] if SPECS[task].family == "qa" else [list(answers)]
 
 
-def stand_in(task: str, source: str) -> str | None:
-    """Return the reason why samples from a source are not RULER's own, or None if they are."""
-    if SPECS[task].family == "qa":
-        return COPY_STAND_IN if source == COPY else None
-    return STAND_IN if SPECS[task].hay == "essay" and source == "corpus" else None
+def stand_in(task: str, length: int, source: str, config: Config) -> str | None:
+    """Return the reasons why samples are not RULER's own, or None if they are.
+
+    Other steps or another room for the answer count at the paper's lengths alone, since it has no number at others.
+    """
+    spec, reasons = SPECS[task], []
+    if spec.family == "qa" and source == COPY:
+        reasons.append(COPY_STAND_IN)
+    if spec.hay == "essay" and source == "corpus":
+        reasons.append(STAND_IN)
+    if length in spec.lengths and (config.steps, config.room(task)) != ("lm_eval", spec.max_new_tokens):
+        reasons.append(
+            f"contexts by steps: {config.steps} with room for {config.room(task)} tokens, where the paper's are "
+            f"lm-eval's with room for {spec.max_new_tokens}"
+        )
+    return "; ".join(reasons) or None
 
 
 def score_samples(
@@ -237,10 +257,10 @@ def score_samples(
     fields = {
         "suite": "ruler",
         "length": length,
-        "stand_in": stand_in(task, source),
+        "stand_in": stand_in(task, length, source, config),
         "limit": config.samples if config.samples < PAPER_SAMPLES else None,
         "settings": {
-            "prompts": f"ruler-{spec.family}-{VERSION}",
+            "prompts": f"ruler-{spec.family}-{VERSIONS[config.steps]}",
             "items_sha256": fingerprint([sample.prompt, sample.without, *sample.answers] for sample in samples),
             "seed": config.seed,
             "max_new_tokens": config.room(task),

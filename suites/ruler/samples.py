@@ -1,7 +1,8 @@
 """RULER's samples at a length: as large as fits, independent of each other, cached in files with their hash.
 
 Task, length, seed and index seed a sample's generator, so a sample does not depend on the order of drawing, the process
-or the number of samples. A length counts the whole prompt: BOS, example, answer prefix and room for the answer.
+or the number of samples. With steps of one unit a length counts the whole prompt: BOS, example, answer prefix and room
+for the answer. With lm-eval's steps it counts what lm-eval counts, so that prompts have the same size as there.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from suites.ruler.tasks import (
     COMMON,
     FEWEST_CODED,
     FEWEST_WORDS,
+    QA_PREFIX,
     SPECS,
     VARIABLES,
     Parts,
     Sample,
     Spec,
     common_words,
+    cwe_example,
     cwe_words,
     document_question,
     example_lines,
@@ -38,6 +41,9 @@ from suites.ruler.tasks import (
 from suites.shared.lm_requests import encode, token_count
 
 Steps = Literal["lm_eval", "unit"]
+VERSIONS: dict[Steps, int] = {"lm_eval": 2, "unit": 1}
+"""Version of the samples; it changes whenever the same task, length and seed would give others. In version 1 a length
+counted the whole prompt with lm-eval's steps, too, and `cwe` kept no tokens free for an example."""
 
 SLACK = 32
 """Tokens that an error's remedy adds to the sizes it has seen, since samples of one size differ in tokens."""
@@ -62,9 +68,40 @@ def context_sizes(spec: Spec, length: int, steps: Steps) -> tuple[int, int, int]
         case "cwe":
             return 2 * COMMON, 1 if unit else 10, len(cwe_words())
         case "fwe":
-            return FEWEST_CODED, 1 if unit else max(1, length // 32), endless
+            step = 1 if unit else max(1, length // 32)
+            # lm-eval starts from a sixth of the length.
+            return FEWEST_CODED + (length // 6 - FEWEST_CODED) % step, step, endless
         case _:
             return 0, 1 if unit else 10, endless
+
+
+def counted_tokens(spec: Spec, length: int, steps: Steps, sample: Sample, tokenizer: Any, sizing: bool) -> int:
+    """Return the tokens of a sample that must fit its length less the room for the answer.
+
+    With lm-eval's steps it is what lm-eval counts: niah and qa without the answer prefix; `fwe` without the room, which
+    is taken off here; while `sizing`, niah, vt, cwe and qa with the answer, and `cwe` with an example.
+    """
+    if steps == "unit":
+        return sample.tokens
+
+    def count(text: str) -> int:
+        return len(tokenizer.encode(text))
+
+    answers = list(sample.answers)
+    match spec.family:
+        case "niah":
+            text = sample.prompt.rpartition(" The special magic ")[0]
+            return count(text + " ".join(answers) if sizing else text)
+        case "vt":
+            example, start, text = sample.prompt.rpartition("Memorize and track")
+            return count(f"{start}{text} {answers}" if sizing else start + text) + count(example.removesuffix("\n\n"))
+        case "cwe":
+            return count(f"{cwe_example(length)}\n{sample.prompt}{sample.continuation}" if sizing else sample.prompt)
+        case "fwe":
+            return count(sample.prompt) - spec.max_new_tokens
+        case _:
+            text = sample.prompt.removesuffix(QA_PREFIX)
+            return count(f"{text} {answers}" if sizing else text)
 
 
 def draw_samples(
@@ -77,19 +114,21 @@ def draw_samples(
     source: str,
     max_new_tokens: int | None = None,
     steps: Steps = "lm_eval",
+    smallest: bool = False,
 ) -> list[Sample]:
-    """Return `n` samples whose prompt and answer room fit in `length` tokens.
+    """Return `n` samples whose prompt and answer room fit in `length` tokens, as `counted_tokens` counts them.
 
     max_new_tokens: the answer room; None means RULER's own number. source: of the essays or passages, see
-    `suites.ruler.haystack`. As in RULER, one draw determines the context's size, and a sample that turns out longer is
-    shortened step by step. qa skips questions that do not fit.
+    `suites.ruler.haystack`. smallest: make the context of each as small as it can be. As in RULER, one draw determines
+    the context's size, and a sample that turns out longer is shortened step by step. qa skips questions that do not
+    fit.
 
     Raises ValueError if the smallest context does not fit, an answer does not fit in its room, or fewer than `n`
     questions of qa fit.
     """
     spec = SPECS[task]
     room = max_new_tokens or spec.max_new_tokens
-    smallest, step, largest = context_sizes(spec, length, steps)
+    fewest, step, largest = context_sizes(spec, length, steps)
     questions = passages(spec.hay, source) if spec.family == "qa" else None
     if questions is not None:
         largest = len(questions.documents)
@@ -97,30 +136,34 @@ def draw_samples(
 
     def sample(index: int | str, times: int) -> Sample:
         rng = Random(f"{task}:{length}:{seed}:{index}")
-        parts = compose(index if isinstance(index, int) else 0, rng, smallest + times * step)
+        parts = compose(index if isinstance(index, int) else 0, rng, fewest + times * step)
         return Sample(*parts, tokens=token_count(tokenizer, parts[0]))
+
+    def tokens(drawn: Sample, sizing: bool = False) -> int:
+        return counted_tokens(spec, length, steps, drawn, tokenizer, sizing)
 
     def largest_sample(index: int | str, most: int) -> Sample:
         """Return the largest sample of up to `most` steps that fits, or the smallest one."""
         for times in range(most, -1, -1):
             drawn = sample(index, times)
-            if drawn.tokens <= length - room:
+            if tokens(drawn) <= length - room:
                 break
         return drawn
 
     def require_fit(drawn: Sample) -> None:
-        if drawn.tokens > length - room:
-            others = [sample(f"size {i}", 0).tokens for i in range(20)]
-            raise ValueError(too_short_message(task, length, room, drawn.tokens, max(drawn.tokens, *others), steps))
+        if (taken := tokens(drawn)) > length - room:
+            others = [tokens(sample(f"size {i}", 0)) for i in range(20)]
+            raise ValueError(too_short_message(task, length, room, taken, max(taken, *others), steps))
         check_answer_room(task, room, drawn, tokenizer)
 
     if questions is None:
         require_fit(sample("size", 0))
-    most = largest_fitting(lambda times: sample("size", times).tokens <= length - room, (largest - smallest) // step)
+    top = 0 if smallest else (largest - fewest) // step
+    most = largest_fitting(lambda times: tokens(sample("size", times), sizing=True) <= length - room, top)
     if questions is not None:
         draws = [partial(largest_sample, i, most) for i in range(len(questions.questions))]
-        return answerable_samples(task, length, room, n, draws, tokenizer)
-    if most == (largest - smallest) // step and spec.family != "cwe":
+        return answerable_samples(task, length, room, n, draws, tokens, tokenizer)
+    if most == top and spec.family != "cwe" and not smallest:
         raise ValueError(
             f"ruler.lengths: {length} tokens hold {largest} words; the tokenizer counts too few, use another"
         )
@@ -128,6 +171,20 @@ def draw_samples(
     for drawn in samples:
         require_fit(drawn)
     return samples
+
+
+def check_samples(task: str, length: int, n: int, seed: int, tokenizer: Any, **options: Any) -> None:
+    """Raise ValueError where `draw_samples` with these arguments would, without drawing all samples in their full size.
+
+    One sample is drawn as it will be. A sample that fits at some size fits at its smallest, so the others are drawn at
+    that size, and only where one of them might not fit: samples of one size differ in tokens.
+    """
+    spec, room = SPECS[task], options.get("max_new_tokens") or SPECS[task].max_new_tokens
+    draw_samples(task, length, 1, seed, tokenizer, **options)
+    (small,) = draw_samples(task, length, 1, seed, tokenizer, **options, smallest=True)
+    spare = min(length - room - small.tokens, room - answer_tokens(tokenizer, small))
+    if spec.family == "qa" or spare < 2 * SLACK:
+        draw_samples(task, length, n, seed, tokenizer, **options, smallest=True)
 
 
 def sample_composer(
@@ -162,21 +219,27 @@ def largest_fitting(fits: Callable[[int], bool], top: int) -> int:
 
 
 def answerable_samples(
-    task: str, length: int, room: int, n: int, draws: list[Callable[[], Sample]], tokenizer: Any
+    task: str,
+    length: int,
+    room: int,
+    n: int,
+    draws: list[Callable[[], Sample]],
+    tokens: Callable[[Sample], int],
+    tokenizer: Any,
 ) -> list[Sample]:
     """Return the first `n` questions, in the order of the data, whose gold documents and answer fit.
 
-    Raises ValueError with the remedy if there are fewer.
+    tokens: counts what must fit. Raises ValueError with the remedy if there are fewer.
     """
     samples, needed = [], []
     for draw in draws:
         drawn = draw()
         if answer_tokens(tokenizer, drawn) > room:
             continue
-        if drawn.tokens <= length - room:
+        if (taken := tokens(drawn)) <= length - room:
             samples.append(drawn)
         else:
-            needed.append(drawn.tokens + room)
+            needed.append(taken + room)
         if len(samples) == n:
             return samples
     if len(samples) + len(needed) < n:

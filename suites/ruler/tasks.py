@@ -72,8 +72,6 @@ EXAMPLE_TOKENS = 500
 COMMON = 10
 FEWEST_CODED = 53
 """Coded words of the shortest `fwe` text; from here on each of its three words is more frequent than the next."""
-VERSION = 1
-"""Version of the prompts; it changes whenever the same task, length and seed would give other ones."""
 
 
 @dataclass(frozen=True)
@@ -268,6 +266,14 @@ def common_words(length: int, rng: Random, size: int) -> Parts:
     rng.shuffle(listed)
     prompt = CWE_TEMPLATE.format(context=numbered(listed)) + CWE_PREFIX
     return prompt, None, tuple(gold), f" {numbered(gold)}"
+
+
+def cwe_example(length: int) -> str:
+    """Return an example as long as the one for which lm-eval keeps tokens free in `cwe`, and which it never sends."""
+    size, often, seldom = (20, 3, 1) if length < 4096 else (40, 10, 3)
+    words = Random("cwe example").sample(cwe_words(), size)
+    listed = words[:COMMON] * often + words[COMMON:] * seldom
+    return CWE_TEMPLATE.format(context=numbered(listed)) + CWE_PREFIX + f" {numbered(words[:COMMON])}"
 
 
 def numbered(words: list[str]) -> str:

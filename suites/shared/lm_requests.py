@@ -10,7 +10,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
-from harness.lm.mixer_lm import ENOUGH, require_finite
+from harness.lm.mixer_lm import ENOUGH, WINDOW, require_finite
 from harness.records.record import Measurement
 from harness.records.stats import mean_stderr
 
@@ -53,6 +53,31 @@ def log_likelihoods(lm: LM, task: str, pairs: Sequence[tuple[str, str]]) -> list
     values = [float(value) for value, _ in lm.loglikelihood(instances)]
     require_finite(instances, values)  # not every model class refuses them
     return values
+
+
+class Windowed(LM):
+    """A MixerLM, or a wrapper of one, that reads documents in windows of `window` tokens, or in one go for None."""
+
+    def __init__(self, lm: LM, window: int | None):
+        super().__init__()
+        self.lm, self.window = lm, window
+
+    def loglikelihood_rolling(self, requests: list[Instance], **options: Any) -> list[float]:
+        """Log-likelihood in nats of each request's document."""
+        asked = [
+            # The window is an argument, so that a journal of answers tells one reading from another.
+            Instance(r.request_type, r.doc, (*r.args, {WINDOW: self.window}), r.idx, r.metadata)
+            for r in requests
+        ]
+        return self.lm.loglikelihood_rolling(asked, **options)
+
+    def loglikelihood(self, requests: list[Instance], **options: Any) -> list[tuple[float, bool]]:
+        """As the inner model."""
+        return self.lm.loglikelihood(requests, **options)
+
+    def generate_until(self, requests: list[Instance], **options: Any) -> list[str]:
+        """As the inner model."""
+        return self.lm.generate_until(requests, **options)
 
 
 def tokenizer_of(lm: LM, suite: str) -> Any:

@@ -147,9 +147,11 @@ def perplexity_measurement(metric: str, nll: Sequence[float], units: Sequence[fl
 def lm_settings(lm: LM) -> dict[str, Any]:
     """Return the settings of a model that affect scores; null if an lm-eval model does not expose one.
 
-    bos: whether a text starts with the BOS token. max_length: the model's window in tokens.
+    bos: whether a text starts with the BOS token, as it is encoded. max_length: the longest input in tokens.
     """
-    return {"bos": getattr(lm, "add_bos_token", None), "max_length": getattr(lm, "max_length", None)}
+    encode, bos = getattr(lm, "tok_encode", None), getattr(lm, "prefix_token_id", None)
+    starts = None if encode is None or bos is None else list(encode("a"))[:1] == [bos]
+    return {"bos": starts, "max_length": getattr(lm, "max_length", None)}
 
 
 @contextmanager

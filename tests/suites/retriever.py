@@ -20,9 +20,9 @@ class RememberingTokenizer(PreTrainedTokenizerFast):
     """A tokenizer that encodes a text once: tests ask for the same documents and prompts again and again."""
 
     def encode(self, text: str, **options: Any) -> list[int]:
-        if options != {"add_special_tokens": False}:
+        if set(options) - {"add_special_tokens"}:
             return super().encode(text, **options)
-        return list(_ids(text))
+        return list(_ids(text))  # with and without special tokens, since it adds none
 
 
 @lru_cache(maxsize=2048)

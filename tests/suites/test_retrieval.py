@@ -80,6 +80,38 @@ def test_samples_are_drawn_by_seed():
     assert items() == items() != items(seed=1)
 
 
+@pytest.mark.parametrize(
+    "options, shown",
+    [
+        ({}, None),
+        ({"limit_tokens": 300}, "300 tokens of document"),
+        ({"max_new_tokens": 20}, "20 of the answer at most"),
+    ],
+)
+def test_options_other_than_the_papers_are_named_and_have_no_number_of_it(monkeypatch, options, shown):
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, split: HUB[path])
+    (drop,) = retrieval.Retrieval().run(SearchingLM(sees=False), retrieval.Config(tasks=["drop"], **options))
+    assert drop.stand_in is None if shown is None else shown in drop.stand_in
+
+
+def test_a_model_of_the_protocols_length_reads_the_end_of_a_longer_prompt_and_says_so(monkeypatch):
+    long = {"context": " ".join(f"w{i}" for i in range(3000)), "question": "Which word? " * 40, "answers": ["w7"]}
+    monkeypatch.setitem(HUB, "hazyresearch/based_drop", [*HUB["hazyresearch/based_drop"], long])
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, split: HUB[path])
+    config = retrieval.Config(tasks=["drop"])
+    (whole,) = retrieval.Retrieval().run(SearchingLM(sees=False), config)
+    (cut,) = retrieval.Retrieval().run(SearchingLM(sees=False, max_length=2048), config)
+    assert "cut_prompts" not in whole.settings
+    # lm-eval's models keep the last tokens of a prompt that leave room for the answer.
+    assert cut.settings == whole.settings | {"cut_prompts": 1, "cut_to": 2000}
+    with pytest.raises(
+        ValueError, match="retrieval.limit_tokens: 2048 tokens do not fit the model's max_length of 2047"
+    ):
+        retrieval.Retrieval().run(SearchingLM(sees=False, max_length=2047), config)
+    with pytest.raises(ValueError, match="retrieval.limit_tokens: 4096 tokens"):
+        retrieval.Retrieval().run(SearchingLM(sees=False, max_length=2048), config.model_copy(update={"twice": True}))
+
+
 HUB = {
     "hazyresearch/based-fda": [
         {"text": "Class II. Maker: Acme. Device name:", "key": "Maker", "value": "Acme"},

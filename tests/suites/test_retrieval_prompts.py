@@ -11,7 +11,6 @@ from suites.retrieval import (
     SUMMARY,
     build_prompt,
     cut_to_window,
-    earliest_position,
     is_usable,
     window_bounds,
     without_sentences,
@@ -23,15 +22,18 @@ LIMIT = 2048
 
 
 class Words:
-    """A tokenizer with one token per word, so windows can be computed by hand."""
+    """A tokenizer with one token per word, so windows can be computed by hand. bos: whether it adds a BOS."""
 
     bos_token = None
 
-    def encode(self, text, add_special_tokens=False):
-        return text.split()
+    def __init__(self, bos=False):
+        self.bos = bos
+
+    def encode(self, text, add_special_tokens=True):
+        return ["<s>"] * (self.bos and add_special_tokens) + text.split()
 
     def decode(self, ids, **kwargs):
-        return " ".join(ids)
+        return " ".join(word for word in ids if word != "<s>")
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +44,13 @@ def tok():
 @pytest.mark.parametrize(
     ("case", "tokens", "position", "expected"),
     [
-        ("fits", 8, 3, (0, 8)),
-        ("head: the end gets what is left", 100, 0, (0, 10)),
-        ("near the head", 100, 3, (0, 10)),
+        ("fits, and the answer is early", 8, 3, (0, 8)),
+        ("fits, and loses its head, since half of the budget lies before the answer", 8, 7, (2, 8)),
+        ("head", 100, 0, (0, 10)),
+        ("near the head: the end gets what is left", 100, 3, (0, 10)),
         ("middle: half before, the rest from the answer on", 100, 50, (45, 55)),
-        ("near the end: the beginning gets what is left", 100, 97, (90, 100)),
-        ("last token", 100, 99, (90, 100)),
-        ("absent: the end of the document", 100, 100, (90, 100)),
+        ("near the end: nothing fills the beginning up", 100, 97, (92, 100)),
+        ("last token", 100, 99, (94, 100)),
     ],
 )
 def test_window_by_hand(case, tokens, position, expected):
@@ -60,40 +62,82 @@ def test_odd_budget_gives_the_larger_half_to_the_answer():
 
 
 DOCUMENT = " ".join(f"w{i}" for i in range(100))
+# A limit of 60 leaves windows of 10 words.
 
 
-def around(answer):
-    """Return the window of 10 words (a limit of 60) around an answer in DOCUMENT."""
-    return cut_to_window(DOCUMENT, earliest_position(DOCUMENT, [answer]), Words(), 60).split()
+def words(first, last):
+    """Return the words of DOCUMENT from one number up to another."""
+    return " ".join(f"w{i}" for i in range(first, last))
 
 
-def test_window_around_an_answer_in_the_text():
-    assert around("w0 w1") == [f"w{i}" for i in range(10)]
-    assert around("W50 w51") == [f"w{i}" for i in range(45, 55)]
-    assert around("w98 w99") == [f"w{i}" for i in range(90, 100)]
-    assert around("nowhere") == [f"w{i}" for i in range(90, 100)]
+WINDOWS = {
+    "early answer: the head": ("squad", {"value": "w3 w4"}, words(0, 10)),
+    "in the middle, whatever its case": ("squad", {"value": "W50 w51"}, words(45, 55)),
+    "late answer: short, as nothing fills it up": ("squad", {"value": "w98 w99"}, words(93, 100)),
+    "a document that fits keeps its head": ("squad", {"value": "w4", "text": words(0, 8)}, words(0, 8)),
+    "a document that fits loses its head": ("squad", {"value": "w7", "text": words(0, 8)}, words(2, 8)),
+    "an answer longer than the window": ("squad", {"value": words(40, 80)}, words(35, 45)),
+    # The last character counts as the answer; 100 words begin before it.
+    "absent answer: the last half of the budget": ("squad", {"value": "none"}, words(95, 100)),
+    "absent, an alternative": ("squad", {"value": "none", "alt_answers": ["no", "w60", "w20"]}, words(55, 65)),
+    "alternatives do not count if the answer is there": (
+        "squad",
+        {"value": "w50", "alt_answers": ["w20"]},
+        words(45, 55),
+    ),
+    "the key before the value": ("fda", {"key": "w30", "value": "w70"}, words(25, 35)),
+    "the value before the key": ("swde", {"key": "w70", "value": "w30"}, words(25, 35)),
+    "the value alone": ("swde", {"key": "none", "value": "w30"}, words(25, 35)),
+    "neither, an alternative": ("fda", {"key": "none", "value": "nil", "alt_answers": ["w40"]}, words(35, 45)),
+    "several answers: the first alone": ("nq", {"answers": ["w80", "w20"]}, words(75, 85)),
+    "the first is absent, others do not count": ("nq", {"answers": ["none", "w20"], "tok_pos": 30}, words(25, 35)),
+    "tok_pos counts only without an answer": ("nq", {"answers": ["w80"], "tok_pos": 30}, words(75, 85)),
+    "tok_pos counts only where the text is longer than the budget": (
+        "nq",
+        {"answers": ["none"], "tok_pos": 2, "context": words(0, 9)},
+        words(4, 9),
+    ),
+    "without tok_pos": ("nq", {"answers": ["none"]}, words(95, 100)),
+    "nothing looked up: the head": ("drop", {"answers": ["w80"]}, words(0, 10)),
+}
 
 
-def test_an_answer_longer_than_the_window_keeps_its_beginning():
-    assert around(" ".join(f"w{i}" for i in range(40, 80))) == [f"w{i}" for i in range(35, 45)]
+@pytest.mark.parametrize("case", WINDOWS)
+def test_windows_of_records_worked_by_hand(case):
+    task, fields, expected = WINDOWS[case]
+    record = {"text": DOCUMENT, "context": DOCUMENT, "key": "q", "question": "q"} | fields
+    question = {"squad": "", "fda": f". {record['key'][0].upper()}{record['key'][1:]}:", "nq": ". q", "drop": ". q"}
+    assert build_prompt(task, record, Words(), 60).text == expected + question.get(task, question["fda"])
 
 
-def test_a_document_that_fits_is_left_as_it_is():
-    assert cut_to_window("a  b\n c", 3, Words(), 60) == "a  b\n c"
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("w2", words(0, 9)),  # <s> is the first of ten tokens
+        ("w50", words(45, 55)),  # position and document both count it
+        ("w99", words(94, 100)),
+        ("none", words(95, 100)),  # all of 101 tokens lie before the last character, a part of w99
+    ],
+)
+def test_a_window_counts_the_bos_where_the_tokenizer_adds_one(value, expected):
+    assert build_prompt("squad", {"text": DOCUMENT, "value": value}, Words(bos=True), 60).text == expected
 
 
-def test_earliest_of_key_and_value_places_the_window():
-    assert earliest_position("the Key is a Value", ["value", "KEY"]) == 4
-    assert earliest_position("no such thing", ["value"]) == len("no such thing")
+def test_nq_has_2000_tokens_and_the_others_2048_unless_a_limit_is_set():
+    limits = {task: retrieval.Config().limit(task) for task in retrieval.Config().tasks}
+    assert limits == dict.fromkeys(["swde", "fda", "squad", "triviaqa", "drop"], 2048) | {"nq": 2000}
+    assert retrieval.Config(limit_tokens=300).limit("nq") == 300
 
 
 def test_a_window_of_real_tokens_is_text_of_the_document(tok):
     document = "".join(f"Größe {i}: naïve café — {i * 7} €.\n" for i in range(400))
     at = document.index("Größe 200:")
-    cut = cut_to_window(document, at, tok, 300)
-    assert cut in document and "Größe 200: naïve café — 1400 €." in cut
-    # Half a character at an edge is dropped, and tokens can merge differently at a cut.
-    assert 240 <= len(tok.encode(cut, add_special_tokens=False)) <= 252
+    before = len(tok.encode(document[:at]))
+    cut = cut_to_window(document, before, tok, 250)
+    # In byte-level vocabularies an edge can split a character; the public code leaves the mark of it.
+    assert cut.strip("\ufffd") in document and "Größe 200: naïve café — 1400 €." in cut
+    # Tokens can merge differently at a cut, and the mark of a split character takes up to three.
+    assert 240 <= len(tok.encode(cut)) <= 256
 
 
 def test_swde_prompt(tok):
@@ -148,8 +192,14 @@ def test_question_prompts(tok, task):
     prompt = build_prompt(task, record, tok, LIMIT)
     assert prompt.text == "Paris is the capital.. The capital is. the capital is"
     assert prompt.answers == ("Paris", "City of Paris")
-    twice = {**record, "context": "Paris it is. The capital isthe capital is"}
-    assert build_prompt(task, twice, tok, LIMIT).text == "Paris it is. the capital is"
+    repeated = {**record, "context": "Paris it is. The capital isthe capital is"}
+    # NQ loses one copy as it is written, the others all copies in any case; read twice, NQ does as well.
+    rest = "The capital is. " if task == "nq" else ""
+    assert build_prompt(task, repeated, tok, LIMIT).text == f"Paris it is. {rest}the capital is"
+    once_more = build_prompt(task, repeated, tok, LIMIT, twice=True).text
+    assert once_more == "the capital is Paris it is.\nParis it is. the capital is"
+    other_case = {**record, "context": "Paris it is. The capital is"}
+    assert build_prompt(task, other_case, tok, LIMIT).text == f"Paris it is. {rest}the capital is"
 
 
 def test_triviaqa_loses_its_tags(tok):
@@ -301,7 +351,7 @@ def test_the_question_stands_first_where_there_is_no_original(tok):
     assert prompt.text.startswith("The city that fell is [PAR] Rome fell.\n")
 
 
-def test_both_copies_are_the_same_window():
+def test_both_copies_are_the_same_window_but_squads_first_is_not_cut():
     context = f"{DOCUMENT} gold {DOCUMENT}"
     record = {
         "text": context,
@@ -315,7 +365,7 @@ def test_both_copies_are_the_same_window():
     found = {task: build_prompt(task, record, Words(), 60, twice=True).text for task in ("fda", "squad", "nq", "drop")}
     assert found == {
         "fda": f"Information about Metal. {middle}.\n{middle}. Metal:",
-        "squad": f"q {middle}\n{middle}",
+        "squad": f"q {context}\n{middle}",
         "nq": f"q {middle}.\n{middle}. q",
         "drop": f"q {head}.\n{head}. q",
     }
@@ -337,12 +387,12 @@ def test_without_is_the_passage_without_its_answers_sentences(tok):
         without_sentences("A part of Ro", "Rome")
 
 
-def test_prompts_of_the_committed_results_are_unchanged(tok):
+def test_prompts_of_the_stand_in_are_frozen(tok):
     records = Random("factbook:0").sample(retrieval.load_records("factbook"), 200)
     prompts = [build_prompt("factbook", record, tok, 256) for record in records]
-    # The items_sha256 in results/demo.
+    # The items_sha256 of the demo; other prompts need another PROTOCOL.
     assert fingerprint([prompt.text, prompt.without, prompt.answers] for prompt in prompts) == (
-        "ac09bf8c21cd094021f6b8546bdd7b8c25b15d308ed8ec6006ab0c9a23fcbc06"
+        "947f01027a17482b34623beaeb0d05fd3e22653b38248de9ec25868be2af97d6"
     )
 
 

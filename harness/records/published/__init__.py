@@ -151,7 +151,8 @@ def printed_values() -> dict[tuple[str, str, str, str, str, int | None], float]:
 def task_sizes() -> dict[str, int]:
     """Number of samples of each of the paper's tasks, from sizes.csv, which names the sources.
 
-    The paper does not print them; they are the sizes of the sets that its tasks read. RULER's are per length.
+    The paper does not print them; they are the sizes of the sets that its tasks read, less what its protocol drops.
+    RULER's are per length.
     """
     with (Path(__file__).parent / "sizes.csv").open(encoding="utf-8", newline="") as file:
         return {row["task"]: int(row["n"]) for row in csv.DictReader(file)}

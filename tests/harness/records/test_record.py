@@ -93,7 +93,9 @@ def test_a_line_is_parsed_into_the_fields_that_were_written(tmp_path):
     own = record(length=4, settings={"length_unit": "pairs", "a": 1}, samples=(0.0, 1.0))
     columns = parse_records(tmp_path / "x.jsonl", [json.loads(record_line(own))])
     assert (columns["task"], columns["length"], columns["seed"]) == ([own.task], [own.length], [own.seed])
-    assert columns["settings"] == ['{"a": 1, "length_unit": "pairs"}'] and "samples" not in columns
+    assert (
+        columns["settings"] == ['{"a": 1, "length_unit": "pairs", "protocol_version": 1}'] and "samples" not in columns
+    )
     line = json.loads(samples_line(own))
     assert tuple(line.pop("samples")) == own.samples and tuple(line.values()) == own.key
 

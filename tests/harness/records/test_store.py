@@ -23,7 +23,7 @@ def test_a_record_survives_the_store_field_by_field(tmp_path):
         assert row[name] == getattr(written, name), name
     for name in ("n", "length", "limit", "stand_in", "config_hash", "git_commit", "version_torch", "device", "time"):
         assert row[name] == getattr(written, name), name
-    assert row["settings"] == '{"a": ["x"], "b": 1}'
+    assert row["settings"] == '{"a": ["x"], "b": 1, "protocol_version": 1}'
     assert row["file"] == str(tmp_path / "r1/records/language.jsonl")
     assert load_samples(tmp_path) == {("r1", "language", "piqa", "acc", 512): (0.0, 1.0)}
 

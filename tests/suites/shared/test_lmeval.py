@@ -3,6 +3,7 @@
 import logging
 import math
 import random
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -59,8 +60,9 @@ def test_equal_questions_have_equal_hashes() -> None:
     assert logged("acc", 1, 0).items_sha256 == logged("acc", 0, 0).items_sha256 != logged("acc", 1).items_sha256
 
 
-def test_settings_that_a_model_does_not_expose_are_null() -> None:
-    assert lm_settings(SearchingLM(sees=True, max_length=7)) == {"bos": None, "max_length": 7}
+def test_settings_say_how_a_model_encodes_and_what_it_does_not_expose_is_null() -> None:
+    assert lm_settings(SearchingLM(sees=True, max_length=7)) == {"bos": True, "max_length": 7}
+    assert lm_settings(SimpleNamespace()) == {"bos": None, "max_length": None}
 
 
 def test_a_loaded_task_is_zero_shot_and_its_samples_keep_the_order_of_the_documents(offline_data) -> None:
