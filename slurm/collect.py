@@ -121,6 +121,13 @@ def mixture(data: DataConfig) -> str:
     return f"{Path(data.source).name} data; " + ", then ".join(map(str, data.phases))
 
 
+def _plain(experiment: Experiment) -> dict[str, Any]:
+    values = experiment.model_dump(mode="json")
+    if not experiment.data.phases:
+        del values["data"]["phases"]  # nothing is trained; a list that is given is not empty
+    return values
+
+
 def collect(plans: list[RunPlan], experiment: Experiment, out: Path, command: str) -> tuple[pd.DataFrame, list[str]]:
     """Replace the collection in `out` by the results of an experiment: records, per-sample scores, one row per run,
     curves of training, trials of tuned values, and the experiment itself, resolved.
@@ -152,7 +159,7 @@ def collect(plans: list[RunPlan], experiment: Experiment, out: Path, command: st
         runs_frame(plans, unreadable),
         curves,
         trials_frame(plans),
-        experiment.model_dump(mode="json"),
+        _plain(experiment),
         outside,
     )
     broken = {run_of_records(path) for path in of_runs}

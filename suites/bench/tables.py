@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from harness.records.metrics import METRICS
 from harness.records.provenance import Provenance, provenance
 from harness.records.published import published
 from harness.records.record import Measurement, Record, record_line
@@ -86,7 +87,9 @@ def write_run(
     run_id = f"{mixer}-{layout}-s{seed}"
     fields = {"run": run_id, "label": mixer, "mixer": mixer, "layout": layout, "preset": "none", "seed": seed}
     for suite in dict.fromkeys(c.suite for c in columns):
-        values = {c: float(rng.uniform(0.4, 0.6)) for c in columns if c.suite == suite}
+        values = {
+            c: float(rng.uniform(0.4, 0.6)) + max(0, METRICS[c.metric].range[0]) for c in columns if c.suite == suite
+        }
         measurements = [Measurement(suite, c.task, c.metric, value, 0.01, 500, c.length) for c, value in values.items()]
         lines = [record_line(Record.of(m, birth, **fields)) for m in measurements]
         # write_records would wait for the disk at every file.

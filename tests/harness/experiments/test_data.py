@@ -24,6 +24,7 @@ def test_a_phase_is_of_the_kind_whose_fields_it_has() -> None:
     data = DataConfig(**BARE, phases=[RECALL | {"protocol": "zoology"}])
     assert DataConfig.model_validate(data.model_dump(mode="json")) == data
 
+
 TRACKING = {"state_tracking": "modular_brackets", "steps": 30, "rows": 8, "lengths": [2, 8], "curriculum": 0.5}
 
 
