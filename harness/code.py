@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from harness.files import CHECKOUT, file_sha256
+from harness.files import CHECKOUT, file_sha256, read_json
 
 SOURCES = ("run.py", "harness", "mixers", "suites", "slurm")
 """The parts of the project that are imported. Of these, only Python files count: profiles of clusters and experiment
@@ -82,7 +82,7 @@ def git_state(root: Path) -> tuple[str | None, bool | None]:
     of a checkout reports the state of the original.
     """
     if (root / SNAPSHOT).is_file():
-        known = json.loads((root / SNAPSHOT).read_text(encoding="utf-8"))
+        known = read_json(root / SNAPSHOT, "submit again, which copies the code anew")
         return known["git_commit"], known["git_dirty"]
     if not (root / ".git").exists():
         return None, None
@@ -90,8 +90,8 @@ def git_state(root: Path) -> tuple[str | None, bool | None]:
     paths = [part if part.endswith(".py") else f"{part}/*.py" for part in SOURCES]
     changed = [*git, "status", "--porcelain", "--untracked-files=all", "--", *paths]
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        status = subprocess.run(changed, capture_output=True, text=True, check=True)
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, encoding="utf-8", check=True)
+        status = subprocess.run(changed, capture_output=True, encoding="utf-8", errors="replace", check=True)
     except (OSError, subprocess.CalledProcessError):
         return None, None
     return commit.stdout.strip(), bool(status.stdout.strip())

@@ -69,7 +69,8 @@ def ask(*command: str, error: type[Exception] | None, script: str | None = None)
     remedy = "; try again when the cluster is up"
     patience = HINT_PATIENCE if error is None else PATIENCE
     try:
-        done = subprocess.run(command, input=script, capture_output=True, text=True, timeout=patience)
+        options = {"capture_output": True, "encoding": "utf-8", "errors": "replace"}
+        done = subprocess.run(command, input=script, timeout=patience, **options)
     except subprocess.TimeoutExpired:
         fault = f"{' '.join(command)}: no answer within {patience} s{remedy}"
     except (FileNotFoundError, PermissionError):

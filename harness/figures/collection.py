@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from harness.figures.speed import bench_numbers, decode, decode_numbers, kernels
 from harness.figures.style import drawing
 from harness.figures.training import curves, learning, pareto
 from harness.figures.tuning import tuning
-from harness.files import write_atomic
+from harness.files import read_json, write_atomic
 from harness.records.store import load, load_samples
 from harness.run_folder import Collection
 from harness.tables.escaping import plain
@@ -98,7 +97,7 @@ def _throughput(folder: Path, columns: Columns) -> Figure:
     numbers = []
     if Collection(folder).records.is_file():
         numbers.append(throughput_numbers(load(folder)))
-    if rows := [row for file in sorted(folder.glob("throughput*.json")) for row in json.loads(file.read_bytes())]:
+    if rows := [row for file in sorted(folder.glob("throughput*.json")) for row in read_json(file, MEASURE)]:
         numbers.append(bench_numbers(rows))
     if all(frame.empty for frame in numbers):
         raise ValueError(
@@ -118,7 +117,7 @@ def _kernels(folder: Path, columns: Columns) -> Figure:
         raise ValueError(
             f"{folder}: no kernels.json there; run `run.py bench kernels --out {folder}` on a machine with a GPU"
         )
-    return kernels(json.loads(file.read_bytes())["rows"])
+    return kernels(read_json(file, MEASURE)["rows"])
 
 
 def _chosen(numbers: pd.DataFrame, columns: Columns, what: str) -> pd.DataFrame:
@@ -144,6 +143,7 @@ FIGURES: dict[str, Callable[[Path, Columns], Figure]] = {
     "kernels": _kernels,
 }
 """The figures of a collection, drawn from its folder and the columns to show."""
+MEASURE = "measure again with `run.py bench`"
 WITH_COLUMNS = ("scores", "pareto", "ablations")
 """Figures that take columns."""
 GATES = "gates"

