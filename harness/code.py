@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from harness.files import CHECKOUT, file_sha256, read_json
+from harness.files import CHECKOUT, read_json
 
 SOURCES = ("run.py", "harness", "mixers", "suites", "slurm")
 """The parts of the project that are imported. Of these, only Python files count: profiles of clusters and experiment
@@ -128,9 +128,13 @@ def code_text(birth: Mapping[str, Any]) -> str:
     return ", ".join(known)
 
 
-def changed_since(entry: Mapping[str, Any]) -> list[str]:
+def changed_since(entry: Mapping[str, Any], files: str | None) -> list[str]:
     """Parts of the code that differ between an entry of a run's history and this process: parts of the project, files
-    that define mixers or suites, packages with plugins. Empty if nothing does, or if the entry does not tell."""
+    that define mixers or suites, packages with plugins. Empty if nothing does, or if the entry does not tell.
+
+    files: hash of the files that would define the mixer and the suite now (`files_sha256`); None without any, or if
+    they are not known.
+    """
     now = this_code()
     if entry.get("code_sha256") is None:  # written before contents were recorded
         same = entry.get("git_commit") in (None, now.git_commit) and not entry.get("git_dirty")
@@ -139,19 +143,11 @@ def changed_since(entry: Mapping[str, Any]) -> list[str]:
     changed = [part for part in SOURCES if parts.get(part) != now.parts[part]] if parts else []
     if not changed and entry["code_sha256"] != now.sha256:
         changed = ["code"]
-    changed += [Path(path).name for path, sha in entry.get("files", {}).items() if _current(path) not in (None, sha)]
+    if files is not None and entry.get("files_sha256") not in (None, files):
+        changed.append("the files of its mixer or suite")
     if entry.get("plugins") != plugin_versions():
         changed.append(f"plugins ({entry.get('plugins') or 'none'}, now {plugin_versions() or 'none'})")
     return changed
-
-
-@cache
-def _current(path: str) -> str | None:
-    """Hash of a file's present content; None if it is not there, as on another machine."""
-    try:
-        return file_sha256(Path(path))
-    except OSError:
-        return None
 
 
 def contributing(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

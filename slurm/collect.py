@@ -186,7 +186,8 @@ def _baselines(plans: list[RunPlan], command: str) -> list[Path]:
     """
     files = []
     first: dict[str, RunPlan] = {}
-    for run in plans:
+    # Runs that were started first: they have kept their tokenizer, which may have gone elsewhere.
+    for run in sorted(plans, key=lambda run: not RunFolder(run.folder).inputs.is_file()):
         for unit in run.units:
             first.setdefault(unit, run)
     for unit, run in first.items():
@@ -198,7 +199,9 @@ def _baselines(plans: list[RunPlan], command: str) -> list[Path]:
             if folder.read_done(unit) != key:
                 measured = baseline.measure(run_tokenizer(run.folder, run.config))
                 measurements = chosen.stamped(config, measured)
-                birth = provenance(key, "cpu", "float64", backend="none", command=command)
+                birth = provenance(
+                    key, "cpu", "float64", backend="none", command=command, files=(evaluation.suite_file,)
+                )
                 row = {"run": baseline.name, "label": baseline.label, "mixer": baseline.name, "layout": BASELINE}
                 row |= {"preset": run.config.preset, "seed": 0}
                 write_records(folder.path, unit, [Record.of(m, birth, **row) for m in measurements])

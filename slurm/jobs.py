@@ -230,7 +230,7 @@ class MeasureJob(Job):
         dtype = recipe_dtype(recipe, this_device())
         files = (self.config.mixer_file, self.evaluation.suite_file)
         birth = provenance(self.config.hash, this_device(), dtype, model.backend(dtype), self.command, files)
-        RunFolder(self.folder).append_history(self.unit, entry(birth, 0, files, processes=1))
+        RunFolder(self.folder).append_history(self.unit, entry(birth, 0, processes=1))
         measurements = chosen.stamped(options, chosen.measure(model, recipe, options, self.beat()))
         keep(self.folder, self.unit, measurements, birth, self.config, self.config.label, self.evaluation.key(None))
 

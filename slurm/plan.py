@@ -16,7 +16,7 @@ from harness.experiments.tuning import Tuned, Values
 from harness.records.units import suite_of
 from harness.run_folder import ChoiceFile, RunFolder, choice_file, submissions
 from harness.training.batches import open_data
-from harness.training.inputs import find_data, trusted
+from harness.training.inputs import find_data, is_trusted, trusted
 from harness.training.metrics_log import require_tracker
 from slurm.queue import Queue
 from slurm.state import at_work, failed_units, forgive
@@ -76,12 +76,19 @@ def trials(plans: Iterable[RunPlan]) -> list[RunPlan]:
 def asked_for(path_or_name: str, overrides: list[str] | None, scale: str | None, runs_root: Path) -> Experiment:
     """The experiment that a command names: a file, a shipped one, or else the newest submission of that name.
 
-    Raises ValueError as `load_experiment` does.
+    Raises ValueError as `load_experiment` does, and if the submission names code that this user has not run before.
     """
     if not Path(path_or_name).exists() and not (EXPERIMENTS / f"{path_or_name}.yaml").is_file():
         name = path_or_name if scale is None else f"{path_or_name}-{scale}"
         if known := submissions(runs_root, name):
-            return load_experiment(known[-1].experiment, overrides)
+            loaded = load_experiment(known[-1].experiment, overrides)
+            for file in map(Path, (*loaded.mixer_files, *loaded.suite_files)):
+                if file.is_file() and not is_trusted(file):
+                    raise ValueError(
+                        f"{file}: code that you have not run before, which the submission of {name} would execute; "
+                        "read it, and give the experiment's file instead of its name if it may run"
+                    )
+            return loaded
     return load_experiment(path_or_name, overrides, scale)
 
 
@@ -111,7 +118,7 @@ def measured_work(plans: Sequence[RunPlan], run: str | None, suite: str) -> Work
     if suite not in known:
         raise ValueError(f"--suite: {suite!r} is not of this experiment; give one of: {', '.join(known)}")
     work: Work = {}
-    for each in _chosen(plans, run):
+    for each in plans if run is None else _chosen(plans, run):
         units = [unit for unit in each.units if suite in (unit, suite_of(unit))]
         if units and TRAIN not in each.missing:
             work[each.folder] = units
@@ -127,7 +134,7 @@ def start_again(plans: Sequence[RunPlan], work: Mapping[Path, Sequence[str]], ag
     units = [(runs[folder], unit) for folder, some in work.items() for unit in some]
     queue = Queue.read()
     if busy := [f"{run.config.run_id} {unit}" for run, unit in units if _held(run, unit, queue)]:
-        raise ValueError(f"--suite: at work on {', '.join(busy)}; wait for it, or cancel it first")
+        raise ValueError(f"retry: at work on {', '.join(busy)}; wait for it, or cancel it first")
     for run, unit in units:
         while again and (place := run.results(unit)) is not None:  # an earlier version has another place
             RunFolder(run.folder).forget(place)
@@ -234,7 +241,7 @@ def plan(experiment: Experiment, runs_root: Path) -> list[RunPlan]:
         )
         raise ValueError(f"data.phases: none, and {needing} needs trained models; say what they are trained on")
 
-    for file in experiment.mixer_files:  # they have run by now, as the user asked
+    for file in (*experiment.mixer_files, *experiment.suite_files):  # they have run by now, as the user asked
         trusted(file)
 
     def planned(

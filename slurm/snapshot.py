@@ -1,10 +1,11 @@
 """Snapshots of the code and the experiment of a submission, so that edits do not change jobs that wait.
 
 runs/code/<hash>/                                the code, one copy per content
+         /mixer-<hash>/, /suite-<hash>/          files that define mixers and suites, with what lies beside them
 runs/submissions/<name>-<time>/experiment.yaml   the resolved experiment
                               /plan.json         its runs and their units
                               /jobs.json         Slurm's id of each array, by name
-                              /arrays/           the run folder and unit of each array task
+                              /arrays/           the run folder and place of each array task
                               /logs/             submitit's scripts, pickles and output
 """
 
@@ -25,7 +26,7 @@ from typing import Any
 
 from harness.code import SNAPSHOT, SOURCES, git_state
 from harness.experiments.schema import Experiment
-from harness.files import CHECKOUT, atomic_folder, cache_dir, clear_leftovers, write_json
+from harness.files import CHECKOUT, atomic_folder, cache_dir, clear_leftovers, file_sha256, write_json
 from harness.run_folder import Submission, code_folder, submissions_folder
 from mixers.plugins import files_beside
 from slurm.plan import RunPlan
@@ -160,5 +161,10 @@ def keep_files(experiment: Experiment, plans: Sequence[RunPlan], runs_root: Path
         return replace(plan, config=config, units=units, selection=selection)
 
     moved_plans = [moved(plan) for plan in plans]
-    files = {f"{kind}_files": [path for (k, _), path in copies.items() if k == kind] for kind, _ in copies}
+    # The files of runs that are done already, too: whoever collects the submission plans the whole experiment.
+    files = {}
+    for kind in ("mixer", "suite"):
+        others = (Path(path) for path in getattr(experiment, f"{kind}_files"))
+        others = [str(_keep(kind, path, runs_root)) for path in others if (kind, file_sha256(path)) not in copies]
+        files[f"{kind}_files"] = [*(path for (k, _), path in copies.items() if k == kind), *others]
     return experiment.model_copy(update=files), moved_plans

@@ -147,8 +147,18 @@ def other_code(runs: Sequence[Submitted | RunPlan]) -> list[str]:
     """Results of these runs that other code than this process's made, one line for each code.
 
     A result stays what it is when the code changes; it is measured again only on request. A history of several starts
-    counts with the last. Results that do not tell their code are left out.
+    counts with the last. Results that do not tell their code are left out. Files that define mixers and suites are
+    compared for plans, which know them.
     """
+
+    def files(run: Submitted | RunPlan, unit: str) -> str | None:
+        if isinstance(run, Submitted):
+            return None
+        from harness.records.provenance import files_now
+
+        suite_file = None if unit == TRAIN else run.units[unit].suite_file
+        return files_now((run.config.mixer_file, suite_file))
+
     made: dict[tuple[str, str], list[str]] = {}
     for run in runs:
         folder, left = RunFolder(run.folder), set(missing(run.folder, run.units))
@@ -156,7 +166,7 @@ def other_code(runs: Sequence[Submitted | RunPlan]) -> list[str]:
             entries = folder.read_history(run.place(unit))[-1:]
             if not entries and unit == TRAIN and TRAIN not in left:
                 entries = [folder.read_training_provenance()] if folder.summary.is_file() else []
-            if unit not in left and entries and (changed := changed_since(entries[0])):
+            if unit not in left and entries and (changed := changed_since(entries[0], files(run, unit))):
                 made.setdefault((code_text(entries[0]), ", ".join(changed)), []).append(unit)
     return [
         f"made by other code: {', '.join(f'{unit} of {n}' for unit, n in Counter(units).items())} runs by {code}; "

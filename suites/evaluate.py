@@ -54,7 +54,7 @@ def evaluate(
             other.unlink()
     options = stored_config(chosen.name, evaluation.options)
     journal = Journal(lm, answers, progress)
-    run.append_history(place, entry(birth, len(journal.answers), files, processes=1))
+    run.append_history(place, entry(birth, len(journal.answers), processes=1))
     measurements = chosen.stamped(options, chosen.run(journal, options, progress))
     keep(folder, place, measurements, birth, config, label, key)
     answers.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from harness.data.state_tracking import Task, draw, fewest_ids, shortest_row, states
 from harness.data.tokenizer import bare_ids
 from harness.experiments.closed import Seed
+from harness.lm.generate import NotFinite
 from harness.records.record import LENGTH_UNIT, Measurement
 from harness.records.stats import mean_stderr
 from suites.interface import Progress, Suite, SuiteConfig, silent
@@ -75,7 +76,7 @@ class StateTracking(Suite):
 
         The answers before it lie at lengths that training may have shown. Rows are the samples. The detail
         `acc_by_position` is the accuracy, unscaled, in each eighth of the rows. Raises ValueError for models that are
-        not ours, and as `check` does.
+        not ours, and as `check` does; NotFinite for outputs that are not finite.
         """
         tokenizer = tokenizer_of(lm, self.name)
         likeliest = getattr(lm, "likeliest", None)
@@ -90,7 +91,10 @@ class StateTracking(Suite):
             drawn = draw(config.task, length, f"{config.split} {config.seed}", np.arange(config.rows))
             places = np.flatnonzero(drawn.counted[0])  # the same in all rows
             asked = torch.from_numpy(np.broadcast_to(places, (config.rows, len(places))).copy())
-            right = likeliest(torch.from_numpy(drawn.inputs), asked).numpy() == drawn.targets[:, places]
+            try:
+                right = likeliest(torch.from_numpy(drawn.inputs), asked).numpy() == drawn.targets[:, places]
+            except NotFinite as fault:
+                raise NotFinite(fault.index, f"{config.task}@{length}") from None
             settings = {
                 "items_sha256": fingerprint([drawn.inputs.tolist(), drawn.targets.tolist()]),
                 "split": config.split,

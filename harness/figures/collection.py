@@ -96,9 +96,9 @@ def _ablations(folder: Path, columns: Columns) -> Figure:
 def _throughput(folder: Path, columns: Columns) -> Figure:
     numbers = []
     if Collection(folder).records.is_file():
-        numbers.append(throughput_numbers(load(folder)))
+        numbers.append(throughput_numbers(_records(folder)))
     if rows := [row for file in sorted(folder.glob("throughput*.json")) for row in read_json(file, MEASURE)]:
-        numbers.append(bench_numbers(rows))
+        numbers.append(bench_numbers(_drawable(pd.DataFrame(rows)).to_dict("records")))
     if all(frame.empty for frame in numbers):
         raise ValueError(
             f"{folder}: no training throughput there; submit and collect an experiment with the suite throughput, such "

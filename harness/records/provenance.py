@@ -94,19 +94,23 @@ def provenance(
         command=shlex.join(sys.argv) if command is None else command,
         code_sha256=code.sha256,
         code_version=code.version,
-        files_sha256=files_sha256(_modules(files)),
+        files_sha256=files_now(files),
         plugins=plugin_versions(),
     )
 
 
-def entry(birth: Provenance, reached: int, files: Iterable[SourceFile | None] = (), **more: Any) -> dict[str, Any]:
+def entry(birth: Provenance, reached: int, **more: Any) -> dict[str, Any]:
     """An entry of a history: the start of a training or of an evaluation.
 
     reached: the step, or the number of answers, that it starts from. more: what else tells two starts apart, such as
-    the number of processes. Besides, `parts` and `files` hold what `harness.code.changed_since` compares.
+    the number of processes. Besides, `parts` holds what `harness.code.changed_since` compares.
     """
-    paths = dict(_modules(files).values())
-    return asdict(birth) | {"reached": reached, "parts": this_code().parts, "files": paths} | more
+    return asdict(birth) | {"reached": reached, "parts": this_code().parts} | more
+
+
+def files_now(files: Iterable[SourceFile | None]) -> str | None:
+    """Hash of the files that define a mixer and a suite, with what they import from beside them; None without any."""
+    return files_sha256(_modules(files))
 
 
 def _modules(files: Iterable[SourceFile | None]) -> Modules:

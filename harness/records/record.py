@@ -153,6 +153,11 @@ ADDED = [f.name for f in fields(Provenance) if f.default is None]
 CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False)
 
 
+def with_version(settings: dict[str, Any]) -> str:
+    """Settings as canonical JSON, with the version of their protocol: the first one where they name none."""
+    return CANONICAL.encode({PROTOCOL_VERSION: FIRST_VERSION} | settings)
+
+
 @lru_cache(maxsize=4096)
 def parse_settings(text: str) -> dict[str, Any]:
     """The settings of a record from their JSON text. Many records share a text; do not modify the result."""
@@ -233,7 +238,7 @@ def parse_records(path: Path, rows: list[dict[str, Any]]) -> dict[str, list[Any]
         if (why := fault(*numbers)) is not None:
             raise ValueError(f"{path}, line {number}: {why}; evaluate again")
     del columns["schema"]
-    columns["settings"] = [CANONICAL.encode({PROTOCOL_VERSION: FIRST_VERSION} | of) for of in columns["settings"]]
+    columns["settings"] = [with_version(of) for of in columns["settings"]]
     return {**columns, "file": [str(path)] * len(rows)}
 
 

@@ -1,11 +1,10 @@
 """The store of records: one JSONL file per run and unit of a suite, and the frame that they load as.
 
-    <run>/records/<place>.jsonl           one flat record per line; see units.py for the names of places
+    <run>/records/<place>.jsonl           one flat record per line; see run_folder.place_name for the names of places
     <run>/records/<place>.samples.jsonl   the per-sample scores of the records that have them
 
-A unit is written whole or not at all: samples first, records last, so a unit whose records exist is complete. A
-collection, which `run.py collect` makes of an experiment, holds the same in two files: records.parquet and
-samples.json.
+A unit is written whole or not at all: samples first, then records, then its mark. A collection, which `run.py collect`
+makes of an experiment, holds the same in two files: records.parquet and samples.json.
 
 Run, suite, task, metric and length identify a number. A number may be found more than once. Copies that agree on the
 value and on what was measured count once, and the latest is kept. Copies that disagree are an error, since nothing says
@@ -32,10 +31,12 @@ from harness.records.record import (
     SampleKey,
     fault,
     parse_records,
+    parse_settings,
     read_lines,
     record_line,
     samples_fault,
     samples_line,
+    with_version,
 )
 from harness.records.units import suite_of
 from harness.run_folder import Collection, RunFolder, read_parquet, record_files
@@ -199,7 +200,7 @@ def _read_collection(path: Path) -> pd.DataFrame:
                 METRICS.setdefault(name, Metric(**description))
         except (AttributeError, TypeError) as error:
             raise ValueError(f"{declared}: damaged ({error}); run collect again") from None
-    frame = _typed(frame.assign(file=str(path)))
+    frame = _typed(frame.assign(file=str(path), settings=[with_version(parse_settings(s)) for s in frame["settings"]]))
     if undeclared := sorted(set(frame["metric"]) - METRICS.keys()):
         raise ValueError(f"{path}: metric: {undeclared[0]!r} is not declared; collect again with this version")
     for number, (metric, value, stderr, n) in enumerate(frame[NUMBERS].itertuples(index=False), 1):

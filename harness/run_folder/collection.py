@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from harness.files import atomic_folder, read_json
+from harness.yaml_files import read_yaml
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,17 +86,13 @@ class Collection:
         """
         self.require()
         try:
-            values = yaml.safe_load(self.experiment.read_text(encoding="utf-8"))
+            return read_yaml(self.experiment)
         except FileNotFoundError:
             raise ValueError(
                 f"{self.experiment}: missing; the collection is of an earlier version or not whole; run collect again"
             ) from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            fault = " ".join(str(error).split())
-            raise ValueError(f"{self.experiment}: damaged ({fault}); run collect again") from None
-        if not isinstance(values, dict):
-            raise ValueError(f"{self.experiment}: damaged, no mapping of fields; run collect again")
-        return values
+        except ValueError as error:
+            raise ValueError(f"{error}; run collect again") from None
 
     @contextmanager
     def replacing(self) -> Iterator[None]:

@@ -158,7 +158,7 @@ class RunFolder:
     def portable(self) -> list[Path]:
         """The files that tell all about a trained run but its weights."""
         files = [self.config, self.inputs, self.summary, self.metrics]
-        folders = [self.tokenizer, self.mixer_files, self.path / "records"]
+        folders = [self.tokenizer, self.mixer_files, self.path / "records", self.path / "history"]
         files += [file for folder in folders for file in folder.rglob("*") if "__pycache__" not in file.parts]
         return [file for file in files if file.is_file() and not file.name.endswith(".partial")]
 
@@ -220,7 +220,6 @@ class RunFolder:
     def read_done(self, unit: str) -> str | None:
         """Key of the evaluation whose records lie here; None if there are none, or not those that were marked."""
         try:
-            # A damaged key matches no evaluation.
             mark = self.done(unit).read_text(encoding="utf-8", errors="replace").split()
         except FileNotFoundError:
             return None

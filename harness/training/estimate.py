@@ -49,7 +49,7 @@ def estimate(
     """The cost of a run on a device of `tflops` · 10¹² FLOP/s, if training reaches the share `utilisation` of them.
 
     records: frame of records (`harness.records.store.load`). device: name of the device in the records. If they have a
-    throughput for every row length on that device (`measured_rate`), hours follow from it. processes: number of
+    throughput for every row length on that device (`measured_rates`), hours follow from it. processes: number of
     processes that train the run together. sharding: what each of them holds.
 
     With N parameters (embeddings included, tied ones counted once) and T tokens per phase and row length, in whole

@@ -124,6 +124,11 @@ def trusted(file: str | Path) -> Path:
     return target if target.is_file() else files[0]
 
 
+def is_trusted(file: Path) -> bool:
+    """Whether the user has run a Python file with this content before, and all that it imports from beside it."""
+    return _noted(files_beside(file)).is_file()
+
+
 def _require_trust(path: Path, trust: bool) -> Path:
     """The copy of code from elsewhere that this user has trusted. Raises ValueError if there is none.
 

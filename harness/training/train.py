@@ -81,8 +81,8 @@ def _reported(world: World) -> Iterator[None]:
 
 def _begun(trainer: Trainer, command: str | None) -> None:
     """Append this start to the run's history."""
-    files, processes = (trainer.config.mixer_file,), {"processes": trainer.world.size, "sharding": trainer.sharding}
-    RunFolder(trainer.run_dir).append_history(TRAIN, entry(_birth(trainer, command), trainer.step, files, **processes))
+    processes = {"processes": trainer.world.size, "sharding": trainer.sharding}
+    RunFolder(trainer.run_dir).append_history(TRAIN, entry(_birth(trainer, command), trainer.step, **processes))
 
 
 def _birth(trainer: Trainer, command: str | None) -> Provenance:

@@ -17,7 +17,6 @@ from harness.code import (
     plugin_versions,
     this_code,
 )
-from harness.files import file_sha256
 
 
 def git(root: Path, *arguments: str) -> str:
@@ -68,19 +67,16 @@ def test_a_folder_inside_a_checkout_has_no_commit_and_a_snapshot_reports_that_of
     assert git_state(inside) == ("abc", True)
 
 
-def test_what_changed_since_a_start_is_named(tmp_path: Path) -> None:
-    code, helper = this_code(), tmp_path / "helper.py"
-    helper.write_text("x = 1\n")
-    entry = {"code_sha256": code.sha256, "parts": code.parts, "files": {str(helper): file_sha256(helper)}}
-    entry["plugins"] = plugin_versions()
-    assert changed_since(entry) == []
-    assert changed_since(entry | {"code_sha256": "0", "parts": code.parts | {"mixers": "0"}}) == ["mixers"]
-    gone = entry | {"files": {str(tmp_path / "not here.py"): "0"}}  # on another machine, perhaps: nothing is known
-    assert changed_since(gone) == []
-    assert changed_since(entry | {"files": {str(helper): "0"}}) == ["helper.py"]
-    assert changed_since(entry | {"plugins": "mine 1.0"}) == [f"plugins (mine 1.0, now {plugin_versions() or 'none'})"]
+def test_what_changed_since_a_start_is_named() -> None:
+    code = this_code()
+    entry = {"code_sha256": code.sha256, "parts": code.parts, "files_sha256": "1", "plugins": plugin_versions()}
+    assert changed_since(entry, "1") == changed_since(entry, None) == []
+    assert changed_since(entry | {"code_sha256": "0", "parts": code.parts | {"mixers": "0"}}, None) == ["mixers"]
+    assert changed_since(entry, "2") == ["the files of its mixer or suite"]
+    now = f"plugins (mine 1.0, now {plugin_versions() or 'none'})"
+    assert changed_since(entry | {"plugins": "mine 1.0"}, None) == [now]
     # Contents were not recorded from the beginning.
-    assert changed_since({"git_commit": "0" * 40, "git_dirty": False}) == ["commit"]
+    assert changed_since({"git_commit": "0" * 40, "git_dirty": False}, None) == ["commit"]
 
 
 def test_a_history_counts_with_the_starts_that_the_result_rests_on() -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from harness.code import this_code
-from harness.records.provenance import device_name, entry, provenance, version
+from harness.records.provenance import device_name, files_now, provenance, version
+from mixers.plugins import imported_files
 from mixers.registry import MixerFile
 
 
@@ -30,19 +31,21 @@ def test_a_certificate_names_the_content_of_the_code_with_or_without_git():
 
 
 def test_a_certificate_changes_with_a_module_that_the_file_of_a_mixer_imports(tmp_path: Path):
-    def birth(folder: Path, helper: str) -> tuple[str | None, list[str]]:
+    def birth(folder: Path, helper: str) -> str | None:
         folder.mkdir()
         (folder / "helper.py").write_text(helper)
         (folder / "mine.py").write_text("import math\nimport numpy\nimport mixers.interface\nfrom helper import x\n")
         path = folder / "mine.py"
         file = MixerFile(path=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest())
         made = provenance("abc", device="cpu", dtype="float32", backend="torch", files=[file, None])
-        return made.files_sha256, [Path(name).name for name in entry(made, 0, [file, None])["files"]]
+        # Neither the library, nor packages, nor this project.
+        assert [Path(name).name for name, _ in imported_files(path).values()] == ["mine.py", "helper.py"]
+        assert made.files_sha256 == files_now([None, file])
+        return made.files_sha256
 
-    first, names = birth(tmp_path / "first", "x = 1\n")
-    assert names == ["mine.py", "helper.py"]  # neither the library, nor packages, nor this project
-    assert birth(tmp_path / "elsewhere", "x = 1\n")[0] == first
-    assert birth(tmp_path / "edited", "x = 2\n")[0] != first
+    first = birth(tmp_path / "first", "x = 1\n")
+    assert birth(tmp_path / "elsewhere", "x = 1\n") == first
+    assert birth(tmp_path / "edited", "x = 2\n") != first
 
 
 def test_a_package_that_is_not_installed_has_no_version():

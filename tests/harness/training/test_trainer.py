@@ -135,9 +135,9 @@ def test_recall_is_scored_before_each_update_and_logged_as_the_mean_since_the_la
         rows, at = step_rows(config, step, trainer.tokenizer, None), position(config.data, 0, step)
         with torch.no_grad():
             hits = trainer.model(rows.inputs)[0].argmax(-1) == rows.targets
-        right[at.turn.of.task] += int((hits & rows.counted).sum())
-        asked[at.turn.of.task] += int(rows.counted.sum())
-        assert asked[at.turn.of.task] % (16 * at.turn.of.pairs) == 0
+        right[at.bare.task] += int((hits & rows.counted).sum())
+        asked[at.bare.task] += int(rows.counted.sum())
+        assert asked[at.bare.task] % (16 * at.bare.of.pairs) == 0
         metrics = trainer.train_step()
     expected = {f"accuracy/{task}": right[task] / asked[task] for task in asked}
     assert {key: metrics[key] for key in metrics if key[:8] == "accuracy"} == expected
