@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Its Python and Triton parts; its CUDA extension, which would need a compiler for GPUs, is Mamba-1's alone.
 PIN_MAMBA := grep -o 'mamba-ssm==[^"]*' pyproject.toml
 
-.PHONY: demo test test-slurm test-pages lint venv gpu
+.PHONY: demo test test-long test-slurm test-pages lint venv gpu
 
 demo: $(STAMP)
 	$(RUN) data fetch
@@ -15,7 +15,11 @@ demo: $(STAMP)
 	$(RUN) table demo
 
 test: $(STAMP) lint
-	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile -m "not slurm and not pages"
+	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile -m "not slurm and not pages and not long"
+
+# What takes longer: kernels under Triton's interpreter, distributed training, kills, fuzzing, notebooks, the wheel.
+test-long: $(STAMP)
+	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile -m long
 
 # On a Slurm of its own, on this machine. Where its daemons are missing they are installed: Debian's packages, as root.
 test-slurm: $(STAMP)

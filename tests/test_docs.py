@@ -34,6 +34,7 @@ CLUSTER = "starts a Slurm; the fixture slurm_cluster of tests/slurm does the sam
 NOT_EXECUTED = {
     "make demo": "takes a quarter of an hour or more",
     "make test": "is this",
+    "make test-long": "is this, with the marker long",
     "make test-slurm": "is tests/slurm, with the marker slurm",
     "make test-pages": "is tests/pages, with the marker pages",
     "make gpu PYTHON=…": "needs a GPU",

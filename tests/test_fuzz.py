@@ -23,6 +23,8 @@ from harness.records.store import load
 from run import app
 from slurm.profile import PROFILES
 
+pytestmark = pytest.mark.long
+
 CASES = int(os.environ.get("MIXERBENCH_FUZZ", "40"))
 bounded = settings(
     max_examples=CASES,

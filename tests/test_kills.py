@@ -19,6 +19,8 @@ from harness.records.store import load, load_samples
 from harness.run_folder import RunFolder
 from tests.killable import run
 
+pytestmark = pytest.mark.long
+
 KILLS = int(os.environ.get("MIXERBENCH_KILLS", "6"))
 SEED = int(os.environ.get("MIXERBENCH_KILLS_SEED", "0"))
 MOMENTS = ("time", "command", "seconds", "tokens_per_second", "file")

@@ -9,6 +9,8 @@ from nbclient import NotebookClient
 
 from harness.files import CHECKOUT
 
+pytestmark = pytest.mark.long
+
 NOTEBOOKS = sorted((CHECKOUT / "notebooks").glob("*.ipynb"))
 MEBIBYTE = 2**20
 

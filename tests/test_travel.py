@@ -17,6 +17,8 @@ from harness.run_folder import RunFolder
 from harness.training import checkpoint
 from run import app
 
+pytestmark = pytest.mark.long
+
 cli = CliRunner()
 MIXER = """
 from mixers import register_mixer

@@ -16,6 +16,8 @@ from harness.code import this_code
 from harness.files import CHECKOUT
 from tests.layout import FLOORS
 
+pytestmark = pytest.mark.long
+
 PARTS = ("pyproject.toml", "README.md", "LICENSE", "run.py", *FLOORS[:-1], "notebooks")
 
 

@@ -13,6 +13,8 @@ from mixers.backends import TORCH, Backend, mamba_ssm, reasons
 from mixers.interface import Mixer, State
 from tests.mixers.interpreter import upstream_kernels
 
+pytestmark = pytest.mark.long
+
 D = 24
 DELTA = {"heads": 1, "head_dim": 16, "value_heads": 2}
 SSM = {"d_inner": 32, "head_dim": 16, "d_state": 16}

@@ -11,9 +11,12 @@ from mixers.interface import Mixer, index_state
 from mixers.registry import get
 from tests.mixers.interpreter import upstream_kernels
 
-pytestmark = pytest.mark.skipif(
-    torch.cuda.is_available(), reason="the interpreter is for CPUs; kernels are compiled or interpreted, not both"
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(
+        torch.cuda.is_available(), reason="the interpreter is for CPUs; kernels are compiled or interpreted, not both"
+    ),
+]
 
 D = 32
 HEADS = {"num_heads": 2, "head_dim": 16}

@@ -17,6 +17,8 @@ from mixers.backends import mamba_ssm
 from mixers.upstream import COUNTERPARTS, Counterpart, from_upstream, to_upstream
 from tests.mixers.interpreter import upstream_kernels
 
+pytestmark = pytest.mark.long
+
 D = 32
 DELTA = {"hidden_size": D, "head_dim": 16, "num_heads": 1, "num_v_heads": 2, "layer_idx": 0}
 # fp32 in both, with sums over 40 tokens in other orders. Measured: 3e-6, and 3e-5 for the gradient of A_log, whose

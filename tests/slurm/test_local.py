@@ -24,6 +24,8 @@ from suites.units import TRAIN
 from tests.slurm.experiments import RUN, data_config, experiment, wait_for
 from tests.suites.built_in import built_in_only
 
+pytestmark = pytest.mark.long
+
 cli = CliRunner()
 
 

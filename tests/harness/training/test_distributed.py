@@ -16,6 +16,8 @@ from harness.training.trainer import Trainer
 from tests.harness.training.processes import LOST, STEPS, recipe, start, torchrun, without_mlps
 from tests.harness.training.tiny import TINY, metrics_lines, recall_config, run_config
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def alone(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

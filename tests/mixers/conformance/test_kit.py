@@ -16,6 +16,8 @@ from run import app
 from tests.mixers.conformance.decay import D, Decay, findings
 from tests.mixers.interpreter import upstream_kernels
 
+pytestmark = pytest.mark.long
+
 cli = CliRunner()
 
 CASES = [(name, options, 65536 if name in ("gdn2", "mamba2") else 8192) for name, options in SMALL.items()] + [

@@ -7,6 +7,8 @@ from mixers.gdn2 import gated_delta_rule_2
 from mixers.gdn2.chunk import chunk_size_for, compute_dtype
 from tests.mixers.gdn2.cases import DECAYS, DEVICE, GRADIENT, OUTPUT, errors, evaluate, inputs, worst
 
+pytestmark = pytest.mark.long
+
 # 16-bit inputs pass about five roundings on the way to an output and ten on the way to a gradient. Triton's interpreter
 # truncates where hardware rounds, which doubles each of them: 2 and 4 steps of the dtype.
 OUTPUT_STEPS, GRADIENT_STEPS = 2, 4
