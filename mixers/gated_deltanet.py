@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixers.backends import FLA, TORCH, Backend
-from mixers.parts.common import accumulator_dtype, inverse_softplus_dt, l2_normalise
+from mixers.parts.common import accumulator_dtype, initial_log_rates, inverse_softplus_dt, l2_normalise
 from mixers.parts.delta_layer import DeltaMixer, ScalarWriteConfig, by_fla
 from mixers.parts.delta_rule import scalar_delta_rule
 from mixers.registry import register_mixer
@@ -64,8 +64,7 @@ class GatedDeltaNet(DeltaMixer):
         super().__init__(d_model, config, config.output_gate)
         self.a_proj = nn.Linear(d_model, self.value_heads, bias=False)
         self.b_proj = nn.Linear(d_model, self.value_heads, bias=False)
-        # U(0, 16) can draw 0, whose logarithm is -inf: that head would never forget and get no gradient.
-        self.A_log = nn.Parameter(torch.empty(self.value_heads).uniform_(0, 16).clamp(min=1e-4).log())
+        self.A_log = nn.Parameter(initial_log_rates(self.value_heads, low=0))
         self.dt_bias = nn.Parameter(inverse_softplus_dt(self.value_heads))
         self.g_proj = nn.Linear(d_model, self.value_heads * self.value_dim, bias=False)
 

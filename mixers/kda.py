@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixers.backends import FLA, TORCH, Backend
-from mixers.parts.common import accumulator_dtype, inverse_softplus_dt, l2_normalise
+from mixers.parts.common import accumulator_dtype, initial_log_rates, inverse_softplus_dt, l2_normalise
 from mixers.parts.delta_layer import DeltaMixer, ScalarWriteConfig, by_fla
 from mixers.parts.delta_rule import scalar_delta_rule
 from mixers.registry import register_mixer
@@ -60,7 +60,7 @@ class KimiDeltaAttention(DeltaMixer):
             nn.Linear(d_model, self.value_dim, bias=False), nn.Linear(self.value_dim, decay_width, bias=False)
         )
         self.b_proj = nn.Linear(d_model, self.value_heads, bias=False)
-        self.A_log = nn.Parameter(torch.empty(self.value_heads).uniform_(1, 16).log())
+        self.A_log = nn.Parameter(initial_log_rates(self.value_heads))
         self.dt_bias = nn.Parameter(inverse_softplus_dt(decay_width))
         self.g_proj = nn.Sequential(
             nn.Linear(d_model, self.value_dim, bias=False),

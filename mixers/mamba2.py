@@ -26,6 +26,7 @@ from mixers.parts.common import (
     Normalise,
     ShortConvolution,
     accumulator_dtype,
+    initial_log_rates,
     inverse_softplus_dt,
     is_power_of_two,
     require,
@@ -105,7 +106,7 @@ class Mamba2(Mixer):
         self.in_proj = nn.Linear(d_model, self.d_inner + channels + self.heads, bias=False)
         self.conv1d = ShortConvolution(channels, c.conv_width, bias=True)
         self.dt_bias = nn.Parameter(inverse_softplus_dt(self.heads))
-        self.A_log = nn.Parameter(torch.empty(self.heads).uniform_(1, 16).log())
+        self.A_log = nn.Parameter(initial_log_rates(self.heads))
         self.D = nn.Parameter(torch.ones(self.heads))
         self.norm = GatedRMSNorm(self.d_inner, c.n_groups)
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)

@@ -135,7 +135,9 @@ COUNTERPARTS = [
     # fla's layer always has a sigmoid output gate. The paper's SiLU has no counterpart there.
     Counterpart(
         "fla", "gdn2", "GatedDeltaNet2", "hidden_size",
-        lambda layer: _delta_options(layer) | {"output_gate": _output_gate(layer), "erase_range": _range(layer)},
+        lambda layer: _delta_options(layer)
+        | {"output_gate": _output_gate(layer), "erase_range": _range(layer)}
+        | {"erase_gate": "channel", "write_gate": "channel", "decay": "channel", "output_gate_projection": "low_rank"},
         lambda mixer: _delta_arguments(mixer) | {"allow_neg_eigval": mixer.config.erase_range == 2},
         DELTA,
     ),

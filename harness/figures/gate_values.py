@@ -1,16 +1,14 @@
 """Values of Gated DeltaNet-2's gates on a text: erase, write and decay of every layer, token and channel.
 
-Forward hooks read the projections while the model runs; the activations repeat the layer's.
+Forward hooks keep each layer's input while the model runs; the layer makes its gates of it again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -109,22 +107,18 @@ def gates(model: LanguageModel, ids: list[int]) -> list[Gates]:
     if not layers:
         raise ValueError(f"gates: the model's mixer is {model.config.mixer!r}, which has no such gates; use gdn2")
     seen: dict[int, Tensor] = {}
-    projections = [p for mixer in layers.values() for p in (mixer.b_proj, mixer.w_proj, mixer.f_proj)]
-    hooks = [p.register_forward_hook(lambda module, _, out: seen.update({id(module): out[0]})) for p in projections]
+    hooks = [m.register_forward_hook(lambda module, x, _: seen.update({id(module): x[0]})) for m in layers.values()]
     try:
         with torch.no_grad():
             model.hidden(torch.tensor([ids], device=model.embedding.weight.device))
     finally:
         for hook in hooks:
             hook.remove()
-    return [Gates(i, *_activated(mixer, seen)) for i, mixer in layers.items()]
+    return [Gates(i, *_gates(mixer, seen[id(mixer)])) for i, mixer in layers.items()]
 
 
-def _activated(mixer: GatedDeltaNet2, seen: dict[int, Tensor]) -> Iterator[Tensor]:
-    b, w, f = (seen[id(p)].float() for p in (mixer.b_proj, mixer.w_proj, mixer.f_proj))
-    erase = mixer.config.erase_range * b.sigmoid().unflatten(-1, (mixer.heads, -1))
-    write = w.sigmoid().unflatten(-1, (mixer.value_heads, -1))
-    step = F.softplus(f + mixer.dt_bias).unflatten(-1, (mixer.heads, -1))
-    decay = (-mixer.A_log.exp()[:, None] * step).exp()
-    for gate, kind in ((erase, mixer.config.erase_gate), (write, mixer.config.write_gate), (decay, "channel")):
-        yield (gate if kind == "channel" else gate.mean(-1, keepdim=True).expand_as(gate)).detach().cpu()
+@torch.no_grad()
+def _gates(mixer: GatedDeltaNet2, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    g, erase, write = (gate[0].float().cpu() for gate in mixer.gates(x))
+    keys, values = (-1, -1, mixer.head_dim), (-1, -1, mixer.value_dim)
+    return erase.expand(keys), write.expand(values), g.exp().expand(keys)

@@ -28,13 +28,20 @@ def check(q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor) -> t
     """Return B, T, H, K, HV, V of the inputs. Raises ValueError naming the argument that breaks the contract."""
     require(q.dim() == 4 and min(q.shape) > 0, f"q: expected a non-empty [B, T, H, K], got {list(q.shape)}")
     batch, steps, heads, key_dim = q.shape
-    for name, tensor in (("k", k), ("g", g), ("b", b)):
-        require(tensor.shape == q.shape, f"{name}: expected {list(q.shape)} like q, got {list(tensor.shape)}")
+    require(k.shape == q.shape, f"k: expected {list(q.shape)} like q, got {list(k.shape)}")
+    for name, tensor in (("g", g), ("b", b)):
+        require(
+            tensor.shape in (q.shape, (*q.shape[:3], 1)),
+            f"{name}: expected {list(q.shape)} like q, or 1 as its last size, got {list(tensor.shape)}",
+        )
     require(
         v.dim() == 4 and v.shape[:2] == q.shape[:2] and v.shape[2] > 0 and v.shape[2] % heads == 0 and v.shape[3] > 0,
         f"v: expected [{batch}, {steps}, HV, V] with HV a multiple of {heads}, got {list(v.shape)}",
     )
-    require(w.shape == v.shape, f"w: expected {list(v.shape)} like v, got {list(w.shape)}")
+    require(
+        w.shape in (v.shape, (*v.shape[:3], 1)),
+        f"w: expected {list(v.shape)} like v, or 1 as its last size, got {list(w.shape)}",
+    )
     for name, tensor in (("q", q), ("k", k), ("v", v), ("g", g), ("b", b), ("w", w)):
         require(tensor.is_floating_point(), f"{name}: expected a floating dtype, got {tensor.dtype}")
         require(tensor.device == q.device, f"{name}: on {tensor.device}, but q is on {q.device}")
@@ -102,9 +109,9 @@ def gated_delta_rule_2(
     """Gated Delta Rule-2 (arXiv 2605.22791, section 3); the equations are in mixers.gdn2.reference.
 
     q, k, g, b: [B, T, H, K]; v, w: [B, T, HV, V], HV a multiple of H. g ≤ 0 is the log-decay, b the erase gate on the
-    key axis, w the write gate on the value axis. scale defaults to K^-1/2. cu_seqlens: [N + 1] offsets of N sequences
-    packed along T, with B = 1. initial_state: [N, HV, K, V], where N = B without cu_seqlens; zeros if None.
-    use_qk_l2norm: L2-normalise q and k per head first.
+    key axis, w the write gate on the value axis; the last size of each may be 1, one value for all channels of a head.
+    scale defaults to K^-1/2. cu_seqlens: [N + 1] offsets of N sequences packed along T, with B = 1. initial_state:
+    [N, HV, K, V], where N = B without cu_seqlens; zeros if None. use_qk_l2norm: L2-normalise q and k per head first.
 
     With A_log [H] and dt_bias [H·K], g, b and w are projections before their activation: the log-decay is
     -exp(A_log) · softplus(g + dt_bias), the erase gate is erase_range · σ(b), and the write gate is σ(w).
@@ -209,6 +216,8 @@ def _by_kernels(
     from mixers.gdn2.chunk import chunked
     from mixers.gdn2.fused_recurrent import recurrent
 
+    q, k, v, g, b, w = inputs
+    inputs = (q, k, v, g.expand_as(q), b.expand_as(q), w.expand_as(v))  # the kernels read a value per channel
     tensors = [x for x in (*inputs, *activation, initial) if x is not None]
     gradient = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     longest = max(stop - start for start, stop in zip(offsets, offsets[1:], strict=False))

@@ -4,7 +4,8 @@ Per head, with e = b ⊙ k, z = w ⊙ v, α = exp(g) (arXiv 2605.22791, section 
 
     S̄_t = diag(α_t) S_{t-1},    S_t = S̄_t + k_t (z_t - S̄_tᵀ e_t)ᵀ,    o_t = scale · S_tᵀ q_t
 
-Shapes: q, k, g, b [B, T, H, K]; v, w, o [B, T, HV, V]; state [B, HV, K, V]. Value head j uses key head j // (HV / H).
+Shapes: q, k [B, T, H, K]; g, b [B, T, H, K or 1]; v, o [B, T, HV, V]; w [B, T, HV, V or 1]; state [B, HV, K, V]. Value
+head j uses key head j // (HV / H).
 Both forms return (o, final state), with o in v's dtype and the state in at least fp32.
 """
 
@@ -50,6 +51,7 @@ def chunked(
     """
     dtype, heads, groups = accumulator_dtype(q, k, v, g, b, w), k.shape[2], v.shape[2] // k.shape[2]
     q, k, g, b = (x.to(dtype) for x in (q, k, g, b))
+    w = w if groups == 1 else w.expand_as(v)
     v_in, w = (x.to(dtype).unflatten(2, (heads, groups)).flatten(-2) for x in (v, w))  # [B, T, H, G·V]
     wide = state.unflatten(1, (heads, groups)).transpose(2, 3).flatten(-2)  # [B, H, K, G·V]
     o, wide = delta_rule_chunked(scale * q, k, v_in, g, b, w, wide, chunk_size)

@@ -1,9 +1,9 @@
-"""Small parts of mixers: convolution, norms, initial time steps and checks of options."""
+"""Small parts of mixers: convolution, norms, initial decays and checks of options."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -151,6 +151,12 @@ def inverse_softplus_dt(size: int, dt_min: float = 0.001, dt_max: float = 0.1, f
     """Draw time steps log-uniformly in [dt_min, dt_max], floored. Returns their inverse softplus, for `dt_bias`."""
     dt = torch.exp(torch.rand(size) * (math.log(dt_max) - math.log(dt_min)) + math.log(dt_min)).clamp(min=floor)
     return dt + torch.log(-torch.expm1(-dt))
+
+
+def initial_log_rates(size: int, low: Literal[0, 1] = 1) -> Tensor:
+    """Draw decay rates uniformly in [low, 16]. Returns their logarithms, for `A_log`."""
+    # U(0, 16) can draw 0, whose logarithm is -inf: that head would never forget and get no gradient.
+    return torch.empty(size).uniform_(low, 16).clamp(min=1e-4).log()
 
 
 def require(condition: bool, message: str) -> None:

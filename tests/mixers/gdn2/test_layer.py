@@ -7,12 +7,30 @@ import torch
 import torch.nn.functional as F
 
 from mixers import build_mixer
+from mixers.interface import Mixer
 from tests.mixers.gdn2.cases import DEVICE, GRADIENT
 from tests.mixers.interpreter import upstream_kernels
 
+KDA = {"erase_gate": "head", "write_gate": "tied", "output_gate": "sigmoid"}
+GATED_DELTANET = {
+    "initial_rate_min": 0,
+    "output_gate_projection": "full",
+    "decay": "head",
+    "erase_gate": "head",
+    "write_gate": "tied",
+}
+GEOMETRY = {"heads": 2, "head_dim": 8, "value_dim": 12}
+"""The tests run with one value head per key head: with more, the gates of the other two mixers are per value head."""
+
 
 @pytest.mark.parametrize(
-    "options", [{}, {"erase_range": 2}, {"erase_gate": "scalar"}, {"erase_gate": "scalar", "write_gate": "scalar"}]
+    "options",
+    [
+        {},
+        {"erase_range": 2},
+        {"decay": "head", "erase_gate": "scalar", "write_gate": "scalar"},
+        {"erase_gate": "head", "write_gate": "tied"},
+    ],
 )
 def test_the_layer_computes_the_same_through_the_kernels(options: dict) -> None:
     mixer = build_mixer("gdn2", 24, {"heads": 1, "head_dim": 16, "value_heads": 2} | options).to(DEVICE)
@@ -83,3 +101,80 @@ def test_the_output_gate_is_silu_unless_a_sigmoid_is_asked_for() -> None:
             m.g_proj[1].bias.zero_()
     x = torch.randn(1, 5, 16)
     assert silu(x)[0].abs().max() == 0 < sigmoid(x)[0].abs().max()
+
+
+def seeded(name: str, options: dict) -> Mixer:
+    torch.manual_seed(0)
+    return build_mixer(name, 16, GEOMETRY | options)
+
+
+def gradients(mixer: Mixer, x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
+    y.square().sum().backward()
+    return {"x": x.grad} | {name: p.grad for name, p in mixer.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs", "ours"),
+    [
+        ("gated_deltanet", {}, GATED_DELTANET),
+        ("gated_deltanet", {"output_gate": "sigmoid"}, GATED_DELTANET | {"output_gate": "sigmoid"}),
+        ("gated_deltanet", {"beta_range": 2}, GATED_DELTANET | {"erase_range": 2}),
+        ("kda", {}, KDA),
+        ("kda", {"beta_range": 2}, KDA | {"erase_range": 2}),
+    ],
+)
+def test_with_every_change_undone_it_is_the_other_mixer_bit_for_bit(name: str, theirs: dict, ours: dict) -> None:
+    one, other = seeded("gdn2", ours), seeded(name, theirs)
+    assert one.state_dict().keys() == other.state_dict().keys()
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in one.state_dict().items())
+    assert one.cost(64) == other.cost(64)
+    results = []
+    for mixer in (one, other):
+        x = torch.randn(2, 37, 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        first, state = mixer(x[:, :21], return_state=True)
+        y, after = mixer(x[:, 21:], state, return_state=True)
+        step, _ = mixer(x[:, :1].detach(), after, return_state=True)
+        found = {"first": first, "y": y, **after} | gradients(mixer, x, torch.cat([first, y], 1))
+        results.append((found, step))
+    (found, step), (wanted, expected) = results
+    assert {key for key in wanted if not torch.equal(found[key], wanted[key])} == set()
+    # A single token follows the recurrence, w v - Sᵀ(b k) here and β (v - Sᵀk) there: fp32 rounds them differently.
+    torch.testing.assert_close(step, expected, rtol=1e-5, atol=1e-6)
+
+
+CHANGES = [
+    {"initial_rate_min": 0},
+    {"output_gate_projection": "full"},
+    {"output_gate": "sigmoid"},
+    {"decay": "head"},
+    {"erase_gate": "head"},
+    {"write_gate": "head"},
+    {"erase_gate": "head", "write_gate": "head"},
+    {"erase_gate": "head", "write_gate": "tied"},
+    {"erase_gate": "scalar", "write_gate": "head"},
+    {"erase_range": 2},
+    GATED_DELTANET,
+    KDA,
+]
+
+
+@pytest.mark.parametrize("options", CHANGES, ids=str)
+def test_each_option_changes_the_function_and_has_gradients_for_all_its_parameters(options: dict) -> None:
+    mixer = seeded("gdn2", options | {"value_heads": 4})
+    x = torch.randn(1, 20, 16, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    y, _ = mixer(x)
+    assert not torch.allclose(y, seeded("gdn2", {"value_heads": 4})(x)[0], atol=1e-3)
+    assert all(grad.abs().max() > 0 for grad in gradients(mixer, x, y).values())
+    assert mixer.cost(20).parameters == sum(p.numel() for p in mixer.parameters())
+
+
+def test_initial_rates_start_at_one_or_at_zero() -> None:
+    options = {"heads": 2000, "head_dim": 1}
+    rates = {low: build_mixer("gdn2", 8, options | {"initial_rate_min": low}).A_log.exp() for low in (0, 1)}
+    assert 1 <= rates[1].min() < 1.1 and 0 < rates[0].min() < 0.1 and 15.9 < min(r.max() for r in rates.values())
+
+
+@pytest.mark.parametrize("erase_gate", ["channel", "scalar"])
+def test_a_tied_write_gate_needs_one_erase_gate_per_head(erase_gate: str) -> None:
+    with pytest.raises(ValueError, match=f"gdn2: write_gate: 'tied' .* erase_gate is '{erase_gate}'; set erase_gate: "):
+        build_mixer("gdn2", 16, GEOMETRY | {"erase_gate": erase_gate, "write_gate": "tied"})

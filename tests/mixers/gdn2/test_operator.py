@@ -125,7 +125,8 @@ def test_l2_normalisation_and_scale_are_what_they_say() -> None:
     ("change", "message"),
     [
         ({"k": torch.zeros(2, 5, 2, 8)}, r"k: expected \[2, 5, 2, 16\].*got \[2, 5, 2, 8\]"),
-        ({"w": torch.zeros(2, 5, 2, 1)}, r"w: expected \[2, 5, 2, 24\]"),
+        ({"w": torch.zeros(2, 5, 2, 16)}, r"w: expected \[2, 5, 2, 24\] like v, or 1 as its last size"),
+        ({"g": torch.zeros(2, 5, 1, 1)}, r"g: expected \[2, 5, 2, 16\] like q, or 1 as its last size"),
         ({"v": torch.zeros(2, 5, 3, 24)}, r"v: expected .* HV a multiple of 2"),
         ({"g": torch.zeros(2, 5, 2, 16, dtype=torch.long)}, r"g: expected a floating dtype, got torch.int64"),
         ({"q": torch.zeros(2, 0, 2, 16)}, r"q: expected a non-empty"),
