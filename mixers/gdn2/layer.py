@@ -131,9 +131,11 @@ class GatedDeltaNet2(DeltaMixer):
 
     def _projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return what `gates` activates, in its shapes but before a mean; None for a write gate that is tied."""
-        g = (self.a_proj if self.config.decay == "head" else self.f_proj)(x)
+        # Autograd sums the gradient of x in the reverse order of these products; another order rounds differently.
+        g = (self.a_proj if self.config.decay == "head" else self.f_proj)(x).unflatten(-1, (self.heads, -1))
+        b = self.b_proj(x).unflatten(-1, (self.heads, -1))
         w = None if self.config.write_gate == "tied" else self.w_proj(x).unflatten(-1, (self.value_heads, -1))
-        return g.unflatten(-1, (self.heads, -1)), self.b_proj(x).unflatten(-1, (self.heads, -1)), w
+        return g, b, w
 
     def gate(self, x: Tensor) -> Tensor:
         """Return the output gate before its activation, [B, T, HV·V]."""

@@ -161,6 +161,15 @@ def test_variants_without_a_mixer_are_refused_by_name() -> None:
         ValueError, match=r"gdn2.output_gate: 'silu' has no counterpart in fla's GatedDeltaNet2, which has"
     ):
         to_upstream(mixer, "fla")
+    theirs = {"heads": 1, "head_dim": 16, "output_gate": "sigmoid"}
+    for option, value in {
+        "decay": "head",
+        "erase_gate": "scalar",
+        "write_gate": "head",
+        "output_gate_projection": "full",
+    }.items():
+        with pytest.raises(ValueError, match=rf"gdn2.{option}: '{value}' has no counterpart in fla's GatedDeltaNet2"):
+            to_upstream(build_mixer("gdn2", D, theirs | {option: value}), "fla")
     with pytest.raises(ValueError, match=r"library: 'mamba-ssm' has no layer for gdn2; libraries that do: fla"):
         to_upstream(mixer, "mamba-ssm")
 

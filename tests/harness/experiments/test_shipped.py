@@ -1,5 +1,7 @@
 """The shipped experiment files (harness/experiments/*.yaml): what they train and measure, at every scale."""
 
+from itertools import pairwise
+
 import pytest
 import yaml
 
@@ -84,6 +86,31 @@ def test_the_rows_of_a_table_are_the_papers(table: str) -> None:
     else:
         rows = published(table)[["mixer", "layout"]].drop_duplicates()
         assert {(r.mixer, r.layout) for r in runs} == set(rows.itertuples(index=False, name=None))
+
+
+def test_one_change_leads_from_gated_deltanet_to_gdn2_one_option_a_row() -> None:
+    runs = {run.label: run for run in runs_of(load_experiment("one-change")) if run.seed == 0}
+    options = [run.model.mixer_options for run in runs.values()]
+    differing = [{key for key in a if a[key] != b[key]} for a, b in pairwise(options)]
+    assert differing[:6] == [
+        {"initial_rate_min"},
+        {"output_gate_projection"},
+        {"decay"},
+        {"write_gate"},
+        {"erase_gate"},
+        {"write_gate"},
+    ]
+    whole = options[6]
+    dropped = {label: run.model.mixer_options for label, run in runs.items() if "without" in label}
+    found = {label[-1]: {key for key in whole if whole[key] != given[key]} for label, given in dropped.items()}
+    assert found == {"1": differing[0], "2": differing[1], "3": differing[2], "5": differing[4]}
+    target = target_parameters("recall-64-quarter")
+    widths = set()
+    for run in runs.values():
+        widths.add(tuple(run.model.mlp_widths))
+        assert abs(meta_model(run.model).cost(64).non_embedding_params / target - 1) <= TOLERANCE
+    fixed = runs_of(load_experiment("one-change", scale="fixed-mlp"))
+    assert len(widths) > 5 and {tuple(run.model.mlp_widths) for run in fixed} == {(128, 128)}
 
 
 def gates_of(run: RunConfig) -> tuple[str, str, int]:

@@ -12,15 +12,22 @@ from harness.model.language_model import LanguageModel, build_model
 from mixers.gdn2 import gated_delta_rule_2
 from mixers.gdn2 import layer as layer_module
 
-VARIANTS = [{}, {"erase_gate": "scalar"}, {"write_gate": "scalar"}, {"erase_range": 2}]
+VARIANTS = [
+    {},
+    {"erase_gate": "scalar"},
+    {"write_gate": "scalar"},
+    {"erase_range": 2},
+    {"decay": "head", "erase_gate": "head", "write_gate": "tied"},
+]
 
 
 def model(options: dict) -> LanguageModel:
     built = build_model(matched_config("cpu-600k", "recurrent", "gdn2", options, vocab_size=4096), seed=0)
     with torch.no_grad():  # at initialisation all projections are small and every gate is near one half
         for block in built.blocks:
-            for projection in (block.mixer.b_proj, block.mixer.w_proj, block.mixer.f_proj[1]):
-                projection.weight.mul_(20)
+            for name, weight in block.mixer.named_parameters():
+                if name in ("b_proj.weight", "w_proj.weight", "f_proj.1.weight", "a_proj.weight"):
+                    weight.mul_(20)
     return built.eval()
 
 

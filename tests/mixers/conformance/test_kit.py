@@ -23,8 +23,8 @@ cli = CliRunner()
 CASES = [(name, options, 65536 if name in ("gdn2", "mamba2") else 8192) for name, options in SMALL.items()] + [
     ("attention", {"heads": 2, "window": 5}, 8192),
     ("attention", {"heads": 2, "window": 70}, 8192),
-    ("gdn2", SMALL["gdn2"] | {"erase_gate": "scalar"}, 8192),
-    ("gdn2", SMALL["gdn2"] | {"write_gate": "scalar"}, 8192),
+    ("gdn2", SMALL["gdn2"] | {"decay": "head", "erase_gate": "scalar"}, 8192),
+    ("gdn2", SMALL["gdn2"] | {"erase_gate": "head", "write_gate": "tied", "output_gate_projection": "full"}, 8192),
     ("gdn2", SMALL["gdn2"] | {"erase_gate": "scalar", "write_gate": "scalar", "erase_range": 2}, 8192),
     ("mamba3_mimo", {"d_inner": 64, "head_dim": 16, "d_state": 16, "rank": 4}, 8192),
 ]

@@ -100,6 +100,22 @@ def test_gdn2_with_tied_gates_is_kda_and_with_a_scalar_decay_gated_deltanet() ->
         torch.testing.assert_close(s_gdn, s_kda, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("backend", ["recurrent", "chunked"])
+def test_one_value_for_all_channels_of_a_head_is_that_value_in_each_of_them(backend: str) -> None:
+    x = torch_inputs(20)
+    x["v"], x["w"] = x["v"].repeat(1, 1, 2, 1), x["w"].repeat(1, 1, 2, 1)  # two value heads per key head
+    short = x | {name: x[name][..., :1].clone().requires_grad_() for name in "gbw"}
+    spread = short | {"g": short["g"].expand_as(x["g"])} | {"b": short["b"].expand_as(x["b"])}
+    spread["w"] = short["w"].expand_as(x["w"])
+    results = []
+    for arguments in (short, spread):
+        o, state = gated_delta_rule_2(**arguments, output_final_state=True, backend=backend)
+        loss = o.square().sum() + state.sum()
+        results.append([o, state, *torch.autograd.grad(loss, [short[name] for name in "gbw"])])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)  # float64, sums in another order
+
+
 def test_packed_sequences_do_not_see_each_other() -> None:
     x = torch_inputs(60, batch=1)
     offsets = torch.tensor([0, 7, 8, 40, 60])
