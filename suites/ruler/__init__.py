@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from lm_eval.api.model import LM
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from harness.data.needles import FORMATS
 from harness.data.tokenizer import tokenizer_hash
@@ -96,6 +96,10 @@ class Config(SuiteConfig):
     def _check_distinct(cls, values: list[Any] | None) -> list[Any] | None:
         return values and check_distinct(values)
 
+    @model_validator(mode="after")
+    def _split_exists(self) -> Config:
+        return check_split(self)
+
     def pairs(self) -> list[tuple[Task, int]]:
         """Return every task with each of its lengths."""
         return [(task, length) for task in self.tasks for length in self.lengths or SPECS[task].lengths]
@@ -103,6 +107,13 @@ class Config(SuiteConfig):
     def room(self, task: str) -> int:
         """Return the tokens kept free for a task's answers."""
         return self.max_new_tokens or SPECS[task].max_new_tokens
+
+
+def check_split(config: Config) -> Config:
+    """Return `config`; raise ValueError if it asks for a split of qa, whose questions are all in one."""
+    if config.split != "test" and (qa := [task for task in config.tasks if SPECS[task].family == "qa"]):
+        raise ValueError(f"tasks: {', '.join(qa)} have no split {config.split!r}; leave them out")
+    return config
 
 
 @register_suite("ruler", title="RULER's needles, variable tracking, counting and questions, by context length")
@@ -137,8 +148,8 @@ class Ruler(Suite):
             from_first_reachable(task, config, check_unless_cached)
 
     def validation(self, config: Config) -> Config:
-        """Return the same tasks with samples of the split `validation`."""
-        return config.model_copy(update={"split": "validation"})
+        """Return the same tasks with samples of the split `validation`. Raises ValueError for qa, which has none."""
+        return check_split(config.model_copy(update={"split": "validation"}))
 
     def run(self, lm: LM, config: Config, progress: Progress = silent) -> list[Measurement]:
         """Return `contains` (with `generate`) and needle_logprob of each task and length.

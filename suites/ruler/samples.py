@@ -119,9 +119,9 @@ def draw_samples(
     """Return `n` samples whose prompt and answer room fit in `length` tokens, as `counted_tokens` counts them.
 
     max_new_tokens: the answer room; None means RULER's own number. source: of the essays or passages, see
-    `suites.ruler.haystack`. split: each has samples of its own. smallest: make the context of each as small as it can be. As in RULER, one draw determines
-    the context's size, and a sample that turns out longer is shortened step by step. qa skips questions that do not
-    fit.
+    `suites.ruler.haystack`. split: each has samples of its own, except of qa. smallest: make the context of each as
+    small as it can be. As in RULER, one draw determines the context's size, and a sample that turns out longer is
+    shortened step by step. qa skips questions that do not fit.
 
     Raises ValueError if the smallest context does not fit, an answer does not fit in its room, or fewer than `n`
     questions of qa fit.
