@@ -333,7 +333,7 @@ class DataConfig(Closed):
 
     @property
     def row_tasks(self) -> set[str]:
-        """What rows of text and of tasks in words are made of, over all phases: keys of their `rows`."""
+        """Tasks that rows of text and in words are drawn from, in any phase: the keys of their `rows`."""
         return {task for phase in self.phases if isinstance(phase, Phase) for task in phase.rows}
 
     @property
