@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.data.synthetic import recall_words
+from harness.data.synthetic import check_rows
 from harness.experiments.expand import expand
 from harness.experiments.load import EXPERIMENTS, load_experiment
 from harness.experiments.run_config import RunConfig
@@ -200,10 +200,7 @@ def check(experiment: Experiment, plans: Sequence[RunPlan], runs_root: Path) -> 
         require_tracker(experiment.train)
         data = open_data(experiment.data)
         for phase in experiment.data.phases if data is not None else ():
-            if "text" in phase.rows:
-                data.windows("train", phase.seq_len)
-            if phase.rows.keys() - {"text"}:
-                recall_words(tokenizer)
+            check_rows(phase.rows, phase.seq_len, tokenizer, data)
     for name, options in experiment.suites.items():
         check_suite(name, options, tokenizer)
     if experiment.tuning is not None:

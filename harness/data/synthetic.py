@@ -1,4 +1,4 @@
-"""Synthetic recall tasks as training rows; suites/recall.py scores them.
+"""Synthetic recall tasks as training rows; suites/recall.py scores them. Needles are in harness.data.needles.
 
 A row first writes values to keys. Then it asks for the keys over and over in random order, and the answer is the value
 last written to the key. Keys and values are words of the model's own vocabulary. A row is a pure function of (task,
@@ -17,13 +17,15 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from harness.data import needles
 
 if TYPE_CHECKING:  # harness.experiments.schema imports this module for its tasks and needs neither
     from transformers import PreTrainedTokenizerFast
@@ -34,10 +36,6 @@ WORDS = 128
 REWRITTEN, LEFT_ALONE = 4, 4  # keys of overwrite
 PROTECTED, OTHERS = 2, 6  # keys of protect
 COMPOSITE = 16  # keys of interference
-# RULER's wording (arXiv 2404.06654): a needle, the question about it, and the beginning of the answer.
-NEEDLE = "One of the special magic {kind}s for {key} is: {value}."
-QUESTION = "What is the special magic {kind} for {key} mentioned in the provided text?"
-PREFIX = " The special magic {kind} for {key} mentioned in the provided text is"
 _ORDINARY = re.compile(r"[Ġ▁]([a-z]{3,})")  # preceded by the mark of a word start in byte-level BPE or SentencePiece
 
 Words = tuple[list[str], list[str]]
@@ -197,16 +195,32 @@ def _row(task: str, rng: random.Random, tokenizer: PreTrainedTokenizerFast, leng
     return ids[:length], targets[:length]
 
 
+def check_rows(tasks: Iterable[str], seq_len: int, tokenizer: PreTrainedTokenizerFast, data: TokenData | None) -> None:
+    """Raise ValueError if rows of some of the tasks cannot be drawn: too little text, too few words, or no room."""
+    for task in tasks:
+        if task == "text" or (task in needles.FORMATS and needles.FORMATS[task].hay == "essay"):
+            data.windows("train", seq_len)
+        if task in needles.FORMATS and seq_len < (least := needles.shortest_row(task, tokenizer, data)):
+            raise ValueError(f"seq_len: {seq_len} is too short for {task}; use at least {least}")
+        if task in TASKS:
+            recall_words(tokenizer)
+
+
 def rows(
     task: str, seed: int, start: int, count: int, seq_len: int, tokenizer: PreTrainedTokenizerFast, data: TokenData
 ) -> tuple[Tensor, Tensor]:
-    """Rows start … start + count - 1 of a task's endless order under `seed`; the task "text" reads `data`.
+    """Rows start … start + count - 1 of a task's endless order under `seed`.
+
+    The task "text" reads `data`, and so do needles in essays.
 
     Returns tokens [count, seq_len + 1] int64, and a mask [count, seq_len] bool of the targets that count in the loss.
     """
     if task == "text":
         tokens = data.samples("train", seed, start, count, seq_len)
         return tokens, torch.ones(count, seq_len, dtype=torch.bool)
-    numbers = range(start, start + count)
-    drawn = [_row(task, random.Random(f"{task} {seed} {number}"), tokenizer, seq_len + 1) for number in numbers]
+    streams = [f"{task} {seed} {number}" for number in range(start, start + count)]
+    if task in needles.FORMATS:
+        drawn = [needles.row(task, stream, seq_len + 1, tokenizer, data) for stream in streams]
+    else:
+        drawn = [_row(task, random.Random(stream), tokenizer, seq_len + 1) for stream in streams]
     return torch.tensor([ids for ids, _ in drawn]), torch.tensor([asked for _, asked in drawn])[:, 1:].bool()

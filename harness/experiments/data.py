@@ -14,13 +14,25 @@ from harness.data import state_tracking
 from harness.data.mqar import Protocol, fewest_ids
 from harness.data.mqar import shortest_row as shortest_mqar
 from harness.data.order import uniform
-from harness.data.synthetic import shortest_row
+from harness.data.synthetic import TASKS, shortest_row
 from harness.data.tokenizer import ids_count
 from harness.experiments.closed import Closed
 from mixers.identity import INCIDENTAL
 
 SYNTHETIC = "synthetic"
 """The source of data without text."""
+
+RowTask = Literal[
+    "text",
+    "mqar",
+    "overwrite",
+    "protect",
+    "interference",
+    "s_niah_1",
+    "s_niah_2",
+    "s_niah_3",
+    "mk_niah_1",
+]
 
 
 class Phase(Closed):
@@ -32,13 +44,14 @@ class Phase(Closed):
     seq_len: PositiveInt
     """Tokens per row."""
 
-    rows: dict[Literal["text", "mqar", "overwrite", "protect", "interference"], PositiveInt] = Field(min_length=1)
-    """Rows per optimiser step: from `text`, and from each synthetic task of harness.data.synthetic."""
+    rows: dict[RowTask, PositiveInt] = Field(min_length=1)
+    """Rows per optimiser step: from `text`, from each synthetic task of harness.data.synthetic, and in each of RULER's
+    formats in harness.data.needles."""
 
     @model_validator(mode="after")
     def _rows_hold_a_sample(self) -> Phase:
         for task in self.rows:
-            if task != "text" and self.seq_len < shortest_row(task):
+            if task in TASKS and self.seq_len < shortest_row(task):
                 raise ValueError(f"seq_len: {self.seq_len} is too short for {task}; use at least {shortest_row(task)}")
         return self
 
@@ -317,6 +330,11 @@ class DataConfig(Closed):
     def tokens(self) -> int:
         """Tokens seen by the end of training."""
         return sum(sum(phase.tokens_by_length.values()) for phase in self.phases)
+
+    @property
+    def row_tasks(self) -> set[str]:
+        """Tasks that rows of text and in words are drawn from, in any phase: the keys of their `rows`."""
+        return {task for phase in self.phases if isinstance(phase, Phase) for task in phase.rows}
 
     @property
     def seq_len(self) -> int:

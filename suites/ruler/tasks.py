@@ -10,31 +10,15 @@ from __future__ import annotations
 
 import math
 import string
-import uuid
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 from random import Random
 from typing import Any, Literal
 
-from harness.data.synthetic import NEEDLE, PREFIX, QUESTION
-from suites.ruler.haystack import NOISE, Passages, essay_sentences
+from harness.data.needles import FORMATS, NOISE, Format, Parts, vocabulary
+from suites.ruler.haystack import Passages
 from suites.shared.lm_requests import token_count
 
-Parts = tuple[str, str | None, tuple[str, ...], str]
-"""The fields `prompt`, `without`, `answers` and `continuation` of a Sample."""
-
-# RULER's wording for one question with one answer (TEMPLATE), and for several of either (TEMPLATE_MANY).
-TEMPLATE = (
-    "A special magic {kind} is hidden within the following text. Make sure to memorize it. "
-    "I will quiz you about the {kind} afterwards.\n{context}\n" + QUESTION
-)
-TEMPLATE_MANY = (
-    "Some special magic {kind}s are hidden within the following text. Make sure to memorize it. "
-    "I will quiz you about the {kind}s afterwards.\n{context}\n"
-    "What are all the special magic {kind}s for {key} mentioned in the provided text?"
-)
-PREFIX_MANY = " The special magic {kind}s for {key} mentioned in the provided text are"
 VT_TEMPLATE = (
     "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n{context}\n"
     "Question: Find all variables that are assigned the value {value} in the text above."
@@ -63,10 +47,6 @@ QA_TEMPLATE = (
 QA_PREFIX = " Answer:"
 DOCUMENT = "Document {number}:\n{text}"
 
-DEPTHS = [round(100 * i / 39) for i in range(40)]
-"""Depths of needles in an essay: percentages of its sentences."""
-FEWEST_WORDS = 20
-"""Words of the shortest essay; a shorter one is shorter than two needles and hides nothing."""
 VARIABLES = 5
 EXAMPLE_TOKENS = 500
 COMMON = 10
@@ -74,46 +54,34 @@ FEWEST_CODED = 53
 """Coded words of the shortest `fwe` text; from here on each of its three words is more frequent than the next."""
 
 
-@dataclass(frozen=True)
-class Spec:
+@dataclass(frozen=True, kw_only=True)
+class Spec(Format):
     """A task.
 
-    family: tasks that are composed alike. hay: the context's content; of niah noise, essay or needles. max_new_tokens:
-    RULER's room for the answer. lengths: the paper's in tokens; for tasks that it leaves out, the shortest of RULER's.
-    Only niah has the other fields: kind: values are numbers or UUIDs. key: keys are words or UUIDs. keys: number of
-    keys. values: values per key. queries: keys that are asked for.
+    hay: the context's content; of niah noise, essay or needles. Only niah has the other fields of its format. family:
+    tasks that are composed alike. max_new_tokens: RULER's room for the answer. lengths: the paper's in tokens; for
+    tasks that it leaves out, the shortest of RULER's.
     """
 
-    family: Literal["niah", "vt", "cwe", "fwe", "qa"]
-    hay: str
+    family: Literal["niah", "vt", "cwe", "fwe", "qa"] = "niah"
     max_new_tokens: int = 128
     lengths: tuple[int, ...] = (4096,)
-    kind: Literal["number", "uuid"] = "number"
-    key: Literal["word", "uuid"] = "word"
-    keys: int = 1
-    values: int = 1
-    queries: int = 1
-
-    @property
-    def needles(self) -> int:
-        """The number of needles."""
-        return self.keys * self.values
 
 
 SPECS: dict[str, Spec] = {
-    "s_niah_1": Spec("niah", "noise", lengths=(1024, 2048, 4096, 8192)),
-    "s_niah_2": Spec("niah", "essay", lengths=(1024, 2048, 4096, 8192)),
-    "s_niah_3": Spec("niah", "essay", lengths=(1024, 2048, 4096), kind="uuid"),
-    "mk_niah_1": Spec("niah", "essay", lengths=(1024, 2048, 4096), keys=4),
-    "mk_niah_2": Spec("niah", "needles"),
-    "mk_niah_3": Spec("niah", "needles", kind="uuid", key="uuid"),
-    "mv_niah": Spec("niah", "essay", values=4),
-    "mq_niah": Spec("niah", "essay", keys=4, queries=4),
-    "vt": Spec("vt", "noise", 30),
-    "cwe": Spec("cwe", "words", 120),
-    "fwe": Spec("fwe", "coded words", 50),
-    "qa_1": Spec("qa", "squad", 32),
-    "qa_2": Spec("qa", "hotpotqa", 32),
+    "s_niah_1": Spec(**vars(FORMATS["s_niah_1"]), lengths=(1024, 2048, 4096, 8192)),
+    "s_niah_2": Spec(**vars(FORMATS["s_niah_2"]), lengths=(1024, 2048, 4096, 8192)),
+    "s_niah_3": Spec(**vars(FORMATS["s_niah_3"]), lengths=(1024, 2048, 4096)),
+    "mk_niah_1": Spec(**vars(FORMATS["mk_niah_1"]), lengths=(1024, 2048, 4096)),
+    "mk_niah_2": Spec(hay="needles"),
+    "mk_niah_3": Spec(hay="needles", kind="uuid", key="uuid"),
+    "mv_niah": Spec(hay="essay", values=4),
+    "mq_niah": Spec(hay="essay", keys=4, queries=4),
+    "vt": Spec(family="vt", hay="noise", max_new_tokens=30),
+    "cwe": Spec(family="cwe", hay="words", max_new_tokens=120),
+    "fwe": Spec(family="fwe", hay="coded words", max_new_tokens=50),
+    "qa_1": Spec(family="qa", hay="squad", max_new_tokens=32),
+    "qa_2": Spec(family="qa", hay="hotpotqa", max_new_tokens=32),
 }
 
 
@@ -135,31 +103,6 @@ class Sample:
     tokens: int
 
 
-@cache
-def vocabulary(*categories: str) -> tuple[str, ...]:
-    """Return wonderwords' words of some categories, sorted; RULER makes keys and lists of them."""
-    from wonderwords import RandomWord
-
-    words = RandomWord()
-    return tuple(sorted({word for name in categories for word in words.filter(include_categories=[name])}))
-
-
-def draw_keys(rng: Random, kind: str, count: int) -> list[str]:
-    """Return `count` distinct keys: adjective-noun pairs, or UUIDs."""
-    if kind == "uuid":
-        return draw_values(rng, kind, count)
-    adjectives, nouns = vocabulary("adjective"), vocabulary("noun")
-    picked = rng.sample(range(len(adjectives) * len(nouns)), count)
-    return [f"{adjectives[i // len(nouns)]}-{nouns[i % len(nouns)]}" for i in picked]
-
-
-def draw_values(rng: Random, kind: str, count: int) -> list[str]:
-    """Return `count` distinct values: numbers of seven digits, or UUIDs."""
-    if kind == "number":
-        return [str(value) for value in rng.sample(range(10**6, 10**7), count)]
-    return [str(uuid.UUID(int=rng.getrandbits(128), version=4)) for _ in range(count)]
-
-
 def draw_letters(rng: Random, alphabet: str, length: int, count: int) -> list[str]:
     """Return `count` distinct strings of `length` letters of an alphabet, never the keyword VAR."""
     words: dict[str, None] = {}
@@ -167,43 +110,6 @@ def draw_letters(rng: Random, alphabet: str, length: int, count: int) -> list[st
         words["".join(rng.choices(alphabet, k=length))] = None
         words.pop("VAR", None)
     return list(words)
-
-
-def niah(spec: Spec, source: str, rng: Random, size: int) -> Parts:
-    """Compose needles in a haystack of `size` words (essays) or lines (noise, needles)."""
-    others = size if spec.hay == "needles" else 0
-    keys = draw_keys(rng, spec.key, spec.keys + others)
-    values = draw_values(rng, spec.kind, spec.needles + others)
-    asked = [rng.randrange(spec.keys)] if spec.queries == 1 else rng.sample(range(spec.keys), spec.queries)
-    if spec.hay == "essay":
-        hay, joint = essay_sentences(source, size), " "
-        places = sorted(len(hay) * depth // 100 for depth in rng.sample(DEPTHS, spec.needles))
-    else:
-        lines = zip(keys[spec.keys :], values[spec.needles :], strict=True)
-        hay = [NEEDLE.format(kind=spec.kind, key=key, value=value) for key, value in lines] or (NOISE,) * size
-        joint = "\n"
-        places = sorted(rng.sample(range(size), spec.needles))
-    order = rng.sample(range(spec.needles), spec.needles)
-    pieces, gold, start = [], {}, 0
-    for place, index in zip(places, order, strict=True):
-        pieces += hay[start:place]
-        start = place
-        key = index // spec.values
-        if key in asked:
-            gold[len(pieces)] = key, values[index]
-        pieces.append(NEEDLE.format(kind=spec.kind, key=keys[key], value=values[index]))
-    pieces += hay[start:]
-    many = spec.queries * spec.values > 1
-    names = [keys[key] for key in asked]
-    query = ", ".join(names[:-1]) + ", and " + names[-1] if len(names) > 1 else names[0]
-    answers = tuple(value for key in asked for owner, value in gold.values() if owner == key)
-
-    def prompt(parts: list[str]) -> str:
-        template = TEMPLATE_MANY + PREFIX_MANY if many else TEMPLATE + PREFIX
-        return template.format(kind=spec.kind, context=joint.join(parts), key=query)
-
-    rest = [piece for at, piece in enumerate(pieces) if at not in gold]
-    return prompt(pieces), prompt(rest), answers, " " + ", ".join(answers)
 
 
 def chain(rng: Random, lines: int, letters: int) -> tuple[str, str, list[str]]:

@@ -121,8 +121,9 @@ def test_an_experiment_of_fresh_models_is_planned_without_data(tmp_path: Path) -
 
 
 def test_data_that_are_too_short_for_a_phase_are_found_before_work_starts(tmp_path: Path, small_data: Path) -> None:
-    phase = {"tokens": 9, "seq_len": 10_000_000, "rows": {"text": 1}}
-    path = experiment(tmp_path, small_data, data={"source": str(small_data), "phases": [phase]})
-    loaded = load_experiment(path)
-    with pytest.raises(ValueError, match="seq_len"):
-        check(loaded, plan(loaded, tmp_path / "runs"), tmp_path / "runs")
+    for seq_len, task in ((10_000_000, "text"), (10_000_000, "s_niah_2"), (100, "s_niah_1")):
+        phase = {"tokens": 9, "seq_len": seq_len, "rows": {task: 1}}
+        path = experiment(tmp_path, small_data, data={"source": str(small_data), "phases": [phase]})
+        loaded = load_experiment(path)
+        with pytest.raises(ValueError, match=f"seq_len: {seq_len} "):
+            check(loaded, plan(loaded, tmp_path / "runs"), tmp_path / "runs")

@@ -23,7 +23,7 @@ from suites.evaluate import evaluate
 from suites.interface import Progress, silent
 from suites.registry import evaluations
 from tests.harness.lm.runs import finished_run, model_config
-from tests.slurm.experiments import RUN, experiment
+from tests.slurm.experiments import RUN, call, experiment
 
 cli = CliRunner()
 SUITES = {"recall": {"pairs": [2, 4, 8], "samples": 400}}
@@ -56,6 +56,19 @@ def test_a_killed_evaluation_is_continued_and_gives_the_same_records(tmp_path: P
         frame = load(work.folder)
         tables.append(frame[["task", "metric", "length", "value", "stderr", "n"]])
     pd.testing.assert_frame_equal(*tables)
+
+
+def test_a_run_trains_on_rows_of_needles_and_its_table_says_so(tmp_path: Path, small_data: Path) -> None:
+    phase = {"tokens": 2 * 4 * 300, "seq_len": 300, "rows": {"s_niah_1": 2, "mk_niah_1": 1, "text": 1}}
+    data = {"source": str(small_data), "phases": [phase]}
+    options = {"tasks": ["s_niah_1"], "lengths": [256], "samples": 2, "max_new_tokens": 12, "steps": "unit"}
+    experiment(tmp_path, small_data, mixers=["attention"], data=data, suites={"ruler": options})
+    call(tmp_path, "submit", "--cluster", "debug")
+    call(tmp_path, "collect")
+    shown = call(tmp_path, "table")
+    reason = "trained on rows in the format of S-NIAH-1, MK-NIAH-1, so not zero-shot"
+    assert f"[a] not the paper's measurement: s_niah_1 @256: {reason}" in shown
+    assert "2 s_niah_1" in shown  # the note on the mixture
 
 
 def test_answers_by_other_code_are_asked_anew_and_the_same_code_goes_on(

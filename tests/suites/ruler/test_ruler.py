@@ -20,7 +20,7 @@ from suites.ruler import samples as ruler_samples
 from suites.ruler.haystack import COPY, COPY_STAND_IN, HUB, STAND_IN, Unreachable, essay_sentences, essay_words
 from suites.ruler.tasks import SPECS
 from tests.suites.retriever import KNOWN, UNKNOWN, SearchingLM, tokenizer
-from tests.suites.ruler.reading import NIAH, TASKS, Reader, draw, squad_rows
+from tests.suites.ruler.reading import NIAH, TASKS, Reader, draw, needles, squad_rows
 
 
 def by_metric(measurements):
@@ -120,6 +120,35 @@ def test_other_contexts_than_the_papers_are_named_at_its_lengths():
     assert reason(1024) is reason(320, steps="unit") is None
     assert "steps: unit" in reason(1024, steps="unit")
     assert "room for 64" in reason(1024, max_new_tokens=64)
+
+
+def test_a_model_trained_on_the_format_of_a_needle_is_named_on_every_task():
+    class Trained(SearchingLM):
+        row_tasks = frozenset({"text", "mk_niah_1", "s_niah_1"})
+
+    config = CONFIG.model_copy(update={"tasks": ["s_niah_1", "s_niah_2"], "lengths": [320], "samples": 2})
+    found = {m.task: m.stand_in for m in ruler.Ruler().run(Trained(sees=True), config)}
+    named = "trained on rows in the format of S-NIAH-1, MK-NIAH-1, so not zero-shot"
+    assert found == {"s_niah_1": named, "s_niah_2": f"{named}; {STAND_IN}"}
+
+
+def test_samples_for_choices_have_other_needles_and_other_prose_than_those_for_reports(tok):
+    config = CONFIG.model_copy(update={"tasks": ["mk_niah_1"], "samples": 4})
+    chosen = ruler.Ruler().validation(config)
+    (source, samples), (for_choices, others) = (ruler.task_samples("mk_niah_1", 320, c, tok) for c in (config, chosen))
+    assert (source, for_choices) == ("corpus", "corpus, validation")
+    read = [{needle for sample in drawn for needle in needles(sample.prompt)} for drawn in (samples, others)]
+    assert len(read[0]) == len(read[1]) == 16 and not read[0] & read[1]
+    assert ruler.stand_in("mk_niah_1", 320, for_choices, chosen) == STAND_IN
+    assert not set(essay_words("corpus")[:60]) <= set(" ".join(sample.prompt for sample in others).split())
+    for refused in (lambda: ruler.Config(tasks=["qa_1"], split="validation"), lambda: qa_validation()):
+        with pytest.raises(ValueError, match="tasks: qa_1 have no split 'validation'; leave them out"):
+            refused()
+
+
+def qa_validation():
+    """Ask for validation samples of a task that has none."""
+    return ruler.Ruler().validation(ruler.Config(tasks=["s_niah_1", "qa_1"]))
 
 
 def test_only_samples_by_lm_evals_steps_have_a_second_version():

@@ -254,6 +254,19 @@ def digests(tok, tasks):
     return needles | {task: digest(draw(tok, task, n=4)) for task in tasks}
 
 
+@pytest.mark.parametrize(
+    ("task", "hash_"),
+    [
+        ("s_niah_1", "9f4f0414887812682ab65171aa7f09cd876f1374272dfb7446e91cdcf832be4d"),
+        ("s_niah_2", "cfa97c1d11ffd9ac399ac01c562fee4a96e80893098e0e228ba8c74d954f70b5"),
+        ("s_niah_3", "7795e0b5a048c0ad269344a706054899d8363c8dd81b2c74cfe369c81e532070"),
+        ("mk_niah_1", "06e5ba89babb0342df7fdaf74c2863ff91fc2de2ba9655debccdfdf2217a2e6e"),
+    ],
+)
+def test_samples_are_those_that_earlier_records_were_measured_on(tok, task, hash_):
+    assert digest(draw_needles(tok, task, n=4)) == hash_
+
+
 def test_samples_depend_on_neither_order_nor_number_nor_process(tok, data):
     wanted = digests(tok, TASKS)
     assert digests(tok, TASKS[::-1]) == wanted

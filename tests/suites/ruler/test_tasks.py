@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from harness.data import needles as formats
+from harness.data.needles import NOISE
 from suites.ruler import tasks
-from suites.ruler.haystack import NOISE
 from suites.ruler.tasks import SPECS
 from tests.suites.ruler.reading import NIAH, PAPER_TASKS, TASKS, draw, draw_needles, needles, solve, statements
 
@@ -88,10 +89,10 @@ def constants(name):
 
 def test_templates_are_lm_evals():
     many = constants("niah_utils")["TEMPLATE"].format(type_needle_v="numbers", context="HAY", query="A, and B")
-    assert tasks.TEMPLATE_MANY.format(kind="number", context="HAY", key="A, and B") == many
+    assert formats.TEMPLATE_MANY.format(kind="number", context="HAY", key="A, and B") == many
     source = (LM_EVAL / "prepare_niah.py").read_text()
     assert "The special magic {type_needle_v} for {query} mentioned in the provided text are" in source
-    assert tasks.PREFIX_MANY == " The special magic {kind}s for {key} mentioned in the provided text are"
+    assert formats.PREFIX_MANY == " The special magic {kind}s for {key} mentioned in the provided text are"
     found = constants("vt_utils")
     given = {"context": "HAY", "query": "12345", "num_v": 5}
     ours = {"context": "HAY", "value": "12345", "count": 5}
@@ -217,18 +218,18 @@ def test_wording_is_that_of_lm_evals_ruler():
     for old, new in (("Some", "A"), ("are all", "is"), ("are", "is"), ("answers", "answer")):
         template = template.replace(old, new)
     expected = template.format(type_needle_v="number", context="HAY", query="KEY")
-    assert tasks.TEMPLATE.format(kind="number", context="HAY", key="KEY") == expected
+    assert formats.TEMPLATE.format(kind="number", context="HAY", key="KEY") == expected
     texts = strings("prepare_niah")
     assert NOISE in texts
     assert (
-        tasks.NEEDLE.format(kind="{t}", key="{k}", value="{v}")
+        formats.NEEDLE.format(kind="{t}", key="{k}", value="{v}")
         .replace("{t}s", "{type_needle_v}")
         .replace("{k}", "{key}")
         .replace("{v}", "{value}")
         in texts
     )
     assert "The special magic " in texts and " mentioned in the provided text is" in texts
-    assert tasks.PREFIX.startswith(" The special magic ") and tasks.PREFIX.endswith(
+    assert formats.PREFIX.startswith(" The special magic ") and formats.PREFIX.endswith(
         " mentioned in the provided text is"
     )
 
