@@ -61,8 +61,19 @@ def experiment_schema(suites: Mapping[str, type[BaseModel]], mixers: Mapping[str
         "anyOf": [{"enum": list(mixers)}, {"type": "string"}, {"$ref": "#/$defs/MixerSpec"}]
     }
     changeable = {name: value for name, value in properties.items() if name not in ("name", "scales", "expected")}
+    # A scale states what differs, so that nothing in it is required.
+    for name in ("Tuning", "Choice"):
+        definitions[f"{name} of a scale"] = _of_a_scale({k: v for k, v in definitions[name].items() if k != "required"})
+    changeable["tuning"] = _of_a_scale(changeable["tuning"])
     properties["scales"]["additionalProperties"] = {"type": "object", "properties": changeable}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
+
+
+def _of_a_scale(schema: dict[str, Any]) -> dict[str, Any]:
+    text = json.dumps(schema)
+    for name in ("Tuning", "Choice"):
+        text = text.replace(f'"#/$defs/{name}"', f'"#/$defs/{name} of a scale"')
+    return json.loads(text)
 
 
 def field_rows(kind: type[BaseModel]) -> list[FieldRow]:

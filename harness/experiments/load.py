@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from harness.data.tokenizer import ids_count
+from harness.data.tokenizer import IDS
 from harness.experiments.data import SYNTHETIC
 from harness.experiments.schema import Experiment
 from harness.run_folder import Collection
@@ -66,7 +66,7 @@ def _make_absolute(values: Any, folder: Path) -> None:
 
 def _is_path(tokenizer: str, folder: Path) -> bool:
     """Whether a tokenizer is a path and no name: `embedded`, `ids:N`, or a name on the Hub, which may hold a slash."""
-    if tokenizer == "embedded" or ids_count(tokenizer) is not None:
+    if tokenizer == "embedded" or tokenizer.startswith(IDS):
         return False
     looks_it = tokenizer.startswith((".", "~")) or tokenizer.endswith(".json")
     return looks_it or Path(_absolute(tokenizer, folder)).exists()

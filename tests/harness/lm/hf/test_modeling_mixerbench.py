@@ -19,6 +19,7 @@ from harness.lm.load import load_trained
 from harness.lm.mixer_lm import MixerLM
 from harness.model.language_model import LanguageModel, build_model
 from harness.training import checkpoint
+from harness.training.inputs import trusted
 from mixers import registry
 from mixers.conformance import SMALL
 from mixers.registry import file_of, load_file
@@ -285,7 +286,7 @@ def test_the_file_of_a_users_own_mixer_travels_with_the_folder(tmp_path: Path, m
     monkeypatch.setattr(registry, "_files", {})
     source = tmp_path / "own.py"
     source.write_text(MIXER)
-    load_file(source)
+    load_file(trusted(source))
     config = model_config("running_mean", "recurrent", mixer_options={})
     model = finished_run(tmp_path / "run", config, mixer_file=file_of("running_mean"))
     load(export(tmp_path / "run", tmp_path / "out")).save_pretrained(tmp_path / "again")
