@@ -30,7 +30,7 @@ READERS = {
     "RUN/state/train.jsonl": [["status", "damaged"]],
     "RUN/metrics.jsonl": [COLLECT],
     "RUN/checkpoints/index.json": [EVAL],
-    "RUN/records/recall*.jsonl": [COLLECT],
+    "RUN/records/recall*.jsonl": [SUBMIT],  # measured again
     "RUNS/submissions/*/plan.json": [["status", "damaged"]],
     "RUNS/collected/damaged/records.parquet": [["table", "EXPERIMENT"]],
     "RUNS/collected/damaged/samples.json": [["table", "EXPERIMENT"]],

@@ -98,7 +98,7 @@ class Collection:
     def replacing(self) -> Iterator[None]:
         """Hold the collection alone, from reading its runs to writing its files; others wait."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.lock, "w") as lock:
+        with open(self.lock, "w", encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
@@ -106,7 +106,7 @@ class Collection:
     def reading(self) -> Iterator[None]:
         """Hold the collection as it is: it is not replaced before the block ends."""
         try:
-            lock = open(self.lock)  # noqa: SIM115
+            lock = open(self.lock, encoding="utf-8")  # noqa: SIM115
         except FileNotFoundError:  # nobody has collected here, or the folder is a copy: nobody replaces it
             yield
             return

@@ -262,7 +262,7 @@ class RunFolder:
 
     def read_attempts(self, unit: str) -> list[dict[str, Any]]:
         """Events of a unit's attempts, oldest first. A line that a dying machine cut off is left out."""
-        return _read_lines(self.attempts(unit))
+        return [line for line in _read_lines(self.attempts(unit)) if isinstance(line.get("event"), str)]
 
     def append_attempt(self, unit: str, event: Mapping[str, Any]) -> None:
         _append_line(self.attempts(unit), event)

@@ -26,7 +26,7 @@ cli = CliRunner()
     ("overrides", "message"),
     [
         (["mixers=[gdn9]"], "mixer: unknown name 'gdn9'; known: attention"),
-        (["data.source=nowhere"], "data.source: no index.json in nowhere; make it with"),
+        (["data.source=nowhere"], "nowhere; make it with"),
         (["data.tokenizer=nowhere.json"], "nowhere.json"),
         (["data.phases=[{tokens: 9, seq_len: 10000000, rows: {text: 1}}]"], "seq_len"),
         (["suites.recall.pears=[1]"], "suites.recall.pears: "),

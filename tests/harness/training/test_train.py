@@ -71,7 +71,7 @@ def test_an_interrupt_while_a_stopped_run_saves_loses_nothing(
     folder, replace = tmp_path / "stopped" / "checkpoints", os.replace
 
     def interrupted(source: Path, target: Path) -> None:
-        if target.name == file and list(folder.glob("step_00000006.pt*")):
+        if target.name == file and list(folder.glob("*step_00000006.pt*")):
             os.kill(os.getpid(), signal.SIGINT)
         replace(source, target)
 
