@@ -7,6 +7,8 @@ import torch._dynamo
 from harness.experiments.matching import matched_config
 from harness.model.language_model import Block, build_model
 
+pytestmark = pytest.mark.long
+
 MIXERS = ("gdn2", "gated_deltanet", "kda", "mamba2", "mamba3_siso", "mamba3_mimo", "attention")
 TOKENS = 80  # more than one chunk of any mixer, the last one padded
 

@@ -17,6 +17,7 @@ from tests.slurm.experiments import break_checkout, copy_checkout, data_config, 
 from tests.suites.built_in import built_in_only
 
 
+@pytest.mark.long
 def test_editing_the_checkout_does_not_change_a_job_that_waits(tmp_path: Path, small_data: Path) -> None:
     checkout = copy_checkout(tmp_path / "checkout")
     path = experiment(tmp_path, small_data, data=data_config(small_data, steps=100))

@@ -123,6 +123,7 @@ def test_weights_that_are_damaged_are_named_and_not_used(tmp_path: Path, small_d
         load_trained(tmp_path)
 
 
+@pytest.mark.long
 def test_125m_parameters_take_the_same_path(tmp_path: Path, small_data: Path) -> None:
     """Two steps of two rows, stopped after the first."""
     source = DataConfig(source=str(small_data), phases=[{"tokens": 2 * 2 * 64, "seq_len": 64, "rows": {"text": 2}}])

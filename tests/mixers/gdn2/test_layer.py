@@ -50,6 +50,7 @@ def test_the_layer_computes_the_same_through_the_kernels(options: dict) -> None:
         assert ((a - b).norm() / b.norm().clamp_min(1e-30)).item() < GRADIENT
 
 
+@pytest.mark.long
 def test_a_model_trains_alike_through_the_kernels_and_through_torch() -> None:
     from harness.experiments.load import load_experiment
     from harness.model.language_model import LanguageModel
