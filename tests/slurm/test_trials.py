@@ -143,9 +143,9 @@ def test_a_run_does_not_start_before_its_values_are_chosen_nor_go_on_with_others
 
 
 def test_a_suite_without_a_validation_split_cannot_choose(tmp_path: Path, small_data: Path) -> None:
-    choose = {"suite": "ruler", "task": "s_niah_1", "metric": "contains"}
-    suites = {"ruler": {"lengths": [256], "haystack": "corpus"}}
+    choose = {"suite": "language", "task": "heldout", "metric": "word_perplexity"}
+    suites = {"language": {"tasks": ["heldout"], "limit": 2}}
     path = tuned(tmp_path, small_data, suites=suites, tuning=TUNING | {"choose": choose})
-    with pytest.raises(ValueError, match="suites.ruler: has no validation split"):
+    with pytest.raises(ValueError, match="suites.language: has no validation split"):
         plan(load_experiment(path), tmp_path / "runs")
     assert yaml.safe_load(path.read_text())["tuning"]["choose"] == choose

@@ -133,6 +133,6 @@ def test_a_measurement_states_the_version_of_its_protocol_and_tables_do_not_mix_
 
 
 def test_a_suite_without_a_validation_split_says_so() -> None:
-    ruler = suite("ruler")
-    with pytest.raises(ValueError, match="suites.ruler: has no validation split; choose by a suite that has one, such"):
-        ruler.validation(ruler.Config())
+    retrieval = suite("retrieval")
+    with pytest.raises(ValueError, match="suites.retrieval: has no validation split; choose by a suite that has one"):
+        retrieval.validation(retrieval.Config())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from harness.experiments.schema import Expected
+from harness.files import CHECKOUT
 from harness.records.provenance import Provenance
 from harness.records.published import printed_values
 from harness.records.record import Measurement, Record
@@ -119,6 +121,7 @@ def hostile_collection(folder: Path) -> Path:
     failed["failure"] = HOSTILE[3]
     (folder / "runs.json").write_text(json.dumps([*runs.to_dict("records"), failed]))
     (folder / "samples.json").write_text("[]")
+    shutil.copy(CHECKOUT / "results" / "demo" / "experiment.yaml", folder)
     return folder
 
 
