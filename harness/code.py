@@ -56,7 +56,7 @@ def code_of(root: Path) -> Code:
     parts = {part: _digest(root, part) for part in SOURCES}
     whole = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     short = {part: digest[:DIGITS] for part, digest in parts.items()}
-    return Code(whole, short, _version("mixerbench"), *git_state(root))
+    return Code(whole, short, version("mixerbench"), *git_state(root))
 
 
 def _digest(root: Path, part: str) -> str:
@@ -68,7 +68,8 @@ def _digest(root: Path, part: str) -> str:
     return digest.hexdigest()
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+    """Installed version of a distribution, or None."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

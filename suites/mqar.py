@@ -25,7 +25,7 @@ from harness.lm.generate import NotFinite
 from harness.records.record import LENGTH_UNIT, Measurement
 from suites.interface import Progress, Suite, SuiteConfig, silent
 from suites.registry import register_suite
-from suites.shared.lm_requests import fingerprint, mean_measurement, tokenizer_of
+from suites.shared.lm_requests import fingerprint, mean_measurement, reader_of_ids
 
 FIGURE_2 = ((4, 64), (8, 128), (16, 256), (64, 512))
 """(pairs, tokens) of Zoology's figure 2."""
@@ -81,12 +81,7 @@ class Mqar(Suite):
         Rows are the samples of `acc`, since the questions of a row depend on one another. Raises ValueError for models
         that are not ours, and as `check` does; raises NotFinite with the row whose logits are not finite.
         """
-        tokenizer = tokenizer_of(lm, self.name)
-        likeliest = getattr(lm, "likeliest", None)
-        if likeliest is None:
-            raise ValueError(
-                f"{self.name}: {type(lm).__name__} reads text, and these rows are token ids; evaluate a run of ours"
-            )
+        tokenizer, likeliest = reader_of_ids(lm, self.name)
         self.check(config, tokenizer)
         results = []
         for each in config.sets:

@@ -23,7 +23,7 @@ from harness.records.record import LENGTH_UNIT, Measurement
 from harness.records.stats import mean_stderr
 from suites.interface import Progress, Suite, SuiteConfig, silent
 from suites.registry import register_suite
-from suites.shared.lm_requests import check_distinct, fingerprint, mean_measurement, tokenizer_of
+from suites.shared.lm_requests import check_distinct, fingerprint, mean_measurement, reader_of_ids
 
 PARTS = 8
 """Parts of a row whose accuracy is told apart."""
@@ -78,12 +78,7 @@ class StateTracking(Suite):
         `acc_by_position` is the accuracy, unscaled, in each eighth of the rows. Raises ValueError for models that are
         not ours, and as `check` does; NotFinite for outputs that are not finite.
         """
-        tokenizer = tokenizer_of(lm, self.name)
-        likeliest = getattr(lm, "likeliest", None)
-        if likeliest is None:
-            raise ValueError(
-                f"{self.name}: {type(lm).__name__} reads text, and these rows are token ids; evaluate a run of ours"
-            )
+        tokenizer, likeliest = reader_of_ids(lm, self.name)
         self.check(config, tokenizer)
         chance, results = 1 / states(config.task), []
         for length in config.lengths:

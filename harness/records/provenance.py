@@ -8,13 +8,12 @@ import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from harness.code import files_sha256, plugin_versions, this_code
+from harness.code import files_sha256, plugin_versions, this_code, version
 from mixers.plugins import Modules, SourceFile, sources
 
 PACKAGES = {
@@ -116,14 +115,6 @@ def files_now(files: Iterable[SourceFile | None]) -> str | None:
 def _modules(files: Iterable[SourceFile | None]) -> Modules:
     given = [file for file in files if file is not None]
     return {f"{number}{name}": each for number, file in enumerate(given) for name, each in sources(file).items()}
-
-
-def version(package: str) -> str | None:
-    """Installed version of a distribution, or None."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def device_name(device: torch.device) -> str:

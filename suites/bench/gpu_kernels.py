@@ -27,9 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.code import version
 from harness.figures import kernels, write
 from harness.files import write_atomic
-from harness.records.provenance import provenance, version
+from harness.records.provenance import provenance
 from harness.training.device import matmul_rate
 from suites.bench.kernel_cases import (
     BOTH,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
+from torch import Tensor
 
 from harness.lm.mixer_lm import ENOUGH, WINDOW, require_finite
 from harness.records.record import Measurement
@@ -89,6 +90,18 @@ def tokenizer_of(lm: LM, suite: str) -> Any:
             "tokens; use a model class with a `tokenizer` attribute"
         )
     return tokenizer
+
+
+def reader_of_ids(lm: LM, suite: str) -> tuple[Any, Callable[[Tensor, Tensor], Tensor]]:
+    """Return the tokenizer of `lm` and its method `likeliest` (harness.lm.mixer_lm), for rows of bare token ids.
+
+    Raises ValueError if the model has none of them.
+    """
+    tokenizer, likeliest = tokenizer_of(lm, suite), getattr(lm, "likeliest", None)
+    if likeliest is None:
+        kind = type(lm).__name__
+        raise ValueError(f"{suite}: {kind} reads text, and these rows are token ids; evaluate a run of ours")
+    return tokenizer, likeliest
 
 
 def token_count(tokenizer: Any, text: str) -> int:

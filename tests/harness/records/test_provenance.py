@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from harness.code import this_code
-from harness.records.provenance import device_name, files_now, provenance, version
+from harness.code import this_code, version
+from harness.records.provenance import device_name, files_now, provenance
 from mixers.plugins import imported_files
 from mixers.registry import MixerFile
 
