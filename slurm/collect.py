@@ -15,6 +15,7 @@ from harness.experiments.load import load_experiment, stored_experiment
 from harness.experiments.matching import meta_model
 from harness.experiments.presets import preset
 from harness.experiments.schema import DataConfig, Experiment
+from harness.experiments.tuning import RECIPE, fields_of
 from harness.figures.learning_curves import read_curves
 from harness.records.metrics import BUILT_IN, METRICS
 from harness.records.provenance import Provenance, provenance
@@ -24,6 +25,7 @@ from harness.records.units import suite_of
 from harness.run_folder import TRAIN, Collection, RunFolder, Submission, run_of_records, submissions, unit_of
 from harness.tables.collection import write_table
 from harness.training.inputs import run_tokenizer
+from mixers.identity import identity
 from mixers.registry import mixer_config
 from slurm.plan import RunPlan, plan, selections
 from suites.registry import stored_config, suite
@@ -32,16 +34,19 @@ from suites.registry import stored_config, suite
 def runs_frame(plans: list[RunPlan], unreadable: Mapping[Path, str]) -> pd.DataFrame:
     """One row per run: its model, its training, the reason if it failed, and why its records are unreadable.
 
-    The column `options` holds the mixer's options with their defaults; `unreadable` holds reasons by unit. Of a tuned
-    run, `tuned` holds the chosen values, `at_edge` those fields whose value is the least or largest that was tried,
-    `trials` the number of trials, `tuned_at` their scale, and `tuned_share` their share of the tokens. unreadable: the
-    reason for each file of records that could not be read.
+    The column `options` holds the mixer's options with their defaults; `recipe` holds those fields of `train` that the
+    experiment sets differently for different models, None if there are none; `unreadable` holds reasons by unit. Of a
+    tuned run, `tuned` holds the chosen values, `at_edge` those fields whose value is the least or largest that was
+    tried, `trials` the number of trials, `tuned_at` their scale, and `tuned_share` their share of the tokens.
+    unreadable: the reason for each file of records that could not be read.
     """
     rows: list[dict[str, Any]] = []
+    own = _own_fields(plans)
     for run in plans:
         config = run.config
         row = {"run": config.run_id, "label": config.label, "mixer": config.mixer, "layout": config.layout}
         row |= {"preset": config.preset, "match": config.match, "seed": config.seed}
+        row["recipe"] = {name: getattr(config.train, name) for name in own} or None
         row["options"] = mixer_config(config.mixer, config.model.mixer_options).model_dump(mode="json")
         summary = RunFolder(run.folder).read_summary()
         if not config.data.phases:  # nothing is trained, so there is no summary
@@ -59,6 +64,15 @@ def runs_frame(plans: list[RunPlan], unreadable: Mapping[Path, str]) -> pd.DataF
         row["history"] = {unit: found for unit in (TRAIN, *run.units) if (found := history(run, unit))} or None
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _own_fields(plans: list[RunPlan]) -> list[str]:
+    """Fields of `train` in which models differ, but for those that were tuned."""
+    recipes = [run.config.train for run in plans]
+    tuned = [run.config.tuned.candidates[0].values for run in plans if run.config.tuned is not None]
+    tried = {name for values in tuned for name in fields_of(values, RECIPE)}
+    named = sorted({name for recipe in recipes for name in identity(recipe)} - tried)
+    return [name for name in named if any(getattr(one, name) != getattr(recipes[0], name) for one in recipes)]
 
 
 def trials_frame(plans: list[RunPlan]) -> pd.DataFrame:

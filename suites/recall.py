@@ -1,7 +1,8 @@
 """Recall from context: mqar, overwrite, protect and interference, in words of the model's vocabulary.
 
-The tasks are those that `harness.data.synthetic` trains. A sample writes values to keys and then names one key. The
-model recalls if its most likely next token, out of the whole vocabulary, is the value last written to that key.
+The tasks are those that `harness.data.synthetic` trains. A sample writes values to keys and then names one key, after a
+marker. The model recalls if its most likely next token, out of the whole vocabulary, is the value last written to that
+key.
 `overwrite` asks for rewritten keys only and `protect` for protected keys only; in training they ask for all keys, so no
 model learns to keep just those.
 """
@@ -17,7 +18,7 @@ from lm_eval.api.model import LM
 from pydantic import Field, PositiveInt, field_validator, model_validator
 from transformers import PreTrainedTokenizerBase
 
-from harness.data.synthetic import TASKS, Words, recall_words, sample_text
+from harness.data.synthetic import TASKS, Questions, question, recall_words, sample_text
 from harness.experiments.closed import Seed
 from harness.lm.mixer_lm import require_finite
 from harness.records.record import LENGTH_UNIT, Measurement
@@ -47,6 +48,9 @@ class Config(SuiteConfig):
     split: Annotated[Split, Neutral("test")] = "test"
     """Samples to score: `test` for reports, `validation` for choices such as a learning rate."""
 
+    questions: Annotated[Questions, Neutral("bare")] = "marked"
+    """Questions of a key alone (`bare`), or with a marker before it, as training rows have them."""
+
     _each_once = field_validator("pairs", "rewrites", "writes", "shared")(check_distinct)
 
     @model_validator(mode="after")
@@ -64,9 +68,9 @@ class Config(SuiteConfig):
 
 @dataclass(frozen=True)
 class Question:
-    """A sample: a listing with the key that it asks for, and the answer.
+    """A sample: a listing with a question, and the answer.
 
-    context: the listing and the key. answer: the key's value. old: its overwritten values, if the task rewrites.
+    context: the listing and the question. answer: the key's value. old: its overwritten values, if the task rewrites.
     """
 
     context: str
@@ -74,8 +78,17 @@ class Question:
     old: tuple[str, ...] = ()
 
 
-def questions(words: Words, task: str, difficulty: int, count: int, seed: int, split: Split = "test") -> list[Question]:
+def questions(
+    tokenizer: PreTrainedTokenizerBase,
+    task: str,
+    difficulty: int,
+    count: int,
+    seed: int,
+    split: Split = "test",
+    form: Questions = "marked",
+) -> list[Question]:
     """Draw `count` samples of a task. They depend on the arguments alone."""
+    words = recall_words(tokenizer)
     stream = {"test": "evaluation", "validation": "validation"}[split]
     drawn = []
     for index in range(count):
@@ -83,7 +96,8 @@ def questions(words: Words, task: str, difficulty: int, count: int, seed: int, s
         sample = TASKS[task].draw(rng, words, difficulty)
         key = rng.choice(sample.asked)
         old = tuple(sample_text([value]) for value in sample.old_values(key))
-        drawn.append(Question(sample_text([*sample.listing, *key]), sample_text([sample.answers[key]]), old))
+        context = sample_text([*sample.listing, *question(tokenizer, key, form)])
+        drawn.append(Question(context, sample_text([sample.answers[key]]), old))
     return drawn
 
 
@@ -95,9 +109,8 @@ class Recall(Suite):
 
     def check(self, config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raise ValueError if the tokenizer has too few words, or a difficulty cannot be drawn from them."""
-        words = recall_words(tokenizer)
         for task, difficulty in config.difficulties:
-            questions(words, task, difficulty, 1, config.seed)
+            questions(tokenizer, task, difficulty, 1, config.seed)
 
     def validation(self, config: Config) -> Config:
         """Return the same tasks with samples of the split `validation`."""
@@ -110,12 +123,11 @@ class Recall(Suite):
         is its difficulty. Raises ValueError if the model's vocabulary has too few words that are single tokens, and
         NotFinite with task and sample if a log-likelihood is not finite.
         """
-        words = recall_words(tokenizer_of(lm, self.name))
-        results = []
+        tokenizer, results = tokenizer_of(lm, self.name), []
         for task, difficulty in config.difficulties:
             progress(f"recall {task}@{difficulty}: {config.samples} samples")
-            drawn = questions(words, task, difficulty, config.samples, config.seed, config.split)
-            candidates = [(i, text) for i, question in enumerate(drawn) for text in (question.answer, *question.old)]
+            drawn = questions(tokenizer, task, difficulty, config.samples, config.seed, config.split, config.questions)
+            candidates = [(i, text) for i, each in enumerate(drawn) for text in (each.answer, *each.old)]
             instances = [
                 Instance("loglikelihood", {}, (drawn[i].context, text), at, (f"{task}@{difficulty}", at, 1))
                 for at, (i, text) in enumerate(candidates)
@@ -126,7 +138,7 @@ class Recall(Suite):
             for (i, text), (_, greedy) in zip(candidates, answers, strict=True):
                 if greedy:
                     (acc if text == drawn[i].answer else stale)[i] = 1.0
-            items = [(question.context, question.answer, *question.old) for question in drawn]
+            items = [(each.context, each.answer, *each.old) for each in drawn]
             settings = {"items_sha256": fingerprint(items), LENGTH_UNIT: TASKS[task].unit}
             scored = {"acc": acc, "stale": stale} if task == "overwrite" else {"acc": acc}
             results += [

@@ -1,8 +1,10 @@
 """Synthetic recall tasks as training rows; suites/recall.py scores them. Needles are in harness.data.needles.
 
 A row first writes values to keys. Then it asks for the keys over and over in random order, and the answer is the value
-last written to the key. Keys and values are words of the model's own vocabulary. A row is a pure function of (task,
-seed, row number). The tasks differ in what they write, and each has one difficulty:
+last written to the key. Keys and values are words of the model's own vocabulary, and so is the marker that stands
+before every question: without it the question about the last key written would directly follow its value, as no other
+question does. A row is a pure function of (task, seed, row number). The tasks differ in what they write, and each has
+one difficulty:
 
     mqar          `pairs` different keys, each written once (Zoology, arXiv 2312.04927). Tests how much the state holds.
     overwrite     8 keys, then 4 of them again, `rewrites` times each. Tests whether the old value is erased.
@@ -20,7 +22,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -38,6 +40,8 @@ PROTECTED, OTHERS = 2, 6  # keys of protect
 COMPOSITE = 16  # keys of interference
 _ORDINARY = re.compile(r"[Ġ▁]([a-z]{3,})")  # preceded by the mark of a word start in byte-level BPE or SentencePiece
 
+Questions = Literal["marked", "bare"]
+"""Questions of a key alone (`bare`), or with the marker before it."""
 Words = tuple[list[str], list[str]]
 """Key words and value words."""
 Key = tuple[str, ...]
@@ -70,19 +74,30 @@ class Sample:
 
 
 @lru_cache
+def _ordinary_words(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """The first WORDS + 1 lower-case words that are a single token together with the space before them."""
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    words = [match[1] for token, _ in vocabulary if (match := _ORDINARY.fullmatch(token))][: WORDS + 1]
+    if len(words) <= WORDS:
+        raise ValueError(
+            f"tokenizer: only {len(words)} whole words are single tokens, recall tasks need {WORDS + 1}; use a larger "
+            "vocabulary"
+        )
+    return words
+
+
 def recall_words(tokenizer: PreTrainedTokenizerFast) -> Words:
     """Key words and value words: lower-case words that are a single token together with the space before them.
 
-    Raises ValueError if the vocabulary has fewer than WORDS of them.
+    Raises ValueError if the vocabulary has too few of them.
     """
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    words = [match[1] for token, _ in vocabulary if (match := _ORDINARY.fullmatch(token))][:WORDS]
-    if len(words) < WORDS:
-        raise ValueError(
-            f"tokenizer: only {len(words)} whole words are single tokens, recall tasks need {WORDS}; use a larger "
-            "vocabulary"
-        )
+    words = _ordinary_words(tokenizer)[:WORDS]
     return words[::2], words[1::2]
+
+
+def question(tokenizer: PreTrainedTokenizerFast, key: Key, form: Questions) -> list[str]:
+    """The words that ask for a key."""
+    return [_ordinary_words(tokenizer)[WORDS], *key] if form == "marked" else list(key)
 
 
 def mqar(rng: random.Random, words: Words, pairs: int) -> Sample:
@@ -176,7 +191,9 @@ def shortest_row(task: str) -> int:
     return 2 * min(listing_tokens(task, difficulty) for difficulty in TASKS[task].trained) + 1
 
 
-def _row(task: str, rng: random.Random, tokenizer: PreTrainedTokenizerFast, length: int) -> tuple[list[int], list[int]]:
+def _row(
+    task: str, rng: random.Random, tokenizer: PreTrainedTokenizerFast, length: int, form: Questions
+) -> tuple[list[int], list[int]]:
     """One row: its token ids, and 1 for each token that is an answer, else 0.
 
     A row holds one sample, since a second one would write other values to some of the same keys.
@@ -189,8 +206,9 @@ def _row(task: str, rng: random.Random, tokenizer: PreTrainedTokenizerFast, leng
     targets = [0] * (1 + len(listing))
     while len(listing) + len(asked) < length:
         for key in rng.sample(list(answers), len(answers)):
-            asked += [*key, answers[key]]
-            targets += [0] * len(key) + [1]
+            words_of_question = question(tokenizer, key, form)
+            asked += [*words_of_question, answers[key]]
+            targets += [0] * len(words_of_question) + [1]
     ids = [tokenizer.bos_token_id, *tokenizer.encode(sample_text(listing + asked), add_special_tokens=False)]
     return ids[:length], targets[:length]
 
@@ -207,7 +225,14 @@ def check_rows(tasks: Iterable[str], seq_len: int, tokenizer: PreTrainedTokenize
 
 
 def rows(
-    task: str, seed: int, start: int, count: int, seq_len: int, tokenizer: PreTrainedTokenizerFast, data: TokenData
+    task: str,
+    seed: int,
+    start: int,
+    count: int,
+    seq_len: int,
+    tokenizer: PreTrainedTokenizerFast,
+    data: TokenData,
+    form: Questions = "marked",
 ) -> tuple[Tensor, Tensor]:
     """Rows start … start + count - 1 of a task's endless order under `seed`.
 
@@ -222,5 +247,5 @@ def rows(
     if task in needles.FORMATS:
         drawn = [needles.row(task, stream, seq_len + 1, tokenizer, data) for stream in streams]
     else:
-        drawn = [_row(task, random.Random(stream), tokenizer, seq_len + 1) for stream in streams]
+        drawn = [_row(task, random.Random(stream), tokenizer, seq_len + 1, form) for stream in streams]
     return torch.tensor([ids for ids, _ in drawn]), torch.tensor([asked for _, asked in drawn])[:, 1:].bool()

@@ -14,10 +14,10 @@ from harness.data import state_tracking
 from harness.data.mqar import Protocol, fewest_ids
 from harness.data.mqar import shortest_row as shortest_mqar
 from harness.data.order import uniform
-from harness.data.synthetic import TASKS, shortest_row
+from harness.data.synthetic import TASKS, Questions, shortest_row
 from harness.data.tokenizer import ids_count
 from harness.experiments.closed import Closed
-from mixers.identity import INCIDENTAL
+from mixers.identity import INCIDENTAL, Neutral
 
 SYNTHETIC = "synthetic"
 """The source of data without text."""
@@ -47,6 +47,17 @@ class Phase(Closed):
     rows: dict[RowTask, PositiveInt] = Field(min_length=1)
     """Rows per optimiser step: from `text`, from each synthetic task of harness.data.synthetic, and in each of RULER's
     formats in harness.data.needles."""
+
+    questions: Annotated[Questions, Neutral("bare")] = "bare"
+    """Questions of the synthetic tasks: a key alone (`bare`), or with a marker before it (`marked`, the default where
+    there are such rows)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mark_questions(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("rows"), dict) and set(values["rows"]) & set(TASKS):
+            return {"questions": "marked"} | values
+        return values
 
     @model_validator(mode="after")
     def _rows_hold_a_sample(self) -> Phase:

@@ -111,7 +111,7 @@ def _models(experiment: Experiment, vocab_size: int | None, data_sha256: str) ->
             leading_conv = experiment.leading_conv
             if ablation is not None and ablation.leading_conv is not None:
                 leading_conv = ablation.leading_conv
-            label, train = spec.label or get(spec.mixer).display, experiment.train_of(ablation)
+            label, train = spec.label or get(spec.mixer).display, experiment.train_of(spec, ablation)
             where = f"{experiment.name}: mixers: {spec.mixer} ({layout})"
             if ablation is not None:
                 label = f"{label}, {ablation.label}"

@@ -166,6 +166,18 @@ PRESETS: dict[str, Preset] = {
         hybrid_attention={"heads": 4, "window": 128},
         embedding_std=128**-0.5,
     ),
+    "cpu-150k": Preset(
+        d_model=64,
+        layers=2,
+        vocab_size=4096,
+        context=256,
+        tie_embeddings=True,
+        reference_mlp_width={"recurrent": 256},
+        mixers=_geometry(2, 32, d_inner=128, ssm_head_dim=32, d_state=16, attention_heads=2),
+        hybrid_attention={"heads": 2, "window": 128},
+        embedding_std=64**-0.5,
+        width_step=1,
+    ),
     "cpu-600k": Preset(
         d_model=64,
         layers=2,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
+from itertools import product
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -117,6 +118,9 @@ class MixerSpec(Closed):
 
     label: str | None = None
     """Name of its row in tables; the mixer's display name if left out."""
+
+    train: dict[str, Any] = {}
+    """Fields of `train` for this model alone, over the experiment's: values that were tuned before, for example."""
 
 
 class Ablation(Closed):
@@ -257,14 +261,17 @@ class Experiment(Closed):
             return None
         return self.expected
 
-    def train_of(self, ablation: Ablation | None) -> TrainConfig:
-        """Recipe of an ablation, or the experiment's for None. Raises ValueError naming the ablation's field."""
-        if ablation is None or not ablation.train:
-            return self.train
-        try:
-            return TrainConfig.model_validate(self.train.model_dump() | ablation.train)
-        except ValidationError as error:
-            raise ValueError(one_line(error, f"ablations: {ablation.label!r}: train")) from None
+    def train_of(self, spec: MixerSpec, ablation: Ablation | None = None) -> TrainConfig:
+        """Recipe of a model, or of an ablation of it. Raises ValueError naming the field that sets a wrong value."""
+        recipe = self.train
+        own = (f"mixers: {spec.label or spec.mixer!r}: train", spec.train)
+        for where, changes in (own, *([(f"ablations: {ablation.label!r}: train", ablation.train)] if ablation else [])):
+            if changes:
+                try:
+                    recipe = TrainConfig.model_validate(recipe.model_dump() | changes)
+                except ValidationError as error:
+                    raise ValueError(one_line(error, where)) from None
+        return recipe
 
     @model_validator(mode="after")
     def _one_way_of_naming_presets(self) -> Experiment:
@@ -276,9 +283,10 @@ class Experiment(Closed):
 
     @model_validator(mode="after")
     def _pieces(self) -> Experiment:
-        for ablation in (None, *self.ablations):
-            pieces = self.train_of(ablation).accumulation
-            where = "" if ablation is None else f"ablations: {ablation.label!r}: "
+        for spec, ablation in product(self.mixers, (None, *self.ablations)):
+            pieces = self.train_of(spec, ablation).accumulation
+            where = f"mixers: {spec.label or spec.mixer!r}: " if spec.train else ""
+            where += "" if ablation is None else f"ablations: {ablation.label!r}: "
             for index, phase in enumerate(self.data.phases):
                 if phase.rows_per_step % pieces:
                     raise ValueError(
@@ -324,6 +332,11 @@ class Experiment(Closed):
             except ValidationError as error:
                 raise ValueError(one_line(error, "tuning.grid: train.")) from None
         tuned = {part: fields_of(self.tuning.grid, part).keys() for part in (RECIPE, OPTION)}
+        for spec in self.mixers:
+            if both := sorted(tuned[RECIPE] & spec.train.keys()):
+                raise ValueError(
+                    f"mixers: {spec.label or spec.mixer!r} sets train.{both[0]}, which tuning.grid tries; remove one"
+                )
         for ablation in self.ablations:
             for part, given in ((RECIPE, ablation.train), (OPTION, ablation.options)):
                 if both := sorted(tuned[part] & given.keys()):

@@ -52,7 +52,7 @@ def prompt(tokenizer: PreTrainedTokenizerFast, task: str, size: int, seed: int =
     """Make a prompt with a needle and a question about it.
 
     task `needle`: a sentence with a number in the middle of about `size` tokens of the corpus' test split, then RULER's
-    question. A task of harness.data.synthetic: a listing of difficulty `size`, then one of its keys as the question;
+    question. A task of harness.data.synthetic: a listing of difficulty `size`, then a question about one of its keys;
     the needle is the last write to this key. Raises ValueError for an unknown task, and for a size that the task does
     not have.
     """
@@ -64,7 +64,8 @@ def prompt(tokenizer: PreTrainedTokenizerFast, task: str, size: int, seed: int =
     key = sample.asked[0]
     last = max(i for i, (written, _) in enumerate(sample.writes) if written == key)
     start = 1 + sum(len(written) + 1 for written, _ in sample.writes[:last])
-    text = synthetic.sample_text([*sample.listing, *key])
+    asked = synthetic.question(tokenizer, key, "marked")
+    text = synthetic.sample_text([*sample.listing, *asked])
     return _prompt(tokenizer, [("", text)], {"needle": (start, start + len(key) + 1)}, question=len(key))
 
 

@@ -50,6 +50,7 @@ def table_notes(
         *run_notes(runs),
         *(f"MIXED, not strictly comparable: {what}" for what in mixed),
         *fault_notes(runs),
+        *recipe_notes(runs),
         *tuning_notes(runs),
         *training_notes(runs, "trained_on", "trained on"),
         *training_notes(runs, "mixture", "trained on mixture:"),
@@ -260,6 +261,16 @@ def tuning_notes(runs: pd.DataFrame | None) -> Iterable[str]:
         yield f"tuned to the least or largest value that was tried, so that a wider grid may do better: {listed(edges)}"
     if rows and untuned:
         yield f"MIXED, not tuned, beside rows that are: {listed(untuned)}"
+
+
+def recipe_notes(runs: pd.DataFrame | None) -> Iterable[str]:
+    """Note on the fields of the recipe that the experiment sets differently for different rows."""
+    rows: dict[str, list[str]] = {}
+    for run in [] if runs is None or "recipe" not in runs else runs[runs["recipe"].notna()].to_dict("records"):
+        values = ", ".join(f"{name} {value_text(value)}" for name, value in run["recipe"].items())
+        rows.setdefault(values, []).append(f"{run['label']} ({run['layout']})")
+    if rows:
+        yield "recipes differ: " + "; ".join(f"{values}: {listed(labels)}" for values, labels in rows.items())
 
 
 def value_text(value: Any) -> str:

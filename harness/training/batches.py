@@ -47,7 +47,8 @@ def step_rows(config: RunConfig, step: int, tokenizer: Any, data: TokenData | No
         first, last = max(begin - before, 0), min(end - before, count)
         if first < last:
             start = at.rows[task] + first
-            parts.append(synthetic.rows(task, config.seed, start, last - first, at.seq_len, tokenizer, data))
+            wanted = (task, config.seed, start, last - first, at.seq_len)
+            parts.append(synthetic.rows(*wanted, tokenizer, data, at.phase.questions))
         before += count
     # A single part needs no copy.
     tokens, counted = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))

@@ -14,7 +14,7 @@ from harness.records.store import load, write_records
 from harness.run_folder import TRAIN, Collection, RunFolder, collection_of
 from harness.tables.collection import write_table
 from run import app
-from slurm.collect import collect
+from slurm.collect import collect, runs_frame
 from slurm.jobs import CollectJob
 from slurm.plan import RunPlan, plan
 from slurm.snapshot import open_submission
@@ -124,3 +124,15 @@ def test_rows_tell_every_start_that_their_results_rest_on(folder: Path) -> None:
     before, after = row["trained_on"].split(", then ")
     assert before.startswith(start["device"]) and after.startswith("Another CPU") and "content ffffffffff" in after
     assert "then Another CPU" in call(folder, "table")
+
+
+def test_fields_of_the_recipe_that_the_experiment_sets_differently_are_collected_for_every_run(tmp_path: Path) -> None:
+    def recipes(*changes: str) -> list[dict | None]:
+        configs = expand(load_experiment("table5", [*changes, "ablations=[]"]), 32000, "0" * 64).runs
+        return list(runs_frame([RunPlan(config, tmp_path, {}, []) for config in configs], {})["recipe"])
+
+    assert recipes("mixers=[gdn2, {mixer: kda, train: {lr: 0.03}}]") == [
+        {"lr": load_experiment("table5").train.lr},
+        {"lr": 0.03},
+    ]
+    assert recipes("mixers=[gdn2, kda]") == [None, None]

@@ -8,7 +8,7 @@ import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
-from harness.data.synthetic import TASKS, recall_words
+from harness.data.synthetic import TASKS, question, recall_words
 from harness.data.tokenizer import load_tokenizer
 from harness.tables.comparison import comparison
 from suites.recall import Config, Recall, questions
@@ -19,10 +19,12 @@ DIFFICULTIES = {"pairs": [2, 8], "rewrites": [1, 5], "writes": [4, 60], "shared"
 
 
 def mentions(context: str) -> list[str]:
-    """The values behind the key that the context ends with, in order; the key is as long as the listing tells."""
+    """The values behind the key that the context asks for after the marker, in order."""
     words = context.split()
-    length = 2 if len(words) == 16 * 3 + 2 else 1  # 16 composite keys; listings of one-word keys end in an odd number
-    listing, key = words[:-length], words[-length:]
+    (mark,) = question(load_tokenizer(), (), "marked")
+    marker = words.index(mark) if mark in words else len(words) - 1  # of a bare question, one word is the key
+    listing, key = words[:marker], words[marker + (mark in words) :]
+    length = len(key)
     return [listing[at + length] for at in range(0, len(listing), length + 1) if listing[at : at + length] == key]
 
 
@@ -89,32 +91,32 @@ def test_a_guesser_scores_one_in_as_many_as_there_are_pairs() -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_samples_depend_on_seed_and_difficulty_alone(task: str) -> None:
-    words = recall_words(load_tokenizer())
-    found = questions(words, task, 4, 5, seed=1)
-    assert found == questions(words, task, 4, 9, seed=1)[:5]
-    assert found != questions(words, task, 4, 5, seed=2)
-    for question in found:
-        values = mentions(question.context)
-        assert question.answer == f" {values[-1]}"
-        assert question.old == tuple(f" {value}" for value in values[:-1])
+    tokenizer = load_tokenizer()
+    found = questions(tokenizer, task, 4, 5, seed=1)
+    assert found == questions(tokenizer, task, 4, 9, seed=1)[:5]
+    assert found != questions(tokenizer, task, 4, 5, seed=2)
+    for drawn in found:
+        values = mentions(drawn.context)
+        assert drawn.answer == f" {values[-1]}"
+        assert drawn.old == tuple(f" {value}" for value in values[:-1])
         assert len(values) == (5 if task == "overwrite" else 1)  # four rewrites after the first write
 
 
 def test_samples_of_mqar_are_those_of_committed_results() -> None:
-    asked = questions(recall_words(load_tokenizer()), "mqar", 4, 500, seed=0)
+    asked = questions(load_tokenizer(), "mqar", 4, 500, seed=0, form="bare")
     sha256 = "260f648360fd22105092477ca607140636fb5b498a35765a3b927a40eddde179"
-    assert fingerprint((question.context, question.answer) for question in asked) == sha256
-    (found,) = Recall().run(Scripted(last), Config(pairs=[4], samples=500))
+    assert fingerprint((one.context, one.answer) for one in asked) == sha256
+    (found,) = Recall().run(Scripted(last), Config(pairs=[4], samples=500, questions="bare"))
     assert found.settings == {"items_sha256": sha256, "length_unit": "key-value pairs"}
 
 
 def test_protect_asks_for_what_was_written_first_and_overwrite_for_what_was_rewritten() -> None:
-    words = recall_words(load_tokenizer())
-    for question in questions(words, "protect", 16, 30, seed=0):
-        *listing, key = question.context.split()
+    tokenizer = load_tokenizer()
+    for one in questions(tokenizer, "protect", 16, 30, seed=0):
+        *listing, _, key = one.context.split()
         assert listing[::2].index(key) < 2 and listing[::2].count(key) == 1
-    for question in questions(words, "overwrite", 2, 30, seed=0):
-        *listing, key = question.context.split()
+    for one in questions(tokenizer, "overwrite", 2, 30, seed=0):
+        *listing, _, key = one.context.split()
         assert listing[::2].count(key) == 3
 
 

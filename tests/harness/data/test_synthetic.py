@@ -16,32 +16,56 @@ from harness.data.tokenizer import load_tokenizer
 RECALL = tuple(TASKS)
 
 
-def rows(task: str, seed: int, start: int, count: int, seq_len: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return synthetic.rows(task, seed, start, count, seq_len, load_tokenizer(), None)
+def rows(
+    task: str, seed: int, start: int, count: int, seq_len: int, form: synthetic.Questions = "marked"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return synthetic.rows(task, seed, start, count, seq_len, load_tokenizer(), None, form)
 
 
 def draw(task: str, difficulty: int, seed: int = 0) -> synthetic.Sample:
     return TASKS[task].draw(Random(seed), recall_words(load_tokenizer()), difficulty)
 
 
+@pytest.mark.parametrize("form", ["marked", "bare"])
 @pytest.mark.parametrize("task", RECALL)
-def test_every_counted_answer_is_the_last_value_that_the_text_before_it_gives_its_key(task: str) -> None:
+def test_every_counted_answer_is_the_last_value_that_the_text_before_it_gives_its_key(
+    task: str, form: synthetic.Questions
+) -> None:
     tokenizer, key_words = load_tokenizer(), 2 if task == "interference" else 1
-    tokens, counted = rows(task, 0, 0, 16, 160)
+    marker = synthetic.question(tokenizer, ("key",), "marked")[0]
+    assert not any(marker in part for part in recall_words(tokenizer))
+    tokens, counted = rows(task, 0, 0, 16, 160, form)
     repeated = 0
     for row, mask in zip(tokens.tolist(), counted.tolist(), strict=True):
         assert row[0] == tokenizer.bos_token_id
         words = tokenizer.decode(row[1:]).split()
         assert len(words) == len(row) - 1
         values: dict[tuple[str, ...], str] = {}
-        for at in range(0, len(words) - key_words, key_words + 1):
-            key, value = tuple(words[at : at + key_words]), words[at + key_words]
-            asked = mask[at + key_words]
-            assert not asked or values[key] == value
-            repeated += not asked and key in values
-            values[key] = value
-        assert any(mask) and not any(mask[at] for at in range(len(mask)) if at % (key_words + 1) != key_words)
+        at = asked_for = 0
+        while at < len(words):
+            question = words[at] == marker
+            at += question
+            answer = at + key_words
+            if answer < len(words):
+                key, value = tuple(words[at:answer]), words[answer]
+                assert mask[answer] == (key in values and values[key] == value and (question or form == "bare")) or (
+                    form == "bare" and not mask[answer]
+                )
+                repeated += not mask[answer] and key in values
+                values[key] = value
+                asked_for += mask[answer]
+            at = answer + 1
+        assert asked_for == sum(mask) > 0
     assert (repeated > 0) == (task in ("overwrite", "protect"))  # keys are written again
+
+
+def test_with_a_marker_no_question_follows_the_listing_as_another_pair_would() -> None:
+    tokenizer = load_tokenizer()
+    marker = synthetic.question(tokenizer, ("key",), "marked")[0]
+    tokens, counted = rows("mqar", 0, 0, 16, 64)
+    for row, mask in zip(tokens.tolist(), counted.tolist(), strict=True):
+        words = tokenizer.decode(row[1:]).split()
+        assert all(words[at - 2] == marker for at, asked in enumerate(mask) if asked)
 
 
 @pytest.mark.parametrize("task", RECALL)
@@ -55,7 +79,7 @@ def test_a_row_is_a_function_of_its_task_seed_and_number(task: str) -> None:
 
 def test_rows_of_mqar_equal_those_that_committed_results_were_trained_on() -> None:
     digest = hashlib.sha256()
-    for part in (*rows("mqar", 0, 0, 8, 64), *rows("mqar", 3, 5, 4, 256)):
+    for part in (*rows("mqar", 0, 0, 8, 64, "bare"), *rows("mqar", 3, 5, 4, 256, "bare")):
         digest.update(part.numpy().tobytes())
     assert digest.hexdigest() == "6198c00d37e827845c5e455c13d8a3540686cb16dce3c40ecaa3dfa2cb85f48d"
 
@@ -122,5 +146,5 @@ def test_a_difficulty_that_cannot_be_drawn_is_refused(task: str, difficulty: int
 def test_a_vocabulary_with_too_few_words_is_refused() -> None:
     vocabulary = {"<s>": 0, "Ġkey": 1, "Ġvalue": 2}
     small = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocabulary)), bos_token="<s>")
-    with pytest.raises(ValueError, match="only 2 whole words are single tokens, .* need 128; use a larger vocabulary"):
+    with pytest.raises(ValueError, match="only 2 whole words are single tokens, .* need 129; use a larger vocabulary"):
         synthetic.rows("overwrite", 0, 0, 1, 64, small, None)

@@ -44,6 +44,37 @@ def test_options_of_a_mixer_reach_its_model(tmp_path: Path) -> None:
     assert run.label == "w only"
 
 
+def test_a_model_may_have_a_recipe_of_its_own_and_its_ablations_change_that(tmp_path: Path) -> None:
+    mixers = [{"mixer": "gdn2", "train": {"lr": 3e-2, "init_gain": "upstream"}}, "attention"]
+    runs = expanded(tmp_path, mixers=mixers, ablations=[RATES[0]])
+    assert [(r.train.lr, r.train.init_gain) for r in runs[:2]] == [(3e-2, "upstream"), (1e-4, "upstream")]
+    assert [r.run_id for r in runs[2:]] == [r.run_id for r in expanded(tmp_path, ablations=[RATES[0]])[2:]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mixers": [{"mixer": "gdn2", "train": {"lr": -1}}]}, r"mixers: 'gdn2': train.*lr: Input should be greater"),
+        ({"mixers": [{"mixer": "gdn2", "train": {"rate": 1}}]}, r"mixers: 'gdn2': train.*rate"),
+        (
+            {
+                "mixers": [{"mixer": "gdn2", "train": {"lr": 1e-2}}],
+                "tuning": {
+                    "grid": {"train.lr": [1e-3, 1e-2]},
+                    "seeds": [7, 8],
+                    "choose": {"suite": "recall", "task": "mqar", "metric": "acc"},
+                },
+                "suites": {"recall": {}},
+            },
+            "mixers: 'gdn2' sets train.lr, which tuning.grid tries; remove one",
+        ),
+    ],
+)
+def test_a_wrong_recipe_of_a_model_is_refused(tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_experiment(write(tmp_path, **changes))
+
+
 def test_ablations_stand_next_to_the_model_as_it_is_and_are_runs_of_their_own(tmp_path: Path) -> None:
     plain = expanded(tmp_path, mixers=["gdn2"], seeds=[0, 1])
     runs = expanded(tmp_path, mixers=["gdn2"], seeds=[0, 1], ablations=RATES)

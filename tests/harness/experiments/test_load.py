@@ -1,10 +1,12 @@
 """Loading of experiment files: scales, overrides, and errors that name the file."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from harness.experiments.load import load_experiment
+from harness.files import CHECKOUT
 from tests.harness.experiments.experiment_files import BASE, write
 
 
@@ -123,3 +125,13 @@ def test_paths_of_a_file_are_relative_to_it_and_those_of_overrides_to_the_curren
     assert changed.data.source == str(tmp_path / "x") and changed.mixer_files == [str(here / "o.py")]
     assert changed.data.tokenizer == "TinyLlama/TinyLlama_v1.1"
     assert load_experiment(write(there)).data.source == "embedded"
+
+
+def test_the_demo_trains_with_the_values_that_the_tuning_of_recall_chose() -> None:
+    trials = json.loads((CHECKOUT / "results" / "recall" / "trials.json").read_text("utf-8"))
+    chosen = {trial["mixer"]: json.loads(trial["values"]) for trial in trials if trial["chosen"]}
+    demo = load_experiment("demo")
+    recipes = {spec.mixer: demo.train_of(spec) for spec in demo.mixers}
+    assert recipes.pop("mamba3_mimo") == recipes["mamba3_siso"]  # not tuned: takes the other one's
+    given = {mixer: {"train.lr": t.lr, "train.init_gain": t.init_gain} for mixer, t in recipes.items()}
+    assert given == chosen

@@ -23,12 +23,12 @@ PHASE = {"tokens": 1000, "seq_len": 64, "rows": {"text": 4}}
 BASE: dict[str, Any] = {"name": "tiny", "preset": "cpu-600k", "mixers": ["gdn2"], "data": {"phases": [PHASE]}}
 
 FROZEN = {
-    ("demo", None, 0): "mamba3_mimo-recurrent-s0-d148b6cf",
-    ("demo", None, 1): "gdn2-recurrent-s0-7cee96e7",
-    ("demo", None, 3): "kda-recurrent-s0-74278084",
-    ("demo", None, 6): "attention-attention-s0-6f4a7bb6",
+    ("demo", None, 0): "attention-attention-s0-5cfa56cc",
+    ("demo", None, 1): "mamba2-recurrent-s0-aa5d1d5c",
+    ("demo", None, 3): "mamba3_mimo-recurrent-s0-2aab9ccf",
+    ("demo", None, 6): "gdn2-recurrent-s0-e0fb0840",
     ("recall", None, 17): "gdn2-recurrent-s2-8fe0bd24",  # tuned
-    ("small-scale", None, 0): "gdn2-recurrent-s0-1d730042",
+    ("small-scale", None, 0): "gdn2-recurrent-s0-bfec0394",
     ("table2", None, 0): "mamba2-recurrent-s0-45637f41",
     ("table2", "125m", 9): "mamba3_mimo-hybrid-s0-ee230392",
     ("table5", None, 3): "gdn2-recurrent-s0-e1e2130c",

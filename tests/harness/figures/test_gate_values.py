@@ -64,7 +64,7 @@ def test_a_recall_prompt_marks_the_last_write_to_the_key_that_is_asked() -> None
     (start, stop), (asked, end) = found.marks["needle"], found.marks["question"]
     assert (stop - start, end) == (2, len(found.ids)) and found.words[start] == found.words[asked]
     assert found.words[asked] not in found.words[stop:asked]
-    assert len(found.words) == len(found.ids) == 1 + 2 * (8 + 4 * 4) + 1
+    assert len(found.words) == len(found.ids) == 1 + 2 * (8 + 4 * 4) + 2
     pair = prompt(load_tokenizer(), "interference", 2)
     assert pair.words[slice(*pair.marks["question"])] == pair.words[pair.marks["needle"][0] :][:2]
 

@@ -136,6 +136,14 @@ def test_tasks_of_the_same_lengths_are_named_together(tmp_path):
     assert tasks_text(table, table.columns) == "s_niah_1, s_niah_2 @320/512 and mk_niah_1 @320"
 
 
+def test_recipes_that_differ_are_named_with_their_rows(tmp_path):
+    frame = store(tmp_path, [record(label, "piqa", "acc", 0.5, 0.1) for label in ("gdn2", "kda")])
+    assert not any("recipe" in note for note in comparison(frame, runs=RUNS.assign(recipe=None)).notes)
+    runs = RUNS.assign(recipe=[{"lr": 0.03}, *[{"lr": 0.01}] * (len(RUNS) - 1)])
+    (note,) = [note for note in comparison(frame, runs=runs).notes if note.startswith("recipes differ: ")]
+    assert note.startswith(f"recipes differ: lr 0.03: {RUNS.label[0]} ({RUNS.layout[0]}); lr 0.01: ")
+
+
 def test_tuned_values_trials_and_edges_are_named_and_rows_that_were_not_tuned(tmp_path):
     frame = store(tmp_path, [record(label, "piqa", "acc", 0.5, 0.1) for label in ("gdn2", "kda")])
     slow, fast = ({"train.lr": lr, "train.init_gain": gain} for lr, gain in ((0.003, "upstream"), (0.01, 2**-2.5)))

@@ -166,12 +166,22 @@ def test_a_tuned_sweep_chooses_the_same_whatever_happens_to_its_trials(client: C
 
 def test_a_time_limit_costs_nothing_but_time(client: Client, small_data: Path) -> None:
     client = Client(client.cluster, client.folder, train=TINY | {"minutes": 1})
-    path = long_experiment(client, small_data, steps=2500, mixers=["gated_deltanet"])
+    # Pauses make the training longer than its limit on a fast machine, and little longer on a slow one.
+    (client.folder / "paced.py").write_text(
+        "import time\nfrom mixers import register_mixer\nfrom mixers.gated_deltanet import GatedDeltaNet\n"
+        "@register_mixer('paced', display='Paced')\nclass Paced(GatedDeltaNet):\n"
+        "    def mix(self, *arguments):\n        time.sleep(0.3)\n        return super().mix(*arguments)\n"
+    )
+    mixer = {"mixer": "paced", "options": {"heads": 2, "head_dim": 32}}
+    path = long_experiment(client, small_data, steps=60, mixers=[mixer], mixer_files=["paced.py"])
     (run,) = plan(load_experiment(path), client.runs)
     client.submit(path)
-    client.finish(900)
-    # The limit is looked at every half minute: how often it strikes is Slurm's business.
-    assert outcomes(run).count("left") >= 1 and "failed" not in outcomes(run)
+    client.cluster.wait(lambda: "left" in outcomes(run), "the time limit to strike", 300)
+    client.cluster.run(
+        "scontrol", "update", f"JobId={RunFolder(run.folder).read_attempts(TRAIN)[0]['job']}", "TimeLimit=60"
+    )
+    client.finish()
+    assert "failed" not in outcomes(run)
     assert weights(run) == train(run.config, client.folder / "alone").weights_sha256
 
 
