@@ -43,6 +43,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, small_data: Path) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_training_that_is_told_to_end_saves_first_and_the_same_command_goes_on(trained: Path) -> None:
     long = yaml.safe_load((trained / "cli.yaml").read_text()) | {"name": "long"}
     long["data"]["phases"][0]["tokens"] = 256 * 80

@@ -172,6 +172,7 @@ def test_the_content_of_a_file_and_not_its_place_is_part_of_the_run(
     assert moved.run_id == work.config.run_id != edited.run_id
 
 
+@pytest.mark.long
 def test_a_mixer_in_a_file_is_trained_in_a_job_and_its_run_outlives_changes_of_the_file(
     mixer_file: Path, tmp_path: Path, small_data: Path
 ) -> None:

@@ -29,6 +29,7 @@ cli = CliRunner()
 SUITES = {"recall": {"pairs": [2, 4, 8], "samples": 400}}
 
 
+@pytest.mark.long
 def test_a_killed_evaluation_is_continued_and_gives_the_same_records(tmp_path: Path, small_data: Path) -> None:
     path = experiment(tmp_path, small_data, mixers=["gated_deltanet"], suites=SUITES)
     tables = []

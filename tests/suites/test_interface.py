@@ -60,6 +60,7 @@ def test_the_documented_suite_is_short() -> None:
     assert EXAMPLE.count("\n") < 60
 
 
+@pytest.mark.long
 def test_a_suite_from_a_file_has_its_columns_in_a_table_made_without_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +74,7 @@ def test_a_suite_from_a_file_has_its_columns_in_a_table_made_without_it(
     assert "| list copied words @4 words ↑ | list copied words @8 words ↑ |" in header
 
 
+@pytest.mark.long
 def test_its_units_are_done_and_status_needs_neither_the_file_nor_the_experiment(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,6 +84,7 @@ def test_its_units_are_done_and_status_needs_neither_the_file_nor_the_experiment
     assert (status["state"], status["finished"], status["units"]) == ("done", 3, 3)
 
 
+@pytest.mark.long
 def test_an_edited_suite_is_another_evaluation_and_the_other_suites_stay_done(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,6 +98,7 @@ def test_an_edited_suite_is_another_evaluation_and_the_other_suites_stay_done(
     assert "done" in run(folder, monkeypatch, "submit", "mine.yaml", "--dry-run")
 
 
+@pytest.mark.long
 def test_eval_runs_a_suite_from_a_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (work,) = (folder / "runs").glob("attention-*")
     command = ["eval", "copy", "--suite-file", "copy.py", "--run", str(work), "--set", "lengths=[4]", "--limit", "8"]

@@ -67,6 +67,7 @@ def test_opening_a_source_reads_no_text_yet(tmp_path):
         list(documents(source.parts[0]))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_a_data_set_of_the_hub_is_read_file_by_file(texts: list[str], tmp_path: Path, processes: str) -> None:
     """Runs the real client against a local server. A local folder with the data set's name is ignored."""

@@ -96,6 +96,7 @@ def test_max_tokens_is_exact(source: Path, texts: list[str], tmp_path: Path) -> 
         assert file_contents(out) == file_contents(tmp_path / f"{limit}")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("processes", [2, 3])
 def test_max_tokens_is_exact_for_several_processes(
     source: Path, texts: list[str], tmp_path: Path, processes: int

@@ -12,6 +12,7 @@ from suites.bench import lm as lm_bench
 from suites.shared.lmeval import run_tasks
 
 
+@pytest.mark.long
 def test_the_benchmark_times_both_on_answers_that_agree(offline_data: Path) -> None:
     rows = lm_bench.run("cpu-600k", 3, 320, torch.device("cpu"))
     assert [row["work"] for row in rows][: len(lm_bench.TASKS)] == list(lm_bench.TASKS) and len(rows) == 7
@@ -23,6 +24,7 @@ def test_the_benchmark_times_both_on_answers_that_agree(offline_data: Path) -> N
     assert len(lm_bench.render(rows).splitlines()) == 8
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", lm_bench.TASKS)
 def test_a_real_task_gets_the_same_score_from_both(task: str, offline_data: Path) -> None:
     tokenizer = load_tokenizer()

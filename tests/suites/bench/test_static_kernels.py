@@ -14,6 +14,7 @@ from mixers.gdn2.kernels.launch import SHARED_MEMORY, Resources
 from run import app
 
 
+@pytest.mark.long
 def test_all_configurations_fit_all_gpus_without_spills(tmp_path: Path) -> None:
     # A separate process, because this one may have imported triton as an interpreter.
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from tokenizers import Tokenizer
 
 from harness.data import corpus
@@ -16,5 +17,6 @@ def test_training_a_tokenizer_twice_gives_the_same_bytes():
     assert first == second and Tokenizer.from_str(first).get_vocab_size() == 600
 
 
+@pytest.mark.long
 def test_the_committed_tokenizer_is_what_the_build_command_makes():
     assert build.train_tokenizer(build.train_texts(), build.VOCAB_SIZE) == corpus.TOKENIZER.read_text(encoding="utf-8")
