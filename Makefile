@@ -13,6 +13,7 @@ demo: $(STAMP)
 	$(RUN) submit harness/experiments/demo.yaml --cluster local
 	$(RUN) collect demo
 	$(RUN) table demo
+	$(RUN) table demo --summary
 
 test: $(STAMP) lint
 	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile -m "not slurm and not pages and not long"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -27,7 +29,11 @@ from harness.run_folder import Collection as CollectionFolder
 from harness.run_folder import collection_of
 
 if TYPE_CHECKING:
+    from harness.tables.forms import Table
     from harness.tables.verdicts import Verdict
+
+Form = Literal["md", "terminal"]
+"""How `table` prints."""
 
 
 @app.command()
@@ -186,15 +192,21 @@ def table(
         bool, typer.Option("--strict", help="Exit with 1 unless every truth of the experiment is met.")
     ] = False,
     runs: RunsRoot = RUNS,
+    form: Annotated[
+        Form | None, typer.Option("--format", help="md or terminal; by default what the output is.", show_default=False)
+    ] = None,
+    summary: Annotated[bool, typer.Option("--summary", help="Print the answer in a few lines, and no table.")] = False,
     scale: Scale = None,
 ) -> None:
-    """Print the comparison as markdown, and write it as markdown, LaTeX, CSV and HTML beside the records; in the
-    paper's layout as well, and beside its numbers, where the experiment measures one of its tables."""
+    """Print the comparison, and write it as markdown, LaTeX, CSV and HTML beside the records; in the paper's layout as
+    well, and beside its numbers, where the experiment measures one of its tables."""
     from harness.experiments.load import experiment_name, load_experiment, stored_experiment
     from harness.tables.collection import write_forms, write_table
     from harness.tables.paper import PAPER_TABLES, printed_table
 
     with errors():
+        if summary and (paper or form):
+            raise ValueError("--summary: is of our results, in one form; leave out --paper and --format")
         if strict and (paper or columns):
             raise ValueError(
                 f"--strict: judges all of our results, and {'--paper' if paper else '--columns'} leaves some out; "
@@ -204,16 +216,25 @@ def table(
             target = out or collection_of(runs.resolve(), experiment_name(experiment, scale)).path
             with CollectionFolder(target).reading():
                 loaded = stored_experiment(target)
-                shown, verdicts = write_table(target, columns.split(",") if columns else None, allow_mixed, loaded)
-            typer.echo(shown)
+                found = write_table(target, columns.split(",") if columns else None, allow_mixed, loaded)
+            typer.echo("\n".join(f"- {line}" for line in found.summary) if summary else _shown(found, form))
             if strict:
-                require_met(verdicts, loaded.name)
+                require_met(found.truths, loaded.name)
             return
         loaded = load_experiment(experiment, scale=scale)
         if loaded.expected is None or loaded.expected.table not in PAPER_TABLES:
             raise ValueError(f"--paper: {loaded.name} measures no table of the paper; use {', '.join(PAPER_TABLES)}")
         found = printed_table(loaded.expected.table)
-        typer.echo(write_forms(out, f"{loaded.expected.table}-printed", found) if out else found.markdown())
+        if out:
+            write_forms(out, f"{loaded.expected.table}-printed", found)
+        typer.echo(_shown(found, form))
+
+
+def _shown(table: Table, form: Form | None) -> str:
+    """A table for a terminal if the output is one, else markdown, unless a form is asked for."""
+    if form == "md" or (form is None and not sys.stdout.isatty()):
+        return table.markdown()
+    return table.terminal(shutil.get_terminal_size((120, 0)).columns)
 
 
 def require_met(verdicts: list[Verdict], name: str) -> None:

@@ -16,7 +16,7 @@ from harness.files import write_atomic
 from harness.records.store import load
 from harness.run_folder import Collection
 from harness.tables.escaping import foreign_markup, in_html
-from harness.tables.forms import TRUTHS_SECTION
+from harness.tables.html_form import SHARED
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto; max-width: 1180px;
@@ -85,8 +85,9 @@ def report(folder: Path, experiment: Experiment, columns: list[str] | None = Non
     runs = Collection(folder).read_runs()
     drawn, lacking = _figures(folder, columns)
     pages = [_table(path) for path in sorted(folder.glob("table*.html"))]
-    truths = dict.fromkeys(section for page in pages for section in TRUTHS_SECTION.findall(page))  # all pages have them
-    tables = [TRUTHS_SECTION.sub("", page) for page in pages]
+    # All pages have the verdicts; the summary is that of the paper's table, if there is one.
+    shared = {section.partition(">")[0]: section for page in pages for section in SHARED.findall(page)}
+    tables = [SHARED.sub("", page) for page in pages]
     files = Collection(folder)
     raw_files = [files.records, files.samples, files.runs, files.table("table", "csv")]
     names = [path.name for path in raw_files if path.exists()]
@@ -95,8 +96,8 @@ def report(folder: Path, experiment: Experiment, columns: list[str] | None = Non
         f"<h1>{in_html(experiment.name)}</h1><p>{in_html(experiment.description)}</p>",
         f'<p class="facts">{len(runs)} runs, {len(records):,} records, measured from {in_html(records["time"].min())} '
         f"to {in_html(records['time'].max())}</p>",
-        *[f'<div class="wide mixerbench">{section}</div>' for section in truths],
-        *[f'<div class="wide">{table}</div>' for table in tables],
+        *[f'<div class="mixerbench">{section}</div>' for section in shared.values()],
+        *tables,
         "<h2>Figures</h2>",
         *drawn,
         f'<p class="facts">No data, or no columns, for: {", ".join(lacking)}.</p>' if lacking else "",

@@ -9,12 +9,17 @@ import numpy as np
 
 from harness.records.metrics import METRICS, Metric
 from harness.records.published import TASK_NAMES, column_name
-from harness.records.stats import Estimate, Scores
+from harness.records.stats import Comparison, Estimate, Scores
 
 HUGE = 1e5
 """From here on, logarithmic metrics are written in powers of ten. Perplexities of barely trained models reach it."""
 
 MISSING, FAILED, UNREADABLE = "–", "failed", "unreadable"
+AT = " @ "
+"""Separates a label from its preset."""
+MINUS = "−"
+STAND_IN = "(stand-in)"
+"""Follows the paper's name of a task in the heading of a measurement that is not the paper's."""
 BOLD, UNDERLINED = "bold", "underlined"
 WITHIN, BEYOND = "≈", "≠"
 
@@ -81,17 +86,26 @@ class Column:
 
     @property
     def title(self) -> str:
-        """The paper's name of the task; the task's own name if the measurement is not the paper's."""
-        return self.task if self.stand_ins else TASK_NAMES.get(self.task, self.task)
+        """The paper's name of the task, and that it is a stand-in where the measurement is not the paper's."""
+        name = TASK_NAMES.get(self.task, self.task)
+        return f"{name} {STAND_IN}" if self.stand_ins and self.task in TASK_NAMES else name
+
+    @property
+    def what(self) -> str:
+        """Metric and length: `acc @16 pairs`."""
+        parts = [] if self.task in TASK_NAMES and self.metric == "contains" else [self.unit.display]
+        return " ".join([*parts, *([f"@{self.length}{self.short_unit}"] if self.length is not None else [])])
+
+    @property
+    def words(self) -> str:
+        """Name in running text: `mqar acc @16 pairs`."""
+        return f"{self.title} {self.what}".strip()
 
     @property
     def detail(self) -> str:
         """The second part of the heading: metric, length, direction, stand-ins."""
-        parts = [] if self.title != self.task and self.metric == "contains" else [self.unit.display]
-        if self.length is not None:
-            parts.append(f"@{self.length}{self.short_unit}")
-        parts.append(self.unit.arrow)
-        return " ".join([*parts, *(f"[{letter}]" for letter in self.stand_ins)])
+        parts = [self.what, self.unit.arrow, *(f"[{letter}]" for letter in self.stand_ins)]
+        return " ".join(filter(None, parts))
 
     def shown(self, value: float) -> float:
         """A value in the table's unit: fractions in percent."""
@@ -125,11 +139,13 @@ class Cell:
 class Tested:
     """The tests behind the marks of one group in one column.
 
-    adjusted: p-values of all pairs of `rows`, from `significance.pairwise`. tests: names of the tests that gave them.
+    adjusted: p-values of all pairs of `rows`, from `significance.pairwise`. comparisons: of the pairs (i, j), j < i, as
+    the value of rows[i] minus that of rows[j]. tests: names of the tests that gave the p-values.
     """
 
     rows: list[Row]
     adjusted: np.ndarray
+    comparisons: dict[tuple[int, int], Comparison]
     tests: list[str]
 
 
@@ -145,6 +161,11 @@ class Text:
     mark: str | None = None
     paper: str | None = None
     near: bool | None = None
+
+    @property
+    def width(self) -> int:
+        """Characters of its widest line."""
+        return max(len(self.value), len(self.paper or ""))
 
 
 def cell_text(cell: Cell, column: Column, decimals: int) -> Text:
@@ -164,7 +185,7 @@ def cell_text(cell: Cell, column: Column, decimals: int) -> Text:
         return Text(value, cell.mark)
     paper, near = number(column.shown(cell.paper)), within(cell, column)
     if near is not None:
-        paper += f", {deviation(cell, column):+.{decimals}f} {WITHIN if near else BEYOND}".replace("-", "−")
+        paper += f", {deviation(cell, column):+.{decimals}f} {WITHIN if near else BEYOND}".replace("-", MINUS)
     return Text(value, cell.mark, paper, near)
 
 
@@ -212,3 +233,24 @@ def count(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:.4g}{letter}"
     return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
+
+
+def unlabelled(row: Row) -> str:
+    """A row's label without its preset."""
+    return row.label.removesuffix(f"{AT}{row.preset}") if row.preset else row.label
+
+
+def gap_text(found: Comparison, sign: int, column: Column, in_nats: bool) -> str:
+    """A difference times `sign` (1 or -1) with its interval: `+27.2 points [23.3, 31.1]`.
+
+    in_nats: the scores that were compared are logarithms of the column's metric.
+    """
+    gap = sign * column.shown(found.difference) or 0.0  # not -0.0
+    unit = " nats" if in_nats else " points" if column.unit.percent else ""
+    if found.low is None:
+        return f"{gap:+.3g}{unit}".replace("-", MINUS)
+    bounds = sorted(sign * column.shown(x) for x in (found.low, found.high))
+    half = (bounds[1] - bounds[0]) / 2
+    decimals = min(6, max(0, 1 - math.floor(math.log10(half)))) if half > 0 else 3
+    low, high = (f"{x:.{decimals}f}" for x in bounds)
+    return f"{gap:+.{decimals}f}{unit} [{low}, {high}]".replace("-", MINUS)

@@ -11,19 +11,20 @@ from harness.run_folder import Collection
 from harness.tables.comparison import comparison
 from harness.tables.forms import Table
 from harness.tables.paper import PAPER_TABLES, belongs, paper_table, printed_by
+from harness.tables.summary import summary
 from harness.tables.truths import judge, judge_paper
 from harness.tables.verdicts import Verdict
 
 
 def write_table(
     folder: Path, columns: list[str] | None, allow_mixed: bool, experiment: Experiment | None = None
-) -> tuple[str, list[Verdict]]:
-    """Compare the records of a collection. Writes table.md, .tex, .csv and .html next to them; returns the markdown.
+) -> Table:
+    """Compare the records of a collection. Writes table.md, .tex, .csv and .html next to them; returns the table.
 
     If the experiment measures a table of the paper, the comparison is also written in the paper's layout (table2.md and
-    so on), and that markdown is returned, unless `columns` are given or no column of the paper's table has records.
-    The second value holds the verdicts on the experiment's truths and on the paper's numbers, which the tables print;
-    tables of some `columns` have none.
+    so on), and that table is returned, unless `columns` are given or no column of the paper's table has records.
+    Its `truths` are the verdicts on the experiment's truths and on the paper's numbers; a table of some `columns` has
+    none.
     Raises ValueError if nothing was collected, or records of a column were measured differently.
     """
     Collection(folder).require()
@@ -42,14 +43,13 @@ def write_table(
         verdicts += judge_paper(shown[-1][1], expected, printed_by(expected.table, runs))
     for name, found in shown:
         found.truths = verdicts
-        markdown = write_forms(folder, name, found)
-    return markdown, verdicts
+        found.summary = summary(found, runs, verdicts)
+        write_forms(folder, name, found)
+    return found
 
 
-def write_forms(folder: Path, name: str, table: Table) -> str:
-    """Write a table as <name>.md, .tex, .csv and .html. Returns the markdown."""
-    shown = table.markdown()
-    forms = {"md": shown, "tex": table.latex(name), "csv": table.csv(), "html": table.html()}
+def write_forms(folder: Path, name: str, table: Table) -> None:
+    """Write a table as <name>.md, .tex, .csv and .html."""
+    forms = {"md": table.markdown(), "tex": table.latex(name), "csv": table.csv(), "html": table.html()}
     for ending, text in forms.items():
         write_atomic(Collection(folder).table(name, ending), text.encode())
-    return shown

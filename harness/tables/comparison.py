@@ -16,7 +16,7 @@ from harness.records.metrics import METRICS, without_details
 from harness.records.published import column_name, printed_values
 from harness.records.record import BASELINE, SampleKey, length_unit, parse_settings
 from harness.records.units import SUITES, suite_of
-from harness.tables.cells import FAILED, MISSING, MODEL_COLUMNS, UNREADABLE, Cell, Column, Row
+from harness.tables.cells import AT, FAILED, MISSING, MODEL_COLUMNS, UNREADABLE, Cell, Column, Row, unlabelled
 from harness.tables.forms import Table
 from harness.tables.marks import mark
 from harness.tables.notes import provenance_notes, reading_notes, table_notes
@@ -29,8 +29,6 @@ ITEMS = ("settings", "limit", "stand_in")
 UNUSED = ["config_hash", "time", "command", "file"]
 """Fields of a record that no table shows."""
 
-AT = " @ "
-"""Separates a label from its preset."""
 ROUNDING = 1.01
 """Largest ratio of tokens seen to tokens asked for: phases are rounded up to whole steps."""
 
@@ -142,15 +140,14 @@ def finish(
     own_runs = runs_by_row(runs)
     at_scale = {row for row in table.rows if meets(own_runs.get((row.layout, row.label), []), expected)}
     for (row, column), cell in table.cells.items():
-        cell.paper = None if column.stand_ins else paper(row, column)
-        if cell.paper is not None and row in at_scale:
-            cell.tolerance = expected.allowed(column.name)
+        if row in at_scale and not column.stand_ins and (value := paper(row, column)) is not None:
+            cell.paper, cell.tolerance = value, expected.allowed(column.name)
     for column in table.columns:
         for group, rows in table.groups().items():
             if tested := mark({row: table.cells[row, column] for row in rows}, column):
                 table.tested[group, column] = tested
     table.notes = [
-        *reading_notes(table, measured.used, at_scale),
+        *reading_notes(table, measured.used),
         *table_notes(measured.table, measured.used, measured.stand_ins, measured.mixed, runs),
     ]
     table.provenance = provenance_notes(measured.used)
@@ -341,8 +338,7 @@ def printed(row: Row, column: Column) -> float | None:
     the paper has not measured.
     """
     mixers = registry.entries()
-    label = row.label.removesuffix(f"{AT}{row.preset}")
-    if row.mixer not in mixers or label not in (row.mixer, mixers[row.mixer].display):
+    if row.mixer not in mixers or unlabelled(row) not in (row.mixer, mixers[row.mixer].display):
         return None
     return printed_values().get((row.mixer, row.layout, *column.key))
 

@@ -30,12 +30,11 @@ LATEX_LACKS = frozenset("«»ÐÞðþ")
 """Characters below 256 that LaTeX's default encoding of fonts does not have."""
 FORMULA = ("=", "+", "-", "@")
 """First characters that make a spreadsheet compute a cell."""
-CELL_IN_NOTE = re.compile(r'(?<=[,;])(\s*"?\s*)(?=[=+\-@])')
-"""The end of a separator before what would be a formula if a spreadsheet divided a note into cells."""
 ELEMENTS = frozenset(
-    ["b", "br", "div", "h3", "li", "p", "section", "span", "style", "table", "td", "th", "tr", "u", "ul"]
+    ["b", "br", "caption", "div", "h3", "li", "p", "section", "span", "style"]
+    + ["table", "tbody", "td", "th", "thead", "tr", "u", "ul"]
 )
-ATTRIBUTES = frozenset(("class", "colspan"))
+ATTRIBUTES = frozenset(("class", "colspan", "scope", "tabindex"))
 
 
 def plain(text: str) -> str:
@@ -62,11 +61,6 @@ def csv_cell(text: str) -> str:
     """Text for a cell of a CSV file. What a spreadsheet would compute gets an apostrophe in front."""
     shown = plain(text)
     return f"'{shown}" if shown.lstrip().startswith(FORMULA) else shown
-
-
-def csv_note(text: str) -> str:
-    """A line before the header of a CSV file, after #."""
-    return "# " + CELL_IN_NOTE.sub(r"\1'", plain(text))
 
 
 class _Tags(HTMLParser):

@@ -1,17 +1,17 @@
-"""A table and its four forms: markdown and HTML to read, LaTeX for a paper, CSV to work with."""
+"""A table and its forms: markdown, HTML and the terminal to read, LaTeX for a paper, CSV to work with."""
 
 from __future__ import annotations
 
 import csv
 import io
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 
 from harness.records.stats import ALPHA, Estimate
+from harness.tables.blocks import Block, divided, folded
 from harness.tables.cells import (
     BOLD,
+    MISSING,
     MODEL_COLUMNS,
     UNDERLINED,
     Cell,
@@ -23,39 +23,11 @@ from harness.tables.cells import (
     model_text,
     number,
 )
-from harness.tables.escaping import csv_cell, csv_note, in_html, in_latex, in_markdown, plain
-from harness.tables.verdicts import MET, NOT_MET, Verdict, tally
-
-WIDEST = 12
-"""A suite with more columns than this is split into one table per metric."""
-
-STYLE = """\
-<style>
-.mixerbench table { border-collapse: collapse; font: 13px/1.35 sans-serif; margin-bottom: 1em }
-.mixerbench th, .mixerbench td { padding: 2px 7px; text-align: right; vertical-align: top; white-space: nowrap }
-.mixerbench th { border-bottom: 1px solid #999 }
-.mixerbench th:first-child, .mixerbench td:first-child { text-align: left }
-.mixerbench .group { font-weight: normal; font-style: italic }
-.mixerbench .paper { color: #444; font-size: 11px }
-.mixerbench .near { background: #d5efe3 }
-.mixerbench .far { background: #fbdcc8 }
-.mixerbench li { font: 12px/1.4 sans-serif }
-</style>"""
-TRUTHS_STYLE = "<style>.mixerbench .truths td { text-align: left; white-space: normal }</style>"
-TRUTHS_SECTION = re.compile(r'<section class="truths">.*?</section>', re.DOTALL)
-"""The section of verdicts in HTML."""
-PREAMBLE = "needs \\usepackage{booktabs} \\usepackage{graphicx} \\usepackage[table]{xcolor}"
-NO_WIDER = "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%"
-"""Shrinks a table to the text width if it is wider."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """One table as every form writes it: headings in two parts, rows by group."""
-
-    title: str
-    headings: Sequence[tuple[str, str]]
-    groups: dict[str, list[tuple[Row, list[Text]]]]
+from harness.tables.escaping import csv_cell, in_markdown
+from harness.tables.html_form import html
+from harness.tables.latex_form import latex
+from harness.tables.terminal_form import terminal
+from harness.tables.verdicts import MET, Verdict, tally, truth_text
 
 
 @dataclass
@@ -65,7 +37,8 @@ class Table:
     cells: by row and column, every pair present. model: the model table, by row and key of MODEL_COLUMNS; empty without
     runs. notes: what a reader must know. provenance: records, code and machine; LaTeX has them as comments. tested: the
     tests by group and column, if there were any. title: set for a table in the paper's layout. percent_digits: decimals
-    of numbers in percent. truths: verdicts on what the results must meet; CSV has none of them.
+    of numbers in percent. summary: the answer in a few lines. truths: verdicts on what the results must meet. CSV has
+    neither of them, and no notes.
     """
 
     rows: list[Row]
@@ -77,12 +50,18 @@ class Table:
     tested: dict[tuple[str, Column], Tested] = field(default_factory=dict)
     title: str | None = None
     percent_digits: int = 1
+    summary: list[str] = field(default_factory=list)
     truths: list[Verdict] = field(default_factory=list)
 
     @property
     def marked(self) -> bool:
         """Whether any cell is marked."""
         return any(cell.mark for cell in self.cells.values())
+
+    def is_empty(self, row: Row) -> bool:
+        """Whether a row has no number, neither of its model nor measured, and no reason for that."""
+        measured = any(self.cells[row, c].estimate or self.cells[row, c].text != MISSING for c in self.columns)
+        return not measured and not any(self.model.get(row, {}).values())
 
     def groups(self) -> dict[str, list[Row]]:
         """Rows by group, in their order."""
@@ -91,17 +70,11 @@ class Table:
             groups.setdefault(row.group, []).append(row)
         return groups
 
-    def sections(self) -> list[tuple[str, list[Column]]]:
-        """(title, columns) by suite, and by metric for wide suites. A table in the paper's layout is one section."""
+    def sections(self) -> dict[str, list[Column]]:
+        """Columns by suite. A table in the paper's layout is one section."""
         if self.title is not None:
-            return [(self.title, self.columns)]
-        sections: dict[str, list[Column]] = {}
-        for suite in dict.fromkeys(c.suite for c in self.columns):
-            columns = [c for c in self.columns if c.suite == suite]
-            for c in columns:
-                title = suite if len(columns) <= WIDEST else f"{suite}: {c.unit.display}"
-                sections.setdefault(title, []).append(c)
-        return list(sections.items())
+            return {self.title: self.columns}
+        return {suite: [c for c in self.columns if c.suite == suite] for suite in {c.suite: 0 for c in self.columns}}
 
     def decimals(self, column: Column) -> int:
         """Decimals of a column: about four significant digits of its smallest number."""
@@ -112,24 +85,31 @@ class Table:
         return 3 if smallest < 1 else 2 if smallest < 100 else 1 if smallest < 1000 else 0
 
     def blocks(self) -> list[Block]:
-        """The model table, then one block per section. A table in the paper's layout has no model table."""
+        """The model table, then the sections, in blocks of a readable width without what does not differ.
+
+        A table in the paper's layout is one block with all of the paper's columns, and has no model table.
+        """
         found = []
+        of_groups = {g: [row for row in rows if not self.is_empty(row)] for g, rows in self.groups().items()}
+        of_groups = {g: rows for g, rows in of_groups.items() if rows}
         if self.model and self.title is None:
             shown = [key for key in MODEL_COLUMNS if any(self.model[row][key] for row in self.rows)]
             groups = {
                 group: [(row, [Text(model_text(self.model[row][key])) for key in shown]) for row in rows]
-                for group, rows in self.groups().items()
+                for group, rows in of_groups.items()
             }
-            found.append(Block("model", [("", MODEL_COLUMNS[key]) for key in shown], groups))
-        for title, columns in self.sections():
+            found.append(folded(Block("model", [("", MODEL_COLUMNS[key]) for key in shown], groups)))
+        for title, columns in self.sections().items():
             decimals = {c: self.decimals(c) for c in columns}
             groups = {
                 group: [(row, [cell_text(self.cells[row, c], c, decimals[c]) for c in columns]) for row in rows]
-                for group, rows in self.groups().items()
+                for group, rows in of_groups.items()
             }
             suites = {c.title: {other.suite for other in columns if other.title == c.title} for c in columns}
             tops = [f"{c.suite} {c.title}" if len(suites[c.title]) > 1 else c.title for c in columns]
-            found.append(Block(title, [(top, c.detail) for top, c in zip(tops, columns, strict=True)], groups))
+            headings = [(top, c.detail) for top, c in zip(tops, columns, strict=True)]
+            block = Block(title, headings, groups, [c.unit.display for c in columns])
+            found += [block] if self.title is not None else divided(folded(block))
         return found
 
     def marks_note(self, bold: str, underlined: str) -> list[str]:
@@ -146,40 +126,37 @@ class Table:
         ]
 
     def markdown(self) -> str:
-        """All blocks, then truths and notes. A comparison shows the layout in a column, a table in the paper's layout
-        shows groups as rows."""
-        parts = [
-            f"### {in_markdown(block.title)}\n\n" + markdown_block(block, self.title is None) for block in self.blocks()
-        ]
+        """The summary, all blocks, then truths and notes. A comparison shows the layout in a column, a table in the
+        paper's layout shows groups as rows."""
+        parts = ["### In short\n\n" + bullets(map(in_markdown, self.summary))] if self.summary else []
+        for block in self.blocks():
+            shown = [f"### {in_markdown(block.caption)}"]
+            shown += [markdown_block(block, self.title is None)] if block.headings else []
+            parts += [*shown, *map(in_markdown, block.remarks)]
         parts += [markdown_truths(self.truths)] if self.truths else []
-        notes = [*self.marks_note("**bold**", "<u>underlined</u>"), *map(in_markdown, [*self.notes, *self.provenance])]
-        return "\n\n".join([*parts, "\n".join(f"- {note}" for note in notes)]) + "\n"
+        notes = map(in_markdown, [*self.notes, *self.provenance])
+        return "\n\n".join([*parts, bullets([*self.marks_note("**bold**", "<u>underlined</u>"), *notes])]) + "\n"
+
+    def terminal(self, width: int) -> str:
+        """For a terminal that is `width` characters wide: what `markdown` has but provenance and verdicts' numbers."""
+        notes = [*self.marks_note("bold", "underlined"), *self.notes]
+        return terminal(self.blocks(), self.summary, self.truths, notes, width)
 
     def html(self) -> str:
-        """A fragment with its own style. Colour, like ≈ and ≠, says whether our number is within the tolerance of the
-        paper's."""
-        parts = [STYLE, '<div class="mixerbench">', *(html_block(block) for block in self.blocks())]
-        parts += [*([html_truths(self.truths)] if self.truths else []), "<ul>"]
-        parts += [f"<li>{note}</li>" for note in self.marks_note("<b>bold</b>", "<u>underlined</u>")]
-        parts += [f"<li>{in_html(note)}</li>" for note in [*self.notes, *self.provenance]]
-        return "\n".join([*parts, "</ul>", "</div>"]) + "\n"
+        """A fragment with its own style."""
+        marks = self.marks_note("<b>bold</b>", "<u>underlined</u>")
+        return html(self.blocks(), self.summary, self.truths, marks, [*self.notes, *self.provenance])
 
     def latex(self, label: str) -> str:
-        """One float per block, notes below the last one, provenance as comments. The first float is `tab:<label>`."""
-        head = [f"% {PREAMBLE}", *(f"% {plain(note)}" for note in self.provenance)]
-        found = self.blocks()
+        """One float for each block, notes below the last one, provenance as comments."""
         beside = any(cell.paper is not None for cell in self.cells.values())
         notes = [*self.marks_note("bold", "underlined"), *["in italics: the paper's number"] * beside, *self.notes]
         notes += [f"{v.outcome}: {truth_text(v)}: {v.numbers}" for v in self.truths]
-        floats = [
-            latex_block(block, label if i == 0 else f"{label}-{i + 1}", notes if i == len(found) - 1 else [])
-            for i, block in enumerate(found)
-        ]
-        return "\n".join([*head, *floats]) + "\n"
+        return latex(self.blocks(), label, notes, self.provenance)
 
     def csv(self) -> str:
-        """One line per row, notes first, after #. Columns have the paper's names; fractions are in percent, as in its
-        tables. A cell without a number is empty.
+        """One line per row below one header, nothing else. Columns have the paper's names; fractions are in percent, as
+        in its tables. A cell without a number is empty.
 
         Text that a spreadsheet would compute has an apostrophe in front.
 
@@ -187,8 +164,6 @@ class Table:
         and `_high`, `_paper` and `_tolerance`.
         """
         out = io.StringIO()
-        for note in [*self.notes, *self.provenance]:
-            out.write(csv_note(note) + "\n")
         model_keys = list(MODEL_COLUMNS) if self.model and self.title is None else []
         header = ["layout", "label", "mixer", *model_keys]
         fields: dict[Column, list[str]] = {}
@@ -209,6 +184,11 @@ class Table:
                 line += [values.get(name, "") for name in names]
             writer.writerow(line)
         return out.getvalue()
+
+
+def bullets(lines: Iterable[str]) -> str:
+    """Lines as a list in markdown."""
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def markdown_block(block: Block, layouts: bool) -> str:
@@ -236,95 +216,11 @@ def markdown_truths(truths: Sequence[Verdict]) -> str:
     return f"### Truths\n\n{tally(truths)}\n\n{rows}"
 
 
-def html_truths(truths: Sequence[Verdict]) -> str:
-    """The section of verdicts in HTML, which `TRUTHS_SECTION` finds again."""
-    lines = ['<section class="truths">', TRUTHS_STYLE, "<h3>Truths</h3>", f"<p>{tally(truths)}</p>", "<table>"]
-    lines.append("<tr><th>verdict</th><th>truth</th><th>numbers</th></tr>")
-    for v in truths:
-        side = {MET: ' class="near"', NOT_MET: ' class="far"'}.get(v.outcome, "")
-        cells = "".join(f"<td>{in_html(text)}</td>" for text in (truth_text(v), v.numbers))
-        lines.append(f"<tr><td{side}>{v.outcome}</td>{cells}</tr>")
-    return "\n".join([*lines, "</table>", "</section>"])
-
-
-def truth_text(verdict: Verdict) -> str:
-    """A truth with its source."""
-    return f"{verdict.truth} ({verdict.why})" if verdict.why else verdict.truth
-
-
 def markdown_text(text: Text) -> str:
     """A cell in markdown."""
     value = in_markdown(text.value)
     value = {BOLD: f"**{value}**", UNDERLINED: f"<u>{value}</u>"}.get(text.mark, value)
     return value if text.paper is None else f"{value}<br>paper {in_markdown(text.paper)}"
-
-
-def html_block(block: Block) -> str:
-    """A block as an HTML table."""
-    lines = [f"<h3>{in_html(block.title)}</h3>", "<table>"]
-    tops = "".join(f'<th colspan="{n}">{in_html(top)}</th>' for top, n in spans(block))
-    details = "".join(f"<th>{in_html(detail)}</th>" for _, detail in block.headings)
-    lines += [f"<tr><th></th>{tops}</tr>", f"<tr><th>mixer</th>{details}</tr>"]
-    for group, rows in block.groups.items():
-        lines.append(f'<tr><td class="group" colspan="{len(block.headings) + 1}">{in_html(group)}</td></tr>')
-        for row, texts in rows:
-            lines.append(f"<tr><td>{in_html(row.label)}</td>{''.join(map(html_text, texts))}</tr>")
-    return "\n".join([*lines, "</table>"])
-
-
-def html_text(text: Text) -> str:
-    """A cell in HTML."""
-    value = in_html(text.value)
-    value = {BOLD: f"<b>{value}</b>", UNDERLINED: f"<u>{value}</u>"}.get(text.mark, value)
-    if text.paper is not None:
-        value += f'<br><span class="paper">paper {in_html(text.paper)}</span>'
-    side = {None: "", True: ' class="near"', False: ' class="far"'}[text.near]
-    return f"<td{side}>{value}</td>"
-
-
-def spans(block: Block) -> list[tuple[str, int]]:
-    """First parts of the headings with the number of adjacent columns that share each."""
-    return [(top, len(list(own))) for top, own in groupby(block.headings, key=lambda heading: heading[0])]
-
-
-def latex_block(block: Block, label: str, notes: list[str]) -> str:
-    """A block as a LaTeX float."""
-    width = len(block.headings)
-    tops, rules, at = [], [], 2
-    for top, n in spans(block):
-        tops.append(f"\\multicolumn{{{n}}}{{c}}{{{in_latex(top)}}}")
-        rules += [f"\\cmidrule(lr){{{at}-{at + n - 1}}}"] if n > 1 else []
-        at += n
-    lines = [
-        *("\\begin{table}[tp]", "\\centering", f"\\caption{{{in_latex(block.title)}}}", f"\\label{{tab:{label}}}"),
-        *(
-            "\\footnotesize",
-            "\\setlength{\\tabcolsep}{3pt}",
-            NO_WIDER,
-            f"\\begin{{tabular}}{{l{'r' * width}}}",
-            "\\toprule",
-        ),
-        *([f" & {' & '.join(tops)} \\\\", *rules] if any(top for top, _ in block.headings) else []),
-        f"mixer & {' & '.join(in_latex(detail) for _, detail in block.headings)} \\\\",
-    ]
-    for group, rows in block.groups.items():
-        lines += ["\\midrule", f"\\multicolumn{{{width + 1}}}{{l}}{{\\textit{{{in_latex(group)}}}}} \\\\"]
-        lines += [f"{in_latex(row.label)} & {' & '.join(map(latex_text, texts))} \\\\" for row, texts in rows]
-    lines += ["\\bottomrule", "\\end{tabular}}"]
-    if notes:
-        lines += ["\\par\\medskip", "\\begin{minipage}{\\linewidth}\\scriptsize\\raggedright"]
-        lines += [f"{in_latex(note)}.\\par" for note in notes] + ["\\end{minipage}"]
-    return "\n".join([*lines, "\\end{table}"])
-
-
-def latex_text(text: Text) -> str:
-    """A cell in LaTeX."""
-    value = in_latex(text.value)
-    value = {BOLD: f"\\textbf{{{value}}}", UNDERLINED: f"\\underline{{{value}}}"}.get(text.mark, value)
-    if text.paper is not None:
-        value = f"\\shortstack[r]{{\\strut {value}\\\\{{\\scriptsize\\itshape {in_latex(text.paper)}}}}}"
-    side = {None: "", True: "\\cellcolor{teal!15}", False: "\\cellcolor{orange!25}"}[text.near]
-    return side + value
 
 
 def csv_values(cell: Cell, column: Column) -> dict[str, str]:

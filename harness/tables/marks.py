@@ -17,7 +17,7 @@ from harness.records.significance import (
     tiers,
 )
 from harness.records.stats import ALPHA
-from harness.tables.cells import BOLD, UNDERLINED, Cell, Column, Row, Tested
+from harness.tables.cells import BOLD, UNDERLINED, Cell, Column, Row, Tested, unlabelled
 from harness.tables.forms import Table
 
 SHOWN_PAIRS = 6
@@ -35,19 +35,18 @@ def mark(
     rows = [row for row, cell in cells.items() if cell.estimate is not None]
     if len(rows) < 2 or any(cells[row].estimate.stderr is None for row in rows):
         return None
-    tests: dict[str, None] = {}
+    found: dict[tuple[int, int], stats.Comparison] = {}
 
-    def test(a: Row, b: Row) -> stats.Comparison:
-        result = (compare or compare_cells)(cells[a], cells[b])
-        if result.p is not None:
-            tests[result.test] = None
-        return result
+    def test(i: int, j: int) -> stats.Comparison:
+        found[i, j] = (compare or compare_cells)(cells[rows[i]], cells[rows[j]])
+        return found[i, j]
 
-    adjusted = pairwise(rows, test)
+    adjusted = pairwise(range(len(rows)), test)
     values = [cells[row].estimate.value for row in rows]
     for row, tier in zip(rows, tiers(values, adjusted, column.unit.higher_is_better), strict=True):
         cells[row].mark = None if tier is None else (BOLD, UNDERLINED)[tier]
-    return Tested(rows, adjusted, list(tests))
+    tests = dict.fromkeys(comparison.test for comparison in found.values() if comparison.p is not None)
+    return Tested(rows, adjusted, found, list(tests))
 
 
 def compare_cells(a: Cell, b: Cell) -> stats.Comparison:
@@ -95,9 +94,9 @@ def undecided(table: Table) -> Iterator[tuple[float, str]]:
             # A single comparison may have enough data and still not pass the correction for all of them.
             what = f"{needed:,} {unit}, now {have:,}" if needed > have else f"the {have:,} {unit} there are"
             where = f" ({group})" if several else ""
-            pair = f"{tested.rows[best].label} − {tested.rows[second].label}"
+            pair = f"{unlabelled(tested.rows[best])} − {unlabelled(tested.rows[second])}"
             gap = column.shown(abs(cells[best].estimate.value - cells[second].estimate.value))
-            yield needed / have, f"{column.name}{where} {pair} ({gap:.2g}): {what}"
+            yield needed / have, f"{column.words}{where} {pair} ({gap:.2g}): {what}"
 
 
 def needed_to_settle(a: Cell, b: Cell, column: Column) -> tuple[int | float, int, str]:

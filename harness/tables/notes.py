@@ -12,7 +12,8 @@ from harness.records.published import PAPER, SCALE
 from harness.records.record import BASELINE, SCHEMA
 from harness.records.stats import ALPHA
 from harness.run_folder import TRAIN
-from harness.tables.cells import BEYOND, WITHIN, Column, Row, count
+from harness.tables.blocks import without_numbers
+from harness.tables.cells import AT, BEYOND, WITHIN, Column, count
 from harness.tables.forms import Table
 from harness.tables.marks import power_notes
 
@@ -21,12 +22,9 @@ FILES = "content of its files"
 """The fact of a history that the rows of different mixers need not share."""
 
 
-def reading_notes(table: Table, used: Records, at_scale: set[Row]) -> list[str]:
-    """Notes on how to read a table: its errors, the paper's numbers, and the data that would settle undecided pairs.
-
-    at_scale: rows that are compared with the paper's numbers.
-    """
-    return [*error_notes(table, models_of(used)), *paper_notes(table, at_scale), *power_notes(table)]
+def reading_notes(table: Table, used: Records) -> list[str]:
+    """Notes on how to read a table: its errors, the paper's numbers, and the data that would settle undecided pairs."""
+    return [*error_notes(table, models_of(used)), *paper_notes(table), *power_notes(table)]
 
 
 def table_notes(
@@ -47,6 +45,7 @@ def table_notes(
         samples_note(table, used),
         seeds_note(models),
         *incomplete_notes(table, models, runs),
+        *without_numbers([row for row in table.rows if table.is_empty(row)], table.rows),
         *run_notes(runs),
         *(f"MIXED, not strictly comparable: {what}" for what in mixed),
         *fault_notes(runs),
@@ -93,20 +92,12 @@ def error_notes(table: Table, used: Records) -> Iterable[str]:
         yield "where all samples of a run agree, ± is what one further sample that does not would make it"
 
 
-def paper_notes(table: Table, at_scale: set[Row]) -> Iterable[str]:
-    """Notes on the printed numbers next to ours."""
-    shown = {row for (row, _), cell in table.cells.items() if cell.paper is not None and cell.estimate is not None}
-    held = {row in at_scale for row in shown}
-    if True in held:
+def paper_notes(table: Table) -> Iterable[str]:
+    """Note on the printed numbers next to ours."""
+    if any(cell.paper is not None and cell.estimate is not None for cell in table.cells.values()):
         yield (
             f"paper: {PAPER}, at {SCALE}, as ours; behind it ours less the paper's, {WITHIN} within the tolerance that "
             f"the experiment states, {BEYOND} beyond it; no sign where it states none"
-        )
-    if False in held:
-        ours = "ours" if held == {False} else "the other rows' runs"
-        yield (
-            f"paper: {PAPER}, at {SCALE}; {ours} {'is' if held == {False} else 'are'} at another scale, so levels are "
-            "not comparable with it"
         )
 
 
@@ -117,7 +108,7 @@ def stand_in_note(table: Table, letter: str, reason: str) -> str:
 
 
 def tasks_text(table: Table, columns: Sequence[Column]) -> str:
-    """Columns as text, each task once and tasks of the same lengths together: `piqa, boolq and s_niah_1 @320/512`.
+    """Columns as text, each task once and tasks of the same lengths together: `PIQA, BoolQ and S-NIAH-1 @320/512`.
 
     A task's metrics are named if the table has other metrics of it at the same length.
     """
@@ -131,7 +122,7 @@ def tasks_text(table: Table, columns: Sequence[Column]) -> str:
         partly = {c.length for c in others} & {c.length for c in own}
         metrics = f" ({', '.join(dict.fromkeys(c.unit.display for c in own))})" if partly else ""
         at = f" @{'/'.join(map(str, lengths))}{own[0].short_unit}" if lengths else ""
-        groups.setdefault((suite, at), []).append(task + metrics)
+        groups.setdefault((suite, at), []).append(own[0].title + metrics)
     return " and ".join(", ".join(names) + at for (_, at), names in groups.items())
 
 
@@ -208,10 +199,13 @@ def incomplete_notes(table: Table, used: Records, runs: pd.DataFrame | None) -> 
     if runs is not None and "seed" in runs:
         for layout, label, seed in runs[["layout", "label", "seed"]].itertuples(index=False):
             seeds.setdefault((layout, label), set()).add(seed)
+    found: dict[str, list[str]] = {}
     for (row, column), cell in table.cells.items():
         expected = len(seeds.get((row.layout, row.label), ()))
         if cell.estimate is not None and cell.estimate.seeds < expected:
-            yield f"fewer seeds: {row.label} ({row.layout}) {column.name} has {cell.estimate.seeds} of {expected}"
+            who = f"{row.label} ({row.layout}) has {cell.estimate.seeds} of {expected}"
+            found.setdefault(who, []).append(column.words)
+    yield from (f"fewer seeds: {who}: {', '.join(columns)}" for who, columns in found.items())
 
 
 def run_notes(runs: pd.DataFrame | None) -> Iterable[str]:
@@ -246,7 +240,8 @@ def tuning_notes(runs: pd.DataFrame | None) -> Iterable[str]:
     rows: dict[str, list[str]] = {}
     untuned, edges = [], []
     for run in runs.to_dict("records"):
-        who = f"{run['label']} ({run['layout']})"
+        # Chosen at one preset for all: a row is named once.
+        who = f"{run['label'].removesuffix(AT + str(run.get('preset')))} ({run['layout']})"
         if not isinstance(run["tuned"], dict):
             if pd.isna(run["trials"]):  # else its values are not chosen yet
                 untuned.append(who)

@@ -29,3 +29,8 @@ def tally(verdicts: Sequence[Verdict]) -> str:
     """Count verdicts by outcome: `3 met, 1 not met, 2 undecided`; outcomes without a verdict are left out."""
     outcomes = [verdict.outcome for verdict in verdicts]
     return ", ".join(f"{n} {outcome}" for outcome in (MET, NOT_MET, UNDECIDED) if (n := outcomes.count(outcome)))
+
+
+def truth_text(verdict: Verdict) -> str:
+    """A truth with its source."""
+    return f"{verdict.truth} ({verdict.why})" if verdict.why else verdict.truth

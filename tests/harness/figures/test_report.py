@@ -53,7 +53,7 @@ def test_truths_stand_above_the_tables_and_once(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     page = (tmp_path / "demo" / "report.html").read_text()
     assert page.count("<h3>Truths</h3>") == 1 and "1 met" in page
-    assert page.index("at least 0 at 4 (a bound)") < page.index("<h3>model</h3>")
+    assert page.index("at least 0 at 4 (a bound)") < page.index("<caption>model")
 
 
 def test_foreign_texts_add_no_element_or_attribute_to_the_page(tmp_path: Path) -> None:
@@ -61,11 +61,40 @@ def test_foreign_texts_add_no_element_or_attribute_to_the_page(tmp_path: Path) -
     result = cli.invoke(app, ["table", "demo", "--out", str(folder), "--allow-mixed"])
     assert result.exit_code == 0, result.output
     page = Page(report(folder, load_experiment("demo")).read_text())
-    known = {"class", "colspan", "href", "src", "alt", "charset", "name", "content", "http-equiv", "lang"}
+    known = {
+        "class",
+        "colspan",
+        "scope",
+        "tabindex",
+        "href",
+        "src",
+        "alt",
+        "charset",
+        "name",
+        "content",
+        "http-equiv",
+        "lang",
+    }
     assert {a.partition("=")[0] for _, attrs in page.elements for a in attrs} <= known
     tags = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "div", "section", "table", "thead"}
-    tags |= {"tbody", "tr", "th", "td", "b", "u", "ul", "li", "br", "span", "figure", "img", "figcaption", "details"}
-    assert {tag for tag, _ in page.elements} <= tags | {"summary", "pre", "dl", "dt", "dd", "a"}
+    tags |= {
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "b",
+        "u",
+        "ul",
+        "li",
+        "br",
+        "span",
+        "figure",
+        "img",
+        "figcaption",
+        "details",
+        "caption",
+    }
+    assert {tag for tag, _ in page.elements} <= tags | {"summary", "caption", "pre", "dl", "dt", "dd", "a"}
     assert sum(tag in ("h1", "title") for tag, _ in page.elements) == 2
     assert ("meta", ("http-equiv=Content-Security-Policy", f"content={POLICY}")) in page.elements
 

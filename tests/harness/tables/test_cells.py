@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 
 from harness.records.stats import estimate
 from harness.tables.cells import MODEL_COLUMNS, Cell, Column, cell_text, count, model_text, number, power_of_ten, within
 from harness.tables.comparison import comparison
-from tests.harness.tables.table_records import record, store
+from tests.harness.tables.table_records import expectation, record, run_row, store
 
 
 def test_lengths_that_are_not_tokens_say_what_they_count(tmp_path):
@@ -43,12 +44,15 @@ def test_names_and_headings_are_the_papers():
 
 
 def test_a_stand_in_has_neither_the_papers_name_nor_its_number(tmp_path):
-    paper = comparison(store(tmp_path / "a", [record("gdn2", "wikitext", "word_perplexity", 20.0, 1.0)]))
-    stand_in = record("gdn2", "wikitext", "word_perplexity", 20.0, 1.0, stand_in="105 articles")
-    other = comparison(store(tmp_path / "b", [stand_in]))
+    runs = pd.DataFrame([run_row("gdn2", "gdn2", "recurrent", 0)])
+    records = [record("gdn2", "wikitext", "word_perplexity", 20.0, 1.0, stand_in=why) for why in (None, "105 articles")]
+    paper, other = (
+        comparison(store(tmp_path / str(i), [r]), runs=runs, expected=expectation("table2", acc=1.0))
+        for i, r in enumerate(records)
+    )
     assert "Wiki. ppl ↓ |" in paper.markdown() and "paper 15.9 |" in paper.markdown()
-    assert "wikitext ppl ↓ [a] |" in other.markdown() and "paper 15.9" not in other.markdown()
-    assert "[a] not the paper's measurement: wikitext: 105 articles" in other.notes
+    assert "Wiki. (stand-in) ppl ↓ [a] |" in other.markdown() and "paper 15.9" not in other.markdown()
+    assert "[a] not the paper's measurement: Wiki. (stand-in): 105 articles" in other.notes
 
 
 def test_a_cell_shows_the_printed_number_and_whether_ours_is_within_the_tolerance():

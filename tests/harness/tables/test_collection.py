@@ -12,6 +12,7 @@ from harness.files import CHECKOUT
 from harness.run_folder import Collection
 from harness.tables.collection import write_forms, write_table
 from harness.tables.paper import printed_table
+from harness.tables.summary import MOST
 from tests.harness.tables.table_records import TOKENS, golden_records, of_table2, store
 
 
@@ -31,19 +32,24 @@ def written(folder):
 
 
 def test_a_table_is_written_in_four_forms_and_returned_as_markdown(collected):
-    shown, verdicts = write_table(collected, None, allow_mixed=False)
+    table = write_table(collected, None, allow_mixed=False)
     assert written(collected) == ["table.csv", "table.html", "table.md", "table.tex"]
-    assert verdicts == [] and shown == (collected / "table.md").read_text() and "### language" in shown
+    shown = table.markdown()
+    assert table.truths == [] and shown == (collected / "table.md").read_text() and "### language" in shown
+    assert shown.startswith("### In short\n\n- scale: ") and len(table.summary) <= MOST
+    assert (collected / "table.html").read_text().index("In short") < (collected / "table.html").read_text().index(
+        "<table"
+    )
 
 
 def test_an_experiment_of_the_paper_is_also_laid_out_as_the_papers_table(collected):
     experiment = load_experiment("table2")
-    shown, _ = write_table(collected, None, allow_mixed=False, experiment=experiment)
+    shown = write_table(collected, None, allow_mixed=False, experiment=experiment).markdown()
     assert shown == (collected / "table2.md").read_text() and "Language modelling" in shown
     assert len(written(collected)) == 8
-    only, verdicts = write_table(collected, ["piqa_acc"], allow_mixed=False, experiment=experiment)
-    assert verdicts == []  # of a part of the columns
-    assert only == (collected / "table.md").read_text() and "boolq" not in only.partition("\n- ")[0]
+    only = write_table(collected, ["piqa_acc"], allow_mixed=False, experiment=experiment)
+    assert only.truths == []  # of a part of the columns
+    assert only.markdown() == (collected / "table.md").read_text() and "BoolQ" not in only.markdown()
 
 
 def test_truths_and_the_papers_numbers_are_judged_in_one_list_that_every_readable_form_prints(collected):
@@ -52,7 +58,8 @@ def test_truths_and_the_papers_numbers_are_judged_in_one_list_that_every_readabl
     content["expected"] = {"table": "table2", "preset": "cpu-1m", "tokens": TOKENS, "tolerance": {"piqa_acc": 12.0}}
     content["data"] = {"phases": [{"tokens": TOKENS, "seq_len": 64, "rows": {"text": 4}}]}
     experiment = Experiment.model_validate(content)
-    shown, verdicts = write_table(collected, None, allow_mixed=False, experiment=experiment)
+    table = write_table(collected, None, allow_mixed=False, experiment=experiment)
+    shown, verdicts = table.markdown(), table.truths
     assert (verdicts[0].outcome, verdicts[0].why) == ("met", "a test")
     rows = {verdict.truth.partition(" is ")[0].removeprefix("piqa_acc of "): verdict for verdict in verdicts[1:]}
     outcomes = {row: verdict.outcome for row, verdict in rows.items()}
@@ -82,9 +89,9 @@ def test_a_folder_without_a_collection_is_refused(tmp_path):
 
 
 def test_forms_are_named_after_the_table(tmp_path):
-    markdown = write_forms(tmp_path, "table3-printed", printed_table("table3"))
+    write_forms(tmp_path, "table3-printed", printed_table("table3"))
     assert written(tmp_path) == [f"table3-printed.{form}" for form in ("csv", "html", "md", "tex")]
-    assert (tmp_path / "table3-printed.md").read_text() == markdown
+    assert (tmp_path / "table3-printed.md").read_text() == printed_table("table3").markdown()
     assert "tab:table3-printed" in (tmp_path / "table3-printed.tex").read_text()
 
 

@@ -13,7 +13,7 @@ from harness.records.published import printed_values
 from harness.records.store import load, write_records
 from harness.tables.comparison import comparison
 from suites import retrieval
-from tests.harness.tables.table_records import CERTIFICATE, RUNS, golden_records, record, store
+from tests.harness.tables.table_records import CERTIFICATE, RUNS, expectation, golden_records, record, run_row, store
 from tests.suites.retriever import SearchingLM
 
 
@@ -117,16 +117,18 @@ def test_columns_can_be_chosen_and_unknown_ones_are_named(tmp_path):
 
 def test_variants_of_a_mixer_do_not_carry_its_printed_number(tmp_path):
     records = [record(label, "piqa", "acc", 0.5, 0.1, mixer="gdn2") for label in ("gdn2", "gdn2-expanded")]
-    table = comparison(store(tmp_path / "both", records))
+    runs = pd.DataFrame([run_row(r.label, "gdn2", "recurrent", 0) for r in records])
+    table = comparison(store(tmp_path / "both", records), runs=runs, expected=expectation("table2", acc=1.0))
     assert {row.label: cell.paper for (row, _), cell in table.cells.items()} == {"gdn2": 0.728, "gdn2-expanded": None}
-    alone = comparison(store(tmp_path / "alone", records[1:]))
+    alone = comparison(store(tmp_path / "alone", records[1:]), runs=runs[1:], expected=expectation("table2", acc=1.0))
     assert [cell.paper for cell in alone.cells.values()] == [None]
 
 
 def test_a_mixer_under_its_display_name_carries_its_printed_number(tmp_path):
     labels = {"Gated DeltaNet-2": "gdn2", "Gated DeltaNet": "gdn2", "KDA": "kda"}
     records = [record(label, "piqa", "acc", 0.5, 0.1, mixer=mixer) for label, mixer in labels.items()]
-    table = comparison(store(tmp_path, records))
+    runs = pd.DataFrame([run_row(label, mixer, "recurrent", 0) for label, mixer in labels.items()])
+    table = comparison(store(tmp_path, records), runs=runs, expected=expectation("table2", acc=1.0))
     found = {row.label: cell.paper for (row, _), cell in table.cells.items()}
     assert found == {"Gated DeltaNet-2": 0.728, "Gated DeltaNet": None, "KDA": pytest.approx(0.7209)}
 

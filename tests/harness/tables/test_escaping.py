@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from harness.records.store import load
 from harness.run_folder import Collection
 from harness.tables.comparison import comparison
-from harness.tables.escaping import csv_cell, csv_note, foreign_markup, in_html, in_latex, in_markdown, plain
+from harness.tables.escaping import csv_cell, foreign_markup, in_html, in_latex, in_markdown, plain
 from harness.tables.forms import Table
 from tests.harness.tables.table_records import HOSTILE, hostile_collection
 
@@ -53,10 +53,13 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Table:
 def test_a_page_has_the_elements_of_tables_alone_and_shows_each_label(table: Table) -> None:
     page = Page(table.html())
     assert foreign_markup(table.html()) == []
-    assert {tag for tag, _ in page.elements} == {"style", "div", "h3", "table", "tr", "th", "td", "b", "u", "ul", "li"}
+    assert {tag for tag, _ in page.elements} == {
+        *("style", "div", "h3", "p", "table", "caption", "thead", "tbody", "tr", "th", "td", "b", "u", "ul", "li")
+    }
     assert {a for _, attrs in page.elements for a in attrs} == {
-        "class=mixerbench", "class=group", *(f"colspan={n}" for n in (1, 2))
-    }  # fmt: skip
+        *("class=mixerbench", "class=group", "class=wide", "tabindex=0", *(f"colspan={n}" for n in (1, 2))),
+        *(f"scope={scope}" for scope in ("col", "colgroup", "row", "rowgroup")),
+    }
     assert set(LABELS) <= set(page.texts())
 
 
@@ -86,21 +89,18 @@ def test_latex_has_no_command_of_the_data_and_no_comment_ends_early(table: Table
 
 def test_no_cell_of_a_csv_is_a_formula_and_its_lines_are_those_of_the_table(table: Table) -> None:
     lines = table.csv().splitlines()
-    notes = [line for line in lines if line.startswith("# ")]
-    rows = list(csv.reader(lines[len(notes) :]))
+    rows = list(csv.reader(lines))
     assert len(rows) == 1 + len(table.rows)
-    assert len(notes) == len([*table.notes, *table.provenance])
-    for cell in (cell for row in [*rows, *csv.reader(notes)] for cell in row):
+    for cell in (cell for row in rows for cell in row):
         assert not cell.lstrip().startswith(("=", "+", "@")) and not re.match(r"\s*-[^0-9.]", cell), cell
     label = rows[0].index("label")
     assert {row[label].removeprefix("'") for row in rows[1:]} == {*map(plain, HOSTILE), f"{HOSTILE[1]}!"}
-    assert len(pd.read_csv(io.StringIO(table.csv()), comment="#")) == len(table.rows)
+    assert len(pd.read_csv(io.StringIO(table.csv()))) == len(table.rows)
 
 
 def test_ordinary_text_stays_as_it_is() -> None:
     for text in ("s_niah_2@4096", "Gated DeltaNet-2, erase range 2", "16.0 ± 0.3 [15.4, 16.6]", "[a] novels: 1 < 2"):
         assert in_markdown(text) == csv_cell(text) == plain(text) == text
-        assert csv_note(text) == f"# {text}"
     assert in_html('"Q" & it\'s') == '"Q" &amp; it\'s'
     assert plain("a\ud800b").encode() == "a\ufffdb".encode()
 

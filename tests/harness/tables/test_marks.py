@@ -60,10 +60,10 @@ def test_what_would_settle_the_nearest_open_pairs_is_said_once(tmp_path):
     frame = store(tmp_path, records)
     (note,) = [n for n in comparison(frame, samples=load_samples(tmp_path)).notes if n.startswith("not told apart")]
     needed = items_to_settle_paired(0.04, 0.04)
-    assert f"piqa_acc gdn2 − kda (4): {needed} samples, now 100" in note
+    assert f"PIQA acc gdn2 − kda (4): {needed} samples, now 100" in note
     # Standard deviations of 0.05 and 0.02 about a gap of 0.01.
     seeds = seeds_to_settle(0.01, math.sqrt((0.05**2 + 0.02**2) / 2))
-    assert f"boolq_acc gdn2 − kda (1): {seeds} seeds a row, now 3" in note
+    assert f"BoolQ acc gdn2 − kda (1): {seeds} seeds a row, now 3" in note
     settled = [record(k, "piqa", "acc", v, 0.01) for k, v in {"gdn2": 0.9, "kda": 0.1}.items()]
     assert not any("not told apart" in n for n in comparison(store(tmp_path / "b", settled)).notes)
 

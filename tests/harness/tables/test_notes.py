@@ -27,7 +27,7 @@ def test_a_cell_with_fewer_seeds_than_its_row_is_named(tmp_path):
         record("kda", "piqa", "acc", 0.5, 0.1, seed=s) for s in (0, 1)
     ]
     records.append(record("kda", "boolq", "acc", 0.6, 0.1, seed=0))
-    assert "fewer seeds: kda (recurrent) boolq_acc has 1 of 2" in comparison(store(tmp_path, records)).notes
+    assert "fewer seeds: kda (recurrent) has 1 of 2: BoolQ acc" in comparison(store(tmp_path, records)).notes
 
 
 def test_notes_name_each_task_once(tmp_path):
@@ -40,10 +40,10 @@ def test_notes_name_each_task_once(tmp_path):
     records += [record("gdn2", task, "acc", 0.5, 0.1, 12, stand_in="novels") for task in ("piqa", "boolq")]
     records.append(record("gdn2", "piqa", "acc_norm", 0.5, 0.1, 9, stand_in="fewer"))
     notes = comparison(store(tmp_path, records)).notes
-    everything = "piqa (acc), boolq and s_niah_2, mk_niah_1 @320/512"
+    everything = "PIQA (stand-in) (acc), BoolQ (stand-in) and S-NIAH-2 (stand-in), MK-NIAH-1 (stand-in) @320/512"
     assert f"[a] not the paper's measurement: {everything}: novels" in notes
-    assert "[b] not the paper's measurement: piqa (acc_n): fewer" in notes
-    assert f"samples a run: 12: {everything}; 9: piqa (acc_n)" in notes
+    assert "[b] not the paper's measurement: PIQA (stand-in) (acc_n): fewer" in notes
+    assert f"samples a run: 12: {everything}; 9: PIQA (stand-in) (acc_n)" in notes
 
 
 def test_what_runs_were_trained_on_is_said_and_marked_where_it_differs(tmp_path):
@@ -133,7 +133,7 @@ def test_tasks_of_the_same_lengths_are_named_together(tmp_path):
         for length in own
     ]
     table = comparison(store(tmp_path, records))
-    assert tasks_text(table, table.columns) == "s_niah_1, s_niah_2 @320/512 and mk_niah_1 @320"
+    assert tasks_text(table, table.columns) == "S-NIAH-1, S-NIAH-2 @320/512 and MK-NIAH-1 @320"
 
 
 def test_recipes_that_differ_are_named_with_their_rows(tmp_path):
