@@ -227,7 +227,7 @@ def truths_line(verdicts: Sequence[Verdict]) -> str:
 
 
 def limits_line(table: Table, rows: Sequence[Row]) -> str:
-    """What the table does not show, and how to read the lines above."""
+    """The questions that the table does not answer."""
     parts = ["why a row leads", "other scales"]
     if len({row.layout for row in rows}) > 1:
         parts.append("one layout against another")
