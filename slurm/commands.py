@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -36,6 +37,9 @@ Where = Annotated[
         "--cluster", help="local: processes on this machine; debug: this process; PROFILE: Slurm.", metavar="PROFILE"
     ),
 ]
+SetProfile = Annotated[
+    list[str] | None, typer.Option("--set-profile", help="Override a field of PROFILE, as train.minutes=2880.")
+]
 Parallel = Annotated[int, typer.Option("--parallel", help="Runs at the same time, on this machine.")]
 
 
@@ -57,6 +61,7 @@ def prepare(
     revision: Annotated[str | None, typer.Option(help="Revision of a Hub data set.")] = None,
     processes: Annotated[int | None, typer.Option(help="CPUs to use on this machine; all by default.")] = None,
     cluster: Annotated[str | None, typer.Option(help="Tokenise in Slurm jobs.", metavar="PROFILE")] = None,
+    set_profile: SetProfile = None,
     jobs: Annotated[int, typer.Option(help="Number of jobs that share the work, with --cluster.")] = 1,
     runs: RunsRoot = RUNS,
 ) -> None:
@@ -74,7 +79,7 @@ def prepare(
             )
         from slurm.preparation import preparing_profile
 
-        profile = preparing_profile(cluster, jobs)
+        profile = preparing_profile(cluster, jobs, set_profile or [])
         folder, data = plan(
             source,
             tokenizer,
@@ -104,8 +109,11 @@ def prepare(
 def submit(
     experiment: Experiment,
     cluster: Where = "local",
+    set_profile: SetProfile = None,
     parallel: Parallel = 2,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and its cost, and touch nothing.")] = False,
+    only: Annotated[str | None, typer.Option(help="Only these runs, as mixer=gdn2,seed=0.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only so many of the runs that lack something.")] = None,
     runs: RunsRoot = RUNS,
     scale: Scale = None,
     overrides: Overrides = None,
@@ -113,9 +121,12 @@ def submit(
     suite_file: SuiteFiles = None,
 ) -> None:
     """Train and evaluate all runs of an experiment. Skips what is done, and what has failed: see `retry`."""
+    from slurm.plan import part_of
+
     with errors():
         loaded, plans = _planned(experiment, scale, overrides, mixer_file, suite_file, runs)
-        failures = _submit(loaded, plans, cluster, parallel, runs.resolve(), dry_run)
+        plans = part_of(plans, only, limit)
+        failures = _submit(loaded, plans, cluster, set_profile, parallel, runs.resolve(), dry_run)
     if failures:
         raise typer.Exit(1)
 
@@ -129,6 +140,7 @@ def retry(
     ] = None,
     run: Annotated[str | None, typer.Option(help="One run, by its id: what failed of it, or its --suite.")] = None,
     cluster: Where = "local",
+    set_profile: SetProfile = None,
     parallel: Parallel = 2,
     runs: RunsRoot = RUNS,
     scale: Scale = None,
@@ -150,7 +162,8 @@ def retry(
         failures: dict[str, str] = {}
         if work:
             _, plans = _planned(experiment, scale, overrides, mixer_file, suite_file, runs)
-            failures = _submit(loaded, only(plans, work), cluster, parallel, runs.resolve(), dry_run=False)
+            chosen = only(plans, work)
+            failures = _submit(loaded, chosen, cluster, set_profile, parallel, runs.resolve(), dry_run=False)
     if failures:
         raise typer.Exit(1)
 
@@ -173,27 +186,41 @@ def _planned(
     return loaded, plan(loaded, runs.resolve())
 
 
-def _submit(loaded: Any, plans: list[Any], cluster: str, parallel: int, runs: Path, dry_run: bool) -> dict[str, str]:
+def _submit(
+    loaded: Any,
+    plans: list[Any],
+    cluster: str,
+    set_profile: list[str] | None,
+    parallel: int,
+    runs: Path,
+    dry_run: bool,
+) -> dict[str, str]:
     """Submit what an experiment lacks; returns why runs failed, by run id, if they ran on this machine."""
     from slurm.plan import check
 
     if parallel < 1:
         raise ValueError(f"--parallel: {parallel} runs at a time; give at least 1")
-    if not dry_run and any(run.missing for run in plans):
+    if any(run.missing for run in plans):
         check(loaded, plans, runs)
     if cluster in ("local", "debug"):
+        if set_profile:
+            raise ValueError(f"--set-profile: {cluster} has no profile; give --cluster PROFILE")
         return _run_here(loaded, plans, cluster, parallel, runs, dry_run)
     from slurm.probe import problems
     from slurm.profile import load_profile
     from slurm.status import other_code
     from slurm.submission import describe, submit
 
-    profile = load_profile(cluster)
+    profile = load_profile(cluster, set_profile or [])
+    if shutil.which("sbatch") is None and dry_run:
+        typer.echo("not checked against a cluster: sbatch is not on the PATH", err=True)
+    elif refused := problems(profile):
+        raise ValueError("; ".join(refused))
     if dry_run:
         typer.echo(describe(loaded, plans, profile, runs))
         return {}
-    if refused := problems(profile):
-        raise ValueError("; ".join(refused))
+    if options := ", ".join(name for name in sorted(os.environ) if name.startswith("SBATCH_")):
+        typer.echo(f"not used: {options}; a job gets what its profile says", err=True)
     ids, left_out = submit(loaded, plans, profile, runs, this_command())
     for line in other_code(plans):
         typer.echo(line)
@@ -286,28 +313,33 @@ def status(
     experiment: Experiment,
     runs: RunsRoot = RUNS,
     scale: Scale = None,
+    state: Annotated[str | None, typer.Option(help="Only runs in this state: failed, training, …")] = None,
+    mixer: Annotated[str | None, typer.Option(help="Only runs of this mixer.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Only runs with this seed.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Refresh every two seconds, until ^C.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the state of every run: of the experiment's submissions, or of its plan if there are none."""
     from slurm.queue import Queue
-    from slurm.status import overview, report, runs_of
+    from slurm.status import Filter, overview, report, runs_of
 
     with errors():
-        root = runs.resolve()
+        root, asked = runs.resolve(), Filter(state, mixer, seed)
         name, known = runs_of(root, experiment, scale)
         if as_json:
-            typer.echo(json.dumps([asdict(row) for row in overview(known, Queue.read())], indent=1))
+            typer.echo(json.dumps([asdict(row) for row in asked.rows(overview(known, Queue.read()))], indent=1))
         elif watch:
             from rich.live import Live
             from rich.text import Text
 
             with Live("", auto_refresh=False) as live:
                 while True:
-                    live.update(Text(report(root, name, known)), refresh=True)  # a string would be read as markup
+                    live.update(
+                        Text(report(root, name, known, asked)), refresh=True
+                    )  # a string would be read as markup
                     time.sleep(2)
         else:
-            typer.echo(report(root, name, known))
+            typer.echo(report(root, name, known, asked))
 
 
 @app.command()

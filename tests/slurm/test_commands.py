@@ -66,6 +66,14 @@ def test_params_gives_every_mixer_and_layout_as_json() -> None:
             ["submit", "FILE", "--cluster", "nowhere"],
             "--cluster: no profile nowhere; give local, debug, a path, or",
         ),
+        (
+            ["submit", "FILE", "--only", "mixer=gdn9"],
+            "--only: no run has mixer 'gdn9'; give one of: gated_deltanet, at",
+        ),
+        (["submit", "FILE", "--only", "lr=1"], "--only: 'lr=1' is not FIELD=VALUE with a field of: mixer, seed, label"),
+        (["submit", "FILE", "--limit", "0"], "--limit: 0 runs; give at least 1"),
+        (["submit", "FILE", "--set-profile", "partition=x"], "--set-profile: local has no profile; give --cluster"),
+        (["status", "FILE", "--state", "lazy"], "--state: 'lazy' is no state of a run; give one of: done, training"),
         (["retry", "FILE"], "--failed, --suite, --run: give --failed, or one or both of the others"),
         (["retry", "FILE", "--failed", "--suite", "recall"], "--failed, --suite, --run: give --failed, or"),
         (["retry", "FILE", "--run", "nope"], "--run: 'nope' is not of this experiment; its runs: gated_deltanet-"),
@@ -97,7 +105,7 @@ def test_an_experiment_that_was_never_submitted_has_its_planned_runs_waiting(tmp
     assert result.exit_code == 0, result.output
     assert [row["state"] for row in json.loads(result.output)] == ["waiting", "waiting"]
     shown = cli.invoke(app, ["status", str(path), "--runs", str(tmp_path / "runs")])
-    assert shown.output.startswith("tiny: 0 of 2 runs done\n")
+    assert shown.output.startswith("tiny: 0 of 2 runs done, 2 waiting\n")
 
 
 TEXT = "[/data/x] has shape [b, t]"
