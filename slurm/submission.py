@@ -284,7 +284,11 @@ def enqueue(executor: submitit.SlurmExecutor, tasks: Sequence[Any], name: str) -
         with without_options(), executor.batch():
             jobs = [executor.submit(task) for task in tasks]
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
-        raise RuntimeError(f"sbatch refused {name}: {' '.join(str(error).split())}") from None
+        said = " ".join(str(error).split())
+        remedy = ""
+        if "MaxSubmit" in said or "job submit limit" in said:
+            remedy = "; where a limit on jobs is the reason, submit a part of them with --limit or --only"
+        raise RuntimeError(f"sbatch refused {name}: {said}{remedy}") from None
     return jobs[0].job_id.partition("_")[0]
 
 

@@ -1,6 +1,7 @@
 """Profiles of clusters: a closed schema, and the sbatch options that a profile becomes."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import submitit
 import yaml
 from submitit.slurm.slurm import _make_sbatch_string
 
+from harness.files import CHECKOUT
 from slurm.profile import PROFILES, Profile, Resources, load_profile, sbatch_parameters
 from tests.slurm.cluster.minislurm import MiniSlurm
 
@@ -22,6 +24,18 @@ def write_profile(folder: Path, text: str) -> Path:
 @pytest.mark.parametrize("path", sorted(PROFILES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_profiles_are_valid(path: Path) -> None:
     assert load_profile(path.stem) == load_profile(path)
+
+
+def test_the_documented_profiles_are_valid(tmp_path: Path) -> None:
+    texts = re.findall(r"```yaml\n(.*?)```", (CHECKOUT / "docs" / "slurm.md").read_text("utf-8"), re.DOTALL)
+    profiles = [load_profile(write_profile(tmp_path, text)) for text in texts]
+    assert len(profiles) == 6
+    typed, allocation, pyxis, apptainer, _, small = profiles
+    assert "#SBATCH --gres=gpu:a100:4" in script(typed, typed.train)
+    assert "#SBATCH --qos=long" in script(allocation, allocation.train)
+    assert "--container-image=" in " ".join(script(pyxis, pyxis.train))
+    assert apptainer.python is not None and apptainer.python.startswith("apptainer exec ")
+    assert small.restart_silent and small.concurrency == 4
 
 
 def test_the_template_names_every_field() -> None:

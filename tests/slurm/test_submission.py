@@ -183,3 +183,16 @@ def test_a_dry_run_refuses_what_a_submission_refuses(
     dry, real = [CliRunner().invoke(app, [*command, *more]) for more in (["--dry-run"], [])]
     assert dry.exit_code == real.exit_code == 2 and dry.output == real.output
     assert message in dry.output and not (tmp_path / "slurm" / "script-0").exists()
+
+
+def test_a_limit_on_submitted_jobs_is_told_with_the_remedy(
+    tmp_path: Path, small_data: Path, fake_slurm: FakeSlurm
+) -> None:
+    experiment(tmp_path, small_data, mixers=["attention"])
+    limit = "sbatch: error: AssocMaxSubmitJobLimit"
+    fake_slurm.answer("sbatch", f'case "$*" in --test-only*) cat > /dev/null;; *) echo "{limit}" >&2; exit 1;; esac')
+    command = ["submit", str(tmp_path / "tiny.yaml"), "--runs", f"{tmp_path}/runs", "--cluster", "slurm"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1 and "AssocMaxSubmitJobLimit" in result.output
+    assert "submit a part of them with --limit or --only" in result.output
+    assert not list((tmp_path / "runs" / "submissions").iterdir())

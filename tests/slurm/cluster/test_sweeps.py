@@ -302,5 +302,5 @@ def test_jobs_submitted_inside_another_job_run_the_code_that_was_submitted(clien
     environment = client.cluster.env | {"MIXERBENCH_CACHE": str(cache_dir())} | PARENT
     subprocess.run(command, cwd=client.folder, env=environment, check=True, capture_output=True, timeout=180)
     break_checkout(checkout)
-    client.finish()
+    client.finish(600)
     assert set(load(client.runs)["n"]) == {12}
