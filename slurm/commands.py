@@ -334,9 +334,8 @@ def status(
 
             with Live("", auto_refresh=False) as live:
                 while True:
-                    live.update(
-                        Text(report(root, name, known, asked)), refresh=True
-                    )  # a string would be read as markup
+                    shown = Text(report(root, name, known, asked))  # a string would be read as markup
+                    live.update(shown, refresh=True)
                     time.sleep(2)
         else:
             typer.echo(report(root, name, known, asked))
