@@ -11,11 +11,12 @@ from typer.testing import CliRunner
 
 from harness.experiments.load import load_experiment
 from harness.experiments.schema import Experiment
+from harness.training import checkpoint
 from run import app
 from slurm.local import run_experiment
 from slurm.plan import RunPlan, plan
 from slurm.snapshot import open_submission
-from slurm.state import write_status
+from slurm.state import started, write_status
 from suites.units import TRAIN
 from tests.slurm.experiments import experiment
 
@@ -151,3 +152,26 @@ def test_progress_on_a_terminal_shows_an_error_text_as_it_is(
         for number, handler in before:
             signal.signal(number, handler)
     assert TEXT in screen.getvalue()
+
+
+def test_runs_are_listed_with_their_size_and_checkpoints_of_trained_ones_are_removed(tmp_path: Path) -> None:
+    trained, unfinished = (tmp_path / name for name in ("run-1", "run-2"))
+    for run in (trained, unfinished):
+        started(run, TRAIN, "log")
+        for step in (1, 2):
+            checkpoint.save(run, step, {"step": step})
+    (trained / "train.json").write_text("{}")
+    rows = json.loads(cli.invoke(app, ["runs", "list", "--runs", str(tmp_path), "--json"]).output)
+    assert [(row["run"], row["trained"]) for row in rows] == [("run-1", True), ("run-2", False)]
+    assert all(row["bytes"] > row["checkpoint_bytes"] > 0 for row in rows)
+
+    def left(keep: str) -> list[int]:
+        result = cli.invoke(app, ["runs", "prune", "--keep", keep, "--runs", str(tmp_path)])
+        assert result.exit_code == 0 and result.output.endswith(" MB freed\n"), result.output
+        return [len(list((run / "checkpoints").glob("step_*"))) for run in (trained, unfinished)]
+
+    write_status(trained, TRAIN, "queued", job="7")  # Slurm is silent here: it may be waiting
+    assert left("none") == [2, 2]
+    write_status(trained, TRAIN, "done")
+    assert left("last") == [1, 2] and left("none") == [0, 2]
+    assert cli.invoke(app, ["runs", "prune", "--keep", "some", "--runs", str(tmp_path)]).exit_code == 2
