@@ -30,6 +30,7 @@ ORDER = (
 @app.command()
 def doctor(
     cluster: Annotated[str | None, typer.Option(help="Check a profile against the cluster at hand.")] = None,
+    set_profile: slurm.commands.SetProfile = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what this machine has: versions, device, what computes each mixer and what would, data at hand, Slurm; exit
@@ -66,7 +67,7 @@ def doctor(
             from slurm.probe import problems
             from slurm.profile import load_profile
 
-            refused = problems(load_profile(cluster))
+            refused = problems(load_profile(cluster, set_profile or []))
             report["cluster"] = refused or f"{cluster}: fits"
     rows = [f"{key:24} {value}" for key, value in report.items() if key not in ("mixers", "cluster")]
     for name, mixer in report["mixers"].items():

@@ -7,10 +7,17 @@ script asks Slurm to requeue the job. Exit status 1: it does not. Needs no torch
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import time
 from pathlib import Path
 
+from slurm.queue import ask
 from slurm.state import settle
+
+PATIENCE = 10.0
+"""Seconds to wait until Slurm's accounting knows how a job's step ended."""
 
 
 def main(array: str, index: str, code: str, terminated: str) -> int:
@@ -20,7 +27,22 @@ def main(array: str, index: str, code: str, terminated: str) -> int:
     status. terminated: "1" if the job received SIGTERM.
     """
     folder, unit = json.loads(Path(array).read_text(encoding="utf-8"))[int(index)]
-    return 0 if settle(Path(folder), unit, int(code), terminated == "1") else 1
+    starved = int(code) == 128 + signal.SIGKILL and out_of_memory(os.environ.get("SLURM_JOB_ID", ""))
+    return 0 if settle(Path(folder), unit, int(code), terminated == "1", starved) else 1
+
+
+def out_of_memory(job: str) -> bool:
+    """Whether Slurm's accounting says that a step of a job was killed for its memory; False without accounting."""
+    deadline = time.monotonic() + PATIENCE
+    while job and (said := ask("sacct", "-n", "-P", "-o", "JobID,State", "-j", job, error=None)) is not None:
+        rows = [line.split("|", 1) for line in said.splitlines() if "|" in line]
+        steps = {name.rpartition(".")[2]: state for name, state in rows}
+        if "OUT_OF_MEMORY" in steps.values():
+            return True
+        if steps.get("0", "RUNNING") != "RUNNING" or time.monotonic() > deadline:  # it lags by a second or two
+            return False
+        time.sleep(1)
+    return False
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -26,15 +27,19 @@ from harness.command_line import (
     errors,
     load_mixers,
     print_result,
+    runs_app,
     this_command,
 )
-from harness.run_folder import Collection, collection_of
+from harness.run_folder import Collection, RunFolder, collection_of, started_runs
 
 Where = Annotated[
     str,
     typer.Option(
         "--cluster", help="local: processes on this machine; debug: this process; PROFILE: Slurm.", metavar="PROFILE"
     ),
+]
+SetProfile = Annotated[
+    list[str] | None, typer.Option("--set-profile", help="Override a field of PROFILE, as train.minutes=2880.")
 ]
 Parallel = Annotated[int, typer.Option("--parallel", help="Runs at the same time, on this machine.")]
 
@@ -57,6 +62,7 @@ def prepare(
     revision: Annotated[str | None, typer.Option(help="Revision of a Hub data set.")] = None,
     processes: Annotated[int | None, typer.Option(help="CPUs to use on this machine; all by default.")] = None,
     cluster: Annotated[str | None, typer.Option(help="Tokenise in Slurm jobs.", metavar="PROFILE")] = None,
+    set_profile: SetProfile = None,
     jobs: Annotated[int, typer.Option(help="Number of jobs that share the work, with --cluster.")] = 1,
     runs: RunsRoot = RUNS,
 ) -> None:
@@ -74,7 +80,7 @@ def prepare(
             )
         from slurm.preparation import preparing_profile
 
-        profile = preparing_profile(cluster, jobs)
+        profile = preparing_profile(cluster, jobs, set_profile or [])
         folder, data = plan(
             source,
             tokenizer,
@@ -104,8 +110,11 @@ def prepare(
 def submit(
     experiment: Experiment,
     cluster: Where = "local",
+    set_profile: SetProfile = None,
     parallel: Parallel = 2,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and its cost, and touch nothing.")] = False,
+    only: Annotated[str | None, typer.Option(help="Only these runs, as mixer=gdn2,seed=0.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only so many of the runs that lack something.")] = None,
     runs: RunsRoot = RUNS,
     scale: Scale = None,
     overrides: Overrides = None,
@@ -113,9 +122,12 @@ def submit(
     suite_file: SuiteFiles = None,
 ) -> None:
     """Train and evaluate all runs of an experiment. Skips what is done, and what has failed: see `retry`."""
+    from slurm.plan import part_of
+
     with errors():
         loaded, plans = _planned(experiment, scale, overrides, mixer_file, suite_file, runs)
-        failures = _submit(loaded, plans, cluster, parallel, runs.resolve(), dry_run)
+        plans = part_of(plans, only, limit)
+        failures = _submit(loaded, plans, cluster, set_profile, parallel, runs.resolve(), dry_run)
     if failures:
         raise typer.Exit(1)
 
@@ -129,6 +141,7 @@ def retry(
     ] = None,
     run: Annotated[str | None, typer.Option(help="One run, by its id: what failed of it, or its --suite.")] = None,
     cluster: Where = "local",
+    set_profile: SetProfile = None,
     parallel: Parallel = 2,
     runs: RunsRoot = RUNS,
     scale: Scale = None,
@@ -150,7 +163,8 @@ def retry(
         failures: dict[str, str] = {}
         if work:
             _, plans = _planned(experiment, scale, overrides, mixer_file, suite_file, runs)
-            failures = _submit(loaded, only(plans, work), cluster, parallel, runs.resolve(), dry_run=False)
+            chosen = only(plans, work)
+            failures = _submit(loaded, chosen, cluster, set_profile, parallel, runs.resolve(), dry_run=False)
     if failures:
         raise typer.Exit(1)
 
@@ -173,27 +187,41 @@ def _planned(
     return loaded, plan(loaded, runs.resolve())
 
 
-def _submit(loaded: Any, plans: list[Any], cluster: str, parallel: int, runs: Path, dry_run: bool) -> dict[str, str]:
+def _submit(
+    loaded: Any,
+    plans: list[Any],
+    cluster: str,
+    set_profile: list[str] | None,
+    parallel: int,
+    runs: Path,
+    dry_run: bool,
+) -> dict[str, str]:
     """Submit what an experiment lacks; returns why runs failed, by run id, if they ran on this machine."""
     from slurm.plan import check
 
     if parallel < 1:
         raise ValueError(f"--parallel: {parallel} runs at a time; give at least 1")
-    if not dry_run and any(run.missing for run in plans):
+    if any(run.missing for run in plans):
         check(loaded, plans, runs)
     if cluster in ("local", "debug"):
+        if set_profile:
+            raise ValueError(f"--set-profile: {cluster} has no profile; give --cluster PROFILE")
         return _run_here(loaded, plans, cluster, parallel, runs, dry_run)
     from slurm.probe import problems
     from slurm.profile import load_profile
     from slurm.status import other_code
     from slurm.submission import describe, submit
 
-    profile = load_profile(cluster)
+    profile = load_profile(cluster, set_profile or [])
+    if shutil.which("sbatch") is None and dry_run:
+        typer.echo("not checked against a cluster: sbatch is not on the PATH", err=True)
+    elif refused := problems(profile):
+        raise ValueError("; ".join(refused))
     if dry_run:
         typer.echo(describe(loaded, plans, profile, runs))
         return {}
-    if refused := problems(profile):
-        raise ValueError("; ".join(refused))
+    if options := ", ".join(name for name in sorted(os.environ) if name.startswith("SBATCH_")):
+        typer.echo(f"not used: {options}; a job gets what its profile says", err=True)
     ids, left_out = submit(loaded, plans, profile, runs, this_command())
     for line in other_code(plans):
         typer.echo(line)
@@ -286,28 +314,32 @@ def status(
     experiment: Experiment,
     runs: RunsRoot = RUNS,
     scale: Scale = None,
+    state: Annotated[str | None, typer.Option(help="Only runs in this state: failed, training, …")] = None,
+    mixer: Annotated[str | None, typer.Option(help="Only runs of this mixer.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Only runs with this seed.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Refresh every two seconds, until ^C.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the state of every run: of the experiment's submissions, or of its plan if there are none."""
     from slurm.queue import Queue
-    from slurm.status import overview, report, runs_of
+    from slurm.status import Filter, overview, report, runs_of
 
     with errors():
-        root = runs.resolve()
+        root, asked = runs.resolve(), Filter(state, mixer, seed)
         name, known = runs_of(root, experiment, scale)
         if as_json:
-            typer.echo(json.dumps([asdict(row) for row in overview(known, Queue.read())], indent=1))
+            typer.echo(json.dumps([asdict(row) for row in asked.rows(overview(known, Queue.read()))], indent=1))
         elif watch:
             from rich.live import Live
             from rich.text import Text
 
             with Live("", auto_refresh=False) as live:
                 while True:
-                    live.update(Text(report(root, name, known)), refresh=True)  # a string would be read as markup
+                    shown = Text(report(root, name, known, asked))  # a string would be read as markup
+                    live.update(shown, refresh=True)
                     time.sleep(2)
         else:
-            typer.echo(report(root, name, known))
+            typer.echo(report(root, name, known, asked))
 
 
 @app.command()
@@ -357,6 +389,46 @@ def collect_(
     typer.echo(f"{target}: {len(frame)} records of {frame['run'].nunique()} runs")
     for run_id in lacking:
         typer.echo(f"incomplete: {run_id}", err=True)
+
+
+@runs_app.command("list")
+def list_(runs: RunsRoot = RUNS, as_json: AsJson = False) -> None:
+    """List the runs of a folder: whether they are trained, and the disk space of each and of its checkpoints."""
+    from harness.run_folder.disk import size
+
+    with errors():
+        rows = []
+        for folder in (RunFolder(runs / name) for name in started_runs(runs)):
+            known = folder.summary.is_file()
+            row = {"run": folder.path.name, "trained": known, "bytes": size([folder.path])}
+            rows.append(row | {"checkpoint_bytes": size([folder.checkpoints])})
+        sizes = [f"{r['bytes'] / 1e6:12,.1f} MB {r['checkpoint_bytes'] / 1e6:12,.1f} MB checkpoints" for r in rows]
+        states = ["trained" if r["trained"] else "unfinished" for r in rows]
+        lines = [f"{r['run']:44} {s:10} {mb}" for r, s, mb in zip(rows, states, sizes, strict=True)]
+        total = sum(r["bytes"] for r in rows) / 1e6
+        print_result(rows, as_json, "\n".join([*lines, f"{len(rows)} runs, {total:,.1f} MB"]))
+
+
+@runs_app.command()
+def prune(
+    keep: Annotated[str, typer.Option(help="last: the weights for evaluations to come; none: nothing.")],
+    runs: RunsRoot = RUNS,
+) -> None:
+    """Remove checkpoints of trained runs on which nothing is at work. With `--keep none` their records are all that is
+    left: they can be neither evaluated nor exported any more."""
+    from harness.run_folder.disk import prune as remove
+    from slurm.queue import Queue
+
+    with errors():
+        if keep not in ("last", "none"):
+            raise ValueError(f"--keep: {keep!r} is unknown; give last or none")
+        queue, freed = Queue.read(), 0
+        for folder in (RunFolder(runs / name) for name in started_runs(runs)):
+            statuses = {place: folder.read_status(place) for place in folder.attempted()}
+            busy = any(status and queue.holds(folder.path, place, status) for place, status in statuses.items())
+            if folder.summary.is_file() and not busy:
+                freed += remove(folder, keep == "last")
+    typer.echo(f"{freed / 1e6:,.1f} MB freed")
 
 
 @bench_app.command("sweep")

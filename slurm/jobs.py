@@ -8,10 +8,14 @@ what is missing and resumes where the last attempt stopped.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import math
+import os
 import signal
+import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,6 @@ from typing import Any
 import submitit
 import torch
 from submitit.helpers import Checkpointable, TorchDistributedEnvironment
-from submitit.slurm.slurm import SlurmJobEnvironment
 
 from harness.experiments.load import load_experiment
 from harness.experiments.run_config import RunConfig
@@ -34,7 +37,7 @@ from harness.training.train import train
 from harness.training.trainer import TrainingInterrupted
 from mixers.registry import require_file
 from slurm.plan import RunPlan, Selection
-from slurm.state import ended, exclusively, job_id, started, write_status
+from slurm.state import LEAVE_SIGNAL, LEFT, ended, exclusively, job_id, started, write_status
 from slurm.trials import Unfinished, chosen_config, decide
 from suites.evaluate import evaluate, keep
 from suites.prefetch import prefetch
@@ -44,10 +47,10 @@ from suites.units import TRAIN, Evaluation, results
 
 HEARTBEAT = 2.0
 """Seconds between two writes of a unit's status."""
-LEFT = 75
-"""Exit status of a process that saved and left: EX_TEMPFAIL of sysexits.h, "try again later"."""
-LEAVE_SIGNAL = SlurmJobEnvironment._usr_sig()
-"""The signal to save and leave: SIGUSR2, unless submitit's environment variable names another."""
+WATCH = 10.0
+"""Seconds between two looks of the watchdog at a unit's status."""
+SILENT_MINUTES = "MIXERBENCH_SILENT_MINUTES"
+"""Environment variable with the minutes of silence after which a job ends itself; unset: never."""
 
 
 class Leave(KeyboardInterrupt):
@@ -85,11 +88,16 @@ class Notice:
 class Job(Checkpointable):
     """One unit of work in a folder, callable by submitit. unit: the name of its state, a place if it is an evaluation.
 
-    As a Checkpointable it restarts unchanged if a signal arrives while submitit's own handler is still in place.
+    As a Checkpointable it hears of a signal that arrives while submitit's own handler is still in place.
     """
 
     folder: Path
     unit: str
+
+    def checkpoint(self) -> submitit.core.utils.DelayedSubmission:
+        """Leave as after `Notice`. submitit would requeue the job itself, and its exit status would look like a
+        failure."""
+        raise SystemExit(LEFT)
 
     def __call__(self) -> None:
         """Do the work unless it is done. Raises whatever stops it, and SystemExit(LEFT) when told to leave."""
@@ -106,7 +114,8 @@ class Job(Checkpointable):
                 started(self.folder, self.unit, "" if job is None else str(job.paths.stderr))
                 write_status(self.folder, self.unit, "running", "starting")
             try:
-                with Notice(at_once=self.unit != TRAIN) as notice:
+                watch = self._watched() if world.first else contextlib.nullcontext()
+                with watch, Notice(at_once=self.unit != TRAIN) as notice:
                     self.work(notice)
             except (TrainingInterrupted, Leave):
                 self._ended(world, notice.outcome or "left", notice.reason or "another process was told to leave")
@@ -125,6 +134,31 @@ class Job(Checkpointable):
                 raise
             if world.first:
                 write_status(self.folder, self.unit, "done")
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """End this process at once if its unit's status is older than SILENT_MINUTES says: it hangs.
+
+        Prints where every thread stands. The process counts as failed and starts again.
+        """
+        over = threading.Event()
+
+        def watch(minutes: float) -> None:
+            while not over.wait(WATCH):
+                status = RunFolder(self.folder).read_status(self.unit)
+                if status is not None and time.time() - status.updated > 60 * minutes:
+                    faulthandler.dump_traceback(sys.__stderr__)
+                    reason = f"silent for {minutes:g} min; its log says where it stood"
+                    with contextlib.suppress(OSError):
+                        ended(self.folder, self.unit, "failed", reason, "Silent")
+                    os._exit(1)  # an exception would wait for what hangs
+
+        if minutes := os.environ.get(SILENT_MINUTES):
+            threading.Thread(target=watch, args=(float(minutes),), daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
 
     def _ended(self, world: World, outcome: Any, reason: str, kind: str = "") -> None:
         if not world.first:  # the first process learns of every other one's failure and records it

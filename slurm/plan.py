@@ -24,6 +24,9 @@ from suites.registry import check as check_suite
 from suites.registry import evaluations, load_files, suite, suite_config
 from suites.units import TRAIN, Evaluation, missing, place, results
 
+PARTS = ("mixer", "seed", "label", "layout", "preset")
+"""Fields of runs by which a part of an experiment is named."""
+
 
 @dataclass(frozen=True)
 class RunPlan:
@@ -171,6 +174,27 @@ def only(plans: Sequence[RunPlan], work: Mapping[Path, Sequence[str]]) -> list[R
             kept[run.folder] = narrowed(run)
     along = {trial.folder for trial in trials(kept.values())}
     return [*(narrowed(t) for t in trials(plans) if t.folder in work and t.folder not in along), *kept.values()]
+
+
+def part_of(plans: Sequence[RunPlan], only: str | None, limit: int | None) -> list[RunPlan]:
+    """The reported runs with these values, `mixer=gdn2,seed=0`, and of them the first `limit` that lack something.
+
+    Raises ValueError for an unknown field, a value that no run has, or a limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"--limit: {limit} runs; give at least 1")
+    chosen = list(plans)
+    for pair in only.split(",") if only else ():
+        name, equals, value = pair.partition("=")
+        if name not in PARTS or not equals:
+            raise ValueError(f"--only: {pair!r} is not FIELD=VALUE with a field of: {', '.join(PARTS)}")
+        known = dict.fromkeys(str(getattr(run.config, name)) for run in plans)
+        if value not in known:
+            raise ValueError(f"--only: no run has {name} {value!r}; give one of: {', '.join(known)}")
+        chosen = [run for run in chosen if str(getattr(run.config, name)) == value]
+    if not chosen:
+        raise ValueError(f"--only: no run has all of {only}; leave one out")
+    return chosen if limit is None else [run for run in chosen if run.missing][:limit]
 
 
 def _failed(run: RunPlan) -> list[str]:

@@ -24,9 +24,9 @@ from harness.data.workers import do_parts
 from harness.files import read_json, write_atomic
 from slurm.probe import array_limit, problems
 from slurm.profile import Profile, load_profile, sbatch_parameters
-from slurm.queue import NAME, Queue, ask
+from slurm.queue import OF_OURS, Queue, interruptible
 from slurm.snapshot import environment, snapshot
-from slurm.submission import enqueue, submitting
+from slurm.submission import enqueue, submitting, withdraw
 
 LOG_INTERVAL = 60
 """Seconds between two progress lines in a job's log."""
@@ -72,7 +72,7 @@ def submit(out: Path, profile: Profile, jobs: int, runs_root: Path) -> list[str]
     """
     if not 1 <= jobs <= (limit := array_limit()):
         raise ValueError(f"--jobs: {jobs} is no number of jobs for this cluster; give 1 to {limit}")
-    with submitting(runs_root):
+    with submitting(runs_root), interruptible():
         try:
             preparation = Preparation(work_folder(out))
         except FileNotFoundError:
@@ -90,13 +90,12 @@ def submit(out: Path, profile: Profile, jobs: int, runs_root: Path) -> list[str]
         try:
             if missing:
                 array = [PartsJob(out, profile.prepare.cpus_per_task, last=False)] * min(jobs, missing)
-                ids.append(_put(array, None, profile, folder, code))
+                ids.append(_put(array, None, profile, folder, code, out.name))
             last = PartsJob(out, profile.prepare.cpus_per_task, last=True)
-            ids.append(_put([last], f"afterany:{ids[0]}" if ids else None, profile, folder, code))
+            ids.append(_put([last], f"afterany:{ids[0]}" if ids else None, profile, folder, code, out.name))
             write_atomic(preparation.folder / JOBS, json.dumps(ids).encode())
         except BaseException:
-            if ids:
-                ask("scancel", *ids, error=None)
+            withdraw(folder.name, ids)
             raise
     if missing:
         lines.append(f"{min(jobs, missing)} jobs tokenise: {ids[0]}")
@@ -114,10 +113,10 @@ def _queued(preparation: Preparation) -> list[str]:
     return sorted(job for job in known if job.partition("_")[0] in ids)
 
 
-def _put(jobs: Sequence[PartsJob], dependency: str | None, profile: Profile, folder: Path, code: Path) -> str:
+def _put(jobs: Sequence[PartsJob], dependency: str | None, profile: Profile, folder: Path, code: Path, out: str) -> str:
     """Submit an array and return its Slurm id."""
     resources = profile.prepare.model_copy(update={"nodes": 1, "tasks_per_node": 1})
-    parameters = sbatch_parameters(profile, resources, NAME, dependency)
+    parameters = sbatch_parameters(profile, resources, f"{out}:tokenise{OF_OURS}", dependency)
     exports = [f"export {name}={shlex.quote(value)}" for name, value in environment(code).items()]
     python = profile.python or shlex.quote(sys.executable)
     executor = submitit.SlurmExecutor(folder, max_num_timeout=MOST_TIMEOUTS, python=python)
@@ -127,18 +126,22 @@ def _put(jobs: Sequence[PartsJob], dependency: str | None, profile: Profile, fol
     return enqueue(executor, jobs, folder.name)
 
 
-def preparing_profile(cluster: str | None, jobs: int) -> Profile | None:
+def preparing_profile(cluster: str | None, jobs: int, overrides: Sequence[str] = ()) -> Profile | None:
     """The profile of the cluster that prepares the data, checked against the cluster; None for this machine.
+
+    overrides: see `load_profile`.
 
     Raises ValueError naming the option at fault, or everything that the cluster would refuse.
     """
     if jobs < 1 or (cluster is None and jobs != 1):
         raise ValueError(f"--jobs: {jobs} jobs cannot be; give at least 1, with --cluster PROFILE")
     if cluster is None:
+        if overrides:
+            raise ValueError("--set-profile: this machine has no profile; give --cluster PROFILE")
         return None
     if cluster in ("local", "debug"):
         raise ValueError(f"--cluster: {cluster} is this machine; leave it out, and limit the CPUs with --processes")
-    profile = load_profile(cluster)
+    profile = load_profile(cluster, overrides)
     if refused := problems(profile):
         raise ValueError("; ".join(refused))
     return profile

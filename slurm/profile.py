@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from harness.experiments.closed import Closed
+from harness.experiments.load import set_value
 from harness.training.distributed import Sharding
 from harness.training.estimate import UTILISATION
 from harness.yaml_files import read_yaml
@@ -37,7 +39,40 @@ def _variable(value: str) -> str:
     return value
 
 
+FIELDS = {
+    **{name: name for name in ("partition", "account", "qos", "constraint", "nodes", "cpus-per-task")},
+    **{"ntasks": "tasks_per_node", "ntasks-per-node": "tasks_per_node", "gpus": "gpus_per_node", "mem": "mem_gb"},
+    **{"gpus-per-task": "gpus_per_node", "time": "minutes", "signal": "signal_delay_s", "array": "concurrency"},
+    **{"export": "environment", "export-file": "environment"},
+}
+"""Options of sbatch that have a field of their own in a profile."""
+OURS = (
+    *("job-name", "comment", "dependency", "output", "error", "open-mode", "requeue", "no-requeue", "hold", "wait"),
+    *("kill-on-invalid-dep", "parsable", "test-only", "wrap", "chdir"),
+)
+"""Options of sbatch on which a submission depends."""
+
+
+def _option(name: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9-]+", name):
+        raise ValueError(f"{name!r} is no long name of an option of sbatch; write it as in mail-type")
+    name = name.removeprefix("--")
+    if name in FIELDS:
+        raise ValueError(f"{name!r} has a field of its own; set {FIELDS[name].replace('-', '_')} instead")
+    if name in OURS:
+        raise ValueError(f"{name!r} is set by every submission; leave it out")
+    return name
+
+
+def _option_value(value: str | int | bool | None) -> str | int | bool | None:
+    if isinstance(value, str) and not re.fullmatch(r"\S([^\n]*\S)?", value):
+        raise ValueError(f"{value!r} is not a value on one line; give one, or true for an option without a value")
+    return value
+
+
 Word = Annotated[str, AfterValidator(_word)]
+Option = Annotated[str, AfterValidator(_option)]
+OptionValue = Annotated[str | int | bool | None, AfterValidator(_option_value)]
 Variable = Annotated[str, AfterValidator(_variable)]
 
 
@@ -71,6 +106,9 @@ class Resources(Closed):
     constraint: Word | None = None
     """Required node features of this stage's jobs, instead of the profile's."""
 
+    sbatch: dict[Option, OptionValue] = {}
+    """Further options of sbatch for this stage's jobs, on top of the profile's; null leaves one of those out."""
+
     @property
     def tasks(self) -> int:
         """Processes per node."""
@@ -98,6 +136,10 @@ class Profile(Closed):
     constraint: Word | None = None
     """Required node features, in sbatch's syntax: `a100`, `a100|h100`, `h100&ib`."""
 
+    sbatch: dict[Option, OptionValue] = {}
+    """Further options of sbatch for all jobs, by their long names; true for an option without a value. GPUs of a type
+    are `gres: gpu:a100:4` or `gpus-per-node: a100:4`, with as many as the stage's gpus_per_node."""
+
     train: Resources = Resources()
     """Resources of a job that trains one run."""
 
@@ -115,6 +157,13 @@ class Profile(Closed):
 
     signal_delay_s: PositiveInt = 120
     """Seconds before its time limit at which a job is told to save."""
+
+    silent_minutes: PositiveInt = 30
+    """Minutes without a sign of life after which `status` calls a running job silent. Compiling kernels, checking data
+    and a single long measurement are silent, too."""
+
+    restart_silent: bool = False
+    """Whether a training or evaluation that is silent for so long ends itself and starts again."""
 
     environment: dict[Variable, str] = {}
     """Environment variables, set literally after `setup`."""
@@ -159,11 +208,40 @@ class Profile(Closed):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _options_agree(self) -> Profile:
+        for stage in get_args(Stage):
+            resources: Resources = getattr(self, stage)
+            options = self.options(resources)
+            count = _gpus(options)
+            if count is not None and count != resources.gpus_per_node:
+                raise ValueError(
+                    f"sbatch: {count} GPUs by gres or gpus-per-node for {stage}, whose gpus_per_node is "
+                    f"{resources.gpus_per_node}; make them agree, or give the option under the stages that it is for"
+                )
+            if resources.mem_gb is not None and (given := {"mem-per-cpu", "mem-per-gpu"} & options.keys()):
+                raise ValueError(f"sbatch: {min(given)} next to {stage}.mem_gb; give one of them")
+        return self
 
-def load_profile(name_or_path: str | Path) -> Profile:
+    def options(self, resources: Resources) -> dict[str, str | int]:
+        """The further options of sbatch for jobs with these resources: a stage's own replace the profile's."""
+        merged = self.sbatch | resources.sbatch
+        return {name: value for name, value in merged.items() if value is not None and value is not False}
+
+
+def _gpus(options: Mapping[str, str | int]) -> int | None:
+    """GPUs per node that further options of sbatch ask for; None if they do not speak of GPUs."""
+    gres = [part for part in str(options.get("gres", "")).split(",") if re.match(r"(gres[:/])?gpu\b", part)]
+    asked = str(options["gpus-per-node"]).split(",") if "gpus-per-node" in options else gres
+    counts = [part.rpartition(":")[2] for part in asked]  # a type without a number asks for one
+    return sum(int(count) if count.isdigit() else 1 for count in counts) if counts else None
+
+
+def load_profile(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Profile:
     """Load a profile by the name of a file in slurm/profiles, or from a path.
 
-    Raises ValueError in one line if there is no such file or if a field is wrong.
+    overrides: `a.b=value` with a YAML value, applied before validation. Raises ValueError in one line if there is no
+    such file or if a field is wrong.
     """
     path = Path(name_or_path)
     if not path.suffix and not path.is_file():
@@ -172,6 +250,8 @@ def load_profile(name_or_path: str | Path) -> Profile:
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
         raise ValueError(f"--cluster: no profile {name_or_path!s}; give local, debug, a path, or one of: {known}")
     values = read_yaml(path)
+    for override in overrides:
+        set_value(values, override, "--set-profile")
     try:
         return Profile.model_validate(values)
     except ValidationError as error:
@@ -187,6 +267,7 @@ def sbatch_parameters(
     open-mode=append, so that a requeued job continues its log, and the signal, USR2. `profile.python` is not among the
     parameters: it belongs to the executor's constructor.
     """
+    options = profile.options(resources)
     exports = [f"export {name}={shlex.quote(value)}" for name, value in profile.environment.items()]
     parameters = {
         "job_name": job_name,
@@ -197,7 +278,7 @@ def sbatch_parameters(
         "nodes": resources.nodes,
         "ntasks_per_node": resources.tasks,
         # A cluster without GPUs refuses a request for zero of them.
-        "gpus_per_node": resources.gpus_per_node or None,
+        "gpus_per_node": None if _gpus(options) is not None else resources.gpus_per_node or None,
         "cpus_per_task": resources.cpus_per_task,
         "mem": None if resources.mem_gb is None else f"{resources.mem_gb}GB" if resources.mem_gb else "0",
         "time": resources.minutes,
@@ -207,8 +288,8 @@ def sbatch_parameters(
         # Since Slurm 22.05 srun does not inherit it from the job; tasks that are bound to cores would get one each.
         "srun_args": [f"--cpus-per-task={resources.cpus_per_task}", *profile.srun_args],
         "dependency": dependency,
-        # Needed where the cluster's JobRequeue is 0.
-        "additional_parameters": {"requeue": True},
+        # requeue: needed where the cluster's JobRequeue is 0. signal: else a variable of submitit's could choose it.
+        "additional_parameters": {"requeue": True, "signal": f"USR2@{profile.signal_delay_s}"} | options,
     }
     # By default submitit runs at most 256 tasks of an array at once, and sets a wckey that strict clusters refuse.
     unlimited = {"array_parallelism": 10**6, "wckey": None}

@@ -5,22 +5,70 @@ The queue is only a hint next to our own markers (slurm.state): its answer may b
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.run_folder import Status
 from slurm.state import at_work, node_name
 
-NAME = "mixerbench"
-"""Name of all our jobs, by which squeue finds them."""
+OF_OURS = "@mixerbench"
+"""End of the names of all our jobs, by which we find them in the queue."""
 PATIENCE = 60
 """Seconds to wait for an answer that is needed; Slurm's own clients retry for about ten."""
 HINT_PATIENCE = 20
 """Seconds to wait for an answer that is optional."""
 SILENCE = 120
 """Seconds without a heartbeat after which a process on another machine counts as gone."""
+OPTIONS = ("SLURM", "SUBMITIT_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SINFO_", "SACCT_", "SCANCEL_", "PMI")
+"""Prefixes of variables that Slurm's commands and submitit read as options. A job sets many for its children."""
+KEPT = ("SLURM_CONF", "SLURM_JWT")
+"""Variables that say which cluster to ask, and as whom."""
+
+
+def is_option(variable: str) -> bool:
+    """Whether an environment variable would change how a job is submitted, or pass for one that Slurm sets in a job."""
+    return variable.startswith(OPTIONS) and variable not in KEPT
+
+
+@contextmanager
+def without_options() -> Iterator[None]:
+    """Hide the variables of `is_option` from what this process starts.
+
+    sbatch prefers them to the options of a batch script, and a job would inherit those of the job that submits it: its
+    memory per CPU, its array index, its rank.
+    """
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if is_option(name)}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let the end of the session (SIGHUP) and SIGTERM interrupt this process as ^C does, so that it can undo its work.
+
+    The first of them counts; after it, all are ignored to the end of the context.
+    """
+    numbers = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
+
+    def interrupt(number: int, frame: object) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @dataclass(frozen=True)
@@ -35,10 +83,10 @@ class Queue:
     @classmethod
     def read(cls) -> Queue:
         """The queue as squeue reports it, one entry per array task."""
-        out = ask("squeue", "--noheader", "--array", f"--name={NAME}", "--format=%i|%T|%N|%r", error=None)
+        out = ask("squeue", "--noheader", "--array", "--format=%i|%T|%N|%r|%j", error=None)
         if out is None:
             return cls(None)
-        rows = [line.split("|") for line in out.splitlines() if line.count("|") >= 3]
+        rows = [line.split("|") for line in out.splitlines() if line.count("|") >= 4 and line.endswith(OF_OURS)]
         return cls({job: (state, node, reason) for job, state, node, reason, *_ in rows})
 
     def holds(self, folder: Path, unit: str, status: Status) -> str | None:
@@ -61,7 +109,7 @@ class Queue:
 
 
 def ask(*command: str, error: type[Exception] | None, script: str | None = None) -> str | None:
-    """Run one of Slurm's commands and return its stdout. script: its stdin.
+    """Run one of Slurm's commands, without the variables of `is_option`, and return its stdout. script: its stdin.
 
     If the command is missing, fails or does not answer in time, raises `error` with the reason in one line, or returns
     None if `error` is None.
@@ -70,7 +118,8 @@ def ask(*command: str, error: type[Exception] | None, script: str | None = None)
     patience = HINT_PATIENCE if error is None else PATIENCE
     try:
         options = {"capture_output": True, "encoding": "utf-8", "errors": "replace"}
-        done = subprocess.run(command, input=script, timeout=patience, **options)
+        with without_options():
+            done = subprocess.run(command, input=script, timeout=patience, **options)
     except subprocess.TimeoutExpired:
         fault = f"{' '.join(command)}: no answer within {patience} s{remedy}"
     except (FileNotFoundError, PermissionError):

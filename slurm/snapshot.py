@@ -78,10 +78,16 @@ def environment(code: Path) -> dict[str, str]:
     return {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "MIXERBENCH_CACHE": str(cache_dir())}
 
 
-def open_submission(experiment: Experiment, plans: Sequence[RunPlan], runs_root: Path, cluster: str) -> Path:
+def open_submission(
+    experiment: Experiment,
+    plans: Sequence[RunPlan],
+    runs_root: Path,
+    cluster: str,
+    silent_minutes: int | None = None,
+) -> Path:
     """Create the folder of a new submission, with its experiment and plan; returns the folder.
 
-    plans: its runs, trials among them. cluster: `local`, `debug` or `slurm`.
+    plans: its runs, trials among them. cluster: `local`, `debug` or `slurm`. silent_minutes: see Profile.
     """
     stamp = time.strftime("%Y%m%d-%H%M%S")
     folder = submissions_folder(runs_root) / f"{experiment.name}-{stamp}"
@@ -99,6 +105,7 @@ def open_submission(experiment: Experiment, plans: Sequence[RunPlan], runs_root:
         {
             "run": plan.config.run_id,
             "label": plan.config.label,
+            "mixer": plan.config.mixer,
             "layout": plan.config.layout,
             "preset": plan.config.preset,
             "seed": plan.config.seed,
@@ -109,6 +116,7 @@ def open_submission(experiment: Experiment, plans: Sequence[RunPlan], runs_root:
         for plan in plans
     ]
     head = {"experiment": experiment.name, "cluster": cluster, "host": socket.gethostname(), "pid": os.getpid()}
+    head["silent_minutes"] = silent_minutes
     units = {unit: evaluation for plan in plans for unit, evaluation in plan.units.items()}
     head["fresh"] = [unit for unit, evaluation in units.items() if evaluation.fresh]
     head["suite_files"] = {u: asdict(evaluation.suite_file) for u, evaluation in units.items() if evaluation.suite_file}

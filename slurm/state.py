@@ -17,15 +17,19 @@ import signal
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.run_folder import RunFolder, State, Status
+from harness.run_folder import RunFolder, State, Status, unit_of
 from suites.units import TRAIN
 
 MOST_FAILURES = 10
 """Failed attempts after which a unit is given up, however different the failures are."""
+LEAVE_SIGNAL = signal.SIGUSR2
+"""The signal to save and leave, which Slurm sends before a time limit."""
+LEFT = 75
+"""Exit status of a process that saved and left: EX_TEMPFAIL of sysexits.h, "try again later"."""
 
 
 def job_id() -> str:
@@ -133,45 +137,68 @@ def failed_units(folder: Path, places: Mapping[str, str]) -> list[str]:
     return [unit for unit, status in statuses.items() if status is not None and status.state == "failed"]
 
 
-def settle(folder: Path, unit: str, code: int | None, terminated: bool = False) -> bool:
+def settle(folder: Path, unit: str, code: int | None, terminated: bool = False, out_of_memory: bool = False) -> bool:
     """Decide whether a unit starts again whose process ended without finishing it, and write its status.
 
     Returns True if it is to start again. A unit is given up after two failures of the same kind without progress in
-    between, or after MOST_FAILURES failures. code: exit status in the shell's convention, None if unknown. terminated:
-    whether its job was told to end.
+    between, after MOST_FAILURES failures, or when it was told to leave as often without progress in between. code: exit
+    status in the shell's convention, None if unknown. terminated: whether its job was told to end. out_of_memory:
+    whether its job was killed for its memory.
     """
     try:
         with exclusively(folder, unit):  # its next attempt may be about to begin on another node
-            return _settled(folder, unit, code, terminated)
+            return _settled(folder, unit, code, terminated, out_of_memory)
     except Busy:  # the process was turned away because another one works on the unit, which decides
         return False
 
 
-def _settled(folder: Path, unit: str, code: int | None, terminated: bool) -> bool:
+def _settled(folder: Path, unit: str, code: int | None, terminated: bool, out_of_memory: bool) -> bool:
     log = RunFolder(folder).read_attempts(unit)
     if not log or log[-1]["event"] != "ended":
-        how = "its process died" if code is None else f"ended with exit code {code}"
-        if code is not None and code > 128:
-            how = f"killed by {signal.Signals(code - 128).name}"
-        had_begun = bool(log) and log[-1]["event"] == "started"
-        reason = how if had_begun else f"{how} before it began; see the job's log"
-        ended(folder, unit, "terminated" if terminated else "failed", reason)
+        told = code in (LEFT, 128 + LEAVE_SIGNAL)
+        how = f"told to leave by {LEAVE_SIGNAL.name}" if told else _death(code)
+        if out_of_memory:
+            how = f"{how}: out of memory; raise {_stage(unit)}.mem_gb in the profile"
+        elif not log or log[-1]["event"] != "started":
+            how += " before it began" if told else " before it began; see the job's log"
+        ended(folder, unit, "terminated" if terminated else "left" if told else "failed", how)
         log = RunFolder(folder).read_attempts(unit)
     last = log[-1]
     _append(folder, unit, event="settled")
-    if last["outcome"] != "failed":
-        restarts = last["outcome"] == "left"
-        write_status(folder, unit, "requeued" if restarts else "stopped", last["reason"])
-        return restarts
+    if last["outcome"] not in ("failed", "left"):
+        write_status(folder, unit, "stopped", last["reason"])
+        return False
     forgiven = max((i for i, event in enumerate(log) if event["event"] == "retry"), default=-1)
-    failures = [event for event in log[forgiven + 1 :] if event.get("outcome") == "failed"]
-    again = [f for f in failures[:-1] if _signature(f) == _signature(last) and f["reached"] == last["reached"]]
-    if again or len(failures) >= MOST_FAILURES:
-        why = "twice in the same way" if again else f"{len(failures)} times"
-        write_status(folder, unit, "failed", f"{last['reason']} (failed {why}; `retry` tries again)")
+    alike = [event for event in log[forgiven + 1 :] if event.get("outcome") == last["outcome"]]
+    stuck = [event for event in alike if event["reached"] == last["reached"]]
+    given_up = ""
+    if last["outcome"] == "left":
+        if len(stuck) >= MOST_FAILURES:
+            given_up = f"{len(stuck)} times without progress in between; raise {_stage(unit)}.minutes in the profile"
+    elif any(_signature(event) == _signature(last) for event in stuck[:-1]):
+        given_up = "failed twice in the same way"
+    elif len(alike) >= MOST_FAILURES:
+        given_up = f"failed {len(alike)} times"
+    if given_up:
+        write_status(folder, unit, "failed", f"{last['reason']} ({given_up}; `retry` tries again)")
         return False
     write_status(folder, unit, "requeued", last["reason"])
     return True
+
+
+def _death(code: int | None) -> str:
+    """How a process ended that left no word, in words."""
+    if code is None:
+        return "its process died"
+    with suppress(ValueError):  # programs also exit with codes above 128 that are no signal's
+        return f"killed by {signal.Signals(code - 128).name}"
+    return f"ended with exit code {code}"
+
+
+def _stage(unit: str) -> str:
+    """The stage of a profile that gives a unit its resources."""
+    name = unit_of(unit)
+    return name if name == TRAIN else "prepare" if name in ("prepare", "choose", "collect") else "evaluate"
 
 
 def _signature(failure: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,18 +25,22 @@ from suites.units import TRAIN, Evaluation, SuiteFile, missing, place
 if TYPE_CHECKING:
     from slurm.plan import RunPlan
 
-ORDER = ("failed", "lost", "running", "requeued", "queued", "stopped", "waiting")
+ORDER = ("failed", "lost", "silent", "running", "requeued", "queued", "stopped", "waiting")
 """States by precedence: a run has the first of these that one of its unfinished units has."""
+QUIET = ("done", "queued", "waiting")
+"""States whose runs are shown together where there are many: there is nothing to see of each."""
+FOLD = 24
+"""Rows above which runs in a state of QUIET are shown together."""
 
 
 @dataclass(frozen=True)
 class Row:
     """A run as `status` shows it.
 
-    state: done, training, evaluating, queued, requeued, stopped, lost (its job vanished without a word), failed or
-    waiting (not submitted). unit: the unit that the other fields describe. loss: nats per token. finished: number of
-    finished evaluations, out of `units`. attempts: how often the unit was started. trial: whether the run tries values
-    for others.
+    state: done, training, evaluating, silent (at work without a sign of life), queued, requeued, stopped, lost (its job
+    vanished without a word), failed or waiting (not submitted). unit: the unit that the other fields describe. loss:
+    nats per token. finished: number of finished evaluations, out of `units`. attempts: how often the unit was started.
+    trial: whether the run tries values for others. label: its name in tables.
     """
 
     run: str
@@ -53,6 +58,9 @@ class Row:
     node: str
     job: str
     trial: bool = False
+    label: str = ""
+    mixer: str = ""
+    seed: int | None = None
 
     def line(self) -> str:
         """The row as one line of text."""
@@ -64,7 +72,7 @@ class Row:
         where = " ".join(filter(None, [self.job, self.node]))
         tries = f"{self.attempts}×" if self.attempts else ""
         name = f"{self.run} (trial)" if self.trial else self.run
-        return f"{name:44} {self.state:10} {progress:52} {tries:4} {where:16} {self.reason}".rstrip()
+        return f"{name:44} {self.label:20} {self.state:10} {progress:52} {tries:4} {where:16} {self.reason}".rstrip()
 
 
 def duration(seconds: float) -> str:
@@ -79,7 +87,10 @@ def duration(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class Submitted:
-    """A run of a submission, as recorded in its plan."""
+    """A run of a submission, as recorded in its plan.
+
+    silent_minutes: silence after which it counts as silent; None: never.
+    """
 
     experiment: str
     run: str
@@ -87,6 +98,10 @@ class Submitted:
     steps: int
     units: dict[str, Evaluation]
     trial: bool = False
+    silent_minutes: float | None = None
+    label: str = ""
+    mixer: str = ""
+    seed: int | None = None
 
     def place(self, unit: str) -> str:
         """The name under which the run's folder keeps the state of a unit."""
@@ -103,7 +118,9 @@ def submitted(runs_root: Path, name: str) -> list[Submitted]:
         for run in plan["runs"]:
             units = {u: Evaluation(options, u in fresh, files.get(u)) for u, options in run["units"].items()}
             trial = run.get("trial", False)
-            runs[run["run"]] = Submitted(name, run["run"], runs_root / run["run"], run["steps"], units, trial)
+            folder, silent = runs_root / run["run"], plan.get("silent_minutes")
+            model = {key: run[key] for key in ("label", "mixer", "seed") if key in run}
+            runs[run["run"]] = Submitted(name, run["run"], folder, run["steps"], units, trial, silent, **model)
     return list(runs.values())
 
 
@@ -112,7 +129,20 @@ def planned(name: str, plans: Sequence[RunPlan]) -> list[Submitted]:
     from slurm.plan import trials
 
     every = {run.folder: run for run in (*trials(plans), *plans)}.values()
-    return [Submitted(name, r.config.run_id, r.folder, r.config.data.steps, r.units, r.trial) for r in every]
+    return [
+        Submitted(
+            name,
+            run.config.run_id,
+            run.folder,
+            run.config.data.steps,
+            run.units,
+            run.trial,
+            label=run.config.label,
+            mixer=run.config.mixer,
+            seed=run.config.seed,
+        )
+        for run in every
+    ]
 
 
 def runs_of(runs_root: Path, experiment: str, scale: str | None) -> tuple[str, list[Submitted]]:
@@ -121,7 +151,7 @@ def runs_of(runs_root: Path, experiment: str, scale: str | None) -> tuple[str, l
     Raises ValueError if there is no such experiment. The name of a submitted experiment is enough to answer at once,
     without reading the experiment and importing torch.
     """
-    bare = re.fullmatch(r"[\w.-]+", experiment) and not Path(experiment).exists()
+    bare = re.fullmatch(r"[\w.-]+", experiment) and not Path(experiment).is_file()
     if bare and (runs := submitted(runs_root, experiment if scale is None else f"{experiment}-{scale}")):
         return runs[0].experiment, runs
     from harness.experiments.load import load_experiment
@@ -131,16 +161,61 @@ def runs_of(runs_root: Path, experiment: str, scale: str | None) -> tuple[str, l
     return loaded.name, submitted(runs_root, loaded.name) or planned(loaded.name, plan(loaded, runs_root))
 
 
-def report(runs_root: Path, name: str, runs: Sequence[Submitted]) -> str:
-    """The state of an experiment as text: a headline, troubles of its last submission, and one line per run."""
+@dataclass(frozen=True)
+class Filter:
+    """The rows of `status` that are asked for; None leaves a field open.
+
+    Raises ValueError for a state that there is none of.
+    """
+
+    state: str | None = None
+    mixer: str | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        known = ("done", "training", "evaluating", *(state for state in ORDER if state != "running"))
+        if self.state not in (None, *known):
+            raise ValueError(f"--state: {self.state!r} is no state of a run; give one of: {', '.join(known)}")
+
+    @property
+    def open(self) -> bool:
+        """Whether nothing is asked for."""
+        return self == Filter()
+
+    def rows(self, rows: Sequence[Row]) -> list[Row]:
+        """Those of the rows that are asked for."""
+        asked = {key: value for key, value in vars(self).items() if value is not None}
+        return [row for row in rows if all(getattr(row, key) == value for key, value in asked.items())]
+
+
+def report(runs_root: Path, name: str, runs: Sequence[Submitted], asked: Filter | None = None) -> str:
+    """The state of an experiment as text: a headline, troubles of its last submission, and one line per run.
+
+    Many runs of which there is nothing to see share a line, unless some are asked for.
+    """
+    asked = asked or Filter()
     rows = overview(runs, Queue.read())
     reported = [row for row in rows if not row.trial]
     head = f"{name}: {sum(row.state == 'done' for row in reported)} of {len(reported)} runs done"
+    counts = Counter(row.state for row in reported if row.state != "done")
+    head += "".join(f", {count} {state}" for state, count in counts.most_common())
     if tried := [row for row in rows if row.trial]:
         diverged = sum(row.state == "failed" for row in tried)
         over = sum(row.state == "done" for row in tried) + diverged
         head += f", {over} of {len(tried)} trials over" + (f", {diverged} of them failed" if diverged else "")
-    return "\n".join([head, *troubles(runs_root, name), *other_code(runs), *(row.line() for row in rows)])
+    lines = [row.line() for row in asked.rows(rows)] if not asked.open or len(rows) <= FOLD else folded(rows)
+    return "\n".join([head, *troubles(runs_root, name), *other_code(runs), *lines])
+
+
+def folded(rows: Sequence[Row]) -> list[str]:
+    """One line per run of which there is something to see, and one for each state of the others."""
+    lines = [row.line() for row in rows if row.state not in QUIET]
+    for state in QUIET:
+        labels = Counter(row.label or row.mixer or row.run for row in rows if row.state == state)
+        if labels:
+            named = ", ".join(f"{label} × {count}" for label, count in labels.items())
+            lines.append(f"{labels.total()} {state}: {named} (--state {state} lists them)")
+    return lines
 
 
 def other_code(runs: Sequence[Submitted | RunPlan]) -> list[str]:
@@ -191,7 +266,7 @@ def overview(runs: Sequence[Submitted], queue: Queue) -> list[Row]:
 
 def _row(run: Submitted, queue: Queue) -> Row:
     left = missing(run.folder, run.units)
-    found = {unit: _judged(run.folder, run.place(unit), queue) for unit in left}
+    found = {unit: _heard(_judged(run.folder, run.place(unit), queue), run.silent_minutes) for unit in left}
     unit, status = min(found.items(), key=lambda item: ORDER.index(item[1][0]), default=(TRAIN, ("done", None)))
     state, known = status
     names = {"running": "training" if unit == TRAIN else "evaluating"}
@@ -214,10 +289,23 @@ def _row(run: Submitted, queue: Queue) -> Row:
         units=len(run.units),
         attempts=sum(event["event"] == "started" for event in log),
         reason=evaluating + reason if reason else "",
-        node=known.node if state == "running" else "",
+        node=known.node if state in ("running", "silent") else "",
         job=known.job if state not in ("done", "waiting") else "",
         trial=run.trial,
+        label=run.label,
+        mixer=run.mixer,
+        seed=run.seed,
     )
+
+
+def _heard(judged: tuple[str, Status | None], minutes: float | None) -> tuple[str, Status | None]:
+    """The same, or `silent` instead of `running` if the last sign of life is older than `minutes`."""
+    state, status = judged
+    if state != "running" or status is None or minutes is None or time.time() - status.updated <= 60 * minutes:
+        return judged
+    said = f"no sign of life for {duration(time.time() - status.updated)}"
+    detail = "; ".join(filter(None, [said, status.detail]))
+    return "silent", Status(**vars(status) | {"detail": detail, "seconds_left": None})
 
 
 def _judged(folder: Path, unit: str, queue: Queue) -> tuple[str, Status | None]:
@@ -252,7 +340,8 @@ def accounting(jobs: list[str]) -> dict[str, str]:
         for line in (out or "").splitlines():
             job, _, state = line.partition("|")
             if job in jobs:
-                states[job] = f"Slurm says {state}"
+                remedy = "; raise mem_gb of its stage in the profile" if state == "OUT_OF_MEMORY" else ""
+                states[job] = f"Slurm says {state}{remedy}"
     return states
 
 

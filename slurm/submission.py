@@ -6,27 +6,31 @@ Slurm does the scheduling: its dependencies, arrays and requeues decide what wai
 from __future__ import annotations
 
 import fcntl
+import math
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
 import submitit
 
+from harness.experiments.run_config import RunConfig
 from harness.experiments.schema import Experiment
 from harness.run_folder import RunFolder, Submission, collection_of, submissions_folder, submitting_lock
 from harness.training.cost import cost_of, measured_speeds
 from harness.training.distributed import Sharding
+from harness.training.estimate import estimate
 from harness.training.trainer import pieces
-from slurm.jobs import ChooseJob, CollectJob, Job, PrepareJob, run_jobs
+from slurm.jobs import SILENT_MINUTES, ChooseJob, CollectJob, Job, PrepareJob, run_jobs
 from slurm.plan import RunPlan, Selection, selections, trials, untrained
 from slurm.probe import array_limit
 from slurm.profile import Profile, Resources, sbatch_parameters
-from slurm.queue import NAME, Queue, ask
+from slurm.queue import OF_OURS, Queue, ask, interruptible, without_options
 from slurm.snapshot import environment, keep_files, open_submission, snapshot
 from slurm.state import write_status
 from suites.units import TRAIN
@@ -178,6 +182,8 @@ def submitting(runs_root: Path) -> Iterator[None]:
     """Hold the lock under which a submission decides what to do and records it; other submissions wait."""
     runs_root.mkdir(parents=True, exist_ok=True)
     with open(submitting_lock(runs_root), "w", encoding="utf-8") as lock:
+        with suppress(PermissionError):  # it is somebody else's
+            submitting_lock(runs_root).chmod(0o666)  # colleagues submit to the same folder of runs
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -190,9 +196,8 @@ def submit(
     Returns Slurm's id of each array by name, and the lines about what is left out. Raises ValueError if the
     processes of a training job cannot share its rows, and RuntimeError with sbatch's message if it refuses.
     """
-    for plan in plans:
-        pieces(plan.config.data, plan.config.train, profile.train.nodes * profile.train.tasks)
-    with submitting(runs_root):
+    _require_shares(plans, profile)
+    with submitting(runs_root), interruptible():
         work = work_left(plans, Queue.read())
         if not work.runs:
             return {}, work.left_out
@@ -201,12 +206,12 @@ def submit(
         pending = [replace(run, plan=plan) for run, plan in zip(pending, kept, strict=True)]
         work = replace(work, trials=pending[: len(work.trials)], runs=pending[len(work.trials) :])
         limit, code = array_limit(), snapshot(runs_root)
-        folder = open_submission(experiment, [*trials(plans), *plans], runs_root, "slurm")
+        folder = open_submission(experiment, [*trials(plans), *plans], runs_root, "slurm", profile.silent_minutes)
         arrays = graph(experiment, work, folder, runs_root, command, limit, profile.sharding)
         ids: dict[str, str] = {}
         try:
             for array in arrays:
-                ids[array.name] = _put(array, ids, profile, folder, code)
+                ids[array.name] = _put(array, ids, profile, folder, code, experiment.name)
                 Submission(folder).write_jobs(ids)
             for array in arrays:
                 for index, job in enumerate(array.tasks):
@@ -215,25 +220,39 @@ def submit(
             # All arrays wait for this one, which is on hold: nothing starts before everything is recorded.
             ask("scontrol", "release", ids["prepare"], error=RuntimeError)
         except BaseException:
-            if ids:
-                ask("scancel", *ids.values(), error=None)
+            withdraw(f"{folder.name} ", ids.values())
             shutil.rmtree(folder)
             raise
     return ids, work.left_out
 
 
-def _put(array: Array, ids: dict[str, str], profile: Profile, folder: Path, code: Path) -> str:
+def withdraw(comment: str, ids: Iterable[str]) -> None:
+    """Cancel the jobs of a submission that is not complete: those with these ids, and those whose comment begins so.
+
+    sbatch may have been interrupted after Slurm took its job and before it could say the job's id.
+    """
+    listed = ask("squeue", "--noheader", "--me", "--format=%A|%k", error=None) or ""
+    rows = [line.partition("|") for line in listed.splitlines()]
+    known = dict.fromkeys([*ids, *(job for job, _, said in rows if said.startswith(comment))])
+    if known:
+        ask("scancel", *known, error=None)
+
+
+def _put(array: Array, ids: dict[str, str], profile: Profile, folder: Path, code: Path, experiment: str) -> str:
     """Submit one array and return its Slurm id."""
     listed = Submission(folder).write_array(array.name, [(job.folder, job.unit) for job in array.tasks])
     # Slurm does not treat a single task as an array, so it has no corresponding task to wait for.
     kinds = {"aftercorr": "aftercorr" if len(array.tasks) > 1 else "afterok"}
     after = [f"{kinds.get(kind, kind)}:{ids.get(name, name)}" for kind, name in array.after]
-    parameters = sbatch_parameters(profile, _resources(profile, array), NAME, ",".join(after) or None)
+    name = f"{experiment}:{array.name}{OF_OURS}"
+    parameters = sbatch_parameters(profile, _resources(profile, array), name, ",".join(after) or None)
     extra = {"kill-on-invalid-dep": "yes"} | ({"hold": True} if array.stage == "prepare" else {})
     python = profile.python or shlex.quote(sys.executable)
     variables = environment(code)
     if array.stage != "prepare":
         variables["HF_HUB_OFFLINE"] = "1"  # `prepare` has frozen everything they read
+    if profile.restart_silent and array.stage in ("train", "evaluate"):
+        variables[SILENT_MINUTES] = str(profile.silent_minutes)
     # A signal to the job also reaches the batch shell. With a trap, the shell waits for its step and settles the end.
     setup = ["trap 'terminated=1' TERM", *(f"export {k}={shlex.quote(v)}" for k, v in variables.items())]
     step = [] if not profile.srun_args else ["srun", "--nodes=1", "--ntasks=1", *profile.srun_args]
@@ -262,18 +281,23 @@ def _put(array: Array, ids: dict[str, str], profile: Profile, folder: Path, code
 def enqueue(executor: submitit.SlurmExecutor, tasks: Sequence[Any], name: str) -> str:
     """Submit tasks as one array and return its Slurm id. Raises RuntimeError with sbatch's message if it refuses."""
     try:
-        with executor.batch():
+        with without_options(), executor.batch():
             jobs = [executor.submit(task) for task in tasks]
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
-        raise RuntimeError(f"sbatch refused {name}: {' '.join(str(error).split())}") from None
+        said = " ".join(str(error).split())
+        remedy = ""
+        if "MaxSubmit" in said or "job submit limit" in said:
+            remedy = "; where a limit on jobs is the reason, submit a part of them with --limit or --only"
+        raise RuntimeError(f"sbatch refused {name}: {said}{remedy}") from None
     return jobs[0].job_id.partition("_")[0]
 
 
 def describe(experiment: Experiment, plans: Sequence[RunPlan], profile: Profile, runs_root: Path) -> str:
     """Describe what `submit` would do: the graph of jobs, their resources, and the cost of training.
 
-    Touches nothing.
+    Touches nothing. Raises ValueError as `submit` does.
     """
+    _require_shares(plans, profile)
     work = work_left(plans, Queue.read())
     try:
         limit = array_limit()
@@ -299,7 +323,36 @@ def describe(experiment: Experiment, plans: Sequence[RunPlan], profile: Profile,
     processes = profile.train.nodes * profile.train.tasks
     speeds = measured_speeds(runs_root)
     cost = cost_of(trained, profile.tflops, profile.utilisation, speeds, profile.device, processes, profile.sharding)
-    return "\n".join([*lines, cost])
+    return "\n".join([*lines, cost, *_durations(trained, profile, speeds)])
+
+
+def _durations(runs: Sequence[RunConfig], profile: Profile, speeds: pd.DataFrame) -> list[str]:
+    """One line per model: the hours that training one run takes, and how often its time limit ends its job.
+
+    Empty without runs, and where neither a measured speed nor the GPU's peak is known.
+    """
+    processes = profile.train.nodes * profile.train.tasks
+    hours: dict[tuple[str, str, str], float] = {}
+    for run in runs:
+        found = estimate(run, profile.tflops or 1.0, profile.utilisation, speeds, profile.device, processes)
+        if found.measured or profile.tflops is not None:
+            key = (run.label, run.layout, run.preset)
+            hours[key] = max(hours.get(key, 0.0), found.device_hours / processes)
+    usable = profile.train.minutes / 60 - profile.signal_delay_s / 3600
+    lines = []
+    for (label, layout, preset), each in hours.items():
+        restarts = math.ceil(each / usable) - 1
+        again = f"started again {restarts} times" if restarts else "done in one job"
+        lines.append(
+            f"one run of {label}, {layout}, {preset}: {each:,.1f} h, {again} of {profile.train.minutes} minutes"
+        )
+    return lines
+
+
+def _require_shares(plans: Sequence[RunPlan], profile: Profile) -> None:
+    """Raise ValueError if the processes of a training job cannot share the rows of a run."""
+    for plan in plans:
+        pieces(plan.config.data, plan.config.train, profile.train.nodes * profile.train.tasks)
 
 
 def _resources(profile: Profile, array: Array) -> Resources:

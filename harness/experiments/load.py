@@ -42,7 +42,7 @@ def load_experiment(
             raise ValueError(f"scale: {path} has no scale {scale!r}; known: {known}")
         values = _merged(values, experiment.scales[scale]) | {"name": f"{experiment.name}-{scale}"}
     for override in overrides or []:
-        _override(values, override)
+        set_value(values, override)
     _make_absolute(values, Path.cwd())
     return _validated(values, path)
 
@@ -123,21 +123,22 @@ def _are_mappings(*values: Any) -> bool:
     return all(isinstance(value, dict) for value in values)
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def set_value(values: dict[str, Any], override: str, option: str = "--set") -> None:
+    """Apply `a.b=value`, with a YAML value, to nested values. Raises ValueError naming the command's `option`."""
     key, equals, text = override.partition("=")
     if not equals:
-        raise ValueError(f"--set: expected a.b=value, got {override!r}")
+        raise ValueError(f"{option}: expected a.b=value, got {override!r}")
     *parents, last = key.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise ValueError(f"--set: {key!r} goes through {parent!r}, which is not a mapping; name a field of one")
-    values[last] = parse_value(text, override)
+            raise ValueError(f"{option}: {key!r} goes through {parent!r}, which is not a mapping; name a field of one")
+    values[last] = parse_value(text, override, option)
 
 
-def parse_value(text: str, subject: str) -> Any:
+def parse_value(text: str, subject: str, option: str = "--set") -> Any:
     """Parse a YAML value from the command line. Raises ValueError naming `subject` if `parse_yaml` refuses it."""
     try:
         return parse_yaml(text)
     except ValueError as error:
-        raise ValueError(f"--set: {subject!r}: {error}; quote or correct the value after the =") from None
+        raise ValueError(f"{option}: {subject!r}: {error}; quote or correct the value after the =") from None

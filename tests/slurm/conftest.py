@@ -56,3 +56,52 @@ def folder(finished: Path, tmp_path: Path) -> Path:
     """A copy of `finished`: tiny.yaml, and runs/ of it."""
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     return tmp_path
+
+
+class FakeSlurm:
+    """Slurm's commands as scripts that note how they are called and accept everything; nothing ever runs."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        (folder / "bin").mkdir(parents=True)
+        config = "MaxArraySize = 1001\nKillWait = 30 sec\nAccountingStorageType = (null)\nClusterName = fake"
+        partition = "PartitionName=main Default=YES MaxNodes=UNLIMITED MaxTime=UNLIMITED State=UP"
+        self.answer("scontrol", f'case "$*" in *config) echo "{config}";; *partition*) echo "{partition}";; esac')
+        self.answer("sinfo", 'echo "main|n1|64|256000|gpu:a100:4|a100"')
+        self.answer(
+            "sbatch",
+            'for last; do :; done; case "$*" in --test-only*) cat > $LOG/tested;; *) n=$(ls $LOG | grep -c script);'
+            " cp $last $LOG/script-$n; env > $LOG/env-$n; echo Submitted batch job 10$n;; esac",
+        )
+        each = """n=${s##*-}; echo "10$n|$(sed -n 's/^#SBATCH --comment=//p' $s | tr -d "'")" """
+        self.answer("squeue", f'case "$*" in *--me*) for s in $LOG/script-*; do {each}; done;; esac')
+        for command in ("scancel", "srun"):
+            self.answer(command, "true")
+
+    def answer(self, command: str, body: str) -> None:
+        """Let a command do this, in sh."""
+        path = self.folder / "bin" / command
+        path.write_text(f'#!/bin/sh\nLOG={self.folder}\necho "{command} $*" >> $LOG/calls\n{body}\n')
+        path.chmod(0o755)
+
+    def calls(self, command: str) -> list[str]:
+        """The arguments of each call of a command so far."""
+        lines = (self.folder / "calls").read_text().splitlines() if (self.folder / "calls").exists() else []
+        return [line.removeprefix(f"{command} ") for line in lines if line.startswith(f"{command} ")]
+
+    def scripts(self) -> list[str]:
+        """The batch scripts that were submitted, in their order."""
+        return [path.read_text() for path in sorted(self.folder.glob("script-*"))]
+
+    def environments(self) -> list[dict[str, str]]:
+        """The environment of each call of sbatch that submitted something."""
+        texts = [path.read_text() for path in sorted(self.folder.glob("env-*"))]
+        return [dict(line.split("=", 1) for line in text.splitlines() if "=" in line) for text in texts]
+
+
+@pytest.fixture
+def fake_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    """Slurm's commands on the PATH, as far as a submission needs them."""
+    fake = FakeSlurm(tmp_path / "slurm")
+    monkeypatch.setenv("PATH", f"{tmp_path}/slurm/bin:{os.environ['PATH']}")
+    return fake

@@ -68,3 +68,12 @@ def break_checkout(checkout: Path) -> None:
     for module in (checkout / "harness" / "training" / "train.py", checkout / "slurm" / "jobs.py"):
         assert module.is_file()
         module.write_text("raise SystemError('edited')\n")
+
+
+PARENT = {
+    **{"SLURM_JOB_ID": "1", "SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "0", "SLURM_MEM_PER_CPU": "100"},
+    **{"SLURM_MEM_PER_NODE": "100", "SLURM_CPUS_PER_TASK": "7", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"},
+    **{"SUBMITIT_EXECUTOR": "slurm", "SUBMITIT_PREEMPT_SIGNAL": "USR1", "SBATCH_PARTITION": "elsewhere"},
+    **{"SRUN_CPUS_PER_TASK": "7", "PMI_RANK": "1", "PMIX_RANK": "1"},
+}
+"""Variables that a process inherits from the job in which it runs."""

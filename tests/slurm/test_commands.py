@@ -11,11 +11,12 @@ from typer.testing import CliRunner
 
 from harness.experiments.load import load_experiment
 from harness.experiments.schema import Experiment
+from harness.training import checkpoint
 from run import app
 from slurm.local import run_experiment
 from slurm.plan import RunPlan, plan
 from slurm.snapshot import open_submission
-from slurm.state import write_status
+from slurm.state import started, write_status
 from suites.units import TRAIN
 from tests.slurm.experiments import experiment
 
@@ -66,6 +67,14 @@ def test_params_gives_every_mixer_and_layout_as_json() -> None:
             ["submit", "FILE", "--cluster", "nowhere"],
             "--cluster: no profile nowhere; give local, debug, a path, or",
         ),
+        (
+            ["submit", "FILE", "--only", "mixer=gdn9"],
+            "--only: no run has mixer 'gdn9'; give one of: gated_deltanet, at",
+        ),
+        (["submit", "FILE", "--only", "lr=1"], "--only: 'lr=1' is not FIELD=VALUE with a field of: mixer, seed, label"),
+        (["submit", "FILE", "--limit", "0"], "--limit: 0 runs; give at least 1"),
+        (["submit", "FILE", "--set-profile", "partition=x"], "--set-profile: local has no profile; give --cluster"),
+        (["status", "FILE", "--state", "lazy"], "--state: 'lazy' is no state of a run; give one of: done, training"),
         (["retry", "FILE"], "--failed, --suite, --run: give --failed, or one or both of the others"),
         (["retry", "FILE", "--failed", "--suite", "recall"], "--failed, --suite, --run: give --failed, or"),
         (["retry", "FILE", "--run", "nope"], "--run: 'nope' is not of this experiment; its runs: gated_deltanet-"),
@@ -97,7 +106,7 @@ def test_an_experiment_that_was_never_submitted_has_its_planned_runs_waiting(tmp
     assert result.exit_code == 0, result.output
     assert [row["state"] for row in json.loads(result.output)] == ["waiting", "waiting"]
     shown = cli.invoke(app, ["status", str(path), "--runs", str(tmp_path / "runs")])
-    assert shown.output.startswith("tiny: 0 of 2 runs done\n")
+    assert shown.output.startswith("tiny: 0 of 2 runs done, 2 waiting\n")
 
 
 TEXT = "[/data/x] has shape [b, t]"
@@ -143,3 +152,26 @@ def test_progress_on_a_terminal_shows_an_error_text_as_it_is(
         for number, handler in before:
             signal.signal(number, handler)
     assert TEXT in screen.getvalue()
+
+
+def test_runs_are_listed_with_their_size_and_checkpoints_of_trained_ones_are_removed(tmp_path: Path) -> None:
+    trained, unfinished = (tmp_path / name for name in ("run-1", "run-2"))
+    for run in (trained, unfinished):
+        started(run, TRAIN, "log")
+        for step in (1, 2):
+            checkpoint.save(run, step, {"step": step})
+    (trained / "train.json").write_text("{}")
+    rows = json.loads(cli.invoke(app, ["runs", "list", "--runs", str(tmp_path), "--json"]).output)
+    assert [(row["run"], row["trained"]) for row in rows] == [("run-1", True), ("run-2", False)]
+    assert all(row["bytes"] > row["checkpoint_bytes"] > 0 for row in rows)
+
+    def left(keep: str) -> list[int]:
+        result = cli.invoke(app, ["runs", "prune", "--keep", keep, "--runs", str(tmp_path)])
+        assert result.exit_code == 0 and result.output.endswith(" MB freed\n"), result.output
+        return [len(list((run / "checkpoints").glob("step_*"))) for run in (trained, unfinished)]
+
+    write_status(trained, TRAIN, "queued", job="7")  # Slurm is silent here: it may be waiting
+    assert left("none") == [2, 2]
+    write_status(trained, TRAIN, "done")
+    assert left("last") == [1, 2] and left("none") == [0, 2]
+    assert cli.invoke(app, ["runs", "prune", "--keep", "some", "--runs", str(tmp_path)]).exit_code == 2

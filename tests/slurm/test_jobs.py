@@ -2,6 +2,8 @@
 
 import os
 import signal
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +11,9 @@ import pytest
 
 from harness.experiments.load import load_experiment
 from harness.run_folder import RunFolder
-from slurm.jobs import LEAVE_SIGNAL, LEFT, CollectJob, EvaluateJob, Job, Notice, PrepareJob, TrainJob, in_turn, run_jobs
+from slurm.jobs import SILENT_MINUTES, CollectJob, EvaluateJob, Job, Notice, PrepareJob, TrainJob, in_turn, run_jobs
 from slurm.plan import plan
-from slurm.state import at_work
+from slurm.state import LEAVE_SIGNAL, LEFT, at_work, settle, started
 from suites.units import TRAIN
 from tests.slurm.experiments import experiment
 
@@ -102,3 +104,35 @@ def test_preparing_is_done_once_and_collecting_always_again(tmp_path: Path) -> N
     (tmp_path / "prepared").touch()
     assert job.done()
     assert not CollectJob(tmp_path, "collect", tmp_path, tmp_path, "command").done()
+
+
+def test_a_signal_that_submitit_hears_first_is_no_failure(tmp_path: Path) -> None:
+    job = Scripted(tmp_path, "recall")
+    with pytest.raises(SystemExit) as ending:
+        job.checkpoint()
+    started(tmp_path, "recall", "log")
+    assert settle(tmp_path, "recall", ending.value.code) and recorded(tmp_path, "recall")[1] == "left"
+
+
+@pytest.mark.parametrize(("minutes", "outcome"), [("0.0005", ["started", "failed"]), ("60", ["started"])])
+def test_a_job_that_hangs_ends_itself_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: str, outcome: list[str]
+) -> None:
+    ended = threading.Event()
+
+    def exit_process(code: int) -> None:
+        ended.set()
+        time.sleep(0.5)  # the watchdog's thread ends with its context
+
+    class Hanging(Scripted):
+        def work(self, notice: Notice) -> None:
+            ended.wait(2 if minutes == "0.0005" else 0.1)
+
+    monkeypatch.setattr("slurm.jobs.WATCH", 0.02)
+    monkeypatch.setattr("os._exit", exit_process)
+    monkeypatch.setenv(SILENT_MINUTES, minutes)
+    Hanging(tmp_path, "recall")()
+    assert recorded(tmp_path, "recall") == outcome
+    if len(outcome) == 2:
+        assert RunFolder(tmp_path).read_attempts("recall")[-1]["reason"].startswith("silent for 0.0005 min")
+        assert settle(tmp_path, "recall", 1), "and it starts again"

@@ -10,7 +10,7 @@ from harness.experiments.load import load_experiment
 from harness.files import write_atomic
 from harness.run_folder import RunFolder
 from slurm.bench import synthetic_summary
-from slurm.plan import RunPlan, asked_for, check, plan
+from slurm.plan import RunPlan, asked_for, check, part_of, plan
 from slurm.snapshot import open_submission
 from suites.units import TRAIN
 from tests.slurm.experiments import experiment
@@ -127,3 +127,15 @@ def test_data_that_are_too_short_for_a_phase_are_found_before_work_starts(tmp_pa
         loaded = load_experiment(path)
         with pytest.raises(ValueError, match=f"seq_len: {seq_len} "):
             check(loaded, plan(loaded, tmp_path / "runs"), tmp_path / "runs")
+
+
+def test_a_part_of_an_experiment_is_named_by_fields_of_its_runs_and_by_a_number(
+    tmp_path: Path, small_data: Path
+) -> None:
+    plans = plan(load_experiment(experiment(tmp_path, small_data, seeds=[0, 1], suites={})), tmp_path / "runs")
+    assert part_of(plans, None, None) == plans
+    assert part_of(plans, "mixer=attention,seed=1", None) == [plans[3]]
+    assert part_of(plans, "seed=0", 1) == [plans[0]]
+    assert part_of([replace(plans[0], missing=[]), *plans[1:]], None, 2) == plans[1:3]
+    with pytest.raises(ValueError, match="--only: no run has all of seed=0,seed=1"):
+        part_of(plans, "seed=0,seed=1", None)

@@ -1,6 +1,7 @@
 """Profiles of clusters: a closed schema, and the sbatch options that a profile becomes."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import submitit
 import yaml
 from submitit.slurm.slurm import _make_sbatch_string
 
+from harness.files import CHECKOUT
 from slurm.profile import PROFILES, Profile, Resources, load_profile, sbatch_parameters
 from tests.slurm.cluster.minislurm import MiniSlurm
 
@@ -22,6 +24,18 @@ def write_profile(folder: Path, text: str) -> Path:
 @pytest.mark.parametrize("path", sorted(PROFILES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_profiles_are_valid(path: Path) -> None:
     assert load_profile(path.stem) == load_profile(path)
+
+
+def test_the_documented_profiles_are_valid(tmp_path: Path) -> None:
+    texts = re.findall(r"```yaml\n(.*?)```", (CHECKOUT / "docs" / "slurm.md").read_text("utf-8"), re.DOTALL)
+    profiles = [load_profile(write_profile(tmp_path, text)) for text in texts]
+    assert len(profiles) == 6
+    typed, allocation, pyxis, apptainer, _, small = profiles
+    assert "#SBATCH --gres=gpu:a100:4" in script(typed, typed.train)
+    assert "#SBATCH --qos=long" in script(allocation, allocation.train)
+    assert "--container-image=" in " ".join(script(pyxis, pyxis.train))
+    assert apptainer.python is not None and apptainer.python.startswith("apptainer exec ")
+    assert small.restart_silent and small.concurrency == 4
 
 
 def test_the_template_names_every_field() -> None:
@@ -40,6 +54,12 @@ def test_the_template_names_every_field() -> None:
         ("environment: {A-B: x}", "'A-B' is not the name of a variable"),
         ("{train: {minutes: 2}, signal_delay_s: 120}", "signal_delay_s: 120 leaves nothing of the 2 minutes of train"),
         ("account: a\npartition: b\naccount: c", "account: given twice, in lines 1 and 3; keep one of them"),
+        ("sbatch: {time: 60}", "sbatch.* 'time' has a field of its own; set minutes instead"),
+        ("train: {sbatch: {dependency: 'afterok:1'}}", "train.sbatch.* 'dependency' is set by every submission"),
+        ("sbatch: {mail_type: END}", "'mail_type' is no long name of an option of sbatch; write it as in mail-type"),
+        ('sbatch: {reservation: "a\\n#SBATCH --uid=0"}', "sbatch.reservation: .* is not a value on one line"),
+        ("sbatch: {gres: 'gpu:a100:4'}", "sbatch: 4 GPUs by gres or gpus-per-node for train, whose gpus_per_node is 1"),
+        ("{train: {mem_gb: 9}, sbatch: {mem-per-cpu: 4G}}", "sbatch: mem-per-cpu next to train.mem_gb; give one"),
         ("tflops: .inf", "tflops: inf is not finite; give a number"),
         ("[1, 2]", "expected a mapping of fields, got list"),
         ("a: [", "not YAML"),
@@ -97,6 +117,38 @@ def test_sbatch_is_not_told_what_the_profile_leaves_open() -> None:
     options = {line.split("=")[0].removeprefix("#SBATCH --") for line in lines if line.startswith("#SBATCH")}
     assert not options & {"partition", "account", "qos", "constraint", "mem", "gpus-per-node", "dependency", "wckey"}
     assert any("0-399%400" in line for line in lines)  # all at a time
+
+
+def test_further_options_reach_sbatch_and_a_stage_adds_to_those_of_the_site() -> None:
+    train = Resources(gpus_per_node=4, sbatch={"gres": "gpu:a100:4,disk:2", "nice": None, "exclusive": True})
+    profile = Profile(sbatch={"nice": 100, "reservation": "spring", "mail-user": "a@b.c"}, train=train)
+    lines = [line.replace("'", "") for line in script(profile, train)]
+    for option in ("reservation=spring", "mail-user=a@b.c", "gres=gpu:a100:4,disk:2", "exclusive"):
+        assert f"#SBATCH --{option}" in lines
+    assert not [line for line in lines if "nice" in line or "gpus-per-node" in line]
+    assert "#SBATCH --nice=100" in script(profile, profile.prepare)
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [({"gres": "gpu:h100"}, 1), ({"gpus-per-node": "h100"}, 1), ({"gres": "gpu:2"}, 2),
+     ({"gpus-per-node": "h100:8"}, 8), ({"gpus-per-node": 2}, 2),
+     ({"gres": "gpu:a:1,gpu:b:2"}, 3), ({"gres": "shard:8"}, 1)],
+)  # fmt: skip
+def test_gpus_of_a_type_are_counted(options: dict[str, Any], count: int) -> None:
+    Profile(train={"gpus_per_node": count, "sbatch": options})
+    if "shard" not in str(options):
+        with pytest.raises(ValueError, match=f"{count} GPUs by gres or gpus-per-node for train"):
+            Profile(train={"gpus_per_node": count + 1, "sbatch": options})
+
+
+def test_the_command_line_overrides_a_field_of_the_profile(tmp_path: Path) -> None:
+    path = write_profile(tmp_path, "train: {minutes: 5, gpus_per_node: 0}")
+    profile = load_profile(path, ["train.minutes=2880", "sbatch.reservation=x"])
+    assert (profile.train.minutes, profile.train.gpus_per_node, profile.sbatch) == (2880, 0, {"reservation": "x"})
+    for override, said in (("train.minuts=1", "train.minuts: unknown field"), ("minutes", "--set-profile: expected a")):
+        with pytest.raises(ValueError, match=said):
+            load_profile(path, [override])
 
 
 def test_all_of_a_nodes_memory_can_be_asked_for() -> None:

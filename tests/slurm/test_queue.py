@@ -36,3 +36,12 @@ def test_who_holds_a_unit(tmp_path: Path) -> None:
     here = Status("running", updated=time.time(), pid=7)
     with exclusively(tmp_path, TRAIN):
         assert Queue(None).holds(tmp_path, TRAIN, here) is not None
+
+
+def test_only_our_jobs_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "squeue").write_text(
+        "#!/bin/sh\necho '7_0|PENDING||Priority|tiny:train-0@mixerbench'\necho '8|RUNNING|n1|None|a|b'\n"
+    )
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert Queue.read() == Queue({"7_0": ("PENDING", "", "Priority")})

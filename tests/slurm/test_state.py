@@ -8,6 +8,7 @@ import pytest
 
 from harness.run_folder import RunFolder
 from slurm.state import (
+    LEAVE_SIGNAL,
     MOST_FAILURES,
     at_work,
     ended,
@@ -107,6 +108,54 @@ def test_what_was_told_to_end_does_not_start_again_and_what_was_told_to_leave_do
         ended(tmp_path, TRAIN, outcome, "told")
     assert settle(tmp_path, TRAIN, 143, terminated=told) == (expected == "requeued")
     assert state(tmp_path) == expected
+
+
+def test_a_process_told_to_leave_before_it_could_say_so_has_not_failed(tmp_path: Path) -> None:
+    started(tmp_path, TRAIN, "log")
+    ended(tmp_path, TRAIN, "left", "told to leave by SIGUSR2")
+    assert settle(tmp_path, TRAIN, 75)
+    for number in range(2):  # once while Python was starting, once before its handlers were in place
+        if number:
+            started(tmp_path, TRAIN, "log")
+        assert settle(tmp_path, TRAIN, 128 + LEAVE_SIGNAL) and state(tmp_path) == "requeued"
+    ends = [event for event in RunFolder(tmp_path).read_attempts(TRAIN) if event["event"] == "ended"]
+    assert [(end["outcome"], end["reason"]) for end in ends[1:]] == [
+        ("left", "told to leave by SIGUSR2 before it began"),
+        ("left", "told to leave by SIGUSR2"),
+    ]
+
+
+@pytest.mark.parametrize(("unit", "stage"), [(TRAIN, "train"), ("recall+1234abcd", "evaluate"), ("collect", "prepare")])
+def test_a_unit_whose_time_never_suffices_is_given_up_with_the_remedy(tmp_path: Path, unit: str, stage: str) -> None:
+    def leave() -> bool:
+        return settle(tmp_path, unit, 128 + LEAVE_SIGNAL)
+
+    assert [leave() for _ in range(MOST_FAILURES)] == [True] * (MOST_FAILURES - 1) + [False]
+    status = RunFolder(tmp_path).read_status(unit)
+    assert status is not None and status.state == "failed"
+    assert f"raise {stage}.minutes in the profile; `retry` tries again" in status.detail
+    forgive(tmp_path, unit)
+    assert leave()
+
+
+def test_a_run_that_goes_on_after_every_time_limit_is_never_given_up(tmp_path: Path) -> None:
+    for step in range(2 * MOST_FAILURES):
+        checkpoint(tmp_path, step)
+        assert settle(tmp_path, TRAIN, 128 + LEAVE_SIGNAL)
+
+
+def test_exit_codes_that_are_no_signals_are_told_as_they_are(tmp_path: Path) -> None:
+    for again in (True, False):
+        started(tmp_path, TRAIN, "log")
+        assert settle(tmp_path, TRAIN, 255) is again
+    assert RunFolder(tmp_path).read_status(TRAIN).detail.startswith("ended with exit code 255 (failed twice")
+
+
+def test_death_for_lack_of_memory_names_the_field_to_raise(tmp_path: Path) -> None:
+    started(tmp_path, TRAIN, "log")
+    assert settle(tmp_path, TRAIN, KILLED, out_of_memory=True)
+    detail = RunFolder(tmp_path).read_status(TRAIN).detail
+    assert detail == "killed by SIGKILL: out of memory; raise train.mem_gb in the profile"
 
 
 def test_a_process_that_was_turned_away_has_no_say(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from slurm.plan import plan
 from slurm.queue import Queue
 from slurm.snapshot import open_submission
 from slurm.state import ended, started, write_status
-from slurm.status import Row, Submitted, cancel, duration, logs, overview, runs_of, troubles
+from slurm.status import FOLD, Filter, Row, Submitted, cancel, duration, logs, overview, report, runs_of, troubles
 from suites.units import TRAIN
 from tests.slurm.experiments import experiment
 
@@ -43,6 +44,32 @@ def test_status_of_what_slurm_starts_again_and_why(tmp_path: Path) -> None:
     again = row(("RUNNING", "n2", "None"))
     assert (again.state, again.attempts, again.node) == ("training", 2, "n2")
     assert again.reason == "started again: told to end by SIGTERM"
+
+
+def test_a_job_without_a_sign_of_life_is_silent(tmp_path: Path) -> None:
+    write_status(tmp_path, TRAIN, "running", job="7", node="n1", seconds_left=4, updated=time.time() - 3600)
+    queue = Queue({"7": ("RUNNING", "n1", "None")})
+    for minutes, state in ((30, "silent"), (90, "training"), (None, "training")):
+        (row,) = overview([Submitted("tiny", "run", tmp_path, 9, {}, silent_minutes=minutes)], queue)
+        assert (row.state, row.node) == (state, "n1")
+        assert row.reason.startswith("no sign of life for 1 h 0 min") == (state == "silent")
+
+
+def test_status_counts_by_state_folds_many_runs_and_lists_those_asked_for(tmp_path: Path) -> None:
+    runs = [
+        Submitted("tiny", f"run-{n}", tmp_path / f"run-{n}", 9, {}, label="Full attention", mixer="attention", seed=n)
+        for n in range(FOLD + 2)
+    ]
+    write_status(runs[0].folder, TRAIN, "failed", "loss nan")
+    write_status(runs[1].folder, TRAIN, "running", updated=time.time(), node="elsewhere")
+    head, failed, training, rest = report(tmp_path, "tiny", runs).splitlines()
+    assert head == f"tiny: 0 of {FOLD + 2} runs done, {FOLD} waiting, 1 failed, 1 training"
+    assert failed.split()[:4] == ["run-0", "Full", "attention", "failed"] and training.startswith("run-1")
+    assert rest == f"{FOLD} waiting: Full attention × {FOLD} (--state waiting lists them)"
+    for asked, names in ((Filter(state="waiting"), range(2, FOLD + 2)), (Filter(mixer="attention", seed=0), range(1))):
+        lines = report(tmp_path, "tiny", runs, asked).splitlines()[1:]
+        assert [line.split()[0] for line in lines] == [f"run-{n}" for n in names]
+    assert len(report(tmp_path, "tiny", runs[:FOLD]).splitlines()) == 1 + FOLD
 
 
 def test_status_says_why_a_submission_could_not_prepare(tmp_path: Path) -> None:

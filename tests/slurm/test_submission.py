@@ -1,12 +1,15 @@
 """The job graph of an experiment, and what a submission leaves to others."""
 
+import signal
 import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from harness.experiments.expand import expand
 from harness.experiments.load import load_experiment
+from run import app
 from slurm.plan import RunPlan, plan
 from slurm.profile import load_profile
 from slurm.queue import Queue
@@ -14,7 +17,8 @@ from slurm.state import write_status
 from slurm.submission import Pending, Work, describe, graph, to_do
 from suites.registry import evaluations
 from suites.units import TRAIN
-from tests.slurm.experiments import experiment
+from tests.slurm.conftest import FakeSlurm
+from tests.slurm.experiments import PARENT, call, experiment
 
 SUITES = {"recall": {"samples": 8}, "ruler": {"lengths": [256, 512], "haystack": "corpus"}}
 
@@ -108,7 +112,87 @@ def test_a_dry_run_says_what_each_process_of_training_holds(tmp_path: Path) -> N
             f" {held} GB of memory for weights, gradients and optimiser of each of 16 processes ({sharding}), act"
             in said
         )
+        # 1.4e9 parameters on 1e11 tokens at 0.4 of 989 TFLOP/s: 8.6e20 FLOPs, 603 GPU hours
+        assert f"one run of {config.label}, recurrent, {config.preset}: " in said
+        assert " h, started again 1 times of 1440 minutes" in said
     single = template.model_copy(update={"train": train.model_copy(update={"nodes": 1, "gpus_per_node": 1})})
     assert "23.2 GB of memory for weights, gradients and optimiser of one process, act" in describe(
         loaded, plans, single, tmp_path
     )
+
+
+def test_jobs_inherit_nothing_of_the_job_that_submits_them(
+    tmp_path: Path, small_data: Path, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment(tmp_path, small_data, mixers=["attention"])
+    for name, value in (PARENT | {"SLURM_CONF": "/site/slurm.conf"}).items():
+        monkeypatch.setenv(name, value)
+    said = call(tmp_path, "submit", "--cluster", "slurm")
+    assert "not used: SBATCH_PARTITION; a job gets what its profile says" in said
+    found = fake_slurm.environments()
+    assert len(found) == 4  # prepare, train-0, recall-0, collect
+    for environment in found:
+        assert not PARENT.keys() & environment.keys() and environment["SLURM_CONF"] == "/site/slurm.conf"
+    assert all("#SBATCH --signal=USR2@120" in script for script in fake_slurm.scripts())
+
+
+@pytest.mark.parametrize("signal_name", ["HUP", "TERM"])
+def test_a_submission_that_is_interrupted_leaves_nothing_in_the_queue(
+    tmp_path: Path, small_data: Path, fake_slurm: FakeSlurm, signal_name: str
+) -> None:
+    experiment(tmp_path, small_data, mixers=["attention"])
+    accepted = (tmp_path / "slurm" / "bin" / "sbatch").read_text()
+    # The session ends when Slurm has taken the third job and its id is not known yet.
+    interrupted = f"if [ -e $LOG/script-2 ]; then kill -{signal_name} $PPID; sleep 1; fi\n"
+    (tmp_path / "slurm" / "bin" / "sbatch").write_text(accepted + interrupted)
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)]
+    command = ["submit", str(tmp_path / "tiny.yaml"), "--runs", f"{tmp_path}/runs", "--cluster", "slurm"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1 and "interrupted" in result.output
+    (cancelled,) = fake_slurm.calls("scancel")
+    assert set(cancelled.split()) == {"100", "101", "102"}
+    assert not list((tmp_path / "runs" / "submissions").iterdir())
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)] == before
+
+
+def test_jobs_are_named_after_their_experiment_and_array(
+    tmp_path: Path, small_data: Path, fake_slurm: FakeSlurm
+) -> None:
+    experiment(tmp_path, small_data, mixers=["attention"])
+    call(tmp_path, "submit", "--cluster", "slurm")
+    names = [line for script in fake_slurm.scripts() for line in script.splitlines() if "job-name" in line]
+    arrays = ("prepare", "train-0", "recall-0", "collect")
+    assert names == [f"#SBATCH --job-name=tiny:{array}@mixerbench" for array in arrays]
+    assert (tmp_path / "runs" / "submitting.lock").stat().st_mode & 0o777 == 0o666
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--set-profile", "partition=moon"], "partition: unknown partition 'moon'; use one of: main"),
+        (["--set-profile", "train.nodes=3", "--set-profile", "train.gpus_per_node=0"], "train.nodes: 3 is above the 1"),
+        (["--set", "suites.ruler={lengths: [150], haystack: corpus}"], "suites.ruler: "),
+        (["--set-profile", "train.gpus_per_node=3"], "rows"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_submission_refuses(
+    tmp_path: Path, small_data: Path, fake_slurm: FakeSlurm, options: list[str], message: str
+) -> None:
+    experiment(tmp_path, small_data, mixers=["attention"])
+    command = ["submit", str(tmp_path / "tiny.yaml"), "--runs", f"{tmp_path}/runs", "--cluster", "slurm", *options]
+    dry, real = [CliRunner().invoke(app, [*command, *more]) for more in (["--dry-run"], [])]
+    assert dry.exit_code == real.exit_code == 2 and dry.output == real.output
+    assert message in dry.output and not (tmp_path / "slurm" / "script-0").exists()
+
+
+def test_a_limit_on_submitted_jobs_is_told_with_the_remedy(
+    tmp_path: Path, small_data: Path, fake_slurm: FakeSlurm
+) -> None:
+    experiment(tmp_path, small_data, mixers=["attention"])
+    limit = "sbatch: error: AssocMaxSubmitJobLimit"
+    fake_slurm.answer("sbatch", f'case "$*" in --test-only*) cat > /dev/null;; *) echo "{limit}" >&2; exit 1;; esac')
+    command = ["submit", str(tmp_path / "tiny.yaml"), "--runs", f"{tmp_path}/runs", "--cluster", "slurm"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1 and "AssocMaxSubmitJobLimit" in result.output
+    assert "submit a part of them with --limit or --only" in result.output
+    assert not list((tmp_path / "runs" / "submissions").iterdir())

@@ -22,7 +22,7 @@ from slurm.trials import DIVERGED, failure
 from suites.units import TRAIN
 from tests.slurm.cluster.client import TINY, Client
 from tests.slurm.cluster.minislurm import MiniSlurm, running
-from tests.slurm.experiments import break_checkout, copy_checkout, data_config, experiment
+from tests.slurm.experiments import PARENT, break_checkout, copy_checkout, data_config, experiment
 
 pytestmark = pytest.mark.slurm
 
@@ -294,13 +294,13 @@ def test_a_dry_run_shows_the_graph_and_touches_nothing(client: Client, small_dat
     assert not client.runs.exists() and not client.cluster.squeue()
 
 
-def test_jobs_run_the_code_that_was_submitted(client: Client, small_data: Path) -> None:
+def test_jobs_submitted_inside_another_job_run_the_code_that_was_submitted(client: Client, small_data: Path) -> None:
     checkout = copy_checkout(client.folder / "checkout")
     path = experiment(client.folder, small_data, mixers=["attention"])
     command = [sys.executable, str(checkout / "run.py"), "submit", str(path)]
     command += ["--cluster", "profile.yaml", "--runs", "runs"]
-    environment = client.cluster.env | {"MIXERBENCH_CACHE": str(cache_dir())}
+    environment = client.cluster.env | {"MIXERBENCH_CACHE": str(cache_dir())} | PARENT
     subprocess.run(command, cwd=client.folder, env=environment, check=True, capture_output=True, timeout=180)
     break_checkout(checkout)
-    client.finish()
+    client.finish(600)
     assert set(load(client.runs)["n"]) == {12}
