@@ -95,7 +95,7 @@ def test_forms_are_named_after_the_table(tmp_path):
     assert "tab:table3-printed" in (tmp_path / "table3-printed.tex").read_text()
 
 
-@pytest.mark.parametrize("name", ["demo", "recall", "recall-three-rates"])
+@pytest.mark.parametrize("name", ["demo", "recall"])
 def test_committed_results_are_written_again_to_the_same_bytes(name, tmp_path):
     committed = CHECKOUT / "results" / name
     read = Collection(committed)
