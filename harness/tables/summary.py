@@ -139,7 +139,7 @@ def field_parts(table: Table, own: list[Contest]) -> Iterator[str]:
             ahead.setdefault(contest.best, []).append(contest)
     for row, shared in sorted(ahead.items(), key=lambda item: -len(item[1])):
         same = len({frozenset(c.leaders) for c in shared}) == 1
-        others = ", ".join(map(unlabelled, shared[0].leaders[1:])) if same else "every other row"
+        others = ", ".join(map(unlabelled, shared[0].leaders[1:])) if same else "some others"
         who = f"{named([row], table, shared)} is best in {len(shared)}{of}, not told apart from {others}"
         yield f"{who} ({example(table, shared)})"
     if tied := [c for c in own if c.tied]:
