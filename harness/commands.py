@@ -1,4 +1,4 @@
-"""Commands on models and results: params, check, generate, export, table, figure, report."""
+"""Commands on models and results: params, check, generate, export, table, compare, figure, report."""
 
 from __future__ import annotations
 
@@ -32,8 +32,12 @@ if TYPE_CHECKING:
     from harness.tables.forms import Table
     from harness.tables.verdicts import Verdict
 
-Form = Literal["md", "terminal"]
-"""How `table` prints."""
+Form = Literal["md", "terminal", "tex", "csv", "html"]
+"""How `table` and `compare` print."""
+Format = Annotated[
+    Form | None,
+    typer.Option("--format", help="By default md or terminal, as the output is.", show_default=False),
+]
 
 
 @app.command()
@@ -192,8 +196,10 @@ def table(
         bool, typer.Option("--strict", help="Exit with 1 unless every truth of the experiment is met.")
     ] = False,
     runs: RunsRoot = RUNS,
-    form: Annotated[
-        Form | None, typer.Option("--format", help="md or terminal; by default what the output is.", show_default=False)
+    form: Format = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="Print every row less this one, over layouts: a label or mixer, or /hybrid after it."),
     ] = None,
     summary: Annotated[bool, typer.Option("--summary", help="Print the answer in a few lines, and no table.")] = False,
     scale: Scale = None,
@@ -201,10 +207,19 @@ def table(
     """Print the comparison, and write it as markdown, LaTeX, CSV and HTML beside the records; in the paper's layout as
     well, and beside its numbers, where the experiment measures one of its tables."""
     from harness.experiments.load import experiment_name, load_experiment, stored_experiment
-    from harness.tables.collection import write_forms, write_table
+    from harness.tables.collection import read_table, write_forms, write_table
+    from harness.tables.differences.rows import differences
     from harness.tables.paper import PAPER_TABLES, printed_table
 
     with errors():
+        if baseline is not None:
+            if paper or strict or summary:
+                raise ValueError("--baseline: prints differences; leave out --paper, --strict and --summary")
+            target = out or collection_of(runs.resolve(), experiment_name(experiment, scale)).path
+            with CollectionFolder(target).reading():
+                compared = read_table(target, columns.split(",") if columns else None, allow_mixed)
+            typer.echo(_shown(differences(compared, baseline), form))
+            return
         if summary and (paper or form):
             raise ValueError("--summary: is of our results, in one form; leave out --paper and --format")
         if strict and (paper or columns):
@@ -232,9 +247,36 @@ def table(
 
 def _shown(table: Table, form: Form | None) -> str:
     """A table for a terminal if the output is one, else markdown, unless a form is asked for."""
-    if form == "md" or (form is None and not sys.stdout.isatty()):
-        return table.markdown()
-    return table.terminal(shutil.get_terminal_size((120, 0)).columns)
+    if form in (None, "terminal") and (form or sys.stdout.isatty()):
+        return table.terminal(shutil.get_terminal_size((120, 0)).columns)
+    write = {"tex": lambda: table.latex("table"), "csv": table.csv, "html": table.html}
+    return write.get(form, table.markdown)()
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="A folder of collected results, or an experiment's name.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another one, from which A is subtracted.")],
+    columns: Annotated[str | None, typer.Option(help="Only these columns, separated by commas.")] = None,
+    allow_mixed: Annotated[
+        bool, typer.Option("--allow-mixed", help="Compare what was measured differently, too.")
+    ] = False,
+    runs: RunsRoot = RUNS,
+    form: Format = None,
+) -> None:
+    """Print what differs between two collections, B less A, in the rows and columns that both have."""
+    from harness.experiments.load import experiment_name
+    from harness.tables.differences.collections import compare_collections
+
+    with errors():
+        names = [None if Path(name).is_dir() else experiment_name(name) for name in (a, b)]
+        folders = [
+            Path(given) if name is None else collection_of(runs, name).path
+            for given, name in zip((a, b), names, strict=True)
+        ]
+        with CollectionFolder(folders[0]).reading(), CollectionFolder(folders[1]).reading():
+            found = compare_collections(*folders, columns.split(",") if columns else None, allow_mixed)
+        typer.echo(_shown(found, form))
 
 
 def require_met(verdicts: list[Verdict], name: str) -> None:

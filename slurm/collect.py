@@ -22,7 +22,16 @@ from harness.records.provenance import Provenance, provenance
 from harness.records.record import BASELINE, Record, read_lines
 from harness.records.store import load, load_samples, write_records
 from harness.records.units import suite_of
-from harness.run_folder import TRAIN, Collection, RunFolder, Submission, run_of_records, submissions, unit_of
+from harness.run_folder import (
+    TRAIN,
+    Collection,
+    RunFolder,
+    Submission,
+    collection_of,
+    run_of_records,
+    submissions,
+    unit_of,
+)
 from harness.tables.collection import write_table
 from harness.training.inputs import run_tokenizer
 from mixers.identity import identity
@@ -178,6 +187,18 @@ def collect(plans: list[RunPlan], experiment: Experiment, out: Path, command: st
     )
     broken = {run_of_records(path) for path in of_runs}
     return frame, [run.config.run_id for run in plans if run.missing or run.folder in broken]
+
+
+def collect_here(experiment: Experiment, runs_root: Path | str = "runs", out: Path | str | None = None) -> Collection:
+    """Collect the results so far of an experiment, from Python. Returns the collection.
+
+    out: its folder; by default `collected/NAME` among the runs. Raises ValueError as `plan` and `collect` do.
+    """
+    root = Path(runs_root).resolve()
+    target = collection_of(root, experiment.name) if out is None else Collection(Path(out))
+    with target.replacing():
+        collect(plan(experiment, root), experiment, target.path, "python")
+    return target
 
 
 def collect_newest(submission: Submission, runs_root: Path, out: Path, command: str) -> None:

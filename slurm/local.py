@@ -24,7 +24,7 @@ from harness.training.distributed import Sharding, join_world
 from harness.training.train import train
 from harness.training.trainer import TrainingInterrupted
 from slurm.jobs import Job, in_turn, run_jobs
-from slurm.plan import RunPlan, trials
+from slurm.plan import RunPlan, check, plan, trials
 from slurm.queue import Queue
 from slurm.snapshot import environment, open_submission, snapshot
 from slurm.state import at_work, exclusively, settle
@@ -82,6 +82,27 @@ def run_experiment(
     failures = run_plan(plans, logs, cluster, parallel, command, print_sometimes, code)
     print(text([]))
     return failures
+
+
+def run_here(
+    experiment: Experiment, runs_root: Path | str = "runs", cluster: str = "debug", parallel: int = 1
+) -> dict[str, str]:
+    """Finish what an experiment lacks on this machine, from Python; returns why runs failed, by run id.
+
+    cluster, parallel: see `run_plan`. Signals are handled afterwards as before. Raises ValueError as `plan` and `check`
+    do.
+    """
+    root = Path(runs_root).resolve()
+    plans = plan(experiment, root)
+    if not any(run.missing for run in plans):
+        return {}
+    check(experiment, plans, root)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return run_experiment(experiment, plans, root, cluster, parallel, "python")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_plan(

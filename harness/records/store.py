@@ -139,6 +139,19 @@ def load_samples(source: Source) -> dict[SampleKey, tuple[float, ...]]:
     return {key: scores for path in _record_files(source) for key, scores in _read_samples(path)}
 
 
+def sample_frame(source: Source) -> pd.DataFrame:
+    """The per-sample scores of a source as a frame, one row per score: what identifies its number (KEY), the row that
+    it belongs to (label, layout, preset, seed), `item`, counted from 0, and `score`."""
+    row = ["label", "layout", "preset", "seed"]
+    scores = load_samples(source)
+    lengths = [len(own) for own in scores.values()]
+    frame = pd.DataFrame(list(scores), columns=KEY).astype({"length": "Int64"})
+    frame = frame.merge(load(source)[[*KEY, *row]], on=KEY, how="left").loc[:, [*KEY, *row]]
+    frame = frame.loc[frame.index.repeat(lengths)].reset_index(drop=True)
+    items = [item for length in lengths for item in range(length)]
+    return frame.assign(item=items, score=[score for own in scores.values() for score in own])
+
+
 def _record_files(source: Source) -> list[Path]:
     """The record files of a source, sorted. Raises ValueError for a path that does not exist."""
     sources = [source] if isinstance(source, str | Path) else list(source)

@@ -240,13 +240,14 @@ def unlabelled(row: Row) -> str:
     return row.label.removesuffix(f"{AT}{row.preset}") if row.preset else row.label
 
 
-def gap_text(found: Comparison, sign: int, column: Column, in_nats: bool) -> str:
+def gap_text(found: Comparison, sign: int, column: Column, in_nats: bool, points: str = " points") -> str:
     """A difference times `sign` (1 or -1) with its interval: `+27.2 points [23.3, 31.1]`.
 
-    in_nats: the scores that were compared are logarithms of the column's metric.
+    in_nats: the scores that were compared are logarithms of the column's metric. points: the unit of a difference of
+    percentages, empty where a heading says it.
     """
     gap = sign * column.shown(found.difference) or 0.0  # not -0.0
-    unit = " nats" if in_nats else " points" if column.unit.percent else ""
+    unit = " nats" if in_nats else points if column.unit.percent else ""
     if found.low is None:
         return f"{gap:+.3g}{unit}".replace("-", MINUS)
     bounds = sorted(sign * column.shown(x) for x in (found.low, found.high))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.records.store import load, load_samples, write_records
+from harness.records.store import load, load_samples, sample_frame, write_records
 from tests.harness.records.store_records import record
 
 
@@ -26,6 +26,23 @@ def test_a_record_survives_the_store_field_by_field(tmp_path):
     assert row["settings"] == '{"a": ["x"], "b": 1, "protocol_version": 1}'
     assert row["file"] == str(tmp_path / "r1/records/language.jsonl")
     assert load_samples(tmp_path) == {("r1", "language", "piqa", "acc", 512): (0.0, 1.0)}
+
+
+def test_samples_are_a_frame_with_a_row_a_score(tmp_path):
+    for run, scores in (("r1", (0.0, 1.0)), ("r2", (1.0, 1.0, 0.25))):
+        mean, n = sum(scores) / len(scores), len(scores)
+        write_records(tmp_path / run, "language", [record(run, value=mean, n=n, length=512, samples=scores)])
+        write_records(tmp_path / run, "recall", [record(run, suite="recall")])
+    found = sample_frame(tmp_path)
+    assert found[["run", "item", "score"]].to_numpy().tolist() == [
+        ["r1", 0, 0.0],
+        ["r1", 1, 1.0],
+        ["r2", 0, 1.0],
+        ["r2", 1, 1.0],
+        ["r2", 2, 0.25],
+    ]
+    assert set(found["label"]) == {"gdn2"} and set(found["suite"]) == {"language"} and set(found["length"]) == {512}
+    assert sample_frame(tmp_path / "r1" / "records" / "recall.jsonl").empty
 
 
 def test_what_is_not_known_stays_missing(tmp_path):
