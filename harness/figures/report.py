@@ -11,31 +11,50 @@ import pandas as pd
 import yaml
 
 from harness.experiments.schema import Experiment
-from harness.figures import FIGURES, WITH_COLUMNS, write_figure
+from harness.figures import FIGURES, WITH_COLUMNS, explore, write_figure
 from harness.files import write_atomic
 from harness.records.store import load
 from harness.run_folder import Collection
+from harness.tables.collection import read_table
 from harness.tables.escaping import foreign_markup, in_html
 from harness.tables.html_form import SHARED
 
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto; max-width: 1180px;
-       padding: 16px }
-h1 { font-size: 1.6em; margin: 0 0 4px } h2 { font-size: 1.2em; margin: 1.6em 0 .4em }
-.facts, footer { color: #555; font-size: .9em }
-.wide { overflow-x: auto; -webkit-overflow-scrolling: touch }
-.plain { border-collapse: collapse; font-size: .85em }
-.plain th, .plain td { text-align: right; padding: 2px 8px; white-space: nowrap; border-bottom: 1px solid #e4e4e4 }
-.plain th:first-child, .plain td:first-child { text-align: left }
-figure { margin: 0 0 1.2em } img { max-width: 100%; height: auto }
-figcaption { color: #555; font-size: .9em }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: 10px; font-size: .8em }
+:root { color-scheme: light dark; --ink: #1a1a1a; --soft: #555; --paper: #fff; --line: #e0e0e0; --card: #f4f6f8;
+  --link: #0b57a4 }
+@media screen and (prefers-color-scheme: dark) { :root { --ink: #e8e8e8; --soft: #b0b0b0; --paper: #16181c;
+  --line: #3a3d42; --card: #202329; --link: #8ab8ee } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto;
+  max-width: 1180px; padding: 16px }
+h1 { font-size: 1.6em; margin: 0 0 4px } h2 { font-size: 1.2em; margin: 1.8em 0 .4em } h3 { font-size: 1em }
+a { color: var(--link) } :focus-visible { outline: 2px solid var(--link); outline-offset: 2px }
+.skip { position: absolute; left: -999px } .skip:focus { position: static }
+nav ul { display: flex; flex-wrap: wrap; gap: 2px 18px; list-style: none; padding: 0; margin: 8px 0 }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: 2px 16px; margin: 12px 0 }
+.card .mixerbench { font-size: 15px; --paper: var(--card) }
+.facts, footer, figcaption, dt { color: var(--soft); font-size: .9em }
+.wide { overflow-x: auto; margin-bottom: 1em }
+.plain { border-collapse: collapse; font-size: .85em; font-variant-numeric: tabular-nums }
+.plain caption { text-align: left; font-weight: bold; white-space: nowrap; padding: 4px 0 }
+.plain th, .plain td { text-align: right; padding: 3px 8px; border-bottom: 1px solid var(--line); vertical-align: top }
+.plain td, .plain tbody th { white-space: nowrap }
+.plain thead th { min-width: 4.5em; vertical-align: bottom }
+.plain th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); font-weight: normal }
+figure { margin: 0 0 1.2em } img { max-width: 100%; height: auto; background: #fff }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--card); padding: 10px; font-size: .8em }
 dl { display: grid; grid-template-columns: minmax(8em, max-content) 1fr; gap: 2px 14px; font-size: .85em }
-dd { margin: 0; overflow-wrap: anywhere } dt { color: #555 }
-a { color: #0b57a4 }
-@media screen and (max-width: 700px) { figure { overflow-x: auto } img { max-width: none; width: 720px } }
-@media print { body { max-width: none; font-size: 10pt } .wide { overflow: visible } details > * { display: block }
-  h2 { break-after: avoid } figure, tr { break-inside: avoid } }
+dd { margin: 0; overflow-wrap: anywhere } summary { cursor: pointer; padding: 2px 0 }
+.dt-search { margin: 4px 0 } .dt-search input { margin-left: 8px; font: inherit; color: inherit; padding: 2px 6px;
+  background: var(--paper); border: 1px solid var(--soft); border-radius: 4px }
+.dt-orderable-asc { cursor: pointer } .dt-column-header, .dt-column-header div { display: inline }
+.dt-column-order::after { content: " ↕"; color: var(--soft) }
+.dt-ordering-asc .dt-column-order::after { content: " ↑" } .dt-ordering-desc .dt-column-order::after { content: " ↓" }
+@media screen and (max-width: 700px) { body { padding: 10px } img { max-width: none; width: 720px }
+  figure { overflow-x: auto } dl { grid-template-columns: 1fr }
+  .plain tbody th { max-width: 9em; white-space: normal } }
+@media print { body { max-width: none; font-size: 10pt } nav, .skip, .dt-search { display: none }
+  .wide { overflow: visible } .plain td { white-space: normal } details::details-content { content-visibility: visible }
+  h2, h3, caption { break-after: avoid } figure, tr, .card { break-inside: avoid } }
 """
 CAPTIONS = {
     "curves": "Training curves",
@@ -66,8 +85,12 @@ MODEL = {
     "tokens_per_second": "tokens/s",
     "failure": "failed",
 }
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-"""The page's content security policy: a browser runs no script of it and fetches nothing for it."""
+POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {scripts}; base-uri 'none'; "
+    "form-action 'none'"
+)
+"""The page's content security policy: a browser runs the report's own scripts, told by their hashes, and no other, and
+fetches nothing for it."""
 BIRTH = [
     *("git_commit", "git_dirty", "code_sha256", "code_version", "files_sha256", "plugins"),
     *("device", "dtype", "backend", "threads", "command"),
@@ -82,39 +105,48 @@ def report(folder: Path, experiment: Experiment, columns: list[str] | None = Non
     nothing was collected, or if a table beside the records holds more than tables do.
     """
     records = load(folder)
-    runs = Collection(folder).read_runs()
+    files = Collection(folder)
+    runs = files.read_runs()
     drawn, lacking = _figures(folder, columns)
     pages = [_table(path) for path in sorted(folder.glob("table*.html"))]
     # All pages have the verdicts; the summary is that of the paper's table, if there is one.
     shared = {section.partition(">")[0]: section for page in pages for section in SHARED.findall(page)}
-    tables = [SHARED.sub("", page) for page in pages]
-    files = Collection(folder)
+    numbers = read_table(folder, allow_mixed=True)
     raw_files = [files.records, files.samples, files.runs, files.table("table", "csv")]
-    names = [path.name for path in raw_files if path.exists()]
-    raw = [f'<a href="{name}">{name}</a>' for name in names]
+    raw = [f'<a href="{path.name}">{path.name}</a>' for path in raw_files if path.exists()]
+    card = "".join(f'<div class="mixerbench">{section}</div>' for section in shared.values())
+    none = f'<p class="facts">No data, or no columns, for: {", ".join(lacking)}.</p>' if lacking else ""
+    sections = {
+        "Summary": f'<div class="card">{card}</div>' if card else "",
+        "Tables": "".join(SHARED.sub("", page) for page in pages),
+        "Numbers to sort and filter": explore.suites(numbers),
+        "Items on which models disagree": explore.items(numbers),
+        "Figures": "\n".join([*drawn, none]),
+        "Models": _models(runs),
+        "Configuration": _configuration(experiment),
+        "Provenance": _provenance(records),
+        "Records": f"<p>{', '.join(raw)}: beside this page.</p>",
+    }
+    sections = {title: body for title, body in sections.items() if body}
+    anchors = {title: "-".join(title.lower().split()) for title in sections}
+    contents = "".join(f'<li><a href="#{anchors[title]}">{title}</a></li>' for title in sections)
+    code, hashes = explore.scripts()
+    name = in_html(experiment.name)
     parts = [
-        f"<h1>{in_html(experiment.name)}</h1><p>{in_html(experiment.description)}</p>",
-        f'<p class="facts">{len(runs)} runs, {len(records):,} records, measured from {in_html(records["time"].min())} '
-        f"to {in_html(records['time'].max())}</p>",
-        *[f'<div class="mixerbench">{section}</div>' for section in shared.values()],
-        *tables,
-        "<h2>Figures</h2>",
-        *drawn,
-        f'<p class="facts">No data, or no columns, for: {", ".join(lacking)}.</p>' if lacking else "",
-        f'<h2>Models</h2><div class="wide">{_models(runs)}</div>',
-        f"<h2>Configuration</h2>{_configuration(experiment)}",
-        f"<h2>Provenance</h2>{_provenance(records)}",
-        f"<h2>Records</h2><p>{', '.join(raw)}: beside this page.</p>",
-    ]
-    head = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        f"<title>{in_html(experiment.name)} – Mixerbench</title><style>{STYLE}</style></head><body>"
-    )
-    path = Collection(folder).report
-    write_atomic(path, "\n".join([head, *filter(None, parts), "</body></html>\n"]).encode())
-    return path
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY.format(scripts=hashes)}">'
+        f"<title>{name} – Mixerbench</title><style>{STYLE}</style></head><body>",
+        '<a class="skip" href="#main">Skip to the results</a>',
+        f"<header><h1>{name}</h1><p>{in_html(experiment.description)}</p>"
+        f'<p class="facts">{len(runs)} runs, {len(records):,} records, measured from {in_html(records["time"].min())} '
+        f"to {in_html(records['time'].max())}</p></header>",
+        f'<nav aria-label="Contents"><ul>{contents}</ul></nav><main id="main">',
+        *(f'<section><h2 id="{anchors[title]}">{title}</h2>{body}</section>' for title, body in sections.items()),
+        f"</main>{code}</body></html>\n",
+    ]
+    write_atomic(files.report, "\n".join(parts).encode())
+    return files.report
 
 
 def _table(path: Path) -> str:
@@ -138,16 +170,21 @@ def _figures(folder: Path, columns: list[str] | None) -> tuple[list[str], list[s
         source = base64.b64encode(svg.read_bytes()).decode()
         caption = CAPTIONS.get(what, what)
         image = f'<img alt="{caption}" src="data:image/svg+xml;base64,{source}">'
-        drawn.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
+        drawn.append(f'<figure tabindex="0">{image}<figcaption>{caption}</figcaption></figure>')
     return drawn, lacking
 
 
 def _models(runs: pd.DataFrame) -> str:
     columns = [name for name in MODEL if name in runs and runs[name].notna().any()]
-    head = "".join(f"<th>{MODEL[name]}</th>" for name in columns)
-    rows = ["".join(f"<td>{_cell(row[name])}</td>" for name in columns) for _, row in runs.iterrows()]
-    body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    head = "".join(f'<th scope="col">{MODEL[name]}</th>' for name in columns)
+    rows = []
+    for _, row in runs.iterrows():
+        first, *rest = (_cell(row[name]) for name in columns)
+        rows.append(f'<tr><th scope="row">{first}</th>{"".join(f"<td>{text}</td>" for text in rest)}</tr>')
+    return (
+        '<div class="wide" tabindex="0"><table class="plain sortable"><caption>one row a run</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
 
 
 def _cell(value: Any) -> str:
@@ -166,10 +203,14 @@ def _configuration(experiment: Experiment) -> str:
 
 
 def _provenance(records: pd.DataFrame) -> str:
-    """Provenance of the records: one line per field, with every value that occurs."""
+    """Provenance of the records, one line per field with every value that occurs; fields that differ come first."""
     fields = [name for name in records if name in BIRTH or name.startswith("version_")]
-    lines = [f"<dt>{in_html(name)}</dt><dd>{in_html(_values(records[name].unique()))}</dd>" for name in fields]
-    return f"<dl>{''.join(lines)}</dl>"
+    parts = []
+    for title, several in (("Differs between records", True), ("The same in all records", False)):
+        own = [name for name in fields if (records[name].nunique(dropna=False) > 1) == several]
+        lines = [f"<dt>{in_html(name)}</dt><dd>{in_html(_values(records[name].unique()))}</dd>" for name in own]
+        parts += [f"<h3>{title}</h3><dl>{''.join(lines)}</dl>"] if lines else []
+    return "".join(parts)
 
 
 def _values(values: Sequence[Any]) -> str:

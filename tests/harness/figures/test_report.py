@@ -8,6 +8,7 @@ import yaml
 from typer.testing import CliRunner
 
 from harness.experiments.load import load_experiment
+from harness.figures import explore
 from harness.figures.report import POLICY, report
 from harness.files import CHECKOUT
 from harness.run_folder import Collection
@@ -37,10 +38,27 @@ def test_a_report_is_one_page_with_tables_figures_configuration_and_provenance(t
         assert part in page
     # Nothing is fetched: images are in the page, and links lead to files beside it.
     assert page.count("<img") == page.count('src="data:image/svg+xml;base64,') >= 3
-    links = re.findall(r'href="([^"]+)"', page)
-    assert links and all((folder / link).is_file() for link in links)
-    assert not re.search(r"<(script|link|iframe)", page) and "@import" not in page
+    links = re.findall(r'href="([^"]+)"', page[: page.index("<script>")])
+    inner = [link for link in links if link.startswith("#")]
+    assert len(inner) == len(set(inner)) >= 9 and all(f'id="{link[1:]}"' in page for link in inner)
+    assert len(links) > len(inner) and all((folder / link).is_file() for link in links if link not in inner)
+    assert not re.search(r"<(link|iframe)|<script [^>]|@import|src=\"http", page)
+    # The answer first, then the contents of the rest.
+    order = [page.index(text) for text in ("<h1>demo", "<nav", "<h3>In short</h3>", "<caption>model", 'id="figures"')]
+    assert order == sorted(order)
+    assert "told models apart" in page and page.count('class="plain sortable"') >= 3
+    body = page[: page.index("<script>")]
+    heads = re.findall(r"<th(?: [^>]*)?>", body)
+    assert all("scope=" in head for head in heads)
+    assert all(text.endswith("<caption>") for text in re.findall(r"<table[^>]*>\s*<\w+>", body))
     assert "kernels" in page.partition("No data, or no columns, for: ")[2].partition("<")[0]
+
+
+def test_fields_in_which_records_differ_come_first_in_their_provenance(tmp_path: Path) -> None:
+    shutil.copytree(DEMO, tmp_path / "demo")
+    page = report(tmp_path / "demo", load_experiment("demo")).read_text()
+    differs, _, same = page[page.index("Differs between records") :].partition("The same in all records")
+    assert "<dt>git_commit</dt>" in differs and "07d2a760f3" in differs and "<dt>version_torch</dt>" in same
 
 
 def test_truths_stand_above_the_tables_and_once(tmp_path: Path) -> None:
@@ -62,6 +80,7 @@ def test_foreign_texts_add_no_element_or_attribute_to_the_page(tmp_path: Path) -
     assert result.exit_code == 0, result.output
     page = Page(report(folder, load_experiment("demo")).read_text())
     known = {
+        *("id", "data-order", "aria-label"),
         "class",
         "colspan",
         "scope",
@@ -94,9 +113,14 @@ def test_foreign_texts_add_no_element_or_attribute_to_the_page(tmp_path: Path) -
         "details",
         "caption",
     }
+    tags |= {"header", "nav", "main", "script"}
     assert {tag for tag, _ in page.elements} <= tags | {"summary", "caption", "pre", "dl", "dt", "dd", "a"}
+    assert [attrs for tag, attrs in page.elements if tag == "script"] == [(), ()]  # the report's own
     assert sum(tag in ("h1", "title") for tag, _ in page.elements) == 2
-    assert ("meta", ("http-equiv=Content-Security-Policy", f"content={POLICY}")) in page.elements
+    assert (
+        "meta",
+        ("http-equiv=Content-Security-Policy", f"content={POLICY.format(scripts=explore.scripts()[1])}"),
+    ) in page.elements
 
 
 def test_nothing_collected_is_said(tmp_path: Path) -> None:
