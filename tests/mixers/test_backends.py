@@ -188,7 +188,7 @@ def test_on_hopper_with_triton_3_6_only_gradients_with_a_decay_per_head_are_refu
     built = build_mixer("gated_deltanet", D, DELTA)
     assert built.serving(GPU, torch.bfloat16) == "torch"
     assert built.serving(GPU, torch.bfloat16, gradients=False) == "fla"
-    comba, retention = (build_mixer(f"fla:{name}", D, {}) for name in ("Comba", "MultiScaleRetention"))
+    comba, retention = (build_mixer(f"fla:{name}", 64, {}) for name in ("Comba", "MultiScaleRetention"))
     with pytest.raises(ValueError, match="triton>=3.7.1"):
         comba.serving(GPU, torch.bfloat16)
     assert comba.serving(GPU, torch.bfloat16, gradients=False) == retention.serving(GPU, torch.bfloat16) == "fla"

@@ -173,9 +173,9 @@ def test_kernels_are_measured_beside_flas_or_say_why_not(tmp_path: Path, pretend
     ours = [row for row in rows if row.get("implementation") == "mixerbench triton"]
     assert [row["direction"] for row in ours] == ["layer's call", "decode"]
     assert all(row["ms"] > 0 and row["refused"] is None for row in ours)
-    # fla's kernels need a GPU: a reason, no number and no failure of ours.
+    # What fla cannot interpret has a reason and no number, and is no failure of ours.
     theirs = [row for row in rows if "fla" in row.get("implementation", "")]
-    assert theirs and all(row["ms"] is None and row["refused"] for row in theirs)
+    assert theirs and all((row["ms"] is None) == bool(row["refused"]) for row in theirs)
     assert [row["kernel_ms"] for row in rows if "kernel_ms" in row] == [None, None]  # not measured, not invented
 
 

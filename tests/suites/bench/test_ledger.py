@@ -89,4 +89,4 @@ def test_times_on_paper_follow_from_the_counts() -> None:
         [row | {"configuration": {"BK": 16}, "num_stages": 1, "barriers": 7.0, "failed": None, "ms": ms}]
         + [row | {"configuration": {"BK": 32}, "num_stages": 1, "failed": "the code has 3 loops"}]
     )
-    assert "by chain" in text and "not counted: the code has 3 loops" in text
+    assert "0.10 by bytes" in text and "not counted: the code has 3 loops" in text
