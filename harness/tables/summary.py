@@ -133,10 +133,15 @@ def field_parts(table: Table, own: list[Contest]) -> Iterator[str]:
     of = f" of {len(own)} column{'s' * (len(own) > 1)}"
     for row, led in sorted(alone.items(), key=lambda item: -len(item[1])):
         yield f"{named([row], table, led)} leads in {len(led)}{of} ({example(table, led)})"
-    if shared := [c for c in own if len(c.leaders) > 1 and not c.tied]:
+    ahead: dict[Row, list[Contest]] = {}
+    for contest in own:
+        if len(contest.leaders) > 1 and not contest.tied:
+            ahead.setdefault(contest.best, []).append(contest)
+    for row, shared in sorted(ahead.items(), key=lambda item: -len(item[1])):
         same = len({frozenset(c.leaders) for c in shared}) == 1
-        who = named(shared[0].leaders, table, shared) if same else "several rows"
-        yield f"{who} lead and are not told apart in {len(shared)}{of} ({example(table, shared)})"
+        others = ", ".join(map(unlabelled, shared[0].leaders[1:])) if same else "every other row"
+        who = f"{named([row], table, shared)} is best in {len(shared)}{of}, not told apart from {others}"
+        yield f"{who} ({example(table, shared)})"
     if tied := [c for c in own if c.tied]:
         yield f"no row is told apart from the best in {len(tied)}{of} ({example(table, tied)})"
 
@@ -150,23 +155,20 @@ def named(rows: Sequence[Row], table: Table, own: Sequence[Contest]) -> str:
 
 
 def example(table: Table, own: Sequence[Contest]) -> str:
-    """The clearest of some contests in numbers: the best row over the next worse, or over the next as good."""
-
-    def rival(contest: Contest) -> Row:
-        return contest.next if len(contest.leaders) == 1 else contest.leaders[1]
+    """The clearest of some contests in numbers: the best row over `next`."""
 
     def certainty(contest: Contest) -> float:
-        found = compared(contest, rival(contest))
+        found = compared(contest, contest.next)
         return 1.0 if found.p is None else found.p
 
     clearest = min(own, key=certainty)
-    other, column = rival(clearest), clearest.column
+    other, column = clearest.next, clearest.column
     rows = clearest.tested.rows
     sign = 1 if rows.index(clearest.best) > rows.index(other) else -1
     sign *= 1 if column.unit.higher_is_better else -1
     in_nats = column.unit.logarithmic and paired(table.cells[clearest.best, column], table.cells[other, column])
     gap = gap_text(compared(clearest, other), sign, column, in_nats)
-    who = f"{unlabelled(clearest.best)} " if len(clearest.leaders) > 1 else ""
+    who = f"{unlabelled(clearest.best)} " if clearest.tied else ""
     most = "clearest: " if len(own) > 1 else ""
     return f"{most}{column.words}: {who}{gap} over {unlabelled(other)}"
 
