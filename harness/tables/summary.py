@@ -132,26 +132,24 @@ def field_parts(table: Table, own: list[Contest]) -> Iterator[str]:
             alone.setdefault(contest.best, []).append(contest)
     of = f" of {len(own)} column{'s' * (len(own) > 1)}"
     for row, led in sorted(alone.items(), key=lambda item: -len(item[1])):
-        yield f"{named([row], table, led)} leads in {len(led)}{of} ({example(table, led)})"
+        yield f"{named(row, table, led)} leads in {len(led)}{of} ({example(table, led)})"
     ahead: dict[Row, list[Contest]] = {}
     for contest in own:
         if len(contest.leaders) > 1 and not contest.tied:
             ahead.setdefault(contest.best, []).append(contest)
     for row, shared in sorted(ahead.items(), key=lambda item: -len(item[1])):
         same = len({frozenset(c.leaders) for c in shared}) == 1
-        others = ", ".join(map(unlabelled, shared[0].leaders[1:])) if same else "every other row"
-        who = f"{named([row], table, shared)} is best in {len(shared)}{of}, not told apart from {others}"
+        others = ", ".join(map(unlabelled, shared[0].leaders[1:])) if same else "some others"
+        who = f"{named(row, table, shared)} is best in {len(shared)}{of}, not told apart from {others}"
         yield f"{who} ({example(table, shared)})"
     if tied := [c for c in own if c.tied]:
         yield f"no row is told apart from the best in {len(tied)}{of} ({example(table, tied)})"
 
 
-def named(rows: Sequence[Row], table: Table, own: Sequence[Contest]) -> str:
-    """Names of rows; with one seed, of their checkpoints."""
-    text = " and ".join(map(unlabelled, rows))
-    if all(table.cells[row, c.column].estimate.seeds > 1 for row in rows for c in own):
-        return text
-    return f"{'this checkpoint' if len(rows) == 1 else 'these checkpoints'} of {text}"
+def named(row: Row, table: Table, own: Sequence[Contest]) -> str:
+    """Name of a row; with one seed, of its checkpoint."""
+    several = all(table.cells[row, contest.column].estimate.seeds > 1 for contest in own)
+    return unlabelled(row) if several else f"this checkpoint of {unlabelled(row)}"
 
 
 def example(table: Table, own: Sequence[Contest]) -> str:

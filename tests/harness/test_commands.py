@@ -93,7 +93,7 @@ def test_an_order_of_one_seed_is_undecided(demo: list[str]) -> None:
 
 
 def test_strict_without_a_truth_or_with_a_part_of_the_results_is_refused(demo: list[str]) -> None:
-    result = cli.invoke(app, [*stating(demo), "--strict"])
+    result = cli.invoke(app, [*stating(demo, truths=[]), "--strict"])
     assert result.exit_code == 2 and result.stderr == (
         "error: --strict: demo states no truths; add some and collect again, or leave --strict out\n"
     )

@@ -68,7 +68,7 @@ def test_a_run_trains_on_rows_of_needles_and_its_table_says_so(tmp_path: Path, s
     call(tmp_path, "collect")
     shown = call(tmp_path, "table")
     reason = "trained on rows in the format of S-NIAH-1, MK-NIAH-1, so not zero-shot"
-    assert f"[a] not the paper's measurement: s_niah_1 @256: {reason}" in shown
+    assert f"[a] not the paper's measurement: S-NIAH-1 (stand-in) @256: {reason}" in shown
     assert "2 s_niah_1" in shown  # the note on the mixture
 
 

@@ -23,10 +23,10 @@ PHASE = {"tokens": 1000, "seq_len": 64, "rows": {"text": 4}}
 BASE: dict[str, Any] = {"name": "tiny", "preset": "cpu-600k", "mixers": ["gdn2"], "data": {"phases": [PHASE]}}
 
 FROZEN = {
-    ("demo", None, 0): "attention-attention-s0-5cfa56cc",
-    ("demo", None, 1): "mamba2-recurrent-s0-aa5d1d5c",
-    ("demo", None, 3): "mamba3_mimo-recurrent-s0-2aab9ccf",
-    ("demo", None, 6): "gdn2-recurrent-s0-e0fb0840",
+    ("demo", None, 0): "attention-attention-s0-66a10a62",
+    ("demo", None, 1): "mamba2-recurrent-s0-506f90d4",
+    ("demo", None, 3): "mamba3_mimo-recurrent-s0-a6256741",
+    ("demo", None, 6): "gdn2-recurrent-s0-8bc8edc8",
     ("recall", None, 17): "gdn2-recurrent-s2-8fe0bd24",  # tuned
     ("small-scale", None, 0): "gdn2-recurrent-s0-bfec0394",
     ("table2", None, 0): "mamba2-recurrent-s0-45637f41",

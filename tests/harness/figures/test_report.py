@@ -28,7 +28,7 @@ def test_a_report_is_one_page_with_tables_figures_configuration_and_provenance(t
     for part in (
         "Gated DeltaNet-2",
         "Transformer",
-        "cpu-600k",
+        "cpu-150k",
         "warmup_ratio",
         "git_commit",
         "AMD EPYC",

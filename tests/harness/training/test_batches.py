@@ -68,7 +68,8 @@ def test_rows_are_a_function_of_seed_and_number_and_ask_only_for_values_they_gav
     for row, mask in zip(tokens.tolist(), counted.tolist(), strict=True):
         for index, asked in enumerate(mask, start=1):
             if asked:
-                pairs = row[1 : index - 1]
+                marker = row[index - 2]
+                pairs = row[1 : row.index(marker)]
                 assert dict(zip(pairs[::2], pairs[1::2], strict=True))[row[index - 1]] == row[index]
 
 

@@ -281,6 +281,7 @@ class RunningMean(Mixer):
 """
 
 
+@pytest.mark.long
 def test_the_file_of_a_users_own_mixer_travels_with_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_entries", dict(registry.entries()))  # other tests must not see this mixer
     monkeypatch.setattr(registry, "_files", {})
