@@ -367,9 +367,9 @@ def run(sizes: Sizes, out: Path, progress: Callable[[str], Any] = print) -> list
 
 def _found(name: str, out: Path) -> Row:
     path = out / f"{name}.json"
-    return (
-        json.loads(path.read_text()) if path.exists() else {"rows": [], "failed": "it left no results", "seconds": None}
-    )
+    if not path.exists():
+        return {"rows": [], "failed": "it left no results", "seconds": None}
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def wrong(name: str, out: Path) -> bool:
