@@ -256,16 +256,26 @@ class LanguageModel(nn.Module):
         """Join states along the batch dimension, in order."""
         return [block.cat_states([s[i] for s in states]) for i, block in enumerate(self.blocks)]
 
-    def backend(self, dtype: torch.dtype) -> str:
-        """Names of the implementations that compute in `dtype` on the model's present device.
+    def backend(self, dtype: torch.dtype, gradients: bool = True) -> str:
+        """Names of the implementations that compute in `dtype` on the model's device, with or without gradients.
 
         Joined by "+" as in records: `torch`, `conv:fla+torch+triton`.
         """
         device = next(self.parameters()).device
-        names = {mixer.serving(device, dtype) for block in self.blocks for mixer in block.mixers}
+        names = {mixer.serving(device, dtype, gradients) for block in self.blocks for mixer in block.mixers}
         if names != {TORCH.name} and any(isinstance(m, ShortConvolution) for m in self.modules()):
             names.add(f"conv:{convolution()}")
         return "+".join(sorted(names))
+
+    def fallbacks(self, dtype: torch.dtype, gradients: bool = True) -> list[str]:
+        """A line for each kind of mixer that torch computes on a GPU for which it has kernels, with the reason."""
+        device = next(self.parameters()).device
+        found = {}
+        for index, block in enumerate(self.blocks):
+            if (reason := block.mixer.fallback(device, dtype, gradients)) is not None:
+                name = self.config.block_mixer(index)[0]
+                found[name] = f"{name} runs on torch, which is slower than its kernels: {reason}"
+        return list(found.values())
 
     def cost(self, seq_len: int) -> ModelCost:
         """Parameters, state and FLOPs, counted from the modules themselves. Works on the meta device."""
