@@ -17,10 +17,11 @@ from harness.experiments.presets import preset
 from harness.experiments.schema import DataConfig, Experiment
 from harness.experiments.tuning import RECIPE, fields_of
 from harness.figures.learning_curves import read_curves
+from harness.records.answers import grouped
 from harness.records.metrics import BUILT_IN, METRICS
 from harness.records.provenance import Provenance, provenance
 from harness.records.record import BASELINE, Record, read_lines
-from harness.records.store import load, load_samples, write_records
+from harness.records.store import load, load_answers, load_samples, write_records
 from harness.records.units import suite_of
 from harness.run_folder import (
     TRAIN,
@@ -152,8 +153,8 @@ def _plain(experiment: Experiment) -> dict[str, Any]:
 
 
 def collect(plans: list[RunPlan], experiment: Experiment, out: Path, command: str) -> tuple[pd.DataFrame, list[str]]:
-    """Replace the collection in `out` by the results of an experiment: records, per-sample scores, one row per run,
-    curves of training, trials of tuned values, and the experiment itself, resolved.
+    """Replace the collection in `out` by the results of an experiment: records, per-sample scores, answers, one row per
+    run, curves of training, trials of tuned values, and the experiment itself, resolved.
 
     Returns the records and the ids of the runs that lack some. The suites' baselines are added. metrics.json describes
     the metrics that suites from elsewhere declare, so that readers need no suite. Unreadable records are left out;
@@ -172,7 +173,8 @@ def collect(plans: list[RunPlan], experiment: Experiment, out: Path, command: st
         raise ValueError(next(reasons, f"{files[0]}: holds no records; delete it and submit again"))
     labels = {run.config.run_id: run.config.label for run in plans}
     frame["label"] = frame["run"].map(labels).fillna(frame["label"])
-    scores = load_samples([path for path in files if path not in unreadable])
+    readable = [path for path in files if path not in unreadable]
+    scores = load_samples(readable)
     samples = [[list(key), list(values)] for key, values in scores.items()]
     curves = read_curves({run.folder: run.config for run in plans})
     outside = {name: asdict(METRICS[name]) for name in frame["metric"].unique() if name not in BUILT_IN}
@@ -184,6 +186,7 @@ def collect(plans: list[RunPlan], experiment: Experiment, out: Path, command: st
         trials_frame(plans),
         _plain(experiment),
         outside,
+        grouped(load_answers(readable)),
     )
     broken = {run_of_records(path) for path in of_runs}
     return frame, [run.config.run_id for run in plans if run.missing or run.folder in broken]

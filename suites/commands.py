@@ -102,7 +102,7 @@ def evaluate(
     """Measure one suite on a trained run, or on any model that lm-eval can load, and print the numbers."""
     from harness.experiments.load import parse_value
     from harness.lm.journal import Journal
-    from harness.records.record import shallow
+    from harness.records.record import TEXTS_AND_SCORES, shallow
     from suites import registry
 
     with errors():
@@ -131,7 +131,7 @@ def evaluate(
             model = Journal(model, answers, lambda line: typer.echo(line, err=True))
         measurements = chosen.run(model, config, lambda line: typer.echo(line, err=True))
         measurements = chosen.stamped(config, measurements)
-    rows = [{key: value for key, value in shallow(m).items() if key != "samples"} for m in measurements]
+    rows = [{key: value for key, value in shallow(m).items() if key not in TEXTS_AND_SCORES} for m in measurements]
     text = [
         f"{m.task + (f'@{m.length}' if m.length else ''):20} {m.metric:16} {m.value:10.4f}"
         + (f" ± {m.stderr:.4f}" if m.stderr is not None else "")

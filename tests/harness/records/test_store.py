@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.records.store import load, load_samples, sample_frame, write_records
+from harness.records.answers import grouped, kept
+from harness.records.store import load, load_answers, load_samples, sample_frame, write_records
 from tests.harness.records.store_records import record
 
 
@@ -120,6 +122,24 @@ def test_a_collection_is_a_source_like_any_other(tmp_path):
     frame.assign(luck=1).to_parquet(tmp_path / "records.parquet")
     with pytest.raises(ValueError, match=r"records.parquet: columns missing \[\], unknown \['file', 'luck'\]; collect"):
         load(tmp_path)
+
+
+def test_answers_lie_beside_scores_and_come_back_from_runs_and_collections(tmp_path):
+    # U+2028 and U+0085 are ends of lines to Python.
+    two = kept(["a\u2028b", "x" * 900], ["1", "2\x85"], ["1", None])
+    records = [record("r1", samples=(1.0, 0.0), answers=two), record("r2", samples=(0.0, 0.0), answers=two[:1])]
+    for each in records:
+        write_records(tmp_path / "runs" / each.run, "language", [each, record(each.run, task="boolq")])
+    found = load_answers(tmp_path / "runs")
+    assert found == {each.key: each.answers for each in records}
+    assert len(load_samples(tmp_path / "runs")) == 2
+    load(tmp_path / "runs").drop(columns="file").to_parquet(tmp_path / "records.parquet")
+    assert load_answers(tmp_path) == {}  # of a collection that an earlier version made
+    (tmp_path / "answers.json").write_text(json.dumps(grouped(found)))
+    assert load_answers(tmp_path) == found
+    (tmp_path / "answers.json").write_text('[{"suite": "language"}]')
+    with pytest.raises(ValueError, match="answers.json: no answers .*; evaluate and collect again"):
+        load_answers(tmp_path)
 
 
 def test_a_collection_with_a_number_that_cannot_be_is_refused(tmp_path):
