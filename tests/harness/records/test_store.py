@@ -127,7 +127,7 @@ def test_a_collection_is_a_source_like_any_other(tmp_path):
 def test_answers_lie_beside_scores_and_come_back_from_runs_and_collections(tmp_path):
     # U+2028 and U+0085 are ends of lines to Python.
     two = kept(["a\u2028b", "x" * 900], ["1", "2\x85"], ["1", None])
-    records = [record("r1", samples=(1.0, 0.0), answers=two), record("r2", samples=(0.0, 0.0), answers=two[:1])]
+    records = [record("r1", samples=(1.0, 0.0), answers=two), record("r2", samples=(0.0, 1.0), answers=two[:1])]
     for each in records:
         write_records(tmp_path / "runs" / each.run, "language", [each, record(each.run, task="boolq")])
     found = load_answers(tmp_path / "runs")
