@@ -345,7 +345,7 @@ def report(
 ) -> None:
     """Write one HTML page with the tables, figures, configuration and provenance of what was collected."""
     from harness.experiments.load import experiment_name, stored_experiment
-    from harness.figures.report import report as write
+    from harness.report.page import report as write
     from harness.tables.collection import write_table
 
     with errors():

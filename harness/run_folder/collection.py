@@ -37,7 +37,7 @@ class Collection:
 
     @property
     def answers(self) -> Path:
-        """What was asked and answered, of the first items; there only if a suite kept texts."""
+        """Questions and answers of the first items; there only if a suite kept texts."""
         return self.path / "answers.json"
 
     @property

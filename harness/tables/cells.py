@@ -120,8 +120,8 @@ class Cell:
     paper: the printed value in the metric's own unit. tolerance: largest difference from it that counts as equal, in
     the table's unit; None if the row was trained at another scale. mark: BOLD, UNDERLINED or None. agreed: whether all
     samples of some run scored the same, so that its sampling error is `stats.proportion_floor`. scores: per-sample
-    scores of all seeds, if every seed has them. settings: the distinct settings of the records, as JSON text. parts:
-    for an average, the cells of its tasks.
+    scores of all seeds, if every seed has them. settings: the distinct settings of the records, as JSON text. runs: ids
+    of the records' runs, by seed. parts: for an average, the cells of its tasks.
     """
 
     estimate: Estimate | None = None
@@ -132,6 +132,7 @@ class Cell:
     agreed: bool = False
     scores: Scores | None = field(default=None, repr=False)
     settings: frozenset[str] = frozenset()
+    runs: tuple[str, ...] = ()
     parts: list[Cell] = field(default_factory=list, repr=False)
 
 

@@ -321,6 +321,7 @@ def make_cell(records: Records, samples: Samples) -> Cell:
         agreed=any(stats.agreed(r["metric"], r["value"], r["stderr"]) for r in records),
         scores=scores if whole else None,
         settings=frozenset(r["settings"] for r in records),
+        runs=tuple(r["run"] for r in records),
     )
 
 

@@ -140,10 +140,10 @@ def task_measurement(run: TaskSamples, metric: str, settings: dict[str, Any], **
 
 
 def shown(definition: Task, sample: dict[str, Any], metric: str) -> Answer:
-    """What was asked and answered in one sample of a task with right and wrong answers.
+    """Question, right answer and the model's answer in one sample of a task with right and wrong answers.
 
-    Of choices, the model's answer is the likeliest one, per character for acc_norm; of a continuation, its text if it
-    is the likeliest one, and else unknown.
+    Among choices the model's answer is the likeliest one, per character for acc_norm. Of a continuation only its own
+    likelihood is known: the answer is its text if the model would have written it, and else None.
     """
     context, continuation = sample["arguments"][0][:2]
     if definition.OUTPUT_TYPE != "multiple_choice":

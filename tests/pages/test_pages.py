@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from harness.experiments.load import load_experiment
-from harness.figures.report import report
 from harness.files import CHECKOUT, cache_dir
 from harness.records.store import load
+from harness.report.page import report
 from harness.run_folder import Collection
 from harness.tables.comparison import comparison
 from harness.tables.escaping import in_latex, plain

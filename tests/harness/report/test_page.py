@@ -8,9 +8,9 @@ import yaml
 from typer.testing import CliRunner
 
 from harness.experiments.load import load_experiment
-from harness.figures import explore
-from harness.figures.report import POLICY, report
 from harness.files import CHECKOUT
+from harness.report import explore
+from harness.report.page import POLICY, report
 from harness.run_folder import Collection
 from run import app
 from tests.harness.tables.table_records import hostile_collection

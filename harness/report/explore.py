@@ -1,4 +1,4 @@
-"""Numbers to sort and filter, one table a suite, and the items on which models disagree, as parts of the report."""
+"""Numbers to sort and filter, one table a suite, and scores of the items on which models disagree, for the report."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.figures.explore import LIBRARY, MOST_ITEMS, items, scripts, suites
 from harness.records.stats import mean_stderr
 from harness.records.store import load_samples
+from harness.report.explore import LIBRARY, MOST_ITEMS, items, scripts, suites
 from harness.tables.comparison import comparison
 from harness.tables.forms import Table
 from tests.harness.tables.table_records import HOSTILE, record, store

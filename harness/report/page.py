@@ -11,9 +11,11 @@ import pandas as pd
 import yaml
 
 from harness.experiments.schema import Experiment
-from harness.figures import FIGURES, WITH_COLUMNS, explore, write_figure
+from harness.figures import FIGURES, WITH_COLUMNS, write_figure
 from harness.files import write_atomic
-from harness.records.store import load
+from harness.records.store import load, load_answers
+from harness.report import explore
+from harness.report.answers import questions
 from harness.run_folder import Collection
 from harness.tables.collection import read_table
 from harness.tables.escaping import foreign_markup, in_html
@@ -42,6 +44,8 @@ nav ul { display: flex; flex-wrap: wrap; gap: 2px 18px; list-style: none; paddin
 .plain th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); font-weight: normal }
 figure { margin: 0 0 1.2em } img { max-width: 100%; height: auto; background: #fff }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--card); padding: 10px; font-size: .8em }
+.item { margin: 0 0 1.4em 1em } .asked { max-height: 16em; overflow: auto; margin: 4px 0 }
+.said td:nth-child(2) { text-align: left; white-space: pre-wrap; min-width: 8em }
 dl { display: grid; grid-template-columns: minmax(8em, max-content) 1fr; gap: 2px 14px; font-size: .85em }
 dd { margin: 0; overflow-wrap: anywhere } summary { cursor: pointer; padding: 2px 0 }
 .dt-search { margin: 4px 0 } .dt-search input { margin-left: 8px; font: inherit; color: inherit; padding: 2px 6px;
@@ -53,7 +57,8 @@ dd { margin: 0; overflow-wrap: anywhere } summary { cursor: pointer; padding: 2p
   figure { overflow-x: auto } dl { grid-template-columns: 1fr }
   .plain tbody th { max-width: 9em; white-space: normal } }
 @media print { body { max-width: none; font-size: 10pt } nav, .skip, .dt-search { display: none }
-  .wide { overflow: visible } .plain td { white-space: normal } details::details-content { content-visibility: visible }
+  .wide, .asked { overflow: visible } .asked { max-height: none } .plain td { white-space: normal }
+  details::details-content { content-visibility: visible }
   h2, h3, caption { break-after: avoid } figure, tr, .card { break-inside: avoid } }
 """
 CAPTIONS = {
@@ -112,7 +117,7 @@ def report(folder: Path, experiment: Experiment, columns: list[str] | None = Non
     # All pages have the verdicts; the summary is that of the paper's table, if there is one.
     shared = {section.partition(">")[0]: section for page in pages for section in SHARED.findall(page)}
     numbers = read_table(folder, allow_mixed=True)
-    raw_files = [files.records, files.samples, files.runs, files.table("table", "csv")]
+    raw_files = [files.records, files.samples, files.answers, files.runs, files.table("table", "csv")]
     raw = [f'<a href="{path.name}">{path.name}</a>' for path in raw_files if path.exists()]
     card = "".join(f'<div class="mixerbench">{section}</div>' for section in shared.values())
     none = f'<p class="facts">No data, or no columns, for: {", ".join(lacking)}.</p>' if lacking else ""
@@ -120,6 +125,7 @@ def report(folder: Path, experiment: Experiment, columns: list[str] | None = Non
         "Summary": f'<div class="card">{card}</div>' if card else "",
         "Tables": "".join(SHARED.sub("", page) for page in pages),
         "Numbers to sort and filter": explore.suites(numbers),
+        "What was asked, what each model said": questions(numbers, load_answers(folder)),
         "Items on which models disagree": explore.items(numbers),
         "Figures": "\n".join([*drawn, none]),
         "Models": _models(runs),
