@@ -15,6 +15,7 @@ demo: $(STAMP)
 	$(RUN) collect demo
 	$(RUN) table demo
 	$(RUN) table demo --summary
+	$(RUN) report demo
 
 test: $(STAMP) lint
 	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile -m "not slurm and not pages and not long"

@@ -22,7 +22,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ORDER = (
     *("doctor", "list", "params", "check", "prefetch", "submit", "status", "logs", "cancel", "retry", "train"),
-    *("collect", "table", "compare", "figure", "report", "eval", "generate", "export", "schema"),
+    *("collect", "table", "compare", "figure", "report", "index", "eval", "generate", "export", "schema"),
 )
 """Commands as `--help` lists them: what one needs first comes first."""
 

@@ -1,4 +1,4 @@
-"""Commands on models and results: params, check, generate, export, table, compare, figure, report."""
+"""Commands on models and results: params, check, generate, export, table, compare, figure, report, index."""
 
 from __future__ import annotations
 
@@ -354,3 +354,12 @@ def report(
             loaded = stored_experiment(target)
             write_table(target, None, False, loaded)
             typer.echo(write(target, loaded, column))
+
+
+@app.command()
+def index(runs: RunsRoot = RUNS) -> None:
+    """Write one HTML page over all experiments of a folder of runs: each one's summary, and its report."""
+    from harness.report.index import write_index
+
+    with errors():
+        typer.echo(write_index(runs.resolve()))

@@ -16,51 +16,12 @@ from harness.files import write_atomic
 from harness.records.store import load, load_answers
 from harness.report import explore
 from harness.report.answers import questions
+from harness.report.document import document
 from harness.run_folder import Collection
 from harness.tables.collection import read_table
 from harness.tables.escaping import foreign_markup, in_html
 from harness.tables.html_form import SHARED
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1a1a1a; --soft: #555; --paper: #fff; --line: #e0e0e0; --card: #f4f6f8;
-  --link: #0b57a4 }
-@media screen and (prefers-color-scheme: dark) { :root { --ink: #e8e8e8; --soft: #b0b0b0; --paper: #16181c;
-  --line: #3a3d42; --card: #202329; --link: #8ab8ee } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto;
-  max-width: 1180px; padding: 16px }
-h1 { font-size: 1.6em; margin: 0 0 4px } h2 { font-size: 1.2em; margin: 1.8em 0 .4em } h3 { font-size: 1em }
-a { color: var(--link) } :focus-visible { outline: 2px solid var(--link); outline-offset: 2px }
-.skip { position: absolute; left: -999px } .skip:focus { position: static }
-nav ul { display: flex; flex-wrap: wrap; gap: 2px 18px; list-style: none; padding: 0; margin: 8px 0 }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: 2px 16px; margin: 12px 0 }
-.card .mixerbench { font-size: 15px; --paper: var(--card) }
-.facts, footer, figcaption, dt { color: var(--soft); font-size: .9em }
-.wide { overflow-x: auto; margin-bottom: 1em }
-.plain { border-collapse: collapse; font-size: .85em; font-variant-numeric: tabular-nums }
-.plain caption { text-align: left; font-weight: bold; white-space: nowrap; padding: 4px 0 }
-.plain th, .plain td { text-align: right; padding: 3px 8px; border-bottom: 1px solid var(--line); vertical-align: top }
-.plain td, .plain tbody th { white-space: nowrap }
-.plain thead th { min-width: 4.5em; vertical-align: bottom }
-.plain th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); font-weight: normal }
-figure { margin: 0 0 1.2em } img { max-width: 100%; height: auto; background: #fff }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--card); padding: 10px; font-size: .8em }
-.item { margin: 0 0 1.4em 1em } .asked { max-height: 16em; overflow: auto; margin: 4px 0 }
-.said td:nth-child(2) { text-align: left; white-space: pre-wrap; min-width: 8em }
-dl { display: grid; grid-template-columns: minmax(8em, max-content) 1fr; gap: 2px 14px; font-size: .85em }
-dd { margin: 0; overflow-wrap: anywhere } summary { cursor: pointer; padding: 2px 0 }
-.dt-search { margin: 4px 0 } .dt-search input { margin-left: 8px; font: inherit; color: inherit; padding: 2px 6px;
-  background: var(--paper); border: 1px solid var(--soft); border-radius: 4px }
-.dt-orderable-asc { cursor: pointer } .dt-column-header, .dt-column-header div { display: inline }
-.dt-column-order::after { content: " ↕"; color: var(--soft) }
-.dt-ordering-asc .dt-column-order::after { content: " ↑" } .dt-ordering-desc .dt-column-order::after { content: " ↓" }
-@media screen and (max-width: 700px) { body { padding: 10px } img { max-width: none; width: 720px }
-  figure { overflow-x: auto } dl { grid-template-columns: 1fr }
-  .plain tbody th { max-width: 9em; white-space: normal } }
-@media print { body { max-width: none; font-size: 10pt } nav, .skip, .dt-search { display: none }
-  .wide, .asked { overflow: visible } .asked { max-height: none } .plain td { white-space: normal }
-  details::details-content { content-visibility: visible }
-  h2, h3, caption { break-after: avoid } figure, tr, .card { break-inside: avoid } }
-"""
 CAPTIONS = {
     "curves": "Training curves",
     "scores": "Scores",
@@ -90,12 +51,6 @@ MODEL = {
     "tokens_per_second": "tokens/s",
     "failure": "failed",
 }
-POLICY = (
-    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {scripts}; base-uri 'none'; "
-    "form-action 'none'"
-)
-"""The page's content security policy: a browser runs the report's own scripts, told by their hashes, and no other, and
-fetches nothing for it."""
 BIRTH = [
     *("git_commit", "git_dirty", "code_sha256", "code_version", "files_sha256", "plugins"),
     *("device", "dtype", "backend", "threads", "command"),
@@ -113,16 +68,14 @@ def report(folder: Path, experiment: Experiment, columns: list[str] | None = Non
     files = Collection(folder)
     runs = files.read_runs()
     drawn, lacking = _figures(folder, columns)
-    pages = [_table(path) for path in sorted(folder.glob("table*.html"))]
-    # All pages have the verdicts; the summary is that of the paper's table, if there is one.
-    shared = {section.partition(">")[0]: section for page in pages for section in SHARED.findall(page)}
+    pages = tables(folder)
     numbers = read_table(folder, allow_mixed=True)
     raw_files = [files.records, files.samples, files.answers, files.runs, files.table("table", "csv")]
     raw = [f'<a href="{path.name}">{path.name}</a>' for path in raw_files if path.exists()]
-    card = "".join(f'<div class="mixerbench">{section}</div>' for section in shared.values())
+    summed = card(pages)
     none = f'<p class="facts">No data, or no columns, for: {", ".join(lacking)}.</p>' if lacking else ""
     sections = {
-        "Summary": f'<div class="card">{card}</div>' if card else "",
+        "Summary": summed,
         "Tables": "".join(SHARED.sub("", page) for page in pages),
         "Numbers to sort and filter": explore.suites(numbers),
         "What was asked, what each model said": questions(numbers, load_answers(folder)),
@@ -133,30 +86,33 @@ def report(folder: Path, experiment: Experiment, columns: list[str] | None = Non
         "Provenance": _provenance(records),
         "Records": f"<p>{', '.join(raw)}: beside this page.</p>",
     }
-    sections = {title: body for title, body in sections.items() if body}
-    anchors = {title: "-".join(title.lower().split()) for title in sections}
-    contents = "".join(f'<li><a href="#{anchors[title]}">{title}</a></li>' for title in sections)
-    code, hashes = explore.scripts()
-    name = in_html(experiment.name)
-    parts = [
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY.format(scripts=hashes)}">'
-        f"<title>{name} – Mixerbench</title><style>{STYLE}</style></head><body>",
-        '<a class="skip" href="#main">Skip to the results</a>',
-        f"<header><h1>{name}</h1><p>{in_html(experiment.description)}</p>"
-        f'<p class="facts">{len(runs)} runs, {len(records):,} records, measured from {in_html(records["time"].min())} '
-        f"to {in_html(records['time'].max())}</p></header>",
-        f'<nav aria-label="Contents"><ul>{contents}</ul></nav><main id="main">',
-        *(f'<section><h2 id="{anchors[title]}">{title}</h2>{body}</section>' for title, body in sections.items()),
-        f"</main>{code}</body></html>\n",
-    ]
-    write_atomic(files.report, "\n".join(parts).encode())
+    facts = (
+        f"{len(runs)} runs, {len(records):,} records, measured from {records['time'].min()} to {records['time'].max()}"
+    )
+    page = document(experiment.name, experiment.description, facts, sections)
+    write_atomic(files.report, page.encode())
     return files.report
 
 
+def tables(folder: Path) -> list[str]:
+    """The tables of a collection as HTML, the paper's after our own.
+
+    Raises ValueError if a file holds anything else, since it may come from somebody else.
+    """
+    return [_table(path) for path in sorted(folder.glob("table*.html"))]
+
+
+def card(pages: Sequence[str]) -> str:
+    """Summary and verdicts of a collection's tables; empty if they have none.
+
+    All tables have the verdicts; the summary is that of the paper's table, if there is one.
+    """
+    shared = {section.partition(">")[0]: section for page in pages for section in SHARED.findall(page)}
+    parts = "".join(f'<div class="mixerbench">{section}</div>' for section in shared.values())
+    return f'<div class="card">{parts}</div>' if parts else ""
+
+
 def _table(path: Path) -> str:
-    """A table as HTML. Raises ValueError if the file holds anything else, since it may come from somebody else."""
     fragment = path.read_text(encoding="utf-8")
     if foreign := foreign_markup(fragment):
         raise ValueError(f"{path}: holds {foreign[0]}, which no table does; delete it and write it again with `table`")

@@ -208,3 +208,13 @@ def read_parquet(path: Path) -> pd.DataFrame:
 def collection_of(runs_root: Path, experiment: str) -> Collection:
     """Where `collect` puts an experiment by default."""
     return Collection(runs_root / "collected" / experiment)
+
+
+def collections(runs_root: Path) -> list[Collection]:
+    """Everything that was collected by default in a folder of runs, by name."""
+    return [Collection(path.parent) for path in sorted((runs_root / "collected").glob("*/records.parquet"))]
+
+
+def index_file(runs_root: Path) -> Path:
+    """The page over all collections of a folder of runs."""
+    return runs_root / "collected" / "index.html"

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from harness.experiments.load import load_experiment
 from harness.files import CHECKOUT
 from harness.report import explore
-from harness.report.page import POLICY, report
+from harness.report.document import POLICY
+from harness.report.page import report
 from harness.run_folder import Collection
 from run import app
 from tests.harness.tables.table_records import hostile_collection
@@ -44,7 +45,7 @@ def test_a_report_is_one_page_with_tables_figures_configuration_and_provenance(t
     assert len(links) > len(inner) and all((folder / link).is_file() for link in links if link not in inner)
     assert not re.search(r"<(link|iframe)|<script [^>]|@import|src=\"http", page)
     # The answer first, then the contents of the rest.
-    order = [page.index(text) for text in ("<h1>demo", "<nav", "<h3>In short</h3>", "<caption>model", 'id="figures"')]
+    order = [page.index(text) for text in ("<h1>demo", "<nav", "<h3>In short</h3>", "<caption>model", 'id="Figures"')]
     assert order == sorted(order)
     assert "told models apart" in page and page.count('class="plain sortable"') >= 3
     body = page[: page.index("<script>")]
