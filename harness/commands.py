@@ -25,6 +25,7 @@ from harness.command_line import (
     print_result,
     runs_app,
 )
+from harness.progress import working
 from harness.run_folder import Collection as CollectionFolder
 from harness.run_folder import collection_of
 
@@ -216,7 +217,7 @@ def table(
             if paper or strict or summary:
                 raise ValueError("--baseline: prints differences; leave out --paper, --strict and --summary")
             target = out or collection_of(runs.resolve(), experiment_name(experiment, scale)).path
-            with CollectionFolder(target).reading():
+            with CollectionFolder(target).reading(), working(f"comparing the rows of {target}"):
                 compared = read_table(target, columns.split(",") if columns else None, allow_mixed)
             typer.echo(_shown(differences(compared, baseline), form))
             return
@@ -229,7 +230,7 @@ def table(
             )
         if not paper:
             target = out or collection_of(runs.resolve(), experiment_name(experiment, scale)).path
-            with CollectionFolder(target).reading():
+            with CollectionFolder(target).reading(), working(f"writing the tables of {target}"):
                 loaded = stored_experiment(target)
                 found = write_table(target, columns.split(",") if columns else None, allow_mixed, loaded)
             typer.echo("\n".join(f"- {line}" for line in found.summary) if summary else _shown(found, form))
@@ -274,7 +275,8 @@ def compare(
             Path(given) if name is None else collection_of(runs, name).path
             for given, name in zip((a, b), names, strict=True)
         ]
-        with CollectionFolder(folders[0]).reading(), CollectionFolder(folders[1]).reading():
+        reading = CollectionFolder(folders[0]).reading(), CollectionFolder(folders[1]).reading()
+        with reading[0], reading[1], working(f"comparing {folders[0]} and {folders[1]}"):
             found = compare_collections(*folders, columns.split(",") if columns else None, allow_mixed)
         typer.echo(_shown(found, form))
 
@@ -327,7 +329,7 @@ def figure(
                 raise ValueError("--run: gates are drawn from a model; give the folder of a trained gdn2 run")
             paths = write_gates(target, load_lm(run, trust), prompt, size)
         else:
-            with CollectionFolder(target).reading():
+            with CollectionFolder(target).reading(), working(f"drawing {what} of {target}"):
                 paths = write_figure(target, what, column)
         for path in paths:
             typer.echo(path)
@@ -350,9 +352,10 @@ def report(
 
     with errors():
         target = out or collection_of(runs.resolve(), experiment_name(experiment, scale)).path
-        with CollectionFolder(target).reading():
+        with CollectionFolder(target).reading(), working(f"writing the tables of {target}") as at:
             loaded = stored_experiment(target)
             write_table(target, None, False, loaded)
+            at(f"drawing the figures of {target}")
             typer.echo(write(target, loaded, column))
 
 
@@ -361,5 +364,5 @@ def index(runs: RunsRoot = RUNS) -> None:
     """Write one HTML page over all experiments of a folder of runs: each one's summary, and its report."""
     from harness.report.index import write_index
 
-    with errors():
+    with errors(), working("reading the collections"):
         typer.echo(write_index(runs.resolve()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from harness.experiments.presets import preset
 from harness.experiments.schema import DataConfig, Experiment
 from harness.experiments.tuning import RECIPE, fields_of
 from harness.figures.learning_curves import read_curves
+from harness.progress import working
 from harness.records.answers import grouped
 from harness.records.metrics import BUILT_IN, METRICS
 from harness.records.provenance import Provenance, provenance
@@ -152,19 +153,26 @@ def _plain(experiment: Experiment) -> dict[str, Any]:
     return values
 
 
-def collect(plans: list[RunPlan], experiment: Experiment, out: Path, command: str) -> tuple[pd.DataFrame, list[str]]:
+def collect(
+    plans: list[RunPlan],
+    experiment: Experiment,
+    out: Path,
+    command: str,
+    at: Callable[[str], None] = lambda doing: None,
+) -> tuple[pd.DataFrame, list[str]]:
     """Replace the collection in `out` by the results of an experiment: records, per-sample scores, answers, one row per
     run, curves of training, trials of tuned values, and the experiment itself, resolved.
 
     Returns the records and the ids of the runs that lack some. The suites' baselines are added. metrics.json describes
     the metrics that suites from elsewhere declare, so that readers need no suite. Unreadable records are left out;
-    runs.json names the reason. Raises ValueError if there are no readable records.
+    runs.json names the reason. at: told what is being done. Raises ValueError if there are no readable records.
     """
     # Records with other options or of other weights do not belong to the experiment as it is now.
     places = [(run, place) for run in plans for unit in run.units if (place := run.results(unit)) is not None]
     if not places:
         raise ValueError("collect: no run of the experiment has records yet; submit it first")
     files = [RunFolder(run.folder).records(place) for run, place in places] + _baselines(plans, command)
+    at(f"reading {len(files):,} files of records of {len(plans):,} runs")
     unreadable: dict[Path, str] = {}
     frame = load(files, unreadable=unreadable)
     of_runs = {path for path in unreadable if run_of_records(path) in {run.folder for run in plans}}
@@ -174,10 +182,13 @@ def collect(plans: list[RunPlan], experiment: Experiment, out: Path, command: st
     labels = {run.config.run_id: run.config.label for run in plans}
     frame["label"] = frame["run"].map(labels).fillna(frame["label"])
     readable = [path for path in files if path not in unreadable]
+    at(f"reading scores and answers of {len(readable):,} files")
     scores = load_samples(readable)
     samples = [[list(key), list(values)] for key, values in scores.items()]
+    at(f"reading training curves of {len(plans):,} runs")
     curves = read_curves({run.folder: run.config for run in plans})
     outside = {name: asdict(METRICS[name]) for name in frame["metric"].unique() if name not in BUILT_IN}
+    at("writing the collection")
     Collection(out).write(
         frame.drop(columns="file"),
         samples,
@@ -199,8 +210,8 @@ def collect_here(experiment: Experiment, runs_root: Path | str = "runs", out: Pa
     """
     root = Path(runs_root).resolve()
     target = collection_of(root, experiment.name) if out is None else Collection(Path(out))
-    with target.replacing():
-        collect(plan(experiment, root), experiment, target.path, "python")
+    with target.replacing(), working(f"planning {experiment.name}") as at:
+        collect(plan(experiment, root), experiment, target.path, "python", at)
     return target
 
 

@@ -30,6 +30,7 @@ from harness.command_line import (
     runs_app,
     this_command,
 )
+from harness.progress import working
 from harness.run_folder import Collection, RunFolder, collection_of, started_runs
 
 Where = Annotated[
@@ -71,8 +72,9 @@ def prepare(
 
     def say(line: str) -> None:
         typer.echo(line, err=True)
+        at(line, printed=True)
 
-    with errors():
+    with errors(), working("prepare: reading the source") as at:
         if processes is not None and (processes < 1 or cluster is not None):
             raise ValueError(
                 f"--processes: {processes} cannot be; give at least 1, and none with --cluster, whose profile has "
@@ -101,6 +103,7 @@ def prepare(
 
             typer.echo("\n".join(submit_preparation(folder, profile, jobs, runs.resolve())))
             return
+        at("prepare: reading and checking the shards")
         data = finish(folder, processes, say) if data is None else data
         counts = ", ".join(f"{split} {len(data.tokens(split)):,}" for split in ("train", "validation", "test"))
     typer.echo(f"{data.folder}: tokens {counts}\n{account(data.index)}")
@@ -183,8 +186,9 @@ def _planned(
 
     load_mixers(mixer_files)
     load_files(suite_files or [])
-    loaded = asked_for(experiment, overrides, scale, runs.resolve())
-    return loaded, plan(loaded, runs.resolve())
+    with working(f"planning {experiment}"):
+        loaded = asked_for(experiment, overrides, scale, runs.resolve())
+        return loaded, plan(loaded, runs.resolve())
 
 
 def _submit(
@@ -202,7 +206,8 @@ def _submit(
     if parallel < 1:
         raise ValueError(f"--parallel: {parallel} runs at a time; give at least 1")
     if any(run.missing for run in plans):
-        check(loaded, plans, runs)
+        with working("checking the runs and their data"):
+            check(loaded, plans, runs)
     if cluster in ("local", "debug"):
         if set_profile:
             raise ValueError(f"--set-profile: {cluster} has no profile; give --cluster PROFILE")
@@ -385,8 +390,8 @@ def collect_(
     with errors():
         loaded, plans = _planned(experiment, scale, overrides, mixer_file, suite_file, runs)
         target = out or collection_of(runs.resolve(), loaded.name).path
-        with Collection(target).replacing():
-            frame, lacking = collect(plans, loaded, target, this_command())
+        with Collection(target).replacing(), working(f"collecting {loaded.name}") as at:
+            frame, lacking = collect(plans, loaded, target, this_command(), at)
     typer.echo(f"{target}: {len(frame)} records of {frame['run'].nunique()} runs")
     for run_id in lacking:
         typer.echo(f"incomplete: {run_id}", err=True)

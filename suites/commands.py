@@ -24,6 +24,7 @@ from harness.command_line import (
     load_mixers,
     print_result,
 )
+from harness.progress import working
 
 
 @app.command("list")
@@ -105,7 +106,11 @@ def evaluate(
     from harness.records.record import TEXTS_AND_SCORES, shallow
     from suites import registry
 
-    with errors():
+    def say(line: str) -> None:
+        typer.echo(line, err=True)
+        at(line, printed=True)
+
+    with errors(), working(f"{suite}: loading the model") as at:
         registry.load_files(suite_file or [])
         pairs = [option.partition("=") for option in options or []]
         chosen_options = {key: parse_value(value, f"{key}={value}") for key, _, value in pairs}
@@ -128,8 +133,8 @@ def evaluate(
         else:
             model = _model_of_lm_eval(lm, lm_args)
         if answers is not None:
-            model = Journal(model, answers, lambda line: typer.echo(line, err=True))
-        measurements = chosen.run(model, config, lambda line: typer.echo(line, err=True))
+            model = Journal(model, answers, say)
+        measurements = chosen.run(model, config, say)
         measurements = chosen.stamped(config, measurements)
     rows = [{key: value for key, value in shallow(m).items() if key not in TEXTS_AND_SCORES} for m in measurements]
     text = [

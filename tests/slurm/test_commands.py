@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from harness import progress
 from harness.experiments.load import load_experiment
 from harness.experiments.schema import Experiment
 from harness.training import checkpoint
@@ -19,7 +21,7 @@ from slurm.plan import RunPlan, plan
 from slurm.snapshot import open_submission
 from slurm.state import started, write_status
 from suites.units import TRAIN
-from tests.slurm.experiments import experiment
+from tests.slurm.experiments import data_config, experiment
 
 cli = CliRunner()
 
@@ -153,6 +155,23 @@ def test_progress_on_a_terminal_shows_an_error_text_as_it_is(
         for number, handler in before:
             signal.signal(number, handler)
     assert TEXT in screen.getvalue()
+
+
+def test_work_in_this_process_says_how_far_it_is(
+    tmp_path: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slurm.local.PRINT_INTERVAL", 0.05)
+    monkeypatch.setattr(progress, "SILENCE", 0.01)
+    path = experiment(tmp_path, small_data, mixers=["attention"], data=data_config(small_data, steps=40))
+    options = [str(path), "--runs", str(tmp_path / "runs")]
+    trained = cli.invoke(app, ["train", *options, "--run", "attention"])
+    assert trained.exit_code == 0, trained.output
+    assert re.search(r"starting: 0 s", trained.stderr)
+    assert re.search(r"loss \d\.\d{3}  [\d,]+ tok/s, step \d+ of 40, \d+ s left: \d+ s", trained.stderr)
+    again = cli.invoke(app, ["submit", *options, "--cluster", "debug", "--set", "train.lr=0.002"])
+    assert again.exit_code == 0, again.output
+    assert re.search(r"training +step \d+/40  loss", again.output)
+    assert "planning" in again.stderr and "planning" in cli.invoke(app, ["collect", *options]).stderr
 
 
 def test_runs_are_listed_with_their_size_and_checkpoints_of_trained_ones_are_removed(tmp_path: Path) -> None:
