@@ -50,7 +50,7 @@ def params(
     mixer_file: MixerFiles = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show every mixer's matched model at a scale: parameters, state, FLOPs, widths."""
+    """Show the matched models of a scale: parameters, state, FLOPs."""
     from harness.experiments.matching import parameter_table
 
     with errors():
@@ -88,7 +88,10 @@ def check(
     mixer_file: MixerFiles = None,
     as_json: AsJson = False,
 ) -> None:
-    """Try a mixer on everything that the interface promises; exit code 1 if it breaks one promise."""
+    """Try a mixer on everything that the interface promises.
+
+    Exit code 1 if it breaks one promise.
+    """
     import torch
 
     from harness.experiments.load import parse_value
@@ -137,7 +140,7 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, max=2**62, help="Of the sampling.")] = 0,
     trust: Trust = False,
 ) -> None:
-    """Continue a text with a trained run, decoding from its recurrent state."""
+    """Continue a text with a trained run."""
     from harness.lm.generate import generate_text
     from harness.lm.load import load_lm
 
@@ -152,7 +155,10 @@ def export(
     out: Annotated[Path, typer.Option(help="The folder to write.")],
     trust: Trust = False,
 ) -> None:
-    """Write a trained run as a folder that transformers' AutoModelForCausalLM and AutoTokenizer load."""
+    """Write a trained run as a folder that transformers loads.
+
+    AutoModelForCausalLM and AutoTokenizer read it.
+    """
     from harness.lm.export import export as write
 
     with errors():
@@ -164,8 +170,10 @@ def pack_(
     run: Annotated[Path, typer.Argument(help="The folder of a trained run.")],
     out: Annotated[Path | None, typer.Option(help="The file to write; <run>.tar by default.")] = None,
 ) -> None:
-    """Pack all that is needed to evaluate a run elsewhere into one file: weights, tokenizer, code of its mixer,
-    configuration, records and provenance."""
+    """Pack a run into one file, to evaluate it elsewhere.
+
+    It holds weights, tokenizer, code of the mixer, configuration, records and provenance.
+    """
     from harness.lm.pack import pack
 
     with errors():
@@ -177,7 +185,10 @@ def unpack_(
     file: Annotated[Path, typer.Argument(help="A file made by `runs pack`.")],
     runs: RunsRoot = RUNS,
 ) -> None:
-    """Unpack a packed run into a folder of runs. Runs no code: see --trust of `eval`, `generate` and `export`."""
+    """Unpack a packed run into a folder of runs.
+
+    No code is run: see --trust of `eval`, `generate` and `export`.
+    """
     from harness.lm.pack import unpack
 
     with errors():
@@ -205,8 +216,11 @@ def table(
     summary: Annotated[bool, typer.Option("--summary", help="Print the answer in a few lines, and no table.")] = False,
     scale: Scale = None,
 ) -> None:
-    """Print the comparison, and write it as markdown, LaTeX, CSV and HTML beside the records; in the paper's layout as
-    well, and beside its numbers, where the experiment measures one of its tables."""
+    """Print the comparison, and write it in every form.
+
+    Markdown, LaTeX, CSV and HTML lie beside the records. An experiment that measures a table of the paper is also
+    written in the paper's layout, beside its numbers.
+    """
     from harness.experiments.load import experiment_name, load_experiment, stored_experiment
     from harness.tables.collection import read_table, write_forms, write_table
     from harness.tables.differences.rows import differences
@@ -265,7 +279,10 @@ def compare(
     runs: RunsRoot = RUNS,
     form: Format = None,
 ) -> None:
-    """Print what differs between two collections, B less A, in the rows and columns that both have."""
+    """Print what differs between two collections, B less A.
+
+    Rows and columns that both have are compared.
+    """
     from harness.experiments.load import experiment_name
     from harness.tables.differences.collections import compare_collections
 
@@ -316,7 +333,10 @@ def figure(
     runs: RunsRoot = RUNS,
     scale: Scale = None,
 ) -> None:
-    """Draw a figure of the collected records, or of what happens inside a run, as PNG and SVG."""
+    """Draw a figure of what was collected, or of a run's gates.
+
+    As PNG and SVG, beside the records.
+    """
     from harness.experiments.load import experiment_name
     from harness.figures import GATES, write_figure, write_gates
 
@@ -345,7 +365,10 @@ def report(
     runs: RunsRoot = RUNS,
     scale: Scale = None,
 ) -> None:
-    """Write one HTML page with the tables, figures, configuration and provenance of what was collected."""
+    """Write one HTML page of all that was collected.
+
+    Summary, tables, answers, figures, configuration and provenance; it needs no other file.
+    """
     from harness.experiments.load import experiment_name, stored_experiment
     from harness.report.page import report as write
     from harness.tables.collection import write_table
@@ -361,7 +384,10 @@ def report(
 
 @app.command()
 def index(runs: RunsRoot = RUNS) -> None:
-    """Write one HTML page over all experiments of a folder of runs: each one's summary, and its report."""
+    """Write one HTML page over all experiments in --runs.
+
+    Each one's summary, and the way to its report.
+    """
     from harness.report.index import write_index
 
     with errors(), working("reading the collections"):

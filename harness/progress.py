@@ -31,17 +31,19 @@ def every(seconds: float, call: Callable[[], None]) -> Iterator[None]:
 
 
 class At:
-    """The thing that is being done: called with what is done from now on."""
+    """The thing that is being done; called with what is done from then on."""
 
     def __init__(self, doing: str):
         self.doing, self.began = doing, time.monotonic()
         self.last = self.began
 
-    def __call__(self, doing: str, printed: bool = False) -> None:
-        """printed: the caller has just printed it, so that it need not be said before the next silence."""
+    def __call__(self, doing: str) -> None:
         self.doing = doing
-        if printed:
-            self.last = time.monotonic()
+
+    def line(self, text: str) -> None:
+        """Say a line of progress at once."""
+        self.doing, self.last = text, time.monotonic()
+        print(text, file=sys.stderr, flush=True)
 
     def say(self) -> None:
         """Say on stderr what is being done and for how long, if nothing was said for SILENCE seconds."""

@@ -67,12 +67,8 @@ def prepare(
     jobs: Annotated[int, typer.Option(help="Number of jobs that share the work, with --cluster.")] = 1,
     runs: RunsRoot = RUNS,
 ) -> None:
-    """Tokenise text into shards with an index and checksums. After an interruption, the same command resumes."""
+    """Tokenise text into shards. After an interruption the same command resumes."""
     from harness.data.prepare import account, finish, plan
-
-    def say(line: str) -> None:
-        typer.echo(line, err=True)
-        at(line, printed=True)
 
     with errors(), working("prepare: reading the source") as at:
         if processes is not None and (processes < 1 or cluster is not None):
@@ -96,7 +92,7 @@ def prepare(
             hub_config=name,
             hub_split=split,
             revision=revision,
-            progress=say,
+            progress=at.line,
         )
         if data is None and profile is not None:
             from slurm.preparation import submit as submit_preparation
@@ -104,7 +100,7 @@ def prepare(
             typer.echo("\n".join(submit_preparation(folder, profile, jobs, runs.resolve())))
             return
         at("prepare: reading and checking the shards")
-        data = finish(folder, processes, say) if data is None else data
+        data = finish(folder, processes, at.line) if data is None else data
         counts = ", ".join(f"{split} {len(data.tokens(split)):,}" for split in ("train", "validation", "test"))
     typer.echo(f"{data.folder}: tokens {counts}\n{account(data.index)}")
 
@@ -284,8 +280,8 @@ def train(
     mixer_file: MixerFiles = None,
     suite_file: SuiteFiles = None,
 ) -> None:
-    """Train one run of an experiment in this process, or in those that torchrun started. On the first ^C or SIGTERM it
-    saves and ends; on the second it ends without saving."""
+    """Train one run in this process, or in those of torchrun. The first ^C or SIGTERM saves and ends; the second ends
+    without saving."""
     from slurm.local import train_here
     from suites.units import TRAIN
 
@@ -325,7 +321,7 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Refresh every two seconds, until ^C.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the state of every run: of the experiment's submissions, or of its plan if there are none."""
+    """Show the state of every run, as submitted. If nothing was, the runs that the experiment plans."""
     from slurm.queue import Queue
     from slurm.status import Filter, overview, report, runs_of
 
@@ -399,7 +395,7 @@ def collect_(
 
 @runs_app.command("list")
 def list_(runs: RunsRoot = RUNS, as_json: AsJson = False) -> None:
-    """List the runs of a folder: whether they are trained, and the disk space of each and of its checkpoints."""
+    """List the runs of a folder. Says whether each is trained, and what disk space it and its checkpoints take."""
     from harness.run_folder.disk import size
 
     with errors():
@@ -420,8 +416,8 @@ def prune(
     keep: Annotated[str, typer.Option(help="last: the weights for evaluations to come; none: nothing.")],
     runs: RunsRoot = RUNS,
 ) -> None:
-    """Remove checkpoints of trained runs on which nothing is at work. With `--keep none` their records are all that is
-    left: they can be neither evaluated nor exported any more."""
+    """Remove checkpoints of trained runs. Runs with work in progress keep theirs. With `--keep none` only records are
+    left: the run can be neither evaluated nor exported any more."""
     from harness.run_folder.disk import prune as remove
     from slurm.queue import Queue
 
@@ -442,7 +438,7 @@ def bench_sweep(
     runs: Annotated[int, typer.Option(help="Runs of the synthetic experiment.")] = 2000,
     as_json: AsJson = False,
 ) -> None:
-    """Time planning and status of an experiment of many runs, over synthetic markers."""
+    """Time planning and status of an experiment of many runs."""
     from slurm.bench import render, run
 
     with errors():

@@ -32,7 +32,8 @@ nav ul { display: flex; flex-wrap: wrap; gap: 2px 18px; list-style: none; paddin
 figure { margin: 0 0 1.2em } img { max-width: 100%; height: auto; background: #fff }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--card); padding: 10px; font-size: .8em }
 .item { margin: 0 0 1.4em 1em } .asked { max-height: 16em; overflow: auto; margin: 4px 0 }
-.said td:nth-child(2) { text-align: left; white-space: pre-wrap; min-width: 8em }
+.said caption { white-space: normal } .said th, .said td { text-align: left }
+.said td:nth-child(2) { white-space: pre-wrap; min-width: 8em }
 dl { display: grid; grid-template-columns: minmax(8em, max-content) 1fr; gap: 2px 14px; font-size: .85em }
 dd { margin: 0; overflow-wrap: anywhere } summary { cursor: pointer; padding: 2px 0 }
 .dt-search { margin: 4px 0 } .dt-search input { margin-left: 8px; font: inherit; color: inherit; padding: 2px 6px;
@@ -42,7 +43,7 @@ dd { margin: 0; overflow-wrap: anywhere } summary { cursor: pointer; padding: 2p
 .dt-ordering-asc .dt-column-order::after { content: " ↑" } .dt-ordering-desc .dt-column-order::after { content: " ↓" }
 @media screen and (max-width: 700px) { body { padding: 10px } img { max-width: none; width: 720px }
   figure { overflow-x: auto } dl { grid-template-columns: 1fr }
-  .plain tbody th { max-width: 9em; white-space: normal } }
+  .plain tbody th { max-width: 9em; white-space: normal } .card .mixerbench .truths td { min-width: 6em } }
 @media print { body { max-width: none; font-size: 10pt } nav, .skip, .dt-search { display: none }
   .wide, .asked { overflow: visible } .asked { max-height: none } .plain td { white-space: normal }
   details::details-content { content-visibility: visible }

@@ -73,8 +73,8 @@ def power_notes(table: Table) -> Iterable[str]:
     if pairs:
         rest = f"; {len(pairs) - SHOWN_PAIRS} more need more" if len(pairs) > SHOWN_PAIRS else ""
         yield (
-            f"not told apart, and what would settle a difference of that size in {POWER:.0%} of cases ({ALPHA:.0%} "
-            "with Holm's correction, as for the marks: divided by the pairs of the group in the column that are open): "
+            f"undecided pairs, and the samples or seeds for {POWER:.0%} power at their difference ({ALPHA:.0%}, by "
+            "Holm's correction divided by the undecided pairs of the group in the column): "
             + "; ".join(text for _, text in pairs[:SHOWN_PAIRS])
             + rest
         )
