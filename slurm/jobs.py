@@ -1,4 +1,4 @@
-"""The jobs of an experiment: prepare it, train a run, evaluate one unit of a run, choose values, collect the results.
+"""The jobs of an experiment: prepare it, train a run, evaluate units of a run, choose values, collect the results.
 
 A job that is told to save and leave (submitit's signal, before a time limit or by hand) does so and starts again. A job
 that fails starts again too, until `slurm.state.settle` gives it up. Every job may start any number of times: it does
@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,11 @@ class Job(Checkpointable):
         failure."""
         raise SystemExit(LEFT)
 
+    @property
+    def parts(self) -> tuple[Job, ...]:
+        """The jobs that it consists of: itself."""
+        return (self,)
+
     def __call__(self) -> None:
         """Do the work unless it is done. Raises whatever stops it, and SystemExit(LEFT) when told to leave."""
         job = _environment()
@@ -109,6 +115,8 @@ class Job(Checkpointable):
         hold = exclusively(self.folder, self.unit, patience)
         with join_world() as world, hold if world.first else contextlib.nullcontext():
             if world.on_first(self.done):
+                if world.first:
+                    write_status(self.folder, self.unit, "done")
                 return
             if world.first:
                 started(self.folder, self.unit, "" if job is None else str(job.paths.stderr))
@@ -167,6 +175,10 @@ class Job(Checkpointable):
         with contextlib.suppress(OSError):
             ended(self.folder, self.unit, outcome, reason, kind)
             write_status(self.folder, self.unit, "stopped", reason)
+
+    def has_failed(self) -> bool:
+        """Whether an attempt has failed so far."""
+        return any(e.get("outcome") == "failed" for e in RunFolder(self.folder).read_attempts(self.unit))
 
     def done(self) -> bool:
         """Whether there is nothing left to do."""
@@ -267,6 +279,56 @@ class MeasureJob(Job):
         RunFolder(self.folder).append_history(self.unit, entry(birth, 0, processes=1))
         measurements = chosen.stamped(options, chosen.measure(model, recipe, options, self.beat()))
         keep(self.folder, self.unit, measurements, birth, self.config, self.config.label, self.evaluation.key(None))
+
+
+@dataclass(frozen=True)
+class PackJob(Checkpointable):
+    """Several evaluations of a run, one after another in one process. Each keeps its own state, attempts and records.
+
+    parts: a job per evaluation.
+    """
+
+    parts: tuple[Job, ...]
+
+    def checkpoint(self) -> submitit.core.utils.DelayedSubmission:
+        """Leave as `Job.checkpoint` does."""
+        raise SystemExit(LEFT)
+
+    def __call__(self) -> None:
+        """Do everything that is neither done nor given up; a failure keeps nothing else from being done.
+
+        Raises RuntimeError at the end if an evaluation has failed, and SystemExit(LEFT) when told to leave.
+        """
+        failed = []
+        with Notice(at_once=True):  # between two evaluations, each of which has its own
+            try:
+                for job in sorted(self.parts, key=Job.has_failed):  # what fails may spoil the process
+                    status = RunFolder(job.folder).read_status(job.unit)
+                    if status is not None and status.state == "failed":
+                        failed.append(f"{unit_of(job.unit)}: {status.detail}")
+                        continue
+                    try:
+                        job()
+                    except (KeyboardInterrupt, SystemExit):
+                        raise
+                    except BaseException as error:  # a suite may raise anything
+                        traceback.print_exc()
+                        failed.append(f"{unit_of(job.unit)}: {error}")
+                        if not device_works():
+                            break  # the job starts again and does the others first
+            except Leave:
+                raise SystemExit(LEFT) from None
+        if failed:
+            raise RuntimeError("; ".join(failed))
+
+
+def device_works() -> bool:
+    """Whether this process can still use its device: after some errors of CUDA kernels, every later call fails too."""
+    try:
+        torch.zeros(1, device=this_device()).item()
+    except RuntimeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)

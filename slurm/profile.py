@@ -115,6 +115,13 @@ class Resources(Closed):
         return self.tasks_per_node or max(1, self.gpus_per_node)
 
 
+class Evaluate(Resources):
+    """The resources of an evaluation's job, and how much it does."""
+
+    pack: bool = False
+    """Whether one job does all evaluations of a run, one after another, instead of one each."""
+
+
 class Profile(Closed):
     """The profile of a cluster: where jobs go, what they request and what surrounds them on a node.
 
@@ -143,8 +150,8 @@ class Profile(Closed):
     train: Resources = Resources()
     """Resources of a job that trains one run."""
 
-    evaluate: Resources = Resources()
-    """Resources of a job that evaluates one unit of a run. It has one process on one node."""
+    evaluate: Evaluate = Evaluate()
+    """Resources of a job that evaluates one unit of a run, or all if packed. It has one process on one node."""
 
     prepare: Resources = Resources(gpus_per_node=0)
     """Resources of jobs that need no model: preparing data, downloading and collecting. They have one process each."""
@@ -154,6 +161,10 @@ class Profile(Closed):
 
     concurrency: PositiveInt | None = None
     """Tasks of one job array that may run at the same time; by default all."""
+
+    max_jobs: int | None = Field(default=None, ge=4)
+    """Jobs that you may have in the queue, each task of an array counted; by default the limits that the site's
+    accounting enforces. A sweep that is larger goes through the queue in waves."""
 
     signal_delay_s: PositiveInt = 120
     """Seconds before its time limit at which a job is told to save."""

@@ -346,13 +346,15 @@ def accounting(jobs: list[str]) -> dict[str, str]:
 
 
 def troubles(runs_root: Path, name: str) -> list[str]:
-    """Why the last submission could not prepare, choose or collect, one line each, which no run's own state tells."""
+    """Why the last submission could not prepare, choose, go on or collect, one line each: no run's state tells it."""
     found = []
     for submission in submissions(runs_root, name)[-1:]:
         folder = submission.path
-        for unit in ("prepare", "choose", "collect"):
+        released = [name for name in submission.read_jobs() if name.startswith("release-")]
+        for unit in ("prepare", "choose", *released, "collect"):
             status = RunFolder(folder).read_status(unit)
-            if status is not None and status.state in ("failed", "stopped"):
+            waits = status is not None and status.state == "running" and status.detail.startswith("waits: ")
+            if status is not None and (waits or status.state in ("failed", "stopped")):
                 found.append(f"{unit} of {folder.name} {status.state}: {status.detail}")
     return found
 

@@ -50,6 +50,16 @@ def test_tasks_of_an_array_wait_for_their_own_predecessor_also_when_it_is_requeu
     )
 
 
+def test_some_tasks_of_an_array_wait_for_their_own_predecessors(slurm_cluster: MiniSlurm, tmp_path: Path) -> None:
+    before = submit(slurm_cluster, tmp_path, "[ $SLURM_ARRAY_TASK_ID != 3 ] || sleep 600", "--array=0-3")
+    writes = "echo $SLURM_ARRAY_TASK_ID >> order"
+    after = submit(slurm_cluster, tmp_path, writes, "--array=1,3%1", f"--dependency=aftercorr:{before}")
+    slurm_cluster.wait((tmp_path / "order").exists, "the task whose predecessor has ended")
+    assert [row["id"] for row in slurm_cluster.squeue() if row["id"].startswith(f"{after}_")] == [f"{after}_3"]
+    assert (tmp_path / "order").read_text() == "1\n"
+    slurm_cluster.run("scancel", before, after)
+
+
 def test_a_job_over_two_nodes_has_the_gpus_it_asked_for(slurm_cluster: MiniSlurm) -> None:
     shown = slurm_cluster.run(
         "srun", "-N2", "--gpus-per-node=2", "bash", "-c", "echo $SLURMD_NODENAME $CUDA_VISIBLE_DEVICES"

@@ -13,10 +13,11 @@ import pandas as pd
 import pytest
 
 from harness.experiments.load import load_experiment
-from harness.files import cache_dir
+from harness.files import cache_dir, write_atomic
 from harness.records.store import load
 from harness.run_folder import RunFolder, submissions
 from harness.training.train import train
+from slurm.bench import synthetic_summary
 from slurm.plan import RunPlan, plan
 from slurm.trials import DIVERGED, failure
 from suites.units import TRAIN
@@ -304,3 +305,50 @@ def test_jobs_submitted_inside_another_job_run_the_code_that_was_submitted(clien
     break_checkout(checkout)
     client.finish(600)
     assert set(load(client.runs)["n"]) == {12}
+
+
+STUB = """
+import json, os, shutil, sys
+from pathlib import Path
+name = os.environ["SLURM_JOB_NAME"].partition(":")[2].removesuffix("@mixerbench")
+if name.startswith("release-"):
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+submission = Path(sys.argv[-1]).parent
+tasks = json.loads((submission / "arrays" / f"{name}.json").read_text())
+folder, units = tasks[os.environ.get("SLURM_ARRAY_TASK_ID", "0")]
+if name == "prepare":
+    (submission / "prepared").touch()
+elif name != "collect":
+    assert "train" in units or Path(folder, "train.json").exists()
+    for unit in units:
+        shutil.copytree(Path(__file__).parent / "results" / Path(folder).name / unit, folder, dirs_exist_ok=True)
+"""
+"""An interpreter that leaves the results of jobs without computing them, and really runs those that submit waves."""
+
+
+def test_a_sweep_above_the_limit_on_submitted_jobs_finishes_by_itself(client: Client, small_data: Path) -> None:
+    (client.folder / "stub.py").write_text(STUB)
+    stub = f"{sys.executable} {client.folder}/stub.py"
+    client = Client(client.cluster, client.folder, evaluate=TINY | {"pack": True}, python=stub)
+    path = experiment(client.folder, small_data, mixers=["attention"], seeds=list(range(24)))
+    for number, run in enumerate(runs := plan(load_experiment(path), client.runs)):
+        results = client.folder / "results" / run.config.run_id
+        (RunFolder(run.folder) if number % 6 else RunFolder(results / TRAIN)).write_summary(synthetic_summary(run), {})
+        place = run.place("recall")
+        write_atomic(RunFolder(results / place).records(place), b"{}\n")
+        RunFolder(results / place).write_done(place, run.units["recall"].key("0"))
+    cluster, mine = client.cluster, ("user", client.cluster.run("id", "-un").strip(), "where", "account=lab")
+    cluster.run("sacctmgr", "-i", "modify", *mine, "set", "maxsubmitjobs=6")
+    try:
+        # 4 trainings and 24 evaluations, four a wave.
+        assert "at most 6 jobs in the queue at the same time" in client.submit(path, "--dry-run")
+        client.submit(path)
+        cluster.wait(lambda: len(list((client.runs / "submissions").glob("*/arrays/collect.json"))), "the end", 600)
+        client.finish()
+    finally:
+        cluster.run("sacctmgr", "-i", "modify", *mine, "set", "maxsubmitjobs=-1")
+    assert not any(run.missing for run in plan(load_experiment(path), client.runs))
+    (submission,) = submissions(client.runs, "tiny")
+    releases = [name for name in submission.read_jobs() if name.startswith("release-")]
+    assert len(releases) == 6 and all(RunFolder(submission.path).read_status(name).state == "done" for name in releases)
+    assert len(runs) == 24 and len(submission.read_jobs()) <= 24
