@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Its Python and Triton parts; its CUDA extension, which would need a compiler for GPUs, is Mamba-1's alone.
 PIN_MAMBA := grep -o 'mamba-ssm==[^"]*' pyproject.toml
 
-.PHONY: demo test test-long test-slurm test-pages lint venv gpu
+.PHONY: demo test test-long test-slurm test-pages lint venv gpu gpu-short
 
 demo: $(STAMP)
 	$(RUN) data fetch
@@ -65,6 +65,10 @@ gpu:
 	  || failed="$$failed collect"; \
 	timeout 60 $(PYTHON) run.py table small-scale --out results/small-scale || failed="$$failed table"; \
 	test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
+
+# On a GPU that is there for minutes: at most nine of them in all, results under results/gpu-short as they come.
+gpu-short:
+	$(PYTHON) run.py bench short
 
 $(STAMP): requirements-cpu.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: PYTHON=$(PYTHON) is older than 3.11; set PYTHON=")'

@@ -87,7 +87,8 @@ def load_mixers(files: list[Path] | None) -> list[str]:
     from harness.training.inputs import trusted
     from mixers.registry import load_file
 
-    names = [name for file in files for name in load_file(file)]
-    for file in files:
-        trusted(file)
+    places = [file.resolve() for file in files]  # as Python treats a script: what it imports lies beside the target
+    names = [name for place in places for name in load_file(place)]
+    for place in places:
+        trusted(place)
     return names

@@ -7,6 +7,7 @@ the kernels that its authors maintain. Other packages are imported only when the
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import sys
 import types
@@ -29,35 +30,52 @@ class Backend:
     """An implementation of a mixer.
 
     absent: (device, dtype of the activations, the mixer's configuration or None) → None if the backend serves, else one
-    line that says what is missing and how to get it.
+    line that says what is missing and how to get it. no_gradient: the same for a backend that serves without gradients
+    and cannot compute them.
     """
 
     name: str
     absent: Absent
+    no_gradient: Absent = lambda device, dtype, config: None
+
+    def missing(self, device: torch.device, dtype: torch.dtype, config: Any, gradients: bool) -> str | None:
+        """Return None if the backend serves, with gradients if asked for, else the reason why not."""
+        reason = self.absent(device, dtype, config)
+        return self.no_gradient(device, dtype, config) if reason is None and gradients else reason
 
 
 TORCH = Backend("torch", lambda device, dtype, config: None)
 
 
 def reasons(
-    backends: tuple[Backend, ...], device: torch.device, dtype: torch.dtype, config: Any = None
+    backends: tuple[Backend, ...], device: torch.device, dtype: torch.dtype, config: Any = None, gradients: bool = True
 ) -> dict[str, str | None]:
-    """Return for each backend, by name, None if it serves and otherwise the reason why not."""
-    return {backend.name: backend.absent(device, dtype, config) for backend in backends}
+    """Return for each backend, by name, None if it serves and otherwise the reason why not.
+
+    gradients: whether it must compute them too.
+    """
+    return {backend.name: backend.missing(device, dtype, config, gradients) for backend in backends}
 
 
 def choose(
-    backends: tuple[Backend, ...], asked: str, device: torch.device, dtype: torch.dtype, config: Any = None
+    backends: tuple[Backend, ...],
+    asked: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    config: Any = None,
+    gradients: bool = True,
 ) -> str:
     """Return the name of the backend to use. `auto` is torch on a CPU and the first one that serves elsewhere.
+
+    gradients: whether it must compute them too.
 
     Raises ValueError if `asked` is an unknown name, or a backend that does not serve, with the reason.
     """
     if asked == "auto":
         if device.type == "cpu":  # tests run kernels there under Triton's interpreter, but ask for them by name
             return TORCH.name
-        return next(backend.name for backend in backends if backend.absent(device, dtype, config) is None)
-    absences = reasons(backends, device, dtype, config)
+        return next(b.name for b in backends if b.missing(device, dtype, config, gradients) is None)
+    absences = reasons(backends, device, dtype, config, gradients)
     if asked not in absences:
         raise ValueError(f"backend: unknown name {asked!r}; known: auto, {', '.join(absences)}")
     if absences[asked] is not None:
@@ -65,6 +83,7 @@ def choose(
     return asked
 
 
+@torch.compiler.assume_constant_result  # Dynamo cannot trace the look into Triton's settings
 def interpreted() -> bool:
     """Whether Triton interprets its kernels, on CPU tensors: TRITON_INTERPRET was 1 when triton was imported."""
     from triton import knobs
@@ -84,19 +103,25 @@ def needs_gpu(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def fla_absent(device: torch.device, dtype: torch.dtype, config: Any) -> str | None:
-    """Return why flash-linear-attention's gated operators cannot run, or None if they can.
-
-    They need version 0.6.0 or newer, and a Triton that compiles them correctly.
-    """
+    """Return why flash-linear-attention's operators cannot run, or None if they can. They need 0.6.0 or newer."""
     if (reason := needs_gpu(device, dtype)) is not None:
         return reason
     if _parts("flash-linear-attention") < (0, 6):
         return "flash-linear-attention 0.6.0 or newer is missing; pip install -U flash-linear-attention"
+    return None
+
+
+def fla_scalar_decay_gradient_absent(device: torch.device, dtype: torch.dtype, config: Any) -> str | None:
+    """Return why fla cannot compute gradients where the decay is a scalar per head, or None if it can.
+
+    On Hopper, Triton from 3.4 to before 3.7.1 compiles the kernel wrongly that these gradients share, and fla raises
+    there. A decay per channel, as in KDA, has kernels of its own, and so does the forward pass.
+    """
     if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9 and not _installed("tilelang"):
         triton = _parts("triton")
         if (3, 4) <= triton < (3, 7, 1):
             return (
-                f"fla refuses gated kernels on Hopper with Triton {version('triton')}, whose gradients are wrong; "
+                f"fla refuses this gradient on Hopper with Triton {version('triton')}, which compiles it wrongly; "
                 "pip install 'triton>=3.7.1', or pip install tilelang"
             )
     return None
@@ -118,6 +143,29 @@ def mamba_ssm_absent(device: torch.device, dtype: torch.dtype, config: Any) -> s
 
 FLA = Backend("fla", fla_absent)
 MAMBA_SSM = Backend("mamba-ssm", mamba_ssm_absent)
+
+
+FLA_DISPATCH = "FLA_DISABLE_BACKEND_DISPATCH"
+
+
+def fla_kernels() -> str | None:
+    """Return whose kernels fla's operators run: `fla`, or `fla, may dispatch` where it may hand them to other packages.
+
+    fla gives an operator to flash_qla, flash_kda, TileLang and others that are installed and accept the arguments,
+    unless FLA_DISABLE_BACKEND_DISPATCH was 1 when it was imported. None without fla.
+    """
+    if not _installed("fla"):
+        return None
+    from fla import backends
+
+    return "fla" if backends._DISPATCH_DISABLED else "fla, may dispatch"
+
+
+def disable_fla_dispatch() -> None:
+    """Keep fla from running other packages' kernels under its name. Raises RuntimeError if it is imported too late."""
+    os.environ[FLA_DISPATCH] = "1"
+    if fla_kernels() not in ("fla", None):
+        raise RuntimeError(f"fla was imported with its dispatch on; set {FLA_DISPATCH}=1 before Python starts")
 
 
 def mamba_ssm(module: str) -> Any:

@@ -19,7 +19,7 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt, create_model
 from torch import Tensor, nn
 
-from mixers.backends import FLA, activation_dtype, fla_absent, interpreted
+from mixers.backends import FLA, activation_dtype, fla_absent, fla_scalar_decay_gradient_absent, interpreted
 from mixers.interface import Cost, Entry, Mixer, MixerConfig, State, check_cu_seqlens, index_state
 
 FLA_PREFIX = "fla:"
@@ -96,6 +96,9 @@ def _linear_state(layer: Any) -> int:
     return layer.num_heads * _features(layer) * (layer.head_v_dim + int(layer.do_feature_map_norm))
 
 
+SCALAR_DECAY = ("Comba", "GatedDeltaNet", "SimpleGatedLinearAttention")
+"""Layers whose gradients run fla's kernels for one decay per head."""
+
 KNOWN: dict[str, Known] = {
     "Comba": Known(_matrix("num_v_heads"), lambda layer: 7),
     "DeltaNet": Known(_matrix(), lambda layer: 6, no_fp32=True),
@@ -152,13 +155,16 @@ class FLALayer(Mixer):
         self.known = KNOWN.get(layer)
         self.mode = getattr(self.layer, "mode", None)
 
-    def serving(self, device: torch.device, dtype: torch.dtype) -> str:
+    def serving(self, device: torch.device, dtype: torch.dtype, gradients: bool = True) -> str:
         """Return `fla`. Raises ValueError with the reason if fla does not serve on this device in this dtype."""
         if self.backend not in ("auto", FLA.name):
             raise ValueError(f"backend: {self.name} has no form {self.backend!r}; known: auto, {FLA.name}")
         if device.type != "cuda" and not (device.type == "cpu" and interpreted()):
             raise ValueError(f"{self.name}: flash-linear-attention's layers need a CUDA device, not {device}")
-        if (reason := fla_absent(device, dtype, None)) is not None:
+        reason = fla_absent(device, dtype, None)
+        if reason is None and gradients and self.layer_class.__name__ in SCALAR_DECAY:
+            reason = fla_scalar_decay_gradient_absent(device, dtype, None)
+        if reason is not None:
             raise ValueError(f"{self.name}: {dtype} on {device}: {reason.removesuffix('; use torch')}")
         return FLA.name
 

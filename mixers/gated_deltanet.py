@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixers.backends import FLA, TORCH, Backend
+from mixers.backends import FLA, TORCH, Backend, fla_scalar_decay_gradient_absent
 from mixers.parts.common import accumulator_dtype, initial_log_rates, inverse_softplus_dt, l2_normalise
 from mixers.parts.delta_layer import DeltaMixer, ScalarWriteConfig, by_fla
 from mixers.parts.delta_rule import scalar_delta_rule
@@ -58,7 +58,7 @@ class GatedDeltaNet(DeltaMixer):
     """The layer: decay exp(-exp(A_log) · softplus(a(x) + dt_bias)), write strength σ(b(x)), full-rank output gate."""
 
     config_class = GatedDeltaNetConfig
-    backends = (Backend(FLA.name, _absent), TORCH)
+    backends = (Backend(FLA.name, _absent, fla_scalar_decay_gradient_absent), TORCH)
 
     def __init__(self, d_model: int, config: GatedDeltaNetConfig):
         super().__init__(d_model, config, config.output_gate)

@@ -79,7 +79,7 @@ class Mixer(nn.Module):
         super().__init__()
         self.d_model = d_model
         self.config = config
-        self._served: dict[tuple[str, torch.device, torch.dtype], str] = {}
+        self._served: dict[tuple[str, torch.device, torch.dtype, bool], str] = {}
 
     def forward(
         self,
@@ -114,19 +114,20 @@ class Mixer(nn.Module):
         """Compute `forward` on packed sequences. The default runs `mix` once per distinct length."""
         return packed(self.mix, x, state, cu_seqlens, return_state)
 
-    def serving(self, device: torch.device, dtype: torch.dtype) -> str:
+    def serving(self, device: torch.device, dtype: torch.dtype, gradients: bool = True) -> str:
         """Return the name of the implementation that computes activations of this dtype on this device.
 
-        Raises ValueError with the reason if `backend` names one that does not serve there.
+        gradients: whether it must compute them too; some serve only without. Raises ValueError with the reason if
+        `backend` names one that does not serve there.
         """
-        key = (self.backend, device, dtype)
+        key = (self.backend, device, dtype, gradients)
         if key not in self._served:  # asked at every call, and the answer never changes within a process
-            self._served[key] = choose(self.backends, self.backend, device, dtype, self.config)
+            self._served[key] = choose(self.backends, self.backend, device, dtype, self.config, gradients)
         return self._served[key]
 
     def implementation(self, x: Tensor) -> str:
-        """Return the name of the implementation that computes x under the current autocast."""
-        return self.serving(x.device, activation_dtype(x))
+        """Return the name of the implementation that computes x under the current autocast and gradient mode."""
+        return self.serving(x.device, activation_dtype(x), torch.is_grad_enabled())
 
     def cost(self, seq_len: int) -> Cost:
         """Return the cost on sequences of `seq_len` tokens. Subclasses implement it."""
@@ -189,13 +190,19 @@ def check_state(state: State, sequences: int) -> None:
             )
 
 
-def check_cu_seqlens(x: Tensor, cu_seqlens: Tensor) -> list[int]:
-    """Return the offsets as a list. Raises ValueError unless they rise from 0 to the length of x [1, T, …]."""
+def check_cu_seqlens(x: Tensor, cu_seqlens: Tensor, empty: bool = False) -> list[int]:
+    """Return the offsets as a list. Raises ValueError unless they rise from 0 to the length of x [1, T, …].
+
+    empty: allow sequences without a token.
+    """
     offsets = cu_seqlens.tolist()
     if x.shape[0] != 1:
         raise ValueError(f"cu_seqlens: packed sequences need a batch of 1, got {x.shape[0]}")
-    if offsets[0] != 0 or offsets[-1] != x.shape[1] or any(b <= a for a, b in zip(offsets, offsets[1:], strict=False)):
+    lengths = [b - a for a, b in zip(offsets, offsets[1:], strict=False)]
+    if offsets[0] != 0 or offsets[-1] != x.shape[1] or any(length < 0 for length in lengths):
         raise ValueError(f"cu_seqlens: expected offsets rising from 0 to {x.shape[1]}, got {offsets}")
+    if 0 in lengths and not empty:
+        raise ValueError(f"cu_seqlens: sequence {lengths.index(0)} of {offsets} is empty; leave it out")
     return offsets
 
 

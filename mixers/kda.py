@@ -10,12 +10,18 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixers.backends import FLA, TORCH, Backend
-from mixers.parts.common import accumulator_dtype, initial_log_rates, inverse_softplus_dt, l2_normalise
-from mixers.parts.delta_layer import DeltaMixer, ScalarWriteConfig, by_fla
+from mixers.parts.common import accumulator_dtype, inverse_softplus_dt, l2_normalise
+from mixers.parts.delta_layer import (
+    BoundedDecayConfig,
+    DeltaMixer,
+    ScalarWriteConfig,
+    by_fla,
+    initial_decay_rates,
+    log_decay,
+)
 from mixers.parts.delta_rule import scalar_delta_rule
 from mixers.registry import register_mixer
 
@@ -40,7 +46,11 @@ def kimi_delta_rule(
     return scalar_delta_rule(q, k, v, g, beta, scale, initial_state, chunk_size, backend)
 
 
-def _absent(device: torch.device, dtype: torch.dtype, config: ScalarWriteConfig | None) -> str | None:
+class KimiDeltaAttentionConfig(BoundedDecayConfig, ScalarWriteConfig):
+    """Options of KDA."""
+
+
+def _absent(device: torch.device, dtype: torch.dtype, config: KimiDeltaAttentionConfig | None) -> str | None:
     if config is not None and config.head_dim > 256:
         return f"fla's KDA takes head_dim up to 256, not {config.head_dim}; use torch"
     return FLA.absent(device, dtype, config)
@@ -50,17 +60,18 @@ def _absent(device: torch.device, dtype: torch.dtype, config: ScalarWriteConfig 
 class KimiDeltaAttention(DeltaMixer):
     """The layer: a low-rank decay per channel with A per value head, β = σ(b(x)), a low-rank sigmoid output gate."""
 
-    config_class = ScalarWriteConfig
+    config_class = KimiDeltaAttentionConfig
+    config: KimiDeltaAttentionConfig
     backends = (Backend(FLA.name, _absent), TORCH)
 
-    def __init__(self, d_model: int, config: ScalarWriteConfig):
+    def __init__(self, d_model: int, config: KimiDeltaAttentionConfig):
         super().__init__(d_model, config, output_gate="sigmoid")
         decay_width = self.value_heads * self.head_dim
         self.f_proj = nn.Sequential(
             nn.Linear(d_model, self.value_dim, bias=False), nn.Linear(self.value_dim, decay_width, bias=False)
         )
         self.b_proj = nn.Linear(d_model, self.value_heads, bias=False)
-        self.A_log = nn.Parameter(initial_log_rates(self.value_heads))
+        self.A_log = nn.Parameter(initial_decay_rates(self.value_heads, config.lower_bound))
         self.dt_bias = nn.Parameter(inverse_softplus_dt(decay_width))
         self.g_proj = nn.Sequential(
             nn.Linear(d_model, self.value_dim, bias=False),
@@ -76,14 +87,14 @@ class KimiDeltaAttention(DeltaMixer):
             from fla.ops.kda import chunk_kda, fused_recurrent_kda
 
             inputs = dict(q=q, k=k, v=v, g=g, beta=beta, A_log=self.A_log, dt_bias=self.dt_bias)
-            return by_fla(chunk_kda, fused_recurrent_kda, inputs, recurrent, self.config.beta_range)
+            options = (self.config.beta_range, self.config.lower_bound)
+            return by_fla(chunk_kda, fused_recurrent_kda, inputs, recurrent, *options)
         dtype = accumulator_dtype(x)
-        step = F.softplus(g.to(dtype) + self.dt_bias.view(self.value_heads, -1))
         return kimi_delta_rule(
             l2_normalise(q),
             l2_normalise(k),
             v,
-            -self.A_log.to(dtype).exp()[:, None] * step,
+            log_decay(g.to(dtype), self.A_log, self.dt_bias, self.config.lower_bound),
             self.config.beta_range * beta.sigmoid(),
             initial_state=recurrent,
             chunk_size=self.config.chunk_size,

@@ -78,7 +78,7 @@ def load_file(
     Raises ValueError if the file is missing, raises or exits, registers nothing, takes a name that is taken, or imports
     a module from beside it whose name is another one's in this process.
     """
-    path = Path(path).resolve()
+    path = placed(path)
     if not path.is_file():
         raise ValueError(f"{kind}_file: {path} is missing; give the path of a Python file")
     source = path.read_bytes()
@@ -111,11 +111,18 @@ def load_file(
     return names
 
 
+def placed(path: str | Path) -> Path:
+    """The absolute path of a file in the folder that it was found in. Where the file is a link, it is not followed: the
+    Hugging Face cache keeps links beside one another, and their targets without names."""
+    path = Path(path).absolute()
+    return path.parent.resolve() / path.name
+
+
 def files_beside(path: Path) -> list[Path]:
     """A Python file, and those of its folder that it imports, directly or through one another. Sorted but for `path`,
     which comes first."""
-    path = path.resolve()
-    found = {Path(file).resolve() for file, _ in imported_files(path).values()}
+    path = placed(path)
+    found = {placed(file) for file, _ in imported_files(path).values()}
     return [path, *sorted(file for file in found - {path} if file.is_relative_to(path.parent))]
 
 
@@ -178,7 +185,7 @@ def _require_free_names(kind: str, path: Path) -> None:
     for file in files_beside(path)[1:]:
         name = ".".join(file.relative_to(path.parent).with_suffix("").parts).removesuffix(".__init__")
         known = getattr(sys.modules.get(name), "__file__", None)
-        if known is None or Path(known).resolve() == file:
+        if known is None or placed(known) == file:
             continue
         if not Path(known).is_file() or Path(known).read_bytes() != file.read_bytes():
             raise ValueError(

@@ -84,6 +84,15 @@ def _range(layer: Any) -> int:
     return 2 if layer.allow_neg_eigval else 1
 
 
+def _lower_bound(layer: Any) -> float | None:
+    if layer.safe_gate != (layer.lower_bound is not None):  # fla's chunked and step forms would differ
+        raise ValueError(
+            f"{type(layer).__name__}.safe_gate: {layer.safe_gate} with lower_bound={layer.lower_bound} is no variant "
+            "of kda; it has both or neither"
+        )
+    return layer.lower_bound
+
+
 def _mamba3_options(layer: Any, inner: str, state: str, head: str) -> dict[str, Any]:
     rank = {"rank": layer.mimo_rank} if layer.is_mimo else {}
     turned = layer.num_rope_angles * 2 / getattr(layer, state)
@@ -128,16 +137,19 @@ COUNTERPARTS = [
     ),
     Counterpart(
         "fla", "kda", "KimiDeltaAttention", "hidden_size",
-        lambda layer: _delta_options(layer) | {"beta_range": _range(layer)},
-        lambda mixer: _delta_arguments(mixer) | {"allow_neg_eigval": mixer.config.beta_range == 2},
-        DELTA | {"safe_gate": False, "lower_bound": None},
+        lambda layer: _delta_options(layer) | {"beta_range": _range(layer), "lower_bound": _lower_bound(layer)},
+        lambda mixer: _delta_arguments(mixer)
+        | {"allow_neg_eigval": mixer.config.beta_range == 2}
+        | {"safe_gate": mixer.config.lower_bound is not None, "lower_bound": mixer.config.lower_bound},
+        DELTA,
     ),
     # fla's layer always has a sigmoid output gate. The paper's SiLU has no counterpart there.
     Counterpart(
         "fla", "gdn2", "GatedDeltaNet2", "hidden_size",
         lambda layer: _delta_options(layer)
         | {"output_gate": _output_gate(layer), "erase_range": _range(layer)}
-        | {"erase_gate": "channel", "write_gate": "channel", "decay": "channel", "output_gate_projection": "low_rank"},
+        | {"erase_gate": "channel", "write_gate": "channel", "decay": "channel", "output_gate_projection": "low_rank"}
+        | {"lower_bound": None},
         lambda mixer: _delta_arguments(mixer) | {"allow_neg_eigval": mixer.config.erase_range == 2},
         DELTA,
     ),

@@ -330,10 +330,11 @@ def status(
         if as_json:
             typer.echo(json.dumps([asdict(row) for row in asked.rows(overview(known, Queue.read()))], indent=1))
         elif watch:
+            from rich.console import Console
             from rich.live import Live
             from rich.text import Text
 
-            with Live("", auto_refresh=False) as live:
+            with Live("", console=Console(), auto_refresh=False) as live:
                 while True:
                     shown = Text(report(root, name, known, asked))  # a string would be read as markup
                     live.update(shown, refresh=True)

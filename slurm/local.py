@@ -257,7 +257,7 @@ def train_here(run: RunPlan, sharding: Sharding, profile: Path | None) -> Summar
     with (
         join_world() as world,
         ExitStack() as locks,
-        Progress(*columns, TimeRemainingColumn(), disable=not world.first) as bar,
+        Progress(*columns, TimeRemainingColumn(), console=Console(), disable=not world.first) as bar,
         stop_requests() as stop,
     ):
         with world.together():

@@ -126,7 +126,8 @@ def open_submission(
 
 def _keep(kind: str, path: Path, runs_root: Path) -> Path:
     """Copy a file, and those that it imports from beside it, into a folder named by their content."""
-    files = {str(file.relative_to(path.resolve().parent)): file.read_bytes() for file in files_beside(path)}
+    beside = files_beside(path)
+    files = {str(file.relative_to(beside[0].parent)): file.read_bytes() for file in beside}
     digest = hashlib.sha256(repr(files).encode()).hexdigest()[:16]
     target = code_folder(runs_root) / f"{kind}-{digest}"
     if not target.is_dir():

@@ -228,6 +228,59 @@ def bench_kernels(
         print_result(rows, as_json, render(rows))
 
 
+@bench_app.command("ledger")
+def bench_ledger(
+    out: Annotated[Path | None, typer.Option(help="Also write the rows to this JSON file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count what the training kernels' machine code for sm_90 executes, and print each kernel's time on paper.
+
+    Needs no GPU. Nothing is timed.
+    """
+    from harness.files import write_atomic
+    from mixers.backends import interpreted
+    from suites.bench import ledger
+
+    with errors():
+        if interpreted():
+            raise RuntimeError("TRITON_INTERPRET=1 is set, and interpreted kernels cannot be compiled; unset it")
+        rows = ledger.run(lambda line: typer.echo(line, err=True))
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(out, json.dumps(rows, indent=1).encode())
+    print_result(rows, as_json, ledger.render(rows))
+
+
+@bench_app.command("short")
+def bench_short(
+    out: Annotated[Path, typer.Option(help="Folder for the results, one JSON file a step.")] = Path(
+        "results/gpu-short"
+    ),
+    step: Annotated[str | None, typer.Option(help="Only this step, in this process.")] = None,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="Tiny shapes on a CPU; says nothing about speed.")
+    ] = False,
+) -> None:
+    """Use a GPU that is there for minutes: compile, sanitizer, correctness, kernels beside fla's, training steps.
+
+    At most nine minutes in all, each step bounded, results written as they come. A CPU rehearsal of the kernels needs
+    TRITON_INTERPRET=1.
+    """
+    from suites.bench import gpu_short
+
+    sizes = gpu_short.REHEARSAL if rehearse else gpu_short.PAPER
+    with errors():
+        if step == "one-case":
+            gpu_short.one_case(sizes)
+        elif step is not None:
+            if step not in gpu_short.STEPS:
+                raise ValueError(f"--step: {step!r} is none of {', '.join(gpu_short.STEPS)}")
+            gpu_short.run_step(step, sizes, out)
+        elif failed := gpu_short.run(sizes, out, typer.echo):
+            typer.echo(f"error: failed: {', '.join(failed)}; see {out}", err=True)
+            raise typer.Exit(1)
+
+
 @bench_app.command("throughput")
 def bench_throughput(
     preset: Annotated[str, typer.Option(help="A scale; see `list`.")],

@@ -47,7 +47,9 @@ def evaluate(
     key = evaluation.key(checkpoint.digest(lm.model.state_dict()))
     run, place = RunFolder(folder), evaluation.place(unit)
     files = (config.mixer_file, evaluation.suite_file)
-    birth = provenance(config.hash, this_device(), lm.dtype, lm.model.backend(lm.dtype), command, files)
+    birth = provenance(
+        config.hash, this_device(), lm.dtype, lm.model.backend(lm.dtype, gradients=False), command, files
+    )
     answers = run.answers(place, answers_key(key, birth))
     for other in run.all_answers(place):
         if other != answers:  # of other weights, or by other code

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 from harness.files import CHECKOUT
@@ -17,6 +18,10 @@ FLOORS = ("mixers", "harness", "suites", "slurm", "run")
 
 ARCHITECTURE = CHECKOUT / "docs" / "architecture.md"
 BEGIN, END = "<!-- code map: begin -->\n", "<!-- code map: end -->\n"
+
+
+parsed = cache(ast.parse)
+"""The tree of a source text. Shared: it must not be changed."""
 
 
 def modules(root: Path = CHECKOUT) -> dict[str, Path]:
@@ -29,7 +34,7 @@ def imports(name: str, path: Path, known: Iterable[str]) -> set[str]:
     """Modules of ours that a module imports anywhere, also inside functions, but not for type checking alone."""
     known = set(known)
     targets: set[str] = set()
-    for node in _nodes(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in _nodes(parsed(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             targets |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module is not None and node.level == 0:
@@ -105,7 +110,7 @@ def code_map(root: Path = CHECKOUT) -> str:
 
 def first_line(path: Path) -> str:
     """First line of a module's docstring; empty without one."""
-    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+    return (ast.get_docstring(parsed(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
 
 
 def written_map() -> str:

@@ -7,7 +7,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -114,7 +114,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Place, dic
 
 @pytest.mark.parametrize("number", range(KILLS))
 def test_a_killed_command_given_again_ends_with_the_same_results_and_leaves_no_temporary_file(
-    whole: tuple[Place, dict[str, float], dict[str, object]], number: int, tmp_path: Path
+    whole: tuple[Place, dict[str, float], dict[str, object]],
+    number: int,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     reference, seconds, results = whole
     moment = random.Random(f"{SEED}/{number}")
@@ -129,6 +132,7 @@ def test_a_killed_command_given_again_ends_with_the_same_results_and_leaves_no_t
         code, _ = run(place.command(stage), place.log, after)
         kills += code == -9
         assert code in (0, -9), f"{stage} after {kills} kills:\n{place.log.read_text()}"
+    record_property("kills", kills)  # for --junitxml
     code, _ = run(place.command(stage), place.log)
     assert code == 0, f"{stage} after {kills} kills:\n{place.log.read_text()}"
     assert place.results(stage) == results[stage]

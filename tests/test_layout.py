@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.files import CHECKOUT
-from tests.layout import FLOORS, circle, code_map, first_line, graph, modules, rooms, upward, written_map
+from tests.layout import FLOORS, circle, code_map, first_line, graph, modules, parsed, rooms, upward, written_map
 
 MOST_FILES, MOST_LINES, LONGEST_SUMMARY = 16, 450, 120
 ACROSS = {
@@ -75,7 +75,7 @@ def test_docstrings_name_the_thing() -> None:
     openings = {
         f"{name}: {line}"
         for name, path in modules().items()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(parsed(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef)
         if (line := (ast.get_docstring(node) or "").partition("\n")[0]).startswith(("What ", "Of ", "That "))
     }
@@ -96,7 +96,7 @@ def test_only_one_room_knows_the_names_of_files_of_runs_collections_and_submissi
 
 def strings(path: Path) -> set[str]:
     """String literals of a module, docstrings left out."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path.read_text(encoding="utf-8"))
     documented = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     constants = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in documented)
     return {node.value for node in constants if isinstance(node.value, str)}
@@ -135,5 +135,5 @@ test_file.__test__ = False  # a helper, whatever its name
 
 def has_code(path: Path) -> bool:
     """Whether a module defines functions or classes. Packages that only re-export need no tests of their own."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path.read_text(encoding="utf-8"))
     return any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in tree.body)

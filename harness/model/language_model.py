@@ -256,13 +256,13 @@ class LanguageModel(nn.Module):
         """Join states along the batch dimension, in order."""
         return [block.cat_states([s[i] for s in states]) for i, block in enumerate(self.blocks)]
 
-    def backend(self, dtype: torch.dtype) -> str:
-        """Names of the implementations that compute in `dtype` on the model's present device.
+    def backend(self, dtype: torch.dtype, gradients: bool = True) -> str:
+        """Names of the implementations that compute in `dtype` on the model's device, with or without gradients.
 
         Joined by "+" as in records: `torch`, `conv:fla+torch+triton`.
         """
         device = next(self.parameters()).device
-        names = {mixer.serving(device, dtype) for block in self.blocks for mixer in block.mixers}
+        names = {mixer.serving(device, dtype, gradients) for block in self.blocks for mixer in block.mixers}
         if names != {TORCH.name} and any(isinstance(m, ShortConvolution) for m in self.modules()):
             names.add(f"conv:{convolution()}")
         return "+".join(sorted(names))

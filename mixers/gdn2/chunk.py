@@ -31,18 +31,20 @@ the cache, because the program that writes them also reads them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mixers.gdn2.kernels.gradients import CHUNK_GRADIENTS
 from mixers.gdn2.kernels.intra import INTRA_CHUNK
 from mixers.gdn2.kernels.launch import padded
 from mixers.gdn2.kernels.scan import SCAN_BACKWARD, SCAN_FORWARD
+from mixers.parts.common import first_order
 
 # Channels of a state that enter a product at a time. More operands would use up the registers.
 KEY_BLOCK = {torch.bfloat16: 64, torch.float16: 64, torch.float32: 16}
@@ -63,122 +65,211 @@ def _tables(offsets: tuple[int, ...], size: int, device: torch.device) -> tuple[
     return start.to(device), first.to(device), chunk_start.to(device), rows.to(device)
 
 
+@dataclass
+class Saved:
+    """Results of the forward pass that the backward pass reads.
+
+    q_decayed, e_decayed, k_decayed: [NT, H, C, K], with NT chunks of C tokens. total: [NT, H, K]. inverse, aqk:
+    [NT, H, C, C]. whole: [NT, H, C/8, K]. q_rstd, k_rstd: [NT, H, C], empty without `norm`. r: [NT, HV, C, V] and
+    states: [NT, HV, K, V], empty without `keep`.
+    """
+
+    q_decayed: Tensor
+    e_decayed: Tensor
+    k_decayed: Tensor
+    total: Tensor
+    inverse: Tensor
+    aqk: Tensor
+    whole: Tensor
+    q_rstd: Tensor
+    k_rstd: Tensor
+    r: Tensor
+    states: Tensor
+
+    @classmethod
+    def empty(
+        cls, q: Tensor, k: Tensor, v: Tensor, b: Tensor, w: Tensor, offsets: Sequence[int], norm: bool, size: int,
+        keep: bool,
+    ) -> Saved:  # fmt: skip
+        """Allocate them for these inputs."""
+        (*_, heads, key_dim), (*_, value_heads, value_dim) = q.shape, v.shape
+        chunks = sum((stop - start + size - 1) // size for start, stop in zip(offsets, offsets[1:], strict=False))
+        io = compute_dtype(q, k, v, b, w)
+
+        def new(*shape: int, dtype: torch.dtype = io, needed: bool = True) -> Tensor:
+            return torch.empty(shape if needed else 0, dtype=dtype, device=q.device)
+
+        return cls(
+            *(new(chunks, heads, size, key_dim) for _ in range(3)),
+            new(chunks, heads, key_dim, dtype=torch.float32),
+            *(new(chunks, heads, size, size) for _ in range(2)),
+            new(chunks, heads, size // 8, key_dim, dtype=torch.float32),
+            *(new(chunks, heads, size, dtype=torch.float32, needed=norm) for _ in range(2)),
+            new(chunks, value_heads, size, value_dim, needed=keep),
+            new(chunks, value_heads, key_dim, value_dim, needed=keep),
+        )
+
+    def tensors(self) -> list[Tensor]:
+        """Return them in order."""
+        return list(vars(self).values())
+
+
+def _entering_state(q: Tensor, v: Tensor, offsets: Sequence[int]) -> Tensor:
+    """Allocate a state of every sequence, [N, HV, K, V]."""
+    return torch.empty(len(offsets) - 1, v.shape[2], q.shape[3], v.shape[3], dtype=torch.float32, device=q.device)
+
+
+def _precision(io: torch.dtype) -> str:
+    return "tf32x3" if io == torch.float32 else "tf32"
+
+
+def run_forward(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor, A_log: Tensor | None, dt_bias: Tensor | None,
+    initial: Tensor | None, offsets: Sequence[int], scale: float, erase_range: float, norm: bool, size: int, keep: bool,
+) -> list[Tensor]:  # fmt: skip
+    """Launch the two forward kernels. Returns o, the final state, then the tensors of `Saved`.
+
+    size: tokens per chunk. keep: whether a backward pass follows.
+    """
+    sequence_start, sequence_chunk, chunk_start, chunk_rows = _tables(tuple(offsets), size, q.device)
+    o, final = torch.empty_like(v), _entering_state(q, v, offsets)
+    out = Saved.empty(q, k, v, b, w, offsets, norm, size, keep)
+    (chunks, heads, _, key_dim), (*_, value_heads, value_dim) = out.q_decayed.shape, v.shape
+    io = out.q_decayed.dtype
+    near = torch.empty(chunks, heads, size, 8, dtype=torch.float32, device=q.device)
+    solved = torch.empty(chunks, heads, size, size, dtype=torch.float32, device=q.device)
+    sizes = dict(H=heads, K=key_dim, C=size, ACTIVATE=A_log is not None, PRECISION=_precision(io))
+    decayed = dict(
+        q_decayed=out.q_decayed, e_decayed=out.e_decayed, k_decayed=out.k_decayed, total=out.total,
+        inverse=out.inverse, aqk=out.aqk,
+    )  # fmt: skip
+    INTRA_CHUNK(
+        lambda meta: (chunks * heads,),
+        q=q, k=k, g=g, b=b, A_log=A_log, dt_bias=dt_bias, chunk_start=chunk_start, chunk_rows=chunk_rows, **decayed,
+        q_rstd=out.q_rstd, k_rstd=out.k_rstd, whole=out.whole, near=near, solved=solved,
+        scale=scale, erase_range=erase_range, NORM=norm, **sizes,
+    )  # fmt: skip
+    SCAN_FORWARD(
+        lambda meta: ((len(offsets) - 1) * value_heads * triton.cdiv(value_dim, meta["BV"]),),
+        v=v, w=w, **decayed, initial=initial, sequence_start=sequence_start, sequence_chunk=sequence_chunk,
+        o=o, r=out.r, states=out.states, final=final, HV=value_heads, V=value_dim,
+        KB=min(KEY_BLOCK[io], padded(key_dim)), HAS_INITIAL=initial is not None, KEEP=keep, **sizes,
+    )  # fmt: skip
+    return [o, final, *out.tensors()]
+
+
+def run_backward(
+    d_o: Tensor, d_final: Tensor | None, q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor,
+    A_log: Tensor | None, dt_bias: Tensor | None, kept: Sequence[Tensor], offsets: Sequence[int], scale: float,
+    erase_range: float, norm: bool, size: int,
+) -> list[Tensor]:  # fmt: skip
+    """Launch the two backward kernels. kept: the tensors of `Saved`.
+
+    Returns the gradients of q, k, v, g, b, w and the initial state, and with A_log those of A_log and dt_bias.
+    """
+    sequence_start, sequence_chunk, chunk_start, chunk_rows = _tables(tuple(offsets), size, q.device)
+    saved = Saved(*kept)
+    (chunks, heads, _, key_dim), (value_heads, value_dim) = saved.q_decayed.shape, v.shape[2:]
+    io = saved.states.dtype
+    sizes = dict(H=heads, HV=value_heads, K=key_dim, V=value_dim, C=size, PRECISION=_precision(io))
+    dz, d_states = torch.empty_like(saved.r), torch.empty_like(saved.states)
+    d_initial = _entering_state(q, v, offsets)
+    SCAN_BACKWARD(
+        lambda meta: ((len(offsets) - 1) * value_heads * triton.cdiv(value_dim, meta["BV"]),),
+        do=d_o, q_decayed=saved.q_decayed, e_decayed=saved.e_decayed, k_decayed=saved.k_decayed, total=saved.total,
+        inverse=saved.inverse, aqk=saved.aqk, d_final=d_final, sequence_start=sequence_start,
+        sequence_chunk=sequence_chunk, dz=dz, d_states=d_states, d_initial=d_initial,
+        KB=min(KEY_BLOCK[io], padded(key_dim)), HAS_FINAL=d_final is not None, **sizes,
+    )  # fmt: skip
+    dq, dk, dv, db, dw = (torch.empty_like(x, dtype=io) for x in (q, k, v, b, w))
+    dg = torch.empty_like(g)
+    d_aqk, d_t = torch.empty_like(saved.aqk), torch.empty_like(saved.aqk)
+    d_whole = saved.whole.new_empty(chunks, heads, 4 * saved.whole.shape[2] + 1, key_dim)
+    radial = saved.q_rstd.new_empty(*saved.q_rstd.shape, 2) if norm else None
+    d_log = d_bias = None
+    if A_log is not None:
+        d_log = torch.empty(chunks, heads, key_dim, dtype=torch.float32, device=q.device)
+        d_bias = torch.empty_like(d_log)
+    CHUNK_GRADIENTS(
+        lambda meta: (chunks * heads,),
+        q=q, k=k, v=v, g=g, b=b, w=w, A_log=A_log, dt_bias=dt_bias, q_rstd=saved.q_rstd, k_rstd=saved.k_rstd,
+        whole=saved.whole, chunk_start=chunk_start, chunk_rows=chunk_rows, do=d_o, r_saved=saved.r, dz=dz,
+        states=saved.states, d_states=d_states, d_aqk=d_aqk, d_t=d_t, d_whole=d_whole, radial=radial,
+        dq=dq, dk=dk, dv=dv, dg=dg, db=db, dw=dw, d_log=d_log, d_bias=d_bias,
+        scale=scale, erase_range=erase_range, NORM=norm, ACTIVATE=A_log is not None, **sizes,
+    )  # fmt: skip
+    gradients = [d.to(x.dtype) for d, x in zip((dq, dk, dv, dg, db, dw), (q, k, v, g, b, w), strict=True)]
+    if A_log is None:
+        return [*gradients, d_initial]
+    return [
+        *gradients,
+        d_initial,
+        d_log.sum((0, 2)).to(A_log.dtype),
+        d_bias.sum(0).flatten().to(dt_bias.dtype),
+    ]
+
+
+# torch.compile sees each pass as one operator and does not look inside, at launches that it cannot trace.
+@torch.library.custom_op("mixerbench::gdn2_forward", mutates_args=())
+def _forward_operator(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor, A_log: Tensor | None, dt_bias: Tensor | None,
+    initial: Tensor | None, offsets: Sequence[int], scale: float, erase_range: float, norm: bool, size: int, keep: bool,
+) -> list[Tensor]:  # fmt: skip
+    return run_forward(q, k, v, g, b, w, A_log, dt_bias, initial, offsets, scale, erase_range, norm, size, keep)
+
+
+@_forward_operator.register_fake
+def _(q, k, v, g, b, w, A_log, dt_bias, initial, offsets, scale, erase_range, norm, size, keep):
+    saved = Saved.empty(q, k, v, b, w, offsets, norm, size, keep)
+    return [torch.empty_like(v), _entering_state(q, v, offsets), *saved.tensors()]
+
+
+@torch.library.custom_op("mixerbench::gdn2_backward", mutates_args=())
+def _backward_operator(
+    d_o: Tensor, d_final: Tensor | None, q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor,
+    A_log: Tensor | None, dt_bias: Tensor | None, kept: Sequence[Tensor], offsets: Sequence[int], scale: float,
+    erase_range: float, norm: bool, size: int,
+) -> list[Tensor]:  # fmt: skip
+    return run_backward(d_o, d_final, q, k, v, g, b, w, A_log, dt_bias, kept, offsets, scale, erase_range, norm, size)
+
+
+@_backward_operator.register_fake
+def _(d_o, d_final, q, k, v, g, b, w, A_log, dt_bias, kept, offsets, scale, erase_range, norm, size):
+    activated = [] if A_log is None else [A_log, dt_bias]
+    d_initial = _entering_state(q, v, offsets)
+    return [*(torch.empty_like(x) for x in (q, k, v, g, b, w)), d_initial, *(torch.empty_like(x) for x in activated)]
+
+
 class ChunkedRule(torch.autograd.Function):
     """The chunked rule on packed tokens, with the gradient of every tensor input."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        g: Tensor,
-        b: Tensor,
-        w: Tensor,
-        A_log: Tensor | None,
-        dt_bias: Tensor | None,
-        initial: Tensor | None,
-        offsets: tuple[int, ...],
-        scale: float,
-        erase_range: float,
-        norm: bool,
-        size: int,
-        keep: bool,
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor, A_log: Tensor | None,
+        dt_bias: Tensor | None, initial: Tensor | None, offsets: tuple[int, ...], scale: float, erase_range: float,
+        norm: bool, size: int, keep: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Return (o, final state), like `chunked`. size: tokens per chunk; keep: save for the backward pass."""
-        (*_, heads, key_dim), (*_, value_heads, value_dim) = q.shape, v.shape
-        tables = _tables(offsets, size, q.device)
-        sequence_start, sequence_chunk, chunk_start, chunk_rows = tables
-        chunks, sequences = len(chunk_rows), len(offsets) - 1
-        io = compute_dtype(q, k, v, b, w)
-        precision = "tf32x3" if io == torch.float32 else "tf32"
-
-        def new(*shape: int, dtype: torch.dtype = io) -> Tensor:
-            return torch.empty(shape, dtype=dtype, device=q.device)
-
-        q_decayed, e_decayed, k_decayed = (new(chunks, heads, size, key_dim) for _ in range(3))
-        total = new(chunks, heads, key_dim, dtype=torch.float32)
-        inverse, aqk = new(chunks, heads, size, size), new(chunks, heads, size, size)
-        whole = new(chunks, heads, size // 8, key_dim, dtype=torch.float32)
-        near = new(chunks, heads, size, 8, dtype=torch.float32)
-        solved = new(chunks, heads, size, size, dtype=torch.float32)
-        q_rstd, k_rstd = (new(chunks, heads, size, dtype=torch.float32) if norm else None for _ in range(2))
-        sizes = dict(H=heads, K=key_dim, C=size)
-        INTRA_CHUNK(
-            lambda meta: (chunks * heads,),
-            q=q, k=k, g=g, b=b, A_log=A_log, dt_bias=dt_bias, chunk_start=chunk_start, chunk_rows=chunk_rows,
-            q_decayed=q_decayed, e_decayed=e_decayed, k_decayed=k_decayed, total=total, inverse=inverse, aqk=aqk,
-            q_rstd=q_rstd, k_rstd=k_rstd, whole=whole, near=near, solved=solved, scale=scale, erase_range=erase_range,
-            NORM=norm, ACTIVATE=A_log is not None, PRECISION=precision, **sizes,
-        )  # fmt: skip
-        o = torch.empty_like(v)
-        r = new(chunks, value_heads, size, value_dim) if keep else None
-        states = new(chunks, value_heads, key_dim, value_dim) if keep else None
-        final = new(sequences, value_heads, key_dim, value_dim, dtype=torch.float32)
-        sizes |= dict(HV=value_heads, V=value_dim)
-        SCAN_FORWARD(
-            lambda meta: (sequences * value_heads * triton.cdiv(value_dim, meta["BV"]),),
-            v=v, w=w, q_decayed=q_decayed, e_decayed=e_decayed, k_decayed=k_decayed, total=total, inverse=inverse,
-            aqk=aqk, initial=initial, sequence_start=sequence_start, sequence_chunk=sequence_chunk,
-            o=o, r=r, states=states, final=final,
-            KB=min(KEY_BLOCK[io], padded(key_dim)), ACTIVATE=A_log is not None, HAS_INITIAL=initial is not None,
-            KEEP=keep, PRECISION=precision, **sizes,
-        )  # fmt: skip
-        ctx.save_for_backward(
-            q, k, v, g, b, w, A_log, dt_bias, q_decayed, e_decayed, k_decayed, total, inverse, aqk, q_rstd, k_rstd,
-            whole, r, states,
-        )  # fmt: skip
-        ctx.tables, ctx.scale, ctx.erase_range = tables, scale, erase_range
-        ctx.sizes, ctx.precision, ctx.has_initial = sizes, precision, initial is not None
+        run = torch.ops.mixerbench.gdn2_forward if torch.compiler.is_compiling() else run_forward
+        results = run(q, k, v, g, b, w, A_log, dt_bias, initial, offsets, scale, erase_range, norm, size, keep)
+        ctx.save_for_backward(q, k, v, g, b, w, A_log, dt_bias, *results[2:])
+        ctx.numbers, ctx.has_initial = (offsets, scale, erase_range, norm, size), initial is not None
         ctx.set_materialize_grads(False)
-        return o, final
+        return results[0], results[1]
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, d_o: Tensor | None, d_final: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return the gradient of each argument of `forward`, None for those without one."""
-        (
-            q, k, v, g, b, w, A_log, dt_bias, q_decayed, e_decayed, k_decayed, total, inverse, aqk, q_rstd, k_rstd,
-            whole, r, states,
-        ) = ctx.saved_tensors  # fmt: skip
-        sequence_start, sequence_chunk, chunk_start, chunk_rows = ctx.tables
-        (chunks, heads, _, key_dim), (value_heads, value_dim) = q_decayed.shape, v.shape[2:]
-        sequences, io = len(sequence_start) - 1, states.dtype
+        *inputs, A_log, dt_bias = ctx.saved_tensors[:8]
+        v = inputs[2]
         d_o = torch.zeros_like(v) if d_o is None else d_o.contiguous()
-        dz, d_states = torch.empty_like(r), torch.empty_like(states)
-        d_initial = torch.empty(sequences, value_heads, key_dim, value_dim, dtype=torch.float32, device=q.device)
-        SCAN_BACKWARD(
-            lambda meta: (sequences * value_heads * triton.cdiv(value_dim, meta["BV"]),),
-            do=d_o, q_decayed=q_decayed, e_decayed=e_decayed, k_decayed=k_decayed, total=total, inverse=inverse,
-            aqk=aqk, d_final=None if d_final is None else d_final.contiguous(),
-            sequence_start=sequence_start, sequence_chunk=sequence_chunk,
-            dz=dz, d_states=d_states, d_initial=d_initial,
-            KB=min(KEY_BLOCK[io], padded(key_dim)), HAS_FINAL=d_final is not None, PRECISION=ctx.precision,
-            **ctx.sizes,
-        )  # fmt: skip
-        dq, dk, dv, db, dw = (torch.empty_like(x, dtype=io) for x in (q, k, v, b, w))
-        dg = torch.empty_like(g)
-        d_aqk, d_t = torch.empty_like(aqk), torch.empty_like(aqk)
-        d_whole = whole.new_empty(chunks, heads, 4 * whole.shape[2] + 1, key_dim)
-        radial = None if q_rstd is None else torch.empty(*q_rstd.shape, 2, dtype=torch.float32, device=q.device)
-        d_log = d_bias = None
-        if A_log is not None:
-            d_log = torch.empty(chunks, heads, key_dim, dtype=torch.float32, device=q.device)
-            d_bias = torch.empty_like(d_log)
-        CHUNK_GRADIENTS(
-            lambda meta: (chunks * heads,),
-            q=q, k=k, v=v, g=g, b=b, w=w, A_log=A_log, dt_bias=dt_bias, q_rstd=q_rstd, k_rstd=k_rstd, whole=whole,
-            chunk_start=chunk_start, chunk_rows=chunk_rows, do=d_o, r_saved=r, dz=dz, states=states,
-            d_states=d_states, d_aqk=d_aqk, d_t=d_t, d_whole=d_whole, radial=radial,
-            dq=dq, dk=dk, dv=dv, dg=dg, db=db, dw=dw, d_log=d_log, d_bias=d_bias,
-            scale=ctx.scale, erase_range=ctx.erase_range,
-            NORM=q_rstd is not None, ACTIVATE=A_log is not None, PRECISION=ctx.precision, **ctx.sizes,
-        )  # fmt: skip
-        if A_log is not None:
-            d_log = d_log.sum((0, 2)).to(A_log.dtype)
-            d_bias = d_bias.sum(0).flatten().to(dt_bias.dtype)
-        dq, dk, dv, db, dw = (d.to(x.dtype) for d, x in zip((dq, dk, dv, db, dw), (q, k, v, b, w), strict=True))
-        return dq, dk, dv, dg, db, dw, d_log, d_bias, d_initial if ctx.has_initial else None, *[None] * 6
+        d_final = None if d_final is None else d_final.contiguous()
+        kept = list(ctx.saved_tensors[8:])
+        run = torch.ops.mixerbench.gdn2_backward if torch.compiler.is_compiling() else run_backward
+        *gradients, d_initial = (found := run(d_o, d_final, *inputs, A_log, dt_bias, kept, *ctx.numbers))[:7]
+        d_log, d_bias = (None, None) if A_log is None else found[7:]
+        return *gradients, d_log, d_bias, d_initial if ctx.has_initial else None, *[None] * 6
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:

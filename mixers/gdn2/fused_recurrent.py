@@ -6,6 +6,7 @@ bytes determine the time of decoding, so nothing else is stored or launched.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -32,19 +33,48 @@ def recurrent(
     `gated_delta_rule_2`.
     """
     q, k, v, g, b, w = (x.contiguous() for x in (q, k, v, g, b, w))
-    (*_, heads, key_dim), (*_, value_heads, value_dim) = q.shape, v.shape
-    sequences = len(offsets) - 1
     if initial is not None:
         initial = initial.to(torch.float32).contiguous()
+    if torch.compiler.is_compiling():
+        numbers = offsets, scale, erase_range, norm
+        o, final = torch.ops.mixerbench.gdn2_steps(q, k, v, g, b, w, A_log, dt_bias, initial, *numbers)
+        return o, initial.copy_(final) if in_place else final
+    final = initial if in_place else _state(q, v, offsets)
+    return _launch(q, k, v, g, b, w, A_log, dt_bias, initial, offsets, scale, erase_range, norm, final), final
+
+
+def _state(q: Tensor, v: Tensor, offsets: Sequence[int]) -> Tensor:
+    return torch.empty(len(offsets) - 1, v.shape[2], q.shape[3], v.shape[3], dtype=torch.float32, device=q.device)
+
+
+def _launch(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor, A_log: Tensor | None, dt_bias: Tensor | None,
+    initial: Tensor | None, offsets: Sequence[int], scale: float, erase_range: float, norm: bool, final: Tensor,
+) -> Tensor:  # fmt: skip
+    """Run the kernel on contiguous inputs, write the final state to `final`, and return o."""
+    (*_, heads, key_dim), (*_, value_heads, value_dim) = q.shape, v.shape
+    sequences = len(offsets) - 1
     o = torch.empty_like(v)
-    final = initial
-    if not in_place:
-        final = torch.empty(sequences, value_heads, key_dim, value_dim, dtype=torch.float32, device=q.device)
     RECURRENT_STEPS(
         lambda meta: (sequences * value_heads * triton.cdiv(value_dim, meta["BV"]),),
         q=q, k=k, v=v, g=g, b=b, w=w, A_log=A_log, dt_bias=dt_bias, initial=initial,
-        sequence_start=_starts(offsets, q.device), o=o, final=final, scale=scale, erase_range=erase_range,
+        sequence_start=_starts(tuple(offsets), q.device), o=o, final=final, scale=scale, erase_range=erase_range,
         H=heads, HV=value_heads, K=key_dim, V=value_dim, KP=padded(key_dim),
         NORM=norm, ACTIVATE=A_log is not None, HAS_INITIAL=initial is not None,
     )  # fmt: skip
-    return o, final
+    return o
+
+
+# torch.compile sees one operator and does not look inside, at a launch that it cannot trace.
+@torch.library.custom_op("mixerbench::gdn2_steps", mutates_args=())
+def _steps_operator(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor, A_log: Tensor | None, dt_bias: Tensor | None,
+    initial: Tensor | None, offsets: Sequence[int], scale: float, erase_range: float, norm: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    final = _state(q, v, offsets)
+    return _launch(q, k, v, g, b, w, A_log, dt_bias, initial, offsets, scale, erase_range, norm, final), final
+
+
+@_steps_operator.register_fake
+def _(q, k, v, g, b, w, A_log, dt_bias, initial, offsets, scale, erase_range, norm):
+    return torch.empty_like(v), _state(q, v, offsets)

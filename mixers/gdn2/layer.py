@@ -14,19 +14,18 @@ from functools import partial
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
 from mixers.backends import TORCH, Backend, needs_gpu
 from mixers.gdn2.operator import KERNEL_CHUNK, gated_delta_rule_2, unserved
 from mixers.identity import Neutral
-from mixers.parts.common import accumulator_dtype, initial_log_rates, inverse_softplus_dt
-from mixers.parts.delta_layer import DeltaConfig, DeltaMixer
+from mixers.parts.common import accumulator_dtype, inverse_softplus_dt
+from mixers.parts.delta_layer import BoundedDecayConfig, DeltaMixer, initial_decay_rates, log_decay
 from mixers.registry import register_mixer
 
 
-class GatedDeltaNet2Config(DeltaConfig):
+class GatedDeltaNet2Config(BoundedDecayConfig):
     """Options of Gated DeltaNet-2."""
 
     erase_gate: Literal["channel", "scalar", "head"] = "channel"
@@ -87,7 +86,7 @@ class GatedDeltaNet2(DeltaMixer):
         if config.write_gate != "tied":
             writes = self.value_heads if config.write_gate == "head" else value_width
             self.w_proj = nn.Linear(d_model, writes, bias=False)
-        self.A_log = nn.Parameter(initial_log_rates(self.heads, config.initial_rate_min))
+        self.A_log = nn.Parameter(initial_decay_rates(self.heads, config.lower_bound, config.initial_rate_min))
         self.dt_bias = nn.Parameter(inverse_softplus_dt(self.heads if config.decay == "head" else key_width))
         if config.output_gate_projection == "full":
             self.g_proj = nn.Linear(d_model, value_width, bias=False)
@@ -103,13 +102,12 @@ class GatedDeltaNet2(DeltaMixer):
         """
         g, b, w = self._projections(x)
         dtype = accumulator_dtype(x)
-        step = F.softplus(g.to(dtype) + self.dt_bias.unflatten(0, (self.heads, -1)))
         b = self.config.erase_range * b.sigmoid()
         # The mean is over gates, not over projections.
         b = b.mean(-1, keepdim=True) if self.config.erase_gate == "scalar" else b
         w = b.repeat_interleave(self.value_heads // self.heads, 2) if w is None else w.sigmoid()
         w = w.mean(-1, keepdim=True) if self.config.write_gate == "scalar" else w
-        return -self.A_log.to(dtype).exp()[:, None] * step, b, w
+        return log_decay(g.to(dtype), self.A_log, self.dt_bias, self.config.lower_bound), b, w
 
     def operate(
         self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, recurrent: Tensor | None, backend: str
@@ -123,9 +121,10 @@ class GatedDeltaNet2(DeltaMixer):
             chunk_size=self.config.chunk_size,
             backend=TRITON.name if backend == TRITON.name else self.form(x.shape[1]),
         )
-        if self.config.decay == self.config.erase_gate == self.config.write_gate == "channel":
+        config = self.config
+        if config.lower_bound is None and config.decay == config.erase_gate == config.write_gate == "channel":
             # The kernels activate projections themselves, which saves writing and reading the gates.
-            activation = dict(A_log=self.A_log, dt_bias=self.dt_bias, erase_range=float(self.config.erase_range))
+            activation = dict(A_log=self.A_log, dt_bias=self.dt_bias, erase_range=float(config.erase_range))
             return run(q, k, v, *self._projections(x), **activation)
         return run(q, k, v, *self.gates(x))
 

@@ -78,6 +78,15 @@ def unserved(key_dim: int, value_dim: int, chunk_size: int) -> str | None:
     return None
 
 
+def refuse_transforms() -> None:
+    """Raise RuntimeError inside vmap, grad and the other transforms of torch.func."""
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "gated_delta_rule_2: torch.func's vmap, grad and the like cannot look into kernels and gradients written "
+            "by hand; call it outside of them, or with backend='recurrent' and q and k normalised before"
+        )
+
+
 def resolve(backend: Backend, device: torch.device, dtype: torch.dtype) -> Backend:
     """Resolve `auto`: the kernels on a GPU, chunked torch elsewhere and for float64. Other names stay."""
     if backend != "auto":
@@ -110,8 +119,9 @@ def gated_delta_rule_2(
 
     q, k, g, b: [B, T, H, K]; v, w: [B, T, HV, V], HV a multiple of H. g ≤ 0 is the log-decay, b the erase gate on the
     key axis, w the write gate on the value axis; the last size of each may be 1, one value for all channels of a head.
-    scale defaults to K^-1/2. cu_seqlens: [N + 1] offsets of N sequences packed along T, with B = 1. initial_state:
-    [N, HV, K, V], where N = B without cu_seqlens; zeros if None. use_qk_l2norm: L2-normalise q and k per head first.
+    scale defaults to K^-1/2. cu_seqlens: [N + 1] offsets of N sequences packed along T, with B = 1; a sequence may be
+    empty, and its final state is its initial one. initial_state: [N, HV, K, V], where N = B without cu_seqlens; zeros
+    if None. use_qk_l2norm: L2-normalise q and k per head first.
 
     With A_log [H] and dt_bias [H·K], g, b and w are projections before their activation: the log-decay is
     -exp(A_log) · softplus(g + dt_bias), the erase gate is erase_range · σ(b), and the write gate is σ(w).
@@ -123,8 +133,9 @@ def gated_delta_rule_2(
     16 in torch.
 
     Returns (o [B, T, HV, V] in v's dtype, final state [N, HV, K, V], or None without output_final_state). The state is
-    fp32, or fp64 for fp64 inputs. Every tensor input has a gradient. Raises ValueError naming the argument, its value
-    and the expectation.
+    fp32, or fp64 for fp64 inputs. Every tensor input has a gradient; second derivatives and torch.func transforms need
+    backend `recurrent` without use_qk_l2norm. Raises ValueError naming the argument, its value and the expectation, and
+    RuntimeError for a derivative that there is not.
     """
     batch, steps, heads, key_dim, value_heads, value_dim = check(q, k, v, g, b, w)
     require(chunk_size is None or is_power_of_two(chunk_size), f"chunk_size: expected a power of two, got {chunk_size}")
@@ -146,7 +157,7 @@ def gated_delta_rule_2(
         )
     offsets = tuple(range(0, batch * steps + 1, steps))
     if cu_seqlens is not None:
-        offsets = tuple(check_cu_seqlens(q, cu_seqlens))
+        offsets = tuple(check_cu_seqlens(q, cu_seqlens, empty=True))
     shape = (len(offsets) - 1, value_heads, key_dim, value_dim)
     if initial_state is not None:
         require(initial_state.shape == shape, f"initial_state: expected {list(shape)}, got {list(initial_state.shape)}")
@@ -164,6 +175,8 @@ def gated_delta_rule_2(
         )
     dtype = accumulator_dtype(q, k, v, g, b, w)
     backend = resolve(backend, q.device, dtype)
+    if (backend != "recurrent" or use_qk_l2norm) and not torch.compiler.is_compiling():
+        refuse_transforms()
     chunk_size = chunk_size or (KERNEL_CHUNK if backend == "triton" else CHUNK)
     if backend == "triton":
         check_kernels({"q": q, "k": k, "v": v, "g": g, "b": b, "w": w}, chunk_size)
@@ -191,6 +204,9 @@ def gated_delta_rule_2(
     else:
         outputs, states = [], []
         for i, (start, stop) in enumerate(zip(offsets, offsets[1:], strict=False)):
+            if start == stop:
+                states.append(entering[i : i + 1])
+                continue
             piece = (x[:, start:stop] for x in (q, k, v, g, b, w))
             part, left = run(*piece, state=entering[i : i + 1])
             outputs.append(part)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import wraps
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from mixers.backends import TORCH, convolution
 
@@ -19,6 +20,26 @@ def accumulator_dtype(*tensors: Tensor) -> torch.dtype:
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
     return dtype
+
+
+def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate the backward pass of an autograd function that is written by hand, and so has no derivative itself.
+
+    Raises RuntimeError under `create_graph=True`, also where torch.autograd.function.once_differentiable would return
+    gradients without a graph, whose derivatives later count as zero.
+    """
+
+    @wraps(backward)
+    def run(ctx: Any, *gradients: Tensor | None) -> Any:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # compiled graphs refuse it themselves
+            raise RuntimeError(
+                "create_graph=True: this gradient is written by hand and has no second derivative; for the delta "
+                "rules, backend='recurrent' without normalisation inside has one"
+            )
+        with torch.no_grad():
+            return backward(ctx, *gradients)
+
+    return run
 
 
 class DepthwiseConvolution(torch.autograd.Function):
@@ -34,7 +55,7 @@ class DepthwiseConvolution(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients of x and taps."""
         x, taps = ctx.saved_tensors
@@ -125,7 +146,7 @@ class Normalise(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, None, None]:
         """Return the gradient of x, (dy - share · (dy · y) y) · rate."""
         y, rate = ctx.saved_tensors

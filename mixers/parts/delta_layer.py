@@ -11,13 +11,20 @@ from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from mixers.backends import TORCH
-from mixers.identity import INCIDENTAL
+from mixers.identity import INCIDENTAL, Neutral
 from mixers.interface import Cost, Mixer, MixerConfig, State
-from mixers.parts.common import Normalise, ShortConvolution, accumulator_dtype, is_power_of_two, require
+from mixers.parts.common import (
+    Normalise,
+    ShortConvolution,
+    accumulator_dtype,
+    initial_log_rates,
+    is_power_of_two,
+    require,
+)
 
 
 class DeltaConfig(MixerConfig):
@@ -44,6 +51,29 @@ class ScalarWriteConfig(DeltaConfig):
 
     beta_range: Literal[1, 2] = 1
     """Upper end of β: 1 for [0, 1], 2 for [0, 2], which lets the state change sign (arXiv 2411.12537)."""
+
+
+class BoundedDecayConfig(DeltaConfig):
+    """Options of delta-rule mixers with a decay per channel."""
+
+    lower_bound: Annotated[float | None, Field(ge=-5, lt=0), Neutral(None)] = None
+    """Lower bound of the log-decay per token, in [-5, 0), for g = lower_bound · σ(exp(A_log) · (f(x) + dt_bias)), which
+    is flash-linear-attention's `safe_gate`; None for g = -exp(A_log) · softplus(f(x) + dt_bias), without a bound."""
+
+
+def log_decay(projection: Tensor, A_log: Tensor, dt_bias: Tensor, lower_bound: float | None) -> Tensor:
+    """Return the log-decay g ≤ 0 of both forms of `BoundedDecayConfig.lower_bound`, like projection.
+
+    projection: [B, T, H, K], in the dtype of the result; A_log: [H]; dt_bias: [H·K].
+    """
+    raw = projection + dt_bias.unflatten(0, (A_log.shape[0], -1))
+    rate = A_log.to(raw.dtype).exp()[:, None]
+    return -rate * F.softplus(raw) if lower_bound is None else lower_bound * (rate * raw).sigmoid()
+
+
+def initial_decay_rates(heads: int, lower_bound: float | None, low: Literal[0, 1] = 1) -> Tensor:
+    """Return the initial A_log [heads]: logarithms of rates in [low, 16], or 0 for a decay with a bound, as in fla."""
+    return initial_log_rates(heads, low) if lower_bound is None else torch.zeros(heads)
 
 
 class GatedNorm(nn.Module):
@@ -153,18 +183,24 @@ def by_fla(
     inputs: dict[str, Tensor],
     initial_state: Tensor | None,
     beta_range: int,
+    lower_bound: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run one of two operators of flash-linear-attention, chosen as fla's layers choose.
 
     chunked, recurrent: the operators. inputs: q, k, v from the convolutions; g, beta before their activation; A_log,
-    dt_bias. initial_state: [B, HV, K, V] or None. beta_range: as in ScalarWriteConfig. Returns o and the final state.
+    dt_bias. initial_state: [B, HV, K, V] or None. beta_range, lower_bound: as in ScalarWriteConfig and
+    BoundedDecayConfig. Returns o and the final state.
     """
     gradient = torch.is_grad_enabled() and any(
         t.requires_grad for t in (*inputs.values(), initial_state) if t is not None
     )
     operator = recurrent if not gradient and inputs["q"].shape[1] <= FLA_SHORT else chunked
+    bound = {} if lower_bound is None else {"lower_bound": lower_bound}
+    if bound and operator is chunked:
+        bound["safe_gate"] = True  # without it the chunked kernels ignore the bound
     return operator(
         **inputs,
+        **bound,
         initial_state=None if initial_state is None else initial_state.float(),
         output_final_state=True,
         use_qk_l2norm_in_kernel=True,

@@ -23,9 +23,8 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from mixers.parts.common import accumulator_dtype
+from mixers.parts.common import accumulator_dtype, first_order
 from mixers.parts.delta_chunks import (
     Decayed,
     decay_channels,
@@ -129,7 +128,7 @@ class ChunkedDeltaRule(torch.autograd.Function):
         return _join_chunks(o.unflatten(1, (batch, heads))), every[-1].unflatten(0, (batch, heads)).clone()
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, d_o: Tensor, d_state: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of q, k, e, z, g and state."""
         rows, keys, g, inverse, r, states, *rest = ctx.saved_tensors

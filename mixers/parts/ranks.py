@@ -11,7 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from mixers.parts.common import first_order
 
 
 class SpreadRanks(torch.autograd.Function):
@@ -24,7 +25,7 @@ class SpreadRanks(torch.autograd.Function):
         return x.unsqueeze(-2) * weight
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients of x and weight."""
         x, weight = ctx.saved_tensors
@@ -48,7 +49,7 @@ class GateRanks(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor, ...]:
         """Return the gradients of y, z, gate and out."""
         y, z, gate, out = ctx.saved_tensors

@@ -17,9 +17,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from mixers.parts.common import accumulator_dtype
+from mixers.parts.common import accumulator_dtype, first_order
 from mixers.parts.decay import segment_decays
 
 Previous = tuple[Tensor, Tensor]
@@ -109,7 +108,7 @@ class ChunkedScan(torch.autograd.Function):
         return y, every[-1].clone()
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, d_y: Tensor, d_state: Tensor) -> tuple[Tensor, ...]:
         """Return the gradient of each argument of `forward`."""
         x, keys, queries, weights, from_start, to_end, fade, raw, scores, reads, writes, states = ctx.saved_tensors

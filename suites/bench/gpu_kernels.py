@@ -1,14 +1,15 @@
 """Our Triton operator against flash-linear-attention's kernels on a CUDA device: time, memory and error.
 
 Compared: our Gated Delta Rule-2 with fla's kernels of the same operator and of the two that it generalises, KDA and
-Gated DeltaNet. On: the cases of `suites.bench.kernel_cases`, in bf16 with fp32 log-decays, forward, forward and
-backward, and decoding one token. How often: REPEATS calls per implementation, in turns, after tuning, compilation and
-WARM_UP calls. Spread: the 20th and 80th percentile next to the median.
+Gated DeltaNet; fla's dispatch to kernels of other packages is off. On: the cases of `suites.bench.kernel_cases`, in
+bf16 with fp32 log-decays, forward, forward and backward, and decoding one token; and as the layer calls it, on raw
+projections, with normalisation and activations. How often: REPEATS calls per implementation, in turns, after tuning,
+compilation and WARM_UP calls. Spread: the 20th and 80th percentile next to the median.
 
 A time is device time between two CUDA events. L2 is overwritten between repetitions, and the host starts with a lead,
-so launches are not counted (they are in `host_ms`). Errors are relative in norm against the float64 recurrence on the
-same inputs. An implementation that raises has its reason instead of numbers, and no ratio is given where a result is
-wrong.
+so launches are not counted (they are in `host_ms`); a row whose host took longer than the lead says so. Errors are
+relative in norm against the float64 recurrence on the same inputs. An implementation that raises has its reason instead
+of numbers, and no ratio is given where a result is wrong.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ from harness.figures import kernels, write
 from harness.files import write_atomic
 from harness.records.provenance import provenance
 from harness.training.device import matmul_rate
+from mixers.backends import disable_fla_dispatch, fla_kernels
 from suites.bench.kernel_cases import (
+    AS_LAYER,
     BOTH,
     DECODE,
     FORWARD,
@@ -70,6 +73,7 @@ def run(out: Path, seconds: float = 480, progress: Callable[[str], Any] = print)
         raise ValueError(f"seconds: expected more than 0, got {seconds}")
     if not torch.cuda.is_available():
         raise RuntimeError("bench kernels: torch sees no CUDA device here; this comparison needs one")
+    disable_fla_dispatch()
     started = time.perf_counter()
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=torch.device("cuda", torch.cuda.current_device()))
     birth = birth_certificate(flush.device)
@@ -158,7 +162,8 @@ def time_on_device(call: Callable[[], Any], flush: Tensor) -> tuple[float, float
 def device_ceilings(flush: Tensor) -> dict[str, float]:
     """Return the rates that the device reaches: bytes/s of a 1 GiB copy, read and written, and FLOP/s of bf16 products.
 
-    flush: the buffer whose writing empties L2.
+    lead_ms: the device's time for what runs before a timed call, in which the host issues it. flush: the buffer whose
+    writing empties L2.
     """
     source = torch.randint(0, 256, (2**30,), dtype=torch.uint8, device=flush.device)
     target = torch.empty_like(source)
@@ -168,7 +173,18 @@ def device_ceilings(flush: Tensor) -> dict[str, float]:
     return {
         "copy_bytes_per_s": 1e3 * 2 * source.numel() / milliseconds,
         "matmul_flop_per_s": matmul_rate(flush.device, torch.bfloat16),
+        "lead_ms": statistics.median(_lead(flush) for _ in range(WARM_UP)),
     }
+
+
+def _lead(flush: Tensor) -> float:
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    torch.cuda._sleep(LEAD_CYCLES)
+    flush.zero_()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
 
 
 def birth_certificate(device: torch.device) -> Row:
@@ -177,6 +193,7 @@ def birth_certificate(device: torch.device) -> Row:
     names = ("git_commit", "git_dirty", "version_python", "version_torch", "version_triton", "device", "time")
     return {name: known[name] for name in names} | {
         "version_fla": known["version_fla"] or version("fla-core"),  # the part of fla that contains its kernels
+        "fla_kernels": fla_kernels(),
         "version_cuda": torch.version.cuda,
         "driver": _driver(),
     }
@@ -252,7 +269,7 @@ def render(rows: list[Row]) -> str:
         f"bf16, log-decay fp32; ms: median [20th–80th percentile] of {REPEATS}; copy %, matmul %: of these ceilings, "
         "by gdn2 of mixerbench at the floor of bytes and FLOPs; ratio: fla's gdn2 over ours",
     ]
-    for directions in ((FORWARD, BOTH), (DECODE,)):
+    for directions in ((FORWARD, BOTH), (AS_LAYER,), (DECODE,)):
         forms = implementations(directions[0])
         table = [["direction", "case", *map(str, forms), "copy %", "matmul %", "GiB", "ratio"]]
         units = dict.fromkeys((r["direction"], _case(r)) for r in rows if r["direction"] in directions)
@@ -313,12 +330,19 @@ def _remarks(rows: list[Row]) -> list[str]:
             if r["refused"]:
                 refusals.setdefault(r["refused"], []).append(f"{r['direction']} {_case(r)}")
         remarks += [f"refused, {operator} {form}, {_and_more(cases)}: {why}" for why, cases in refusals.items()]
+    late = [f"{r['operator']} {r['implementation']} {r['direction']} {_case(r)}" for r in rows if _host_is_late(r)]
+    if late:
+        remarks.append(f"the host took longer than its lead, so launches may be in the time: {'; '.join(late)}")
     omissions: dict[str, dict[str, None]] = {}
     for r in rows:
         if r["left_out"]:
             omissions.setdefault(r["left_out"], {})[f"{r['direction']} {_case(r)}"] = None
     remarks += [f"{why}: {'; '.join(cases)}" for why, cases in omissions.items()]
     return remarks
+
+
+def _host_is_late(row: Row) -> bool:
+    return row["ms"] is not None and row["host_ms"] > row["lead_ms"]
 
 
 def _and_more(cases: list[str]) -> str:

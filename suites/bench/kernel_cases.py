@@ -22,6 +22,7 @@ from mixers.gdn2 import gated_delta_rule_2
 from mixers.kda import kimi_delta_rule
 
 FORWARD, BOTH, DECODE = "forward", "forward+backward", "decode"
+AS_LAYER = "layer's call"  # forward and backward, with normalisation and activations, from raw projections in bf16
 CHUNK = 64  # tokens per chunk, in every implementation and in the FLOP count
 CHECKED_STEPS = 256  # four chunks: the float64 recurrence keeps a state for each of its steps
 
@@ -53,6 +54,7 @@ def plan() -> list[tuple[Case, str]]:
     Other head shapes come last, because each makes every kernel compile and tune again.
     """
     units = [(case, direction) for case in LENGTHS for direction in (FORWARD, BOTH)]
+    units += [(case, AS_LAYER) for case in (LENGTHS[2], LENGTHS[-1])]
     units += [(case, DECODE) for case in DECODING]
     return units + [(case, direction) for case in HEAD_SHAPES for direction in (FORWARD, BOTH)]
 
@@ -79,6 +81,30 @@ OPERATORS: dict[str, Operator] = {
         partial(gated_delta_rule, backend="recurrent"),
     ),
 }
+
+
+LAYER_ARGUMENTS = {name: f"raw_{name}" for name in ("q", "k", "v", "g", "b", "w")} | {
+    "A_log": "A_log",
+    "dt_bias": "bias",
+}
+"""The inputs of Gated Delta Rule-2 as its layer calls it."""
+
+
+def inputs_of(operator: str, direction: str) -> dict[str, str]:
+    """Return the input that each argument of an operator gets in a direction."""
+    return LAYER_ARGUMENTS if direction == AS_LAYER else OPERATORS[operator].arguments
+
+
+def our_layer_call(**arguments: Any) -> Any:
+    """Call our operator as the layer does: it normalises and activates inside."""
+    return gated_delta_rule_2(**arguments, use_qk_l2norm=True)
+
+
+def fla_layer_call(*, b: Tensor, w: Tensor, **arguments: Any) -> Any:
+    """Call fla's operator on the same projections. It activates the decay inside, and takes the gates activated."""
+    from fla.ops.gdn2 import chunk_gdn2
+
+    return chunk_gdn2(**arguments, b=b.sigmoid(), w=w.sigmoid(), use_qk_l2norm_in_kernel=True, use_gate_in_kernel=True)
 
 
 @dataclass(frozen=True)
@@ -115,30 +141,41 @@ RECURRENT = (
 )
 
 
+LAYER = (
+    Implementation("gdn2", OURS, "suites.bench.kernel_cases", "our_layer_call"),
+    Implementation("gdn2", "fla chunk", "suites.bench.kernel_cases", "fla_layer_call"),
+)
+
+
 def implementations(direction: str) -> tuple[Implementation, ...]:
     """Return the implementations compared in a direction: recurrent ones for decoding, else chunked ones."""
-    return RECURRENT if direction == DECODE else CHUNKED
+    return {DECODE: RECURRENT, AS_LAYER: LAYER}.get(direction, CHUNKED)
 
 
 def input_shapes(case: Case) -> dict[str, tuple[tuple[int, ...], int]]:
-    """Return the shape and the bytes per number of every input: log-decays in fp32, the rest in bf16."""
+    """Return the shape and the bytes per number of every input: log-decays in fp32, the rest in bf16.
+
+    raw_…, A_log, bias: projections before normalisation and activation, and the parameters of the decay, in fp32.
+    """
     tokens = (case.batch, case.steps)
     key, value = (*tokens, case.heads, case.key_dim), (*tokens, case.value_heads, case.value_dim)
     head = (*tokens, case.value_heads)
     decays = {"g": (key, 4), "value_g": ((*head, case.key_dim), 4), "head_g": (head, 4)}
-    return decays | {"q": (key, 2), "k": (key, 2), "b": (key, 2), "v": (value, 2), "w": (value, 2), "beta": (head, 2)}
+    named = {"q": (key, 2), "k": (key, 2), "b": (key, 2), "v": (value, 2), "w": (value, 2), "beta": (head, 2)}
+    raw = {f"raw_{name}": (value if name in "vw" else key, 2) for name in ("q", "k", "v", "g", "b", "w")}
+    return decays | named | raw | {"A_log": ((case.heads,), 4), "bias": ((case.heads * case.key_dim,), 4)}
 
 
 def byte_floor(operator: str, case: Case, direction: str) -> int:
     """Return the bytes that every implementation must move.
 
-    forward: read every input once, write o once. forward+backward: also read the gradient of o and write those of the
-    inputs. decode: read and write the fp32 state; everything else is hundreds of times smaller.
+    forward: read every input once, write o once. forward+backward, layer's call: also read the gradient of o and write
+    those of the inputs. decode: read and write the fp32 state; everything else is hundreds of times smaller.
     """
     if direction == DECODE:
         return 2 * 4 * case.batch * case.value_heads * case.key_dim * case.value_dim
     shapes = input_shapes(case)
-    read = sum(math.prod(shapes[name][0]) * shapes[name][1] for name in OPERATORS[operator].arguments.values())
+    read = sum(math.prod(shapes[name][0]) * shapes[name][1] for name in inputs_of(operator, direction).values())
     written = 2 * math.prod(shapes["v"][0])
     return read + written if direction == FORWARD else 2 * (read + written)
 
@@ -160,8 +197,8 @@ def chunk_flops(case: Case, direction: str) -> float:
 def draw_inputs(case: Case, device: torch.device | str, seed: int) -> dict[str, Tensor]:
     """Return random inputs by name, with `do` shaped like o and `state` [B, HV, K, V] in fp32.
 
-    q and k have norm 1, and gates are sigmoids of normal values. Decays are those of a new layer: rates of 1 to 16 per
-    head times steps drawn log-uniformly from 0.001 to 0.1.
+    q and k have norm 1, and gates are sigmoids of normal values; projections are normal values. Decays are those of a
+    new layer: rates of 1 to 16 per head times steps drawn log-uniformly from 0.001 to 0.1.
     """
     generator = torch.Generator(device).manual_seed(seed)
 
@@ -177,7 +214,13 @@ def draw_inputs(case: Case, device: torch.device | str, seed: int) -> dict[str, 
 
     drawn: dict[str, Tensor] = {}
     for name, (shape, _) in input_shapes(case).items():
-        if name.endswith("g"):
+        if name == "A_log":
+            drawn[name] = (1 + 15 * uniform(*shape)).log()
+        elif name == "bias":
+            drawn[name] = (math.log(1e-3) + math.log(100) * uniform(*shape)).exp().expm1().log()
+        elif name.startswith("raw"):
+            drawn[name] = normal(shape).bfloat16()
+        elif name.endswith("g"):
             drawn[name] = decay(shape)
         elif name in ("q", "k"):
             drawn[name] = F.normalize(normal(shape), dim=-1).bfloat16()
@@ -193,10 +236,10 @@ def run_operator(
 ) -> list[Tensor]:
     """Run the operator once and return [o], [o, gradients of the inputs], or [o, final state], by direction.
 
-    forward is the forward pass of training: inputs require gradients. dtype: the inputs are first converted to it;
-    None leaves them unchanged.
+    forward is the forward pass of training: inputs require gradients. layer's call: gradients too. dtype: the inputs
+    are first converted to it; None leaves them unchanged.
     """
-    used = {argument: drawn[name] for argument, name in OPERATORS[operator].arguments.items()}
+    used = {argument: drawn[name] for argument, name in inputs_of(operator, direction).items()}
     if dtype is not None:
         used = {name: x.to(dtype) for name, x in used.items()}
         drawn = {name: x.to(dtype) for name, x in drawn.items() if name in ("do", "state")}
@@ -221,7 +264,8 @@ def _final_state(call: Callable[..., Any]) -> dict[str, bool]:
 def reference_results(operator: str, case: Case, direction: str, device: str) -> list[Tensor]:
     """Return the results of the float64 recurrence on the rounded inputs of `case`."""
     drawn = draw_inputs(case, device, seed=0)
-    return run_operator(OPERATORS[operator].recurrence, operator, drawn, direction, torch.float64)
+    exact = partial(our_layer_call, backend="recurrent") if direction == AS_LAYER else OPERATORS[operator].recurrence
+    return run_operator(exact, operator, drawn, direction, torch.float64)
 
 
 def relative_errors(results: Iterable[Tensor], exact: Iterable[Tensor]) -> list[float]:
@@ -239,13 +283,13 @@ def case_errors(
     """
     checked = Case(min(case.steps, CHECKED_STEPS), 1, case.heads, case.value_heads, case.key_dim, case.value_dim)
     # Both directions of training share the forward pass, so its reference is computed once for both.
-    exact = reference_results(implementation.operator, checked, DECODE if direction == DECODE else BOTH, device)
+    exact = reference_results(implementation.operator, checked, BOTH if direction == FORWARD else direction, device)
     drawn = draw_inputs(checked, device, seed=0)
     errors = relative_errors(run_operator(call, implementation.operator, drawn, direction), exact)
     if not all(map(math.isfinite, errors)):
         raise ArithmeticError(f"a result is not finite at {checked}")
     return {
         "output_error": errors[0],
-        "gradient_error": max(errors[1:]) if direction == BOTH else None,
+        "gradient_error": max(errors[1:]) if direction in (BOTH, AS_LAYER) else None,
         "state_error": errors[1] if direction == DECODE else None,
     }

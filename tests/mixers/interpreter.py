@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import dataclasses
 import sys
 import types
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ import pytest
 import torch
 import triton.language as tl
 from triton.runtime.autotuner import Autotuner
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, interpreter_builder
 
 PTX = {"cos.approx.f32": np.cos, "sin.approx.f32": np.sin, "tanh.approx.f32": np.tanh}
 LOOPING = ("fla.ops.", "fla.modules.")  # packages whose kernels use methods of loop counters
@@ -74,6 +75,10 @@ def upstream_kernels() -> Iterator[None]:
         patch.setattr(Autotuner, "run", _first_configuration)
         patch.setattr(InterpreterBuilder, "create_inline_asm", _inline_asm)
         patch.setattr(InterpreterBuilder, "create_dot", _dot)
+        # Which precision a product is asked for makes no difference here: it is computed in that of its operands.
+        precisions = (*interpreter_builder.options.allowed_dot_input_precisions, "bf16x3")
+        options = dataclasses.replace(interpreter_builder.options, allowed_dot_input_precisions=precisions)
+        patch.setattr(interpreter_builder, "options", options)
         patch.setattr(torch.cuda, "device", lambda i: contextlib.nullcontext() if i is None else device(i))
         properties = types.SimpleNamespace(multi_processor_count=4)
         patch.setattr(torch.cuda, "get_device_properties", lambda *args: properties)
@@ -81,6 +86,8 @@ def upstream_kernels() -> Iterator[None]:
         for name, module in list(sys.modules.items()):
             if name.startswith(LOOPING) and module is not None and not hasattr(module, "range"):
                 patch.setattr(module, "range", _range, raising=False)
+                if getattr(module, "gather", None) is tl.gather:  # bound before the interpreter replaces tl's
+                    patch.setattr(module, "gather", lambda *args, **kwargs: tl.gather(*args, **kwargs))
             if name.startswith("mamba_ssm.ops.triton.mamba3.") and hasattr(module, "torch"):
                 patch.setattr(module, "torch", types.SimpleNamespace(**vars(torch) | {"bfloat16": torch.float32}))
         yield

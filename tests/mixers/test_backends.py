@@ -5,11 +5,13 @@ The kernels run unchanged under Triton's interpreter, in fp32. test_backends_gpu
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from mixers import build_mixer
-from mixers.backends import TORCH, Backend, mamba_ssm, reasons
+from mixers.backends import TORCH, Backend, disable_fla_dispatch, fla_kernels, mamba_ssm, reasons
 from mixers.interface import Mixer, State
 from tests.mixers.interpreter import upstream_kernels
 
@@ -174,8 +176,33 @@ def test_what_keeps_a_kernel_from_serving_names_the_remedy(pretended_gpu: pytest
     assert "serve K up to 256, got 272" in why("gdn2", "triton", head_dim=272)
     pretended_gpu.setattr("mixers.backends._installed", lambda module: False)
     assert "MAMBA_SKIP_CUDA_BUILD=TRUE pip install" in why("mamba2", "mamba-ssm")
+
+
+def test_on_hopper_with_triton_3_6_only_gradients_with_a_decay_per_head_are_refused(
+    pretended_gpu: pytest.MonkeyPatch,
+) -> None:
+    pretended_gpu.setattr("mixers.backends._installed", lambda module: False)
     pretended_gpu.setattr("mixers.backends._parts", lambda distribution: (3, 6, 0))
     assert "pip install 'triton>=3.7.1', or pip install tilelang" in why("gated_deltanet", "fla")
+    assert why("kda", "fla") is None  # its gradients have kernels of their own
+    built = build_mixer("gated_deltanet", D, DELTA)
+    assert built.serving(GPU, torch.bfloat16) == "torch"
+    assert built.serving(GPU, torch.bfloat16, gradients=False) == "fla"
+    comba, retention = (build_mixer(f"fla:{name}", 64, {}) for name in ("Comba", "MultiScaleRetention"))
+    with pytest.raises(ValueError, match="triton>=3.7.1"):
+        comba.serving(GPU, torch.bfloat16)
+    assert comba.serving(GPU, torch.bfloat16, gradients=False) == retention.serving(GPU, torch.bfloat16) == "fla"
+
+
+def test_fla_runs_its_own_kernels_in_comparisons_or_says_that_it_may_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLA_DISABLE_BACKEND_DISPATCH", "")
+    monkeypatch.setattr("fla.backends._DISPATCH_DISABLED", False)
+    assert fla_kernels() == "fla, may dispatch"
+    with pytest.raises(RuntimeError, match="set FLA_DISABLE_BACKEND_DISPATCH=1 before Python starts"):
+        disable_fla_dispatch()
+    monkeypatch.setattr("fla.backends._DISPATCH_DISABLED", True)
+    disable_fla_dispatch()
+    assert fla_kernels() == "fla" and os.environ["FLA_DISABLE_BACKEND_DISPATCH"] == "1"
 
 
 def test_mimo_says_that_tilelang_is_missing(pretended_gpu: pytest.MonkeyPatch) -> None:

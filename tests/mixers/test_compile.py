@@ -1,4 +1,6 @@
-"""torch.compile traces a block of any mixer's torch form as one graph, which computes the same."""
+"""torch.compile traces a block of any mixer's torch form, and GDN-2's kernels, as one graph that computes the same."""
+
+from functools import partial
 
 import pytest
 import torch
@@ -6,11 +8,16 @@ import torch._dynamo
 
 from harness.experiments.matching import matched_config
 from harness.model.language_model import Block, build_model
+from mixers.gdn2 import gated_delta_rule_2
 
 pytestmark = pytest.mark.long
 
 MIXERS = ("gdn2", "gated_deltanet", "kda", "mamba2", "mamba3_siso", "mamba3_mimo", "attention")
 TOKENS = 80  # more than one chunk of any mixer, the last one padded
+
+
+def by_kernels(operator, *tensors, **options):
+    return operator(*tensors, **(options | {"backend": "triton"}))
 
 
 def block(mixer: str) -> Block:
@@ -33,10 +40,16 @@ def test_a_block_is_one_graph(mixer: str) -> None:
     assert (graphs.graph_count, graphs.graph_break_count) == (1, 0), [reason.reason for reason in graphs.break_reasons]
 
 
-@pytest.mark.parametrize("mixer", ["gated_deltanet", "mamba3_mimo"])
-def test_the_graph_computes_what_the_block_does(mixer: str) -> None:
+@pytest.mark.parametrize(
+    ("mixer", "backend"), [("gated_deltanet", "torch"), ("mamba3_mimo", "torch"), ("gdn2", "triton")]
+)
+def test_the_graph_computes_what_the_block_does(mixer: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Without the code generator, which sums in another order, the operations are the same, so the bits are equal.
     built, x = block(mixer), inputs()
+    if backend == "triton":
+        # The convolutions and the norm run on fla's kernels beside ours, which the interpreter does not serve.
+        built.mixer.implementation = lambda x: "torch"
+        monkeypatch.setattr("mixers.gdn2.layer.gated_delta_rule_2", partial(by_kernels, gated_delta_rule_2))
     parts = [x, *built.parameters()]
     eager, _ = built(x, None, None, False)
     traced, _ = torch.compile(built.forward, backend="aot_eager", fullgraph=True)(x, None, None, False)

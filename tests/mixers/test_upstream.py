@@ -49,6 +49,10 @@ LAYERS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
         ),
     ),
     "fla KimiDeltaAttention": ("fla", lambda: fla_layer("KimiDeltaAttention", **DELTA)),
+    "fla KimiDeltaAttention, bounded decay": (
+        "fla",
+        lambda: fla_layer("KimiDeltaAttention", **DELTA, safe_gate=True, lower_bound=-5.0),
+    ),
     "fla GatedDeltaNet2": ("fla", lambda: fla_layer("GatedDeltaNet2", **DELTA)),
     "fla GatedDeltaNet2, b to 2": ("fla", lambda: fla_layer("GatedDeltaNet2", **DELTA, allow_neg_eigval=True)),
     # One group: with several, this layer's CPU form assigns them to other heads than its kernels and mamba-ssm do.
@@ -150,8 +154,11 @@ def test_an_inner_width_that_is_no_multiple_of_the_outer_moves_where_the_library
 
 
 def test_variants_without_a_mixer_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"KimiDeltaAttention.safe_gate: True is no variant of kda; it has False"):
-        from_upstream(fla_layer("KimiDeltaAttention", **DELTA, safe_gate=True, lower_bound=-5.0))
+    with pytest.raises(ValueError, match=r"KimiDeltaAttention.safe_gate: False with lower_bound=-5.0 is no variant of"):
+        from_upstream(fla_layer("KimiDeltaAttention", **DELTA, lower_bound=-5.0))
+    bounded = build_mixer("gdn2", D, {"heads": 1, "head_dim": 16, "output_gate": "sigmoid", "lower_bound": -5})
+    with pytest.raises(ValueError, match=r"gdn2.lower_bound: -5.0 has no counterpart in fla's GatedDeltaNet2"):
+        to_upstream(bounded, "fla")
     with pytest.raises(ValueError, match=r"Mamba2.norm_before_gate: True is no variant of mamba2"):
         from_upstream(mamba_layer("Mamba2", headdim=16, norm_before_gate=True))
     with pytest.raises(ValueError, match=r"layer: Linear has no mixer here; known: fla GatedDeltaNet, "):

@@ -4,6 +4,7 @@ import io
 import json
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -131,7 +132,7 @@ def test_status_watched_shows_an_error_text_as_it_is(
     def interrupt(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("slurm.commands.time.sleep", interrupt)
+    monkeypatch.setattr("slurm.commands.time", SimpleNamespace(sleep=interrupt))  # other modules wait as ever
     monkeypatch.setenv("COLUMNS", "400")
     shown = cli.invoke(app, ["status", "tiny", "--watch", "--runs", str(runs)])
     assert TEXT in shown.output and "interrupted" in shown.output

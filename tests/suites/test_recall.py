@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,15 @@ from tests.harness.tables.table_records import record, store
 DIFFICULTIES = {"pairs": [2, 8], "rewrites": [1, 5], "writes": [4, 60], "shared": [1, 2, 4]}
 
 
+@lru_cache
+def marker_word() -> str:
+    (word,) = question(load_tokenizer(), (), "marked")
+    return word
+
+
 def mentions(context: str) -> list[str]:
     """The values behind the key that the context asks for after the marker, in order."""
-    words = context.split()
-    (mark,) = question(load_tokenizer(), (), "marked")
+    words, mark = context.split(), marker_word()
     marker = words.index(mark) if mark in words else len(words) - 1  # of a bare question, one word is the key
     listing, key = words[:marker], words[marker + (mark in words) :]
     length = len(key)

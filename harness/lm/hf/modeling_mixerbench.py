@@ -55,7 +55,8 @@ class MixerbenchConfig(PretrainedConfig):
     """Configuration of an exported model.
 
     language_model: the fields of `harness.ModelConfig`. run: the run that the model comes from. mixer_file: the file in
-    the model's folder that defines its mixer; None for a mixer of mixerbench or of an installed package.
+    the model's folder that defines its mixer; None for a mixer of mixerbench or of an installed package. helper_files:
+    the files that it imports from beside it, relative to the folder.
     """
 
     model_type = "mixerbench"
@@ -65,11 +66,13 @@ class MixerbenchConfig(PretrainedConfig):
         language_model: dict[str, Any] | None = None,
         run: dict[str, Any] | None = None,
         mixer_file: str | None = None,
+        helper_files: list[str] | None = None,
         **kwargs: Any,
     ):
         self.language_model = language_model or {}
         self.run = run or {}
         self.mixer_file = mixer_file
+        self.helper_files = helper_files or []
         super().__init__(**kwargs)
 
     @property
@@ -163,6 +166,8 @@ class MixerbenchForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: MixerbenchConfig):
         super().__init__(config)
         if config.mixer_file and config.name_or_path:
+            for helper in config.helper_files:  # a Hub's folder holds what was asked for, and no more
+                cached_file(config.name_or_path, helper)
             load_file(cached_file(config.name_or_path, config.mixer_file))
         dtype = torch.get_default_dtype()
         # from_pretrained builds on the meta device, which would lose unsaved buffers and tensors that are neither
@@ -248,14 +253,17 @@ class MixerbenchForCausalLM(PreTrainedModel, GenerationMixin):
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """Save the model, with the file that defines its mixer, and those that it imports, if there is one."""
-        super().save_pretrained(save_directory, *args, **kwargs)
+        copies: dict[str, Path] = {}
         if self.config.mixer_file:
             first, *others = files_beside(Path(file_of(self.model.config.mixer).path))
-            shutil.copyfile(first, Path(save_directory) / self.config.mixer_file)
-            for file in others:
-                copy = Path(save_directory) / file.relative_to(first.parent)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, copy)
+            copies = {file.relative_to(first.parent).as_posix(): file for file in others}
+            self.config.helper_files = list(copies)
+            copies[self.config.mixer_file] = first
+        super().save_pretrained(save_directory, *args, **kwargs)
+        for name, file in copies.items():
+            copy = Path(save_directory) / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
 
     @can_return_tuple
     def forward(

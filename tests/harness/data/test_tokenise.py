@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
-from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -42,7 +40,10 @@ def test_any_number_of_processes_writes_the_streams_of_one_document_after_the_ot
     assert sorted(p.name for p in tmp_path.iterdir()) == [".1.lock", ".2.lock", ".3.lock", "1", "2", "3", "texts"]
 
 
-@pytest.mark.parametrize(("processes", "moment"), [(1, 4), (2, 1), (2, 5)])
+@pytest.mark.parametrize(
+    ("processes", "moment"),
+    [pytest.param(1, 4, marks=pytest.mark.long), pytest.param(2, 1, marks=pytest.mark.long), (2, 5)],
+)
 def test_a_killed_preparation_resumes_after_the_finished_parts(
     source: Path, tmp_path: Path, processes: int, moment: int
 ) -> None:
@@ -61,6 +62,7 @@ def test_a_killed_preparation_resumes_after_the_finished_parts(
     assert not work_folder(out).exists()
 
 
+@pytest.mark.long
 def test_simultaneous_preparations_share_the_work(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     both = [start_preparation(source, out, processes) for processes in (1, 2)]
@@ -70,19 +72,21 @@ def test_simultaneous_preparations_share_the_work(source: Path, tmp_path: Path) 
     assert file_contents(out) == file_contents(tmp_path / "whole") and not work_folder(out).exists()
 
 
-def limits(texts: list[str]) -> Iterator[int]:
-    """Limits just before, at and after the end of a document, in several parts, and around the total."""
-    sizes = [len(expected([text])["train"]) for text in texts]
-    ends = list(accumulate(sizes))
-    for index in (0, 200):
-        yield from (ends[index] - 1, ends[index], ends[index] + 1)
-    yield from (ends[-1], ends[-1] + 1)
-
-
-def test_max_tokens_is_exact(source: Path, texts: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("document", "beyond"),
+    [
+        pytest.param(0, (-1, 0, 1), id="first", marks=pytest.mark.long),
+        pytest.param(200, (-1, 0, 1), id="inner"),
+        pytest.param(349, (0, 1), id="last", marks=pytest.mark.long),
+    ],
+)
+def test_max_tokens_is_exact_before_at_and_after_the_end_of_a_document(
+    source: Path, texts: list[str], tmp_path: Path, document: int, beyond: tuple[int, ...]
+) -> None:
     used = texts[:160] + ["", " \n", None] + texts[160:350]
     whole = expected(used)
-    for limit in limits(texts[:350]):
+    end = len(expected(texts[: document + 1])["train"])
+    for limit in (end + tokens for tokens in beyond):
         alone = prepare(source, out_dir=tmp_path / f"{limit}", processes=1, max_tokens=limit, **THIRDS)
         assert streams(alone) == expected(used, limit)
         assert alone.index["whole_source"] == (streams(alone) == whole)

@@ -23,6 +23,11 @@ KERNELS = ModelConfig(
 )
 
 
+@pytest.fixture(autouse=True)
+def one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradient_check, "CHECK_TOKENS", 20)  # the interpreter is slow
+
+
 def on_kernels() -> nn.Module:
     """A model whose recurrent blocks run on the Triton kernels; on a CPU Triton interprets them."""
     model = build_model(KERNELS, 0)
@@ -48,7 +53,6 @@ def test_the_convolution_before_a_mixer_is_compared_too() -> None:
 
 
 def test_a_kernel_with_a_wrong_gradient_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gradient_check, "CHECK_TOKENS", 20)  # one chunk will do: the interpreter is slow
     model = on_kernels()
     operate = type(model.blocks[0].mixer).operate
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -106,3 +111,31 @@ def worst(measured: dict[str, float]) -> tuple[float, float]:
         max(measured["o"], measured["state"]),
         max(error for name, error in measured.items() if name.startswith("d_")),
     )
+
+
+def _tf32(x: np.ndarray) -> np.ndarray:
+    """Round fp32 to the 10 bits of mantissa of TF32, to nearest and away from zero, as hardware converts."""
+    return ((x.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+@contextmanager
+def products_in_tf32x3() -> Iterator[None]:
+    """Multiply under the interpreter as a GPU does with input_precision="tf32x3", if a kernel asks for that.
+
+    Each operand is a high part and the rest, both in TF32. The product of the two rests is left out.
+    """
+    from triton._C.libtriton import ir
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def dot(self, a, b, d, precision, *options):
+        if precision != ir.INPUT_PRECISION.TF32x3:
+            return exact(self, a, b, d, precision, *options)
+        high = [_tf32(np.ascontiguousarray(x.data)) for x in (a, b)]
+        rest = [_tf32(x.data - h) for x, h in zip((a, b), high, strict=True)]
+        low = np.matmul(rest[0], high[1]) + np.matmul(high[0], rest[1])
+        return TensorHandle(low + np.matmul(*high) + d.data, d.dtype.scalar)
+
+    exact = InterpreterBuilder.create_dot
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InterpreterBuilder, "create_dot", dot)
+        yield

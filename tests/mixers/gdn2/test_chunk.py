@@ -5,7 +5,17 @@ import torch
 
 from mixers.gdn2 import gated_delta_rule_2
 from mixers.gdn2.chunk import chunk_size_for, compute_dtype
-from tests.mixers.gdn2.cases import DECAYS, DEVICE, GRADIENT, OUTPUT, errors, evaluate, inputs, worst
+from tests.mixers.gdn2.cases import (
+    DECAYS,
+    DEVICE,
+    GRADIENT,
+    OUTPUT,
+    errors,
+    evaluate,
+    inputs,
+    products_in_tf32x3,
+    worst,
+)
 
 pytestmark = pytest.mark.long
 
@@ -79,6 +89,22 @@ def test_a_scale_of_ones_choice_and_no_gradient_where_none_is_asked() -> None:
     assert torch.isfinite(q.grad).all()
     assert q.grad.abs().max() == 0  # a state does not depend on who reads it
     assert x["k"].grad is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the products are emulated under the interpreter")
+def test_products_in_tf32x3_keep_the_bounds_of_fp32() -> None:
+    with products_in_tf32x3():
+        within_fp32(errors(inputs(80, decay="brutal")))
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v", "g", "b", "w"])
+def test_no_bit_of_an_output_depends_on_a_later_token_not_even_on_its_gates(name: str) -> None:
+    x = inputs(40, value_heads=1, K=16, V=16, decay="brutal", device=DEVICE)
+    changed = x | {name: x[name].clone()}
+    changed[name][:, 21:] = 2 * x[name][:, 21:] - 1 if name != "g" else 0.0
+    with torch.no_grad():
+        before, after = (gated_delta_rule_2(**t, backend="triton", chunk_size=64)[0] for t in (x, changed))
+    assert torch.equal(before[:, :21], after[:, :21]) and not torch.equal(before[:, 21:], after[:, 21:])
 
 
 def test_the_same_bits_every_time() -> None:

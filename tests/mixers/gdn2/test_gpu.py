@@ -4,12 +4,14 @@ import pytest
 import torch
 
 from mixers.gdn2 import gated_delta_rule_2
-from tests.mixers.gdn2.cases import DECAYS, GRADIENT, OUTPUT, errors, evaluate, inputs, worst
+from suites.bench.gpu_short import BOUNDS
+from tests.mixers.gdn2.cases import DECAYS, errors, evaluate, inputs, worst
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
-# Hardware rounds where the interpreter truncates, so the bounds for 16 bits are half of those in test_chunk. tf32x3
-# products keep the bounds of fp32.
+# Hardware rounds where the interpreter truncates, so the bounds for 16 bits are half of those in test_chunk. fp32 has
+# bounds of its own on a GPU, where products are in tf32x3.
+OUTPUT, GRADIENT = BOUNDS[torch.float32]
 OUTPUT_STEPS, GRADIENT_STEPS = 1, 2
 
 

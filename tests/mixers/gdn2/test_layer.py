@@ -31,6 +31,7 @@ GEOMETRY = {"heads": 2, "head_dim": 8, "value_dim": 12}
         {"erase_range": 2},
         {"decay": "head", "erase_gate": "scalar", "write_gate": "scalar"},
         {"erase_gate": "head", "write_gate": "tied"},
+        {"lower_bound": -5},
     ],
 )
 def test_the_layer_computes_the_same_through_the_kernels(options: dict) -> None:

@@ -155,3 +155,56 @@ def test_l2_normalisation_and_scale_are_what_they_say() -> None:
 def test_input_outside_the_contract_is_refused_by_name(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         gated_delta_rule_2(**(torch_inputs(5, dtype=F32) | change))
+
+
+@pytest.mark.parametrize("backend", ["chunked", "triton"])
+def test_a_second_derivative_is_refused_rather_than_wrong(backend: str) -> None:
+    x = inputs(5, value_heads=1, K=16, V=16, device=DEVICE)
+    q = x["q"].requires_grad_()
+    o, _ = gated_delta_rule_2(**x, backend=backend)
+    # The sum's gradient does not depend on anything, which is where torch's own guard would let zeros pass.
+    with pytest.raises(RuntimeError, match="create_graph=True: this gradient is written by hand"):
+        torch.autograd.grad(o.sum(), q, create_graph=True)
+
+
+def test_the_recurrence_in_torch_has_second_derivatives() -> None:
+    x = torch_inputs(3, k=2, v=2)
+    k = x["k"].requires_grad_()
+
+    def output(k: torch.Tensor) -> torch.Tensor:
+        return gated_delta_rule_2(**(x | {"k": k}), backend="recurrent")[0]
+
+    assert torch.autograd.gradgradcheck(output, [k])
+
+
+@pytest.mark.parametrize("backend", ["chunked", "triton"])
+def test_transforms_of_torch_func_are_refused_in_one_line(backend: str) -> None:
+    x = inputs(2, value_heads=1, K=16, V=16, device=DEVICE)
+
+    def loss(q: torch.Tensor) -> torch.Tensor:
+        return gated_delta_rule_2(**(x | {"q": q}), backend=backend)[0].sum()
+
+    for transformed, q in ((torch.func.grad(loss), x["q"]), (torch.func.vmap(loss), x["q"][None])):
+        with pytest.raises(RuntimeError, match="gated_delta_rule_2: torch.func's vmap, grad"):
+            transformed(q)
+
+
+@pytest.mark.parametrize("backend", ["recurrent", "chunked", "triton"])
+def test_an_empty_sequence_keeps_its_state_and_passes_its_gradient(backend: str) -> None:
+    offsets = torch.tensor([0, 0, 20, 20], device=DEVICE)
+    x = inputs(20, value_heads=1, K=16, V=16, sequences=3, device=DEVICE)
+    entering = x["initial_state"].requires_grad_()
+    o, state = gated_delta_rule_2(**x, cu_seqlens=offsets, output_final_state=True, backend=backend)
+    alone, last = gated_delta_rule_2(**(x | {"initial_state": entering[1:2]}), output_final_state=True, backend=backend)
+    assert torch.equal(o, alone)
+    assert torch.equal(state, torch.cat([entering[:1], last, entering[2:]]))
+    (gradient,) = torch.autograd.grad(state[[0, 2]].sum(), entering)
+    assert torch.equal(gradient[[0, 2]], torch.ones_like(gradient[[0, 2]])) and gradient[1].abs().max() == 0
+
+
+def test_decoding_leaves_the_state_of_an_empty_sequence() -> None:
+    offsets = torch.tensor([0, 0, 3], device=DEVICE)
+    x = inputs(3, value_heads=1, K=16, V=16, sequences=2, device=DEVICE)
+    with torch.no_grad():
+        _, state = gated_delta_rule_2(**x, cu_seqlens=offsets, output_final_state=True, backend="triton")
+    assert torch.equal(state[0], x["initial_state"][0]) and not torch.equal(state[1], x["initial_state"][1])

@@ -1,11 +1,13 @@
 """The layer that the delta-rule mixers share: shapes of its state, its gated norm, its cost and its refusals."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from mixers import build_mixer
-from mixers.parts.delta_layer import FLA_SHORT, GatedNorm, by_fla
+from mixers.parts.delta_layer import FLA_SHORT, GatedNorm, by_fla, log_decay
 
 NAMES = ("gdn2", "gated_deltanet", "kda")
 OPTIONS = {"heads": 2, "head_dim": 8, "value_heads": 4, "value_dim": 6}
@@ -68,3 +70,31 @@ def test_flas_operators_are_chosen_as_its_layers_choose(steps: int, gradient: bo
     name, arguments = by_fla(operator("chunked"), operator("recurrent"), {"q": q}, torch.zeros(1).double(), 2)
     assert name == chosen
     assert arguments["allow_neg_eigval"] and arguments["initial_state"].dtype == torch.float32
+    assert "lower_bound" not in arguments and "safe_gate" not in arguments
+    _, arguments = by_fla(operator("chunked"), operator("recurrent"), {"q": q}, None, 1, lower_bound=-5.0)
+    assert arguments["lower_bound"] == -5.0
+    assert arguments.get("safe_gate", False) == (chosen == "chunked")
+
+
+def test_a_decay_with_a_bound_is_a_sigmoid_between_it_and_zero() -> None:
+    projection = torch.tensor([-1e4, -1.0, 0.5, 1e4]).view(1, 1, 2, 2)
+    A_log, dt_bias = torch.tensor([0.0, 1.0]), torch.tensor([0.1, -0.2, 0.3, -0.4])
+    g = log_decay(projection, A_log, dt_bias, -5.0).flatten()
+    assert g[0] == 0 and g[3] == -5
+    # g = -5 σ(exp(A_log) (f + dt_bias)): heads have A_log 0 and 1, channels 1 and 2 have f + dt_bias = -1.2 and 0.8.
+    torch.testing.assert_close(g[1:3], -5 / (1 + torch.tensor([1.2, -0.8 * math.e]).exp()))
+    free = log_decay(projection[..., :1], A_log, dt_bias[::2], None)
+    torch.testing.assert_close(free.flatten()[1], -math.e * torch.tensor(0.8).exp().log1p())
+
+
+@pytest.mark.parametrize("name", ["gdn2", "kda"])
+def test_a_layer_with_a_bound_starts_at_rate_one_and_refuses_a_bound_that_is_none(name: str) -> None:
+    bounded = build_mixer(name, 16, OPTIONS | {"lower_bound": -5})
+    assert bounded.A_log.count_nonzero() == 0
+    x = torch.randn(2, 7, 16)
+    free = build_mixer(name, 16, OPTIONS)
+    free.load_state_dict(bounded.state_dict())
+    assert not torch.allclose(bounded(x)[0], free(x)[0])
+    for bound in (0, 1, -5.5):
+        with pytest.raises(ValueError, match="lower_bound"):
+            build_mixer(name, 16, OPTIONS | {"lower_bound": bound})

@@ -7,9 +7,9 @@ import torch
 
 from suites.bench import gpu_kernels
 from suites.bench.gpu_kernels import WRONG
-from suites.bench.kernel_cases import BOTH, CHUNKED, DECODE, DECODING, LENGTHS, Case, implementations
+from suites.bench.kernel_cases import AS_LAYER, BOTH, CHUNKED, DECODE, DECODING, LENGTHS, Case, implementations
 
-CEILINGS = {"copy_bytes_per_s": 4e12, "matmul_flop_per_s": 8e14}
+CEILINGS = {"copy_bytes_per_s": 4e12, "matmul_flop_per_s": 8e14, "lead_ms": 4.0}
 BIRTH = {"device": "a device", "version_torch": "2", "version_triton": "3", "version_fla": None, "git_commit": None}
 
 
@@ -55,6 +55,14 @@ def test_the_table_has_ratios_refusals_and_omissions() -> None:
     text = gpu_kernels.render([*rows, late | CEILINGS | BIRTH | {"left_out": "not started: 9 s were used up"}])
     assert "refused, gdn2 fla chunk, forward+backward T=4096 B=8 H=16 K=128 V=128: RuntimeError: not with" in text
     assert "not started: 9 s were used up: forward+backward T=32768 B=1" in text
+
+
+def test_a_host_that_was_slower_than_its_lead_is_named() -> None:
+    rows = made_rows(AS_LAYER, LENGTHS[2])
+    assert "lead" not in gpu_kernels.render(rows)
+    rows[1]["host_ms"] = 4.1
+    text = gpu_kernels.render(rows)
+    assert "host took longer than its lead, so launches may be in the time: gdn2 fla chunk layer's call T=8192" in text
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -11,10 +11,12 @@ from mixers.gdn2 import gated_delta_rule_2
 from mixers.kda import kimi_delta_rule
 from suites.bench.gpu_kernels import WRONG
 from suites.bench.kernel_cases import (
+    AS_LAYER,
     BOTH,
     CHUNKED,
     DECODE,
     FORWARD,
+    LAYER,
     OPERATORS,
     Case,
     byte_floor,
@@ -22,6 +24,8 @@ from suites.bench.kernel_cases import (
     chunk_flops,
     draw_inputs,
     input_shapes,
+    inputs_of,
+    our_layer_call,
     plan,
     relative_errors,
 )
@@ -31,7 +35,7 @@ SMALL = Case(steps=40, batch=1, heads=2, value_heads=4, key_dim=16, value_dim=8)
 
 def test_the_plan_covers_lengths_decoding_and_head_shapes_with_equal_tokens() -> None:
     units = plan()
-    assert len(units) == len(set(units)) == 2 * 5 + 4 + 2 * 3
+    assert len(units) == len(set(units)) == 2 * 5 + 2 + 4 + 2 * 3
     assert {case.steps * case.batch for case, direction in units if direction != DECODE} == {32768}
     assert {case.batch for case, direction in units if direction == DECODE} == {1, 8, 64, 256}
 
@@ -70,6 +74,13 @@ def test_a_right_implementation_is_within_the_bound_in_bf16(form, call, directio
     assert errors["output_error"] > 1e-4 and max(present) < WRONG / 3
 
 
+def test_the_layers_call_is_right_and_its_floor_has_the_decay_in_16_bits() -> None:
+    errors = case_errors(LAYER[0], partial(our_layer_call, backend="chunked"), SMALL, AS_LAYER, "cpu")
+    assert 1e-4 < errors["output_error"] < WRONG / 3 and errors["gradient_error"] < WRONG / 3
+    case = Case(steps=64, batch=1, heads=1, value_heads=1, key_dim=128, value_dim=128)
+    assert byte_floor("gdn2", case, AS_LAYER) == 2 * (64 * 128 * 7 * 2 + 4 + 4 * 128)
+
+
 def scaled_gdn2(q, k, v, g, b, w, factor: float):
     """Gated Delta Rule-2 with its output scaled."""
     o, state = gated_delta_rule_2(q, k, v, g, b, w, backend="chunked", chunk_size=16)
@@ -92,7 +103,8 @@ def test_inputs_have_the_shapes_and_bytes_that_the_floors_count() -> None:
     drawn = draw_inputs(SMALL, "cpu", seed=0)
     for name, (shape, size) in input_shapes(SMALL).items():
         assert (drawn[name].shape, drawn[name].element_size()) == (shape, size), name
-    assert {name for o in OPERATORS.values() for name in o.arguments.values()} == input_shapes(SMALL).keys()
+    used = {name for o in OPERATORS.values() for name in o.arguments.values()}
+    assert used | set(inputs_of("gdn2", AS_LAYER).values()) == input_shapes(SMALL).keys()
     assert all((drawn[name] < 0).all() for name in ("g", "value_g", "head_g"))
     # bf16 rounds each of the 16 entries by 4e-3 at most.
     torch.testing.assert_close(drawn["q"].float().norm(dim=-1), torch.ones(1, 40, 2), atol=4e-3, rtol=0)

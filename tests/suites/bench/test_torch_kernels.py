@@ -7,6 +7,8 @@ import torch
 
 from suites.bench.torch_kernels import FLA, OURS, render, run
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def measured() -> tuple[list[dict], int]:

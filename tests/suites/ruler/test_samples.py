@@ -267,6 +267,7 @@ def test_samples_are_those_that_earlier_records_were_measured_on(tok, task, hash
     assert digest(draw_needles(tok, task, n=4)) == hash_
 
 
+@pytest.mark.long
 def test_samples_depend_on_neither_order_nor_number_nor_process(tok, data):
     wanted = digests(tok, TASKS)
     assert digests(tok, TASKS[::-1]) == wanted

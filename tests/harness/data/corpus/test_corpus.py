@@ -54,6 +54,7 @@ def test_a_factbook_field_occurs_once_in_its_text_and_has_a_short_answer():
     assert germany["Area - land"] == "348,672 sq km" and germany["Capital - name"] == "Berlin"
 
 
+@pytest.mark.long
 def test_the_tokenizer_gives_every_document_back_exactly():
     tokenizer = load_tokenizer("embedded")
     for d in EVERY:

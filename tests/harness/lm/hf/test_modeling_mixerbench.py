@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -281,31 +286,84 @@ class RunningMean(Mixer):
 """
 
 
-def test_the_file_of_a_users_own_mixer_travels_with_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Hub(BaseHTTPRequestHandler):
+    """The Hugging Face Hub, as far as loading a model asks it: files of one repository, tried/model."""
+
+    folder: Path
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def do_GET(self) -> None:
+        self.wfile.write(self.answer())
+
+    def answer(self) -> bytes:
+        prefix = "/tried/model/resolve/main/"
+        file = self.folder / self.path.removeprefix(prefix)
+        found = self.path.startswith(prefix) and file.is_file()
+        content = file.read_bytes() if found else b""
+        self.send_response(200 if found else 404)
+        if found:
+            self.send_header("ETag", hashlib.sha256(content).hexdigest())
+        else:
+            self.send_header("X-Error-Code", "EntryNotFound")
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        return content
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[str]:
+    handler = type("Served", (Hub,), {"folder": tmp_path / "out"})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.long
+def test_the_files_of_a_users_own_mixer_travel_with_the_folder_and_through_a_hub(
+    tmp_path: Path, hub: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(registry, "_entries", dict(registry.entries()))  # other tests must not see this mixer
     monkeypatch.setattr(registry, "_files", {})
     source = tmp_path / "own.py"
-    source.write_text(MIXER)
+    source.write_text(f"from parts_of_own.steps import SIZE\n{MIXER.replace('8.0', 'SIZE')}")
+    (tmp_path / "parts_of_own").mkdir()
+    (tmp_path / "parts_of_own" / "__init__.py").touch()
+    (tmp_path / "parts_of_own" / "steps.py").write_text("SIZE = 8.0\n")
     load_file(trusted(source))
     config = model_config("running_mean", "recurrent", mixer_options={})
     model = finished_run(tmp_path / "run", config, mixer_file=file_of("running_mean"))
     load(export(tmp_path / "run", tmp_path / "out")).save_pretrained(tmp_path / "again")
     source.unlink()
+    shutil.rmtree(tmp_path / "parts_of_own")
     with torch.no_grad():
         logits = model(torch.tensor([PROMPTS[0]]))[0]
     torch.save(logits, tmp_path / "logits.pt")
-    # A new process does not know the mixer.
     script = (
         "import sys, torch; from transformers import AutoModelForCausalLM as Auto\n"
-        "for folder in sys.argv[2:]:\n"
-        "    model = Auto.from_pretrained(folder, trust_remote_code=True)\n"
-        f"    assert torch.equal(model(torch.tensor([{PROMPTS[0]}])).logits, torch.load(sys.argv[1]))"
+        "model = Auto.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        f"assert torch.equal(model(torch.tensor([{PROMPTS[0]}])).logits, torch.load('logits.pt'))\n"
+        "model.save_pretrained(sys.argv[2])"
     )
-    paths = [str(tmp_path / name) for name in ("logits.pt", "out", "again")]
-    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": str(CHECKOUT), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", script, *paths]
-    ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 0, ended.stderr
+    online = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_DISABLE_XET": "1"}
+    offline = {"HF_HUB_OFFLINE": "1"}
+    # New processes, which do not know the mixer.
+    for name, kept, variables in (
+        ("out", "kept", offline),
+        ("again", "kept", offline),
+        ("tried/model", "loaded", online),
+        ("loaded", "kept", offline),
+    ):
+        environment = {"HF_MODULES_CACHE": str(tmp_path / "modules" / name), "PYTHONPATH": str(CHECKOUT)} | variables
+        command = [sys.executable, "-c", script, name, kept]
+        ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert ended.returncode == 0, ended.stderr
 
 
 @pytest.mark.parametrize("tied", [False, True])

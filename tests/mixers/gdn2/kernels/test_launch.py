@@ -1,10 +1,17 @@
-"""Launches of kernels: block sizes, recording, FLOPs and bytes, and configurations that do not fit a GPU."""
+"""Launches of kernels: block sizes, recording, FLOPs and bytes, configurations that do not fit a GPU, and tuning."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
+import triton
 
 from mixers.gdn2 import gated_delta_rule_2
-from mixers.gdn2.kernels.launch import Launch, Resources, padded, recording
+from mixers.gdn2.kernels import launch as module
+from mixers.gdn2.kernels.launch import Kernel, Launch, Resources, forcing, padded, recording
 from tests.mixers.gdn2.cases import inputs
 
 
@@ -50,3 +57,116 @@ def test_a_configuration_fits_if_it_spills_nothing_and_its_shared_memory_is_ther
     assert Resources(200, 0, 1024, {}).fit(1024)
     assert not Resources(200, 0, 1025, {}).fit(1024)
     assert not Resources(200, 8, 1024, {}).fit(1024)
+
+
+NARROW, WIDE, SPILLING, HUGE = (triton.Config({"BV": block}, num_warps=4, num_stages=1) for block in (16, 32, 64, 128))
+
+
+class FakeKernel:
+    """A compiled-kernel stand-in on two pretended GPUs: records launches, and a block size is its time in ms.
+
+    With many programs, wide blocks are the fast ones.
+    """
+
+    __name__ = "pretended"
+    cache_key = "source"
+
+    def __init__(self, patch: pytest.MonkeyPatch, cache: object):
+        self.launched: list[tuple[int, int]] = []
+        self.timed: list[int] = []
+        self.device = 0
+        patch.setattr(module, "interpreted", lambda: False)
+        patch.setattr(torch.cuda, "device", self.on)
+        patch.setattr(torch.cuda, "current_device", lambda: self.device)
+        patch.setattr(torch.cuda, "get_device_name", lambda: "pretended GPU")
+        patch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+        limit = SimpleNamespace(shared_memory_per_block_optin=1000)
+        patch.setattr(torch.cuda, "get_device_properties", lambda device: limit)
+        patch.setattr(module, "do_bench", self.time)
+        patch.setenv("TRITON_CACHE_DIR", str(cache))
+        module._capability.cache_clear()
+
+    @contextmanager
+    def on(self, device: torch.device):
+        before, self.device = self.device, device.index or 0
+        yield
+        self.device = before
+
+    def time(self, launch) -> float:
+        launch()
+        device, block = self.launched.pop()
+        self.timed.append(block)
+        return -block if self.programs > 100 else block
+
+    def warmup(self, *, BV: int, **arguments: object) -> SimpleNamespace:
+        shared = SimpleNamespace(shared=2000 if HUGE.kwargs["BV"] == BV else 10)
+        return SimpleNamespace(metadata=shared, n_spills=8 * (BV == 64), _init_handles=lambda: None)
+
+    def __getitem__(self, grid):
+        def launch(*, BV: int, **arguments: object) -> None:
+            (self.programs,) = grid({"BV": BV})
+            self.launched.append((self.device, BV))
+
+        return launch
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch, tmp_path) -> FakeKernel:
+    return FakeKernel(monkeypatch, tmp_path)
+
+
+def pretended_kernel(function: FakeKernel) -> Kernel:
+    return Kernel(function, lambda arguments, capability: [NARROW, WIDE, SPILLING, HUGE], lambda arguments: 0)
+
+
+def call(kernel: Kernel, programs: int, **options: object) -> None:
+    kernel(lambda meta: (programs,), x=torch.empty(2), K=16, **options)
+
+
+def test_tuning_times_what_fits_once_per_number_of_programs_in_powers_of_two(pretended: FakeKernel) -> None:
+    kernel = pretended_kernel(pretended)
+    for programs in (4, 3, 500, 512, 4):
+        call(kernel, programs)
+    assert pretended.timed == [16, 32, 16, 32]  # neither what spills nor what is too large
+    assert [block for _, block in pretended.launched] == [16, 16, 32, 32, 16]
+
+
+def test_a_check_on_a_few_tokens_does_not_decide_for_training(pretended: FakeKernel) -> None:
+    kernel = pretended_kernel(pretended)
+    call(kernel, 2)  # such as the check of gradients, on 75 tokens
+    call(kernel, 4096)
+    assert pretended.launched == [(0, 16), (0, 32)]
+
+
+def test_tuning_is_read_from_disk_by_the_next_process(pretended: FakeKernel) -> None:
+    call(pretended_kernel(pretended), 500)
+    pretended.timed.clear()
+    call(pretended_kernel(pretended), 500)
+    assert pretended.timed == [] and pretended.launched == [(0, 32)] * 2
+    call(pretended_kernel(pretended), 500, scale=2)  # another option is another kernel
+    assert pretended.timed == [16, 32]
+
+
+def test_a_launch_is_on_the_device_of_its_tensors(pretended: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: asked.append(device) or (9, 0))
+    kernel = pretended_kernel(pretended)
+    for index in (1, 0):
+        placed = type("Placed", (torch.Tensor,), {"device": torch.device("cuda", index)})
+        kernel(lambda meta: (4,), x=torch.empty(2).as_subclass(placed), K=16)
+    assert pretended.launched == [(1, 16), (0, 16)]
+    assert [device.index for device in asked] == [1, 0] and pretended.device == 0
+
+
+def test_a_forced_configuration_is_launched_without_tuning(pretended: FakeKernel) -> None:
+    kernel = pretended_kernel(pretended)
+    with forcing({"pretended": SPILLING}):
+        call(kernel, 4)
+    call(kernel, 4)
+    assert [block for _, block in pretended.launched] == [64, 16] and pretended.timed == [16, 32]
+
+
+def test_no_configuration_that_fits_is_an_error_with_a_way_out(pretended: FakeKernel) -> None:
+    kernel = Kernel(pretended, lambda arguments, capability: [HUGE], lambda arguments: 0)
+    with pytest.raises(RuntimeError, match=r"no configuration fits this GPU at .*'K': 16.*; use backend='chunked'"):
+        call(kernel, 4)
