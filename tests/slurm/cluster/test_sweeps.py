@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from harness.experiments.load import load_experiment
-from harness.files import cache_dir, write_atomic
+from harness.files import CHECKOUT, cache_dir, write_atomic
 from harness.records.store import load
 from harness.run_folder import RunFolder, submissions
 from harness.training.train import train
@@ -22,6 +22,7 @@ from slurm.plan import RunPlan, plan
 from slurm.trials import DIVERGED, failure
 from suites.units import TRAIN
 from tests.slurm.cluster.client import TINY, Client
+from tests.slurm.cluster.killed_sweep import HOW, Killer, sweep
 from tests.slurm.cluster.minislurm import MiniSlurm, running
 from tests.slurm.experiments import PARENT, break_checkout, copy_checkout, data_config, experiment
 
@@ -307,48 +308,54 @@ def test_jobs_submitted_inside_another_job_run_the_code_that_was_submitted(clien
     assert set(load(client.runs)["n"]) == {12}
 
 
-STUB = """
-import json, os, shutil, sys
+LIGHT = """
+import json, os, shutil, sys, time
 from pathlib import Path
 name = os.environ["SLURM_JOB_NAME"].partition(":")[2].removesuffix("@mixerbench")
-if name.startswith("release-"):
+if name.startswith("release-") or "-m" in sys.argv[1:2] and sys.argv[2] != "submitit.core._submit":
     os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
-submission = Path(sys.argv[-1]).parent
+sys.path.insert(0, CHECKOUT)
+from harness.run_folder import RunFolder, unit_of
+from slurm.state import exclusively, started, write_status
+submission, here = Path(sys.argv[-1]).parent, Path(__file__).parent
 tasks = json.loads((submission / "arrays" / f"{name}.json").read_text())
-folder, units = tasks[os.environ.get("SLURM_ARRAY_TASK_ID", "0")]
+folder, places = tasks[os.environ.get("SLURM_ARRAY_TASK_ID", "0")]
+run = RunFolder(Path(folder))
 if name == "prepare":
     (submission / "prepared").touch()
-elif name != "collect":
-    assert "train" in units or Path(folder, "train.json").exists()
-    for unit in units:
-        shutil.copytree(Path(__file__).parent / "results" / Path(folder).name / unit, folder, dirs_exist_ok=True)
+for place in places if name not in ("prepare", "collect") else ():
+    with exclusively(run.path, place):
+        assert place == "train" or run.summary.exists()
+        started(run.path, place, "")
+        write_status(run.path, place, "running")
+        again = len(run.read_attempts(place)) > 1
+        if f"{run.path.name} {place}" in (here / "victims").read_text().splitlines() and not again:
+            time.sleep(600)
+        with open(here / "journal", "a") as journal:
+            journal.write(f"{run.path.name} {unit_of(place)}\\n")
+        shutil.copytree(here / "results" / run.path.name / place, folder, dirs_exist_ok=True)
+        write_status(run.path, place, "done")
 """
-"""An interpreter that leaves the results of jobs without computing them, and really runs those that submit waves."""
+"""An interpreter whose jobs keep their state as ours do and leave results that were made before, for speed; the jobs
+that submit waves, and what decides at the end of a batch script, are the real ones."""
 
 
-def test_a_sweep_above_the_limit_on_submitted_jobs_finishes_by_itself(client: Client, small_data: Path) -> None:
-    (client.folder / "stub.py").write_text(STUB)
-    stub = f"{sys.executable} {client.folder}/stub.py"
-    client = Client(client.cluster, client.folder, evaluate=TINY | {"pack": True}, python=stub)
+def test_a_sweep_whose_jobs_are_killed_goes_through_a_small_limit_by_itself(client: Client, small_data: Path) -> None:
+    (client.folder / "light.py").write_text(LIGHT.replace("CHECKOUT", repr(str(CHECKOUT))))
+    light = f"{sys.executable} {client.folder}/light.py"
+    client = Client(client.cluster, client.folder, evaluate=TINY | {"pack": True}, python=light)
     path = experiment(client.folder, small_data, mixers=["attention"], seeds=list(range(24)))
-    for number, run in enumerate(runs := plan(load_experiment(path), client.runs)):
-        results = client.folder / "results" / run.config.run_id
-        (RunFolder(run.folder) if number % 6 else RunFolder(results / TRAIN)).write_summary(synthetic_summary(run), {})
-        place = run.place("recall")
+    runs = plan(load_experiment(path), client.runs)
+    killer = Killer(client.cluster, runs, share=0.15)
+    (client.folder / "victims").write_text("".join(f"{run} {place}\n" for run, place in killer.victims))
+    for run in runs:
+        results, place = client.folder / "results" / run.config.run_id, run.place("recall")
+        RunFolder(results / TRAIN).write_summary(synthetic_summary(run), {})
         write_atomic(RunFolder(results / place).records(place), b"{}\n")
         RunFolder(results / place).write_done(place, run.units["recall"].key("0"))
-    cluster, mine = client.cluster, ("user", client.cluster.run("id", "-un").strip(), "where", "account=lab")
-    cluster.run("sacctmgr", "-i", "modify", *mine, "set", "maxsubmitjobs=6")
-    try:
-        # 4 trainings and 24 evaluations, four a wave.
-        assert "at most 6 jobs in the queue at the same time" in client.submit(path, "--dry-run")
-        client.submit(path)
-        cluster.wait(lambda: len(list((client.runs / "submissions").glob("*/arrays/collect.json"))), "the end", 600)
-        client.finish()
-    finally:
-        cluster.run("sacctmgr", "-i", "modify", *mine, "set", "maxsubmitjobs=-1")
-    assert not any(run.missing for run in plan(load_experiment(path), client.runs))
-    (submission,) = submissions(client.runs, "tiny")
-    releases = [name for name in submission.read_jobs() if name.startswith("release-")]
-    assert len(releases) == 6 and all(RunFolder(submission.path).read_status(name).state == "done" for name in releases)
-    assert len(runs) == 24 and len(submission.read_jobs()) <= 24
+    found = sweep(client, path, killer, limit=6, seconds=500, journal=client.folder / "journal")
+    assert not found.lost and not found.doubled and not found.again
+    assert {how for *_, how in found.killed} == set(HOW) and len(found.killed) == 7
+    assert found.starts == 48 + 7
+    # Two runs a wave.
+    assert (found.most_queued, found.waves, found.sbatch_calls) == (6, 12, 1 + 3 * 12)
