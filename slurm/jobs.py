@@ -2,7 +2,8 @@
 
 A job that is told to save and leave (submitit's signal, before a time limit or by hand) does so and starts again. A job
 that fails starts again too, until `slurm.state.settle` gives it up. Every job may start any number of times: it does
-what is missing and resumes where the last attempt stopped.
+what is missing and resumes where the last attempt stopped. Packages that only some kinds of job need are imported by
+them: a large sweep starts a process for each of its jobs.
 """
 
 from __future__ import annotations
@@ -40,8 +41,6 @@ from mixers.registry import require_file
 from slurm.plan import RunPlan, Selection
 from slurm.state import LEAVE_SIGNAL, LEFT, ended, exclusively, job_id, started, write_status
 from slurm.trials import Unfinished, chosen_config, decide
-from suites.evaluate import evaluate, keep
-from suites.prefetch import prefetch
 from suites.registry import require_file as require_suite_file
 from suites.registry import stored_config, suite
 from suites.units import TRAIN, Evaluation, results
@@ -251,6 +250,8 @@ class EvaluateJob(Job):
         return results(self.folder, unit_of(self.unit), self.evaluation, summary.weights_sha256) is not None
 
     def work(self, notice: Notice) -> None:
+        from suites.evaluate import evaluate
+
         evaluate(self.folder, unit_of(self.unit), self.evaluation, self.label, self.command, self.beat())
 
 
@@ -266,6 +267,8 @@ class MeasureJob(Job):
         return results(self.folder, unit_of(self.unit), self.evaluation, None) is not None
 
     def work(self, notice: Notice) -> None:
+        from suites.evaluate import keep
+
         require_suite_file(self.evaluation.suite_file)
         recipe, chosen = self.config.train, suite(suite_of(self.unit))
         if recipe.threads is not None:
@@ -344,6 +347,8 @@ class PrepareJob(Job):
         return Submission(self.folder).prepared.exists()
 
     def work(self, notice: Notice) -> None:
+        from suites.prefetch import prefetch
+
         _, items = prefetch(load_experiment(Submission(self.folder).experiment), self.beat(), self.trained)
         if lacking := [str(item) for item in items if item.sha256 is None]:
             raise RuntimeError(

@@ -9,7 +9,8 @@ from typing import Any
 
 from harness.data.synthetic import check_rows
 from harness.experiments.expand import expand
-from harness.experiments.load import EXPERIMENTS, load_experiment
+from harness.experiments.load import load_experiment
+from harness.experiments.names import EXPERIMENTS
 from harness.experiments.run_config import RunConfig
 from harness.experiments.schema import Experiment
 from harness.experiments.tuning import Tuned, Values

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness.experiments.load import load_experiment
+from harness.files import CHECKOUT
 from harness.run_folder import RunFolder
 from slurm.jobs import (
     SILENT_MINUTES,
@@ -203,3 +206,10 @@ def test_a_packed_job_that_is_told_to_leave_does_not_begin_the_next(tmp_path: Pa
 
 def test_this_device_works() -> None:
     assert device_works()
+
+
+def test_packages_that_only_some_jobs_need_are_imported_by_them(tmp_path: Path) -> None:
+    heavy = ("transformers", "lm_eval", "datasets", "matplotlib", "torch._dynamo")  # each takes a second, or half of one
+    code = f"import sys, slurm.jobs, slurm.submission; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
