@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
-from mixers.backends import TORCH, Backend, activation_dtype, choose
+from mixers.backends import TORCH, Backend, activation_dtype, choose, reasons
 
 State = dict[str, Tensor]
 """Everything a mixer carries from one token to the next. Every tensor is batch-first."""
@@ -124,6 +124,17 @@ class Mixer(nn.Module):
         if key not in self._served:  # asked at every call, and the answer never changes within a process
             self._served[key] = choose(self.backends, self.backend, device, dtype, self.config, gradients)
         return self._served[key]
+
+    def fallback(self, device: torch.device, dtype: torch.dtype, gradients: bool = True) -> str | None:
+        """Return why torch computes on a GPU for which the mixer has kernels; None where kernels do, where it has none,
+        or where `backend` asks for torch.
+
+        gradients: as for `serving`.
+        """
+        if device.type != "cuda" or self.backend != "auto" or self.serving(device, dtype, gradients) != TORCH.name:
+            return None
+        others = reasons(self.backends, device, dtype, self.config, gradients)
+        return "; ".join(f"{name}: {reason}" for name, reason in others.items() if name != TORCH.name) or None
 
     def implementation(self, x: Tensor) -> str:
         """Return the name of the implementation that computes x under the current autocast and gradient mode."""

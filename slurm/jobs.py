@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import logging
 import math
 import os
 import signal
@@ -44,6 +45,8 @@ from slurm.trials import Unfinished, chosen_config, decide
 from suites.registry import require_file as require_suite_file
 from suites.registry import stored_config, suite
 from suites.units import TRAIN, Evaluation, results
+
+log = logging.getLogger(__name__)
 
 HEARTBEAT = 2.0
 """Seconds between two writes of a unit's status."""
@@ -279,7 +282,10 @@ class MeasureJob(Job):
         dtype = recipe_dtype(recipe, this_device())
         files = (self.config.mixer_file, self.evaluation.suite_file)
         birth = provenance(self.config.hash, this_device(), dtype, model.backend(dtype), self.command, files)
-        RunFolder(self.folder).append_history(self.unit, entry(birth, 0, processes=1))
+        fallbacks = model.fallbacks(dtype)
+        for line in fallbacks:
+            log.warning(line)
+        RunFolder(self.folder).append_history(self.unit, entry(birth, 0, processes=1, fallbacks=fallbacks))
         measurements = chosen.stamped(options, chosen.measure(model, recipe, options, self.beat()))
         keep(self.folder, self.unit, measurements, birth, self.config, self.config.label, self.evaluation.key(None))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,8 @@ from harness.training.device import this_device
 from suites.interface import Progress, silent
 from suites.registry import require_file, stored_config, suite
 from suites.units import Evaluation
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -56,7 +59,10 @@ def evaluate(
             other.unlink()
     options = stored_config(chosen.name, evaluation.options)
     journal = Journal(lm, answers, progress)
-    run.append_history(place, entry(birth, len(journal.answers), processes=1))
+    fallbacks = lm.model.fallbacks(lm.dtype, gradients=False)
+    for line in fallbacks:
+        log.warning(line)
+    run.append_history(place, entry(birth, len(journal.answers), processes=1, fallbacks=fallbacks))
     measurements = chosen.stamped(options, chosen.run(journal, options, progress))
     keep(folder, place, measurements, birth, config, label, key)
     answers.unlink(missing_ok=True)

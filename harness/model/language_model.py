@@ -267,6 +267,16 @@ class LanguageModel(nn.Module):
             names.add(f"conv:{convolution()}")
         return "+".join(sorted(names))
 
+    def fallbacks(self, dtype: torch.dtype, gradients: bool = True) -> list[str]:
+        """A line for each kind of mixer that torch computes on a GPU for which it has kernels, with the reason."""
+        device = next(self.parameters()).device
+        found = {}
+        for index, block in enumerate(self.blocks):
+            if (reason := block.mixer.fallback(device, dtype, gradients)) is not None:
+                name = self.config.block_mixer(index)[0]
+                found[name] = f"{name} runs on torch, which is slower than its kernels: {reason}"
+        return list(found.values())
+
     def cost(self, seq_len: int) -> ModelCost:
         """Parameters, state and FLOPs, counted from the modules themselves. Works on the meta device."""
         embedding = self.embedding.weight.numel() * (1 if self.config.tie_embeddings else 2)

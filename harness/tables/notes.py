@@ -54,6 +54,7 @@ def table_notes(
         *training_notes(runs, "trained_on", "trained on"),
         *training_notes(runs, "mixture", "trained on mixture:"),
         *history_notes(runs),
+        *fallback_notes(runs),
     ]
 
 
@@ -308,6 +309,17 @@ def history_notes(runs: pd.DataFrame | None) -> Iterable[str]:
             what = "training" if unit == TRAIN else f"measuring {unit}"
             rows = "; ".join(f"{text}: {listed(labels)}" for text, labels in texts.items())
             yield f"{what} differs between rows in {name}: {rows}"
+
+
+def fallback_notes(runs: pd.DataFrame | None) -> Iterable[str]:
+    """Notes on runs that torch computed on a GPU although there are kernels, which their times suffer from."""
+    found: dict[str, list[str]] = {}
+    for run in [] if runs is None or "history" not in runs else runs[runs["history"].notna()].to_dict("records"):
+        for entries in run["history"].values():
+            for text in (text for entry in entries or () for text in entry.get("fallbacks") or ()):
+                found.setdefault(text, []).append(f"{run['label']} ({run['layout']})")
+    for text, labels in found.items():
+        yield f"FALLBACK, {text}; so ran {listed(labels)}"
 
 
 def facts_of(entry: Mapping[str, Any], unit: str) -> dict[str, str]:

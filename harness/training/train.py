@@ -46,7 +46,8 @@ def train(
             with world.together():
                 if world.first:
                     _begun(trainer, command)
-                    for note in [*trainer.notes, *trainer.gradient_check]:
+                    fallbacks = trainer.model.fallbacks(trainer.dtype)
+                    for note in [*trainer.notes, *fallbacks, *trainer.gradient_check]:
                         log.warning(note)
                     write = files.enter_context(metrics_files(run_dir, trainer.step))
                     track = files.enter_context(tracked(config, run_dir))
@@ -81,8 +82,9 @@ def _reported(world: World) -> Iterator[None]:
 
 def _begun(trainer: Trainer, command: str | None) -> None:
     """Append this start to the run's history."""
-    processes = {"processes": trainer.world.size, "sharding": trainer.sharding}
-    RunFolder(trainer.run_dir).append_history(TRAIN, entry(_birth(trainer, command), trainer.step, **processes))
+    facts = {"processes": trainer.world.size, "sharding": trainer.sharding}
+    facts["fallbacks"] = trainer.model.fallbacks(trainer.dtype)
+    RunFolder(trainer.run_dir).append_history(TRAIN, entry(_birth(trainer, command), trainer.step, **facts))
 
 
 def _birth(trainer: Trainer, command: str | None) -> Provenance:

@@ -8,6 +8,7 @@ ours and fla's take windows in turns. Spread: the 20th and 80th percentile over 
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
 import time
@@ -38,6 +39,8 @@ from suites.shared.timing import (
     time_calls,
 )
 from suites.throughput import Config, mean_loss, training_step
+
+log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 Step = Callable[[], None]
@@ -190,6 +193,9 @@ def _ours(config: ModelConfig, shape: Shape, device: torch.device, dtype: torch.
     model = build_model(config, seed=0).to(device)
     cost = model.cost(shape.length)
     row |= asdict(cost) | {"backend": model.backend(dtype), "mlp_widths": config.mlp_widths}
+    row["fallbacks"] = model.fallbacks(dtype)
+    for line in row["fallbacks"]:
+        log.warning(line)
     loss = mean_loss(model, random_tokens(shape, config.vocab_size, device))
     return partial(training_step, loss, model, build_optimizer(model, RECIPE), RECIPE, dtype)
 
@@ -337,6 +343,7 @@ def render(rows: list[Row]) -> str:
             + ([f"{row['speed_ratio']:.2f}" if "speed_ratio" in row else ""] if with_fla else [])
         )
     lines += aligned(table)
+    lines += [f"FALLBACK, {line}" for row in rows for line in row.get("fallbacks", ())]
     lines += [
         f"{_model_name(r)}: {r['differs']}; {r['parameter_ratio']:.0%} of our parameters"
         for r in rows

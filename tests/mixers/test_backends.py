@@ -178,6 +178,17 @@ def test_what_keeps_a_kernel_from_serving_names_the_remedy(pretended_gpu: pytest
     assert "MAMBA_SKIP_CUDA_BUILD=TRUE pip install" in why("mamba2", "mamba-ssm")
 
 
+def test_torch_in_place_of_kernels_on_a_gpu_is_told_with_the_reason(pretended_gpu: pytest.MonkeyPatch) -> None:
+    build = dict(CASES)["kda"]
+    assert build_mixer("kda", D, build).fallback(GPU, torch.bfloat16) is None
+    large = build_mixer("kda", D, {**build, "head_dim": 512})
+    assert large.fallback(GPU, torch.bfloat16) == "fla: fla's KDA takes head_dim up to 256, not 512; use torch"
+    assert large.fallback(torch.device("cpu"), torch.float32) is None
+    large.backend = "torch"  # asked for
+    assert large.fallback(GPU, torch.bfloat16) is None
+    assert build_mixer("attention", D, {"heads": 2}).fallback(GPU, torch.bfloat16) is None
+
+
 def test_on_hopper_with_triton_3_6_only_gradients_with_a_decay_per_head_are_refused(
     pretended_gpu: pytest.MonkeyPatch,
 ) -> None:

@@ -77,6 +77,15 @@ def test_what_differs_between_the_histories_of_rows_is_named_by_row(tmp_path):
     ]
 
 
+def test_torch_in_place_of_kernels_is_said_under_the_numbers(tmp_path):
+    frame = store(tmp_path, [record("gdn2", "piqa", "acc", 0.5, 0.1)])
+    birth = {**vars(CERTIFICATE), "reached": 0, "processes": 1}
+    line = "gdn2 runs on torch, which is slower than its kernels: triton: no"
+    history = [{"train": [birth | {"fallbacks": [line]}], "language": None}, *[{"train": [birth]}] * (len(RUNS) - 1)]
+    notes = comparison(frame, runs=RUNS.assign(history=history)).notes
+    assert f"FALLBACK, {line}; so ran gdn2 (recurrent)" in notes
+
+
 def test_files_of_different_mixers_may_differ_and_those_of_one_row_are_named(tmp_path):
     frame = store(tmp_path, [record("gdn2", "piqa", "acc", 0.5, 0.1, seed=seed) for seed in (0, 1)])
     births = [{**vars(CERTIFICATE), "files_sha256": letter * 64} for letter in "ab"]

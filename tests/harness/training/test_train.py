@@ -181,6 +181,16 @@ def test_the_check_of_gradients_is_in_the_provenance(tmp_path: Path, small_data:
     assert RunFolder(tmp_path).read_training_provenance()["gradient_check"] == []
 
 
+def test_torch_in_place_of_kernels_is_said_before_training_and_kept_in_the_history(
+    tmp_path: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("mixers.Mixer.fallback", lambda *args: "triton: it is too old")  # as on a GPU
+    train(run_config(small_data), tmp_path)
+    line = "gdn2 runs on torch, which is slower than its kernels: triton: it is too old"
+    assert [record.message for record in caplog.records if record.levelno == logging.WARNING].count(line) == 1
+    assert RunFolder(tmp_path).read_history("train")[0]["fallbacks"] == [line]
+
+
 def test_milestones_are_saved_and_kept(tmp_path: Path, small_data: Path) -> None:
     train(run_config(small_data, "attention", milestones=4), tmp_path)
     files = sorted(p.name for p in (tmp_path / "checkpoints").glob("step_*"))

@@ -40,6 +40,15 @@ def test_mixers_without_time_are_left_out_and_said_to_be() -> None:
     assert all("used up" in r["left_out"] for r in rows) and "KDA: left out" in training.render(rows)
 
 
+def test_torch_in_place_of_kernels_is_said_beside_the_numbers(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("mixers.Mixer.fallback", lambda *args: "fla: it is too old")  # as on a GPU
+    rows = training.run("cpu-600k", ["kda"], "recurrent", 16, 1, 1, "cpu", 12, lambda _: None)
+    line = "kda runs on torch, which is slower than its kernels: fla: it is too old"
+    assert f"FALLBACK, {line}" in training.render(rows).splitlines() and line in caplog.messages
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
