@@ -209,7 +209,7 @@ def test_this_device_works() -> None:
 
 
 def test_packages_that_only_some_jobs_need_are_imported_by_them(tmp_path: Path) -> None:
-    heavy = ("transformers", "lm_eval", "datasets", "matplotlib", "torch._dynamo")  # each takes a second, or half of one
+    heavy = ("transformers", "lm_eval", "datasets", "matplotlib", "torch._dynamo")  # each takes half a second or more
     code = f"import sys, slurm.jobs, slurm.submission; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -175,6 +175,7 @@ def _submitted(cluster: MiniSlurm) -> set[str]:
 def main(out: Path, runs: int = 300, limit: int = 50, share: float = 0.05, at_once: int = 3) -> None:
     """Run the large sweep on a cluster of its own, with real jobs, and write its account."""
     out.mkdir(parents=True)
+    code = os.popen(f"git -C {CHECKOUT} describe --always --dirty").read().strip()
     with running() as cluster, tempfile.TemporaryDirectory() as folder:
         texts = [document.text for document, _ in zip(documents("train", ["austen"]), range(12), strict=False)]
         source = Path(folder) / "prose.jsonl"
@@ -188,7 +189,6 @@ def main(out: Path, runs: int = 300, limit: int = 50, share: float = 0.05, at_on
             killer = Killer(cluster, plan(load_experiment(path), client.runs), share)
             found = sweep(client, path, killer, limit, seconds=4 * 3600)
         version = cluster.run("slurmctld", "-V").strip()
-    code = os.popen(f"git -C {CHECKOUT} describe --always --dirty").read().strip()
     write_json(out / "account.json", asdict(found) | {"slurm": version, "code": code, "cores": os.cpu_count()})
     print(json.dumps(asdict(found), indent=1))
     if found.lost or found.doubled or found.again or found.most_queued > limit:
