@@ -30,7 +30,7 @@ ORDER = (
 @app.command()
 def doctor(
     cluster: Annotated[str | None, typer.Option(help="Check a profile against the cluster at hand.")] = None,
-    set_profile: slurm.commands.SetProfile = None,
+    set_profile: slurm.commands.options.SetProfile = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what this machine has: versions, device, what computes each mixer and what would, data at hand, Slurm; exit
