@@ -6,7 +6,6 @@ Slurm does the scheduling: its dependencies, arrays and requeues decide what wai
 from __future__ import annotations
 
 import fcntl
-import math
 import shlex
 import shutil
 import sys
@@ -17,18 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import submitit
 
-from harness.experiments.run_config import RunConfig
 from harness.experiments.schema import Experiment
-from harness.run_folder import Submission, submissions_folder, submitting_lock
-from harness.training.cost import cost_of, measured_speeds
-from harness.training.estimate import estimate
+from harness.run_folder import Submission, submitting_lock
 from harness.training.trainer import pieces
 from slurm.graph.arrays import Array, Sweep, collects, graph, prepares
 from slurm.graph.limits import Later, limits, room
-from slurm.graph.waves import BESIDES, split, waves
+from slurm.graph.waves import BESIDES, split
 from slurm.graph.work import Work, still_left, work_left
 from slurm.jobs import SILENT_MINUTES, Job, Notice, PrepareJob
 from slurm.plan import RunPlan, trials
@@ -37,7 +32,6 @@ from slurm.profile import Profile, Resources, sbatch_parameters
 from slurm.queue import OF_OURS, Queue, ask, interruptible, without_options
 from slurm.snapshot import environment, keep_files, open_submission, snapshot
 from slurm.state import job_id, write_status
-from suites.units import TRAIN
 
 WAIT = 60.0
 """Seconds until a job looks again whether the queue has room for the next wave."""
@@ -55,36 +49,42 @@ def submitting(runs_root: Path) -> Iterator[None]:
 
 
 def submit(
-    experiment: Experiment, plans: Sequence[RunPlan], profile: Profile, runs_root: Path, command: str
+    experiment: Experiment,
+    plans: Sequence[RunPlan],
+    profile: Profile,
+    runs_root: Path,
+    command: str,
+    after: Sequence[str] = (),
 ) -> tuple[dict[str, str], list[str]]:
     """Put everything that an experiment lacks into Slurm's queue, completely or not at all.
 
-    Of a sweep that is larger than the site's limits, its first wave, and a job that submits the next.
+    Of a sweep that is larger than the site's limits, its first wave, and a job that submits the next. after: Slurm's
+    ids of jobs before whose end nothing of it starts.
 
     Returns Slurm's id of each array by name, and the lines about what is left out. Raises ValueError if the
     processes of a training job cannot share its rows or the queue has no room, and RuntimeError with sbatch's message
     if it refuses.
     """
-    _require_shares(plans, profile)
+    require_shares(plans, profile)
     with submitting(runs_root), interruptible():
         work = work_left(plans, Queue.read())
         if not work.runs:
             return {}, work.left_out
-        most = _most(profile)
+        most = most_jobs(profile)
         experiment, kept = keep_files(experiment, [run.plan for run in work.pending], runs_root)
         work, limit, code = work.moved(kept), array_limit(), snapshot(runs_root)
         folder = open_submission(experiment, [*trials(plans), *plans], runs_root, "slurm", profile.silent_minutes)
         sweep = Sweep(experiment.name, folder, runs_root, command, limit, profile, environment(code))
         try:
             now, later = split(work, most, profile.evaluate.pack)
-            ids = _submit_wave(sweep, now, later, prepares(sweep, work))
+            ids = _submit_wave(sweep, now, later, prepares(sweep, work), after=after)
         except BaseException:
             shutil.rmtree(folder)
             raise
     return ids, work.left_out
 
 
-def _most(profile: Profile) -> int | None:
+def most_jobs(profile: Profile) -> int | None:
     """The most jobs of a wave on the cluster at hand; None without a limit. Raises ValueError if there is no room."""
     free = room(limits(profile))
     if free is None:
@@ -136,17 +136,19 @@ class ReleaseJob(Job):
         _submit_wave(self.sweep, now, later, job_id(), self.wave)
 
 
-def _submit_wave(sweep: Sweep, now: Work, later: Work, first: PrepareJob | str, wave: int = 0) -> dict[str, str]:
+def _submit_wave(
+    sweep: Sweep, now: Work, later: Work, first: PrepareJob | str, wave: int = 0, after: Sequence[str] = ()
+) -> dict[str, str]:
     """Put a wave into Slurm's queue and record it, completely or not at all; returns Slurm's id of each array by name.
 
-    Nothing of it starts before `first` has ended. Raises RuntimeError with sbatch's message if it refuses; Later if it
-    may accept the same at another time.
+    Nothing of it starts before `first` has ended, which itself waits for the jobs `after`. Raises RuntimeError with
+    sbatch's message if it refuses; Later if it may accept the same at another time.
     """
     submission, ids = Submission(sweep.folder), {}
     last = collects(sweep)
     if later.pending or later.choices:
         last = ReleaseJob(sweep.folder, f"release-{wave + 1}", sweep, later, wave + 1)
-    arrays = graph(now, sweep, first, last, wave)
+    arrays = graph(now, sweep, first, last, wave, after)
     before = submission.read_jobs()
     try:
         for array in arrays:
@@ -206,7 +208,7 @@ def _put(array: Array, arrays: Sequence[Array], ids: Mapping[str, str], sweep: S
     }
     listed = Submission(folder).write_array(array.name, works)
     name = f"{sweep.experiment}:{array.name}{OF_OURS}"
-    parameters = sbatch_parameters(profile, _resources(profile, array), name, _dependency(array, arrays, ids) or None)
+    parameters = sbatch_parameters(profile, resources_of(profile, array), name, _dependency(array, arrays, ids) or None)
     extra = {"kill-on-invalid-dep": "yes"} | ({"hold": True} if array.stage == "prepare" else {})
     sparse = not single and list(array.tasks) != list(range(len(array.tasks)))
     if sparse:
@@ -261,86 +263,13 @@ def enqueue(executor: submitit.SlurmExecutor, tasks: Sequence[Any], name: str) -
         raise (Later if again else RuntimeError)(f"sbatch refused {name}: {said}{remedy}") from None
 
 
-def describe(experiment: Experiment, plans: Sequence[RunPlan], profile: Profile, runs_root: Path) -> str:
-    """Describe what `submit` would do: the graph of jobs, their resources, and the cost of training.
-
-    Touches nothing. Raises ValueError as `submit` does.
-    """
-    _require_shares(plans, profile)
-    work = work_left(plans, Queue.read())
-    try:
-        limit = array_limit()
-    except ValueError:  # a dry run needs no cluster
-        limit = 1001  # Slurm's default
-    sweep = Sweep(experiment.name, submissions_folder(runs_root), runs_root, "", limit, profile, {})
-    try:
-        most = _most(profile) if work.runs else None
-    except Later:  # nor does it need a queue
-        most = None if profile.max_jobs is None else profile.max_jobs - BESIDES
-    found = waves(work, most, profile.evaluate.pack) if work.runs else []
-    graphs = []
-    for number, wave in enumerate(found):
-        last = ReleaseJob(sweep.folder, f"release-{number + 1}", sweep, wave, number + 1)
-        first = "release" if number else prepares(sweep, work)
-        graphs.append(graph(wave, sweep, first, last if wave is not found[-1] else collects(sweep), number))
-    finished = sum(not plan.missing for plan in plans)
-    lines = [f"{experiment.name}: {len(plans)} runs, {finished} of them done"]
-    if tried := trials(plans):
-        lines.append(f"{len(tried)} trials, {len(tried) - len(work.trials)} of them over or at work")
-    lines += [f"left out: {line}" for line in work.left_out]
-    if graphs:
-        lines.append(f"{'array':24} {'tasks':>6} {'at once':>8} {'nodes × GPUs':>13} {'CPUs':>5} {'limit':>10}  after")
-    for array in graphs[0] if graphs else ():
-        resources = _resources(profile, array)
-        at_once = min(len(array.tasks), profile.concurrency or len(array.tasks))
-        after = ", ".join(f"{kind}:{name}" for kind, name in array.after[:3]) + (", …" if len(array.after) > 3 else "")
-        shape = f"{resources.nodes} × {resources.gpus_per_node}"
-        cpus = resources.cpus_per_task * resources.tasks
-        limit = f"{resources.minutes // 60}:{resources.minutes % 60:02} h"
-        lines.append(f"{array.name:24} {len(array.tasks):6} {at_once:8} {shape:>13} {cpus:5} {limit:>10}  {after}")
-    if graphs:
-        counts = [sum(len(array.tasks) for array in arrays) + (number > 0) for number, arrays in enumerate(graphs)]
-        if len(graphs) > 1:
-            lines.append(f"then {len(graphs) - 1} more waves, each submitted by the last job of the one before")
-        calls = sum(map(len, graphs))
-        lines.append(f"{calls} calls of sbatch, at most {max(counts)} jobs in the queue at the same time")
-    trained = [run.plan.config for run in work.pending if TRAIN in run.units]
-    processes = profile.train.nodes * profile.train.tasks
-    speeds = measured_speeds(runs_root)
-    cost = cost_of(trained, profile.tflops, profile.utilisation, speeds, profile.device, processes, profile.sharding)
-    return "\n".join([*lines, cost, *_durations(trained, profile, speeds)])
-
-
-def _durations(runs: Sequence[RunConfig], profile: Profile, speeds: pd.DataFrame) -> list[str]:
-    """One line per model: the hours that training one run takes, and how often its time limit ends its job.
-
-    Empty without runs, and where neither a measured speed nor the GPU's peak is known.
-    """
-    processes = profile.train.nodes * profile.train.tasks
-    hours: dict[tuple[str, str, str], float] = {}
-    for run in runs:
-        found = estimate(run, profile.tflops or 1.0, profile.utilisation, speeds, profile.device, processes)
-        if found.measured or profile.tflops is not None:
-            key = (run.label, run.layout, run.preset)
-            hours[key] = max(hours.get(key, 0.0), found.device_hours / processes)
-    usable = profile.train.minutes / 60 - profile.signal_delay_s / 3600
-    lines = []
-    for (label, layout, preset), each in hours.items():
-        restarts = math.ceil(each / usable) - 1
-        again = f"started again {restarts} times" if restarts else "done in one job"
-        lines.append(
-            f"one run of {label}, {layout}, {preset}: {each:,.1f} h, {again} of {profile.train.minutes} minutes"
-        )
-    return lines
-
-
-def _require_shares(plans: Sequence[RunPlan], profile: Profile) -> None:
+def require_shares(plans: Sequence[RunPlan], profile: Profile) -> None:
     """Raise ValueError if the processes of a training job cannot share the rows of a run."""
     for plan in plans:
         pieces(plan.config.data, plan.config.train, profile.train.nodes * profile.train.tasks)
 
 
-def _resources(profile: Profile, array: Array) -> Resources:
+def resources_of(profile: Profile, array: Array) -> Resources:
     """The resources of one task of an array.
 
     Only training uses several processes. Collecting runs on the kind of node that prepares.

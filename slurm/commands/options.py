@@ -16,3 +16,6 @@ SetProfile = Annotated[
     list[str] | None, typer.Option("--set-profile", help="Override a field of PROFILE, as train.minutes=2880.")
 ]
 Parallel = Annotated[int, typer.Option("--parallel", help="Runs at the same time, on this machine.")]
+After = Annotated[
+    str | None, typer.Option("--after", metavar="JOBID,…", help="Start nothing before these jobs of Slurm have ended.")
+]

@@ -25,7 +25,7 @@ from harness.command_line import (
     print_result,
     this_command,
 )
-from slurm.commands.options import Parallel, SetProfile, Where
+from slurm.commands.options import After, Parallel, SetProfile, Where
 
 
 @app.command()
@@ -37,6 +37,7 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and its cost, and touch nothing.")] = False,
     only: Annotated[str | None, typer.Option(help="Only these runs, as mixer=gdn2,seed=0.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only so many of the runs that lack something.")] = None,
+    after: After = None,
     runs: RunsRoot = RUNS,
     scale: Scale = None,
     overrides: Overrides = None,
@@ -49,7 +50,7 @@ def submit(
     with errors():
         loaded, plans = planned(experiment, scale, overrides, mixer_file, suite_file, runs)
         plans = part_of(plans, only, limit)
-        failures = _submit(loaded, plans, cluster, set_profile, parallel, runs.resolve(), dry_run)
+        failures = _submit(loaded, plans, cluster, set_profile, parallel, runs.resolve(), dry_run, after)
     if failures:
         raise typer.Exit(1)
 
@@ -117,6 +118,7 @@ def _submit(
     parallel: int,
     runs: Path,
     dry_run: bool,
+    after: str | None = None,
 ) -> dict[str, str]:
     """Submit what an experiment lacks; returns why runs failed, by run id, if they ran on this machine."""
     from slurm.plan import check
@@ -128,23 +130,28 @@ def _submit(
     if cluster in ("local", "debug"):
         if set_profile:
             raise ValueError(f"--set-profile: {cluster} has no profile; give --cluster PROFILE")
+        if after is not None:
+            raise ValueError(f"--after: {cluster} has no queue; give --cluster PROFILE")
         return _run_here(loaded, plans, cluster, parallel, runs, dry_run)
+    from slurm.dry_run import describe
     from slurm.probe import problems
     from slurm.profile import load_profile
+    from slurm.queue import job_ids
     from slurm.status import other_code
-    from slurm.submission import describe, submit
+    from slurm.submission import submit
 
     profile = load_profile(cluster, set_profile or [])
     if shutil.which("sbatch") is None and dry_run:
         typer.echo("not checked against a cluster: sbatch is not on the PATH", err=True)
     elif refused := problems(profile):
         raise ValueError("; ".join(refused))
+    jobs = job_ids(after) if after is not None else []
     if dry_run:
-        typer.echo(describe(loaded, plans, profile, runs))
+        typer.echo(describe(loaded, plans, profile, runs, jobs))
         return {}
     if options := ", ".join(name for name in sorted(os.environ) if name.startswith("SBATCH_")):
         typer.echo(f"not used: {options}; a job gets what its profile says", err=True)
-    ids, left_out = submit(loaded, plans, profile, runs, this_command())
+    ids, left_out = submit(loaded, plans, profile, runs, this_command(), jobs)
     for line in other_code(plans):
         typer.echo(line)
     for line in left_out:

@@ -66,28 +66,32 @@ def collects(sweep: Sweep) -> CollectJob:
     return CollectJob(sweep.folder, "collect", out, sweep.runs_root, sweep.command)
 
 
-def graph(work: Work, sweep: Sweep, first: PrepareJob | str, last: Job, wave: int = 0) -> list[Array]:
+def graph(
+    work: Work, sweep: Sweep, first: PrepareJob | str, last: Job, wave: int = 0, after: Sequence[str] = ()
+) -> list[Array]:
     """The job arrays that do the work of one wave, in the order in which they can be submitted.
 
     first: the job that everything waits for, or Slurm's id of one that is in the queue. last: the job that waits for
-    everything. wave: its number, which the arrays' names end in.
+    everything. wave: its number, which the arrays' names end in. after: Slurm's ids of other jobs, for whose
+    end `first` waits.
 
     One array trains, and one per unit evaluates, or one in all if evaluations are packed, each task after the training
     of its own run (aftercorr). Before all that, trials are trained and evaluated likewise, and a job chooses from them:
     it waits for their end, whether they succeed or not, and the runs wait for its success.
     """
-    arrays = [] if isinstance(first, str) else [Array("prepare", "prepare", {0: first})]
+    others = [("afterany", job) for job in after]
+    arrays = [] if isinstance(first, str) else [Array("prepare", "prepare", {0: first}, others)]
     ready = [("afterok", first if isinstance(first, str) else "prepare")]
     tried = _runs(work.trials, "trials-", "trials", ready, sweep, wave)
     arrays += tried
     if work.choices:
-        after = [("afterany", array.name) for array in tried] + [("afterany", job) for job in work.held]
+        over = [("afterany", array.name) for array in tried] + [("afterany", job) for job in work.held]
         choose = ChooseJob(sweep.folder, "choose", tuple(work.choices))
-        arrays.append(Array("choose", "choose", {0: choose}, ready + after))
+        arrays.append(Array("choose", "choose", {0: choose}, ready + over))
         ready = [("afterok", "choose")]
     arrays += _runs(work.runs, "", "train", ready, sweep, wave)
-    after = [("afterany", array.name) for array in arrays] or ready
-    return [*arrays, Array(last.unit, "collect" if last.unit == "collect" else "release", {0: last}, after)]
+    over = [("afterany", array.name) for array in arrays] or ready
+    return [*arrays, Array(last.unit, "collect" if last.unit == "collect" else "release", {0: last}, over)]
 
 
 def _runs(

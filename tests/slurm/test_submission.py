@@ -10,7 +10,6 @@ import pytest
 from submitit.core.utils import DelayedSubmission
 from typer.testing import CliRunner
 
-from harness.experiments.expand import expand
 from harness.experiments.load import load_experiment
 from harness.files import write_atomic
 from harness.records.record import read_lines
@@ -19,34 +18,10 @@ from run import app
 from slurm.bench import synthetic_summary
 from slurm.jobs import EvaluateJob, Job, PrepareJob, TrainJob
 from slurm.plan import RunPlan, plan, trials
-from slurm.profile import load_profile
-from slurm.submission import ReleaseJob, describe
-from suites.units import TRAIN
+from slurm.submission import ReleaseJob
 from tests.slurm.conftest import FakeSlurm
 from tests.slurm.experiments import PARENT, call, experiment
 from tests.slurm.test_trials import tuned
-
-
-def test_a_dry_run_says_what_each_process_of_training_holds(tmp_path: Path) -> None:
-    loaded = load_experiment("table2")
-    (config, *_) = expand(loaded, 32000, "0" * 64).runs
-    plans = [RunPlan(config, tmp_path / config.run_id, {}, [TRAIN])]
-    template = load_profile("template")
-    for sharding, held in (("ddp", "23.2"), ("fsdp", "3.8")):  # 16 bytes a parameter, and see harness.training.estimate
-        train = template.train.model_copy(update={"nodes": 2, "gpus_per_node": 8, "tasks_per_node": None})
-        profile = template.model_copy(update={"train": train, "sharding": sharding})
-        said = describe(loaded, plans, profile, tmp_path)
-        assert (
-            f" {held} GB of memory for weights, gradients and optimiser of each of 16 processes ({sharding}), act"
-            in said
-        )
-        # 1.4e9 parameters on 1e11 tokens at 0.4 of 989 TFLOP/s: 8.6e20 FLOPs, 603 GPU hours
-        assert f"one run of {config.label}, recurrent, {config.preset}: " in said
-        assert " h, started again 1 times of 1440 minutes" in said
-    single = template.model_copy(update={"train": train.model_copy(update={"nodes": 1, "gpus_per_node": 1})})
-    assert "23.2 GB of memory for weights, gradients and optimiser of one process, act" in describe(
-        loaded, plans, single, tmp_path
-    )
 
 
 def test_jobs_inherit_nothing_of_the_job_that_submits_them(
@@ -94,23 +69,17 @@ def test_jobs_are_named_after_their_experiment_and_array(
     assert (tmp_path / "runs" / "submitting.lock").stat().st_mode & 0o777 == 0o666
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--set-profile", "partition=moon"], "partition: unknown partition 'moon'; use one of: main"),
-        (["--set-profile", "train.nodes=3", "--set-profile", "train.gpus_per_node=0"], "train.nodes: 3 is above the 1"),
-        (["--set", "suites.ruler={lengths: [150], haystack: corpus}"], "suites.ruler: "),
-        (["--set-profile", "train.gpus_per_node=3"], "rows"),
-    ],
-)
-def test_a_dry_run_refuses_what_a_submission_refuses(
-    tmp_path: Path, small_data: Path, fake_slurm: FakeSlurm, options: list[str], message: str
-) -> None:
+def test_a_sweep_starts_after_other_jobs(tmp_path: Path, small_data: Path, fake_slurm: FakeSlurm) -> None:
     experiment(tmp_path, small_data, mixers=["attention"])
-    command = ["submit", str(tmp_path / "tiny.yaml"), "--runs", f"{tmp_path}/runs", "--cluster", "slurm", *options]
-    dry, real = [CliRunner().invoke(app, [*command, *more]) for more in (["--dry-run"], [])]
-    assert dry.exit_code == real.exit_code == 2 and dry.output == real.output
-    assert message in dry.output and not (tmp_path / "slurm" / "script-0").exists()
+    options = ["--cluster", "slurm", "--after", "7_3,8"]
+    dry = call(tmp_path, "submit", *options, "--dry-run")
+    (line,) = (line for line in dry.splitlines() if line.startswith("prepare"))
+    assert line.endswith("afterany:7_3, afterany:8")
+    call(tmp_path, "submit", *options)
+    prepare, *others = fake_slurm.scripts()
+    assert "#SBATCH --dependency=afterany:7_3,afterany:8\n" in prepare and "#SBATCH --hold" in prepare
+    assert not any("7_3" in script for script in others)
+    assert all(re.search(r"--dependency=after(ok|corr|any):10\d", script) for script in others)  # on what waits for it
 
 
 def test_a_limit_on_submitted_jobs_is_told_with_the_remedy(
