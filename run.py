@@ -21,7 +21,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ORDER = (
-    *("doctor", "list", "params", "check", "prefetch", "submit", "status", "logs", "cancel", "retry", "train"),
+    *("doctor", "list", "params", "check", "prefetch", "submit", "status", "logs", "cancel", "retry", "train", "debug"),
     *("collect", "table", "figure", "report", "eval", "generate", "export", "schema"),
 )
 """Commands as `--help` lists them: what one needs first comes first."""

@@ -426,8 +426,5 @@ def in_turn(jobs: Sequence[Job]) -> None:
 
 
 def _environment() -> submitit.JobEnvironment | None:
-    """Submitit's description of the job that this process is; None if it is none."""
-    try:
-        return submitit.JobEnvironment()
-    except RuntimeError:
-        return None
+    """Submitit's description of the job that this process is; None if it is none, even inside one of Slurm's."""
+    return submitit.JobEnvironment() if "SUBMITIT_EXECUTOR" in os.environ else None

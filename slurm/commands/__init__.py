@@ -1,4 +1,5 @@
 """Commands on runs and jobs, registered by the modules of this folder."""
 
-# Imported for the commands that they register.
-from slurm.commands import folders, following, preparation, sweeps  # noqa: F401
+from slurm.commands import debugging, folders, following, preparation, sweeps
+
+__all__ = ["debugging", "folders", "following", "preparation", "sweeps"]
