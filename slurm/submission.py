@@ -24,7 +24,7 @@ from harness.training.trainer import pieces
 from slurm.graph.arrays import Array, Sweep, collects, graph, prepares
 from slurm.graph.limits import Later, limits, room
 from slurm.graph.waves import BESIDES, split
-from slurm.graph.work import Work, still_left, work_left
+from slurm.graph.work import LATER, Work, still_left, work_left
 from slurm.jobs import SILENT_MINUTES, Job, Notice, PrepareJob
 from slurm.plan import RunPlan, trials
 from slurm.probe import array_limit
@@ -163,7 +163,7 @@ def _submit_wave(
         for run in later.pending:
             for unit in run.units:
                 place = run.plan.place(unit)
-                write_status(run.plan.folder, place, "queued", "in a later wave", job=ids[last.unit], pid=0)
+                write_status(run.plan.folder, place, "queued", LATER, job=ids[last.unit], pid=0)
         if wave == 0:  # all arrays wait for this one, which is on hold: nothing starts before everything is recorded
             ask("scontrol", "release", ids["prepare"], error=RuntimeError)
         else:

@@ -10,6 +10,9 @@ from slurm.plan import RunPlan, Selection, selections
 from slurm.queue import Queue
 from suites.units import TRAIN, missing
 
+LATER = "in a later wave"
+"""Detail of the status of units that a job in the queue is going to submit."""
+
 
 @dataclass(frozen=True)
 class Pending:
@@ -105,11 +108,12 @@ def still_left(work: Work, queue: Queue) -> Work:
 def to_do(plans: Sequence[RunPlan], queue: Queue) -> tuple[list[Pending], list[str], list[str]]:
     """The units that are left to submit, the jobs that work on others, and a line for each that is left out.
 
-    A unit is left out if another job or process works on it already, or if it has failed.
+    A unit is left out if another job or process works on it already, or if it has failed, and an evaluation if another
+    sweep submits the training of its run later: no job can wait for one that is not in the queue.
     """
     todo, held, left_out = [], [], []
     for plan in plans:
-        units, after = [], ""
+        units, after, submitter = [], "", ""
         for unit in plan.missing:
             status = RunFolder(plan.folder).read_status(plan.place(unit))
             holder = None if status is None else queue.holds(plan.folder, plan.place(unit), status)
@@ -123,8 +127,13 @@ def to_do(plans: Sequence[RunPlan], queue: Queue) -> tuple[list[Pending], list[s
                 state = "requeued" if status.state == "stopped" else status.state
                 left_out.append(f"{plan.config.run_id} {unit}: {state} already, {holder}")
                 held += [status.job] if status.job else []
-                if unit == TRAIN:
+                if unit == TRAIN and status.detail == LATER:
+                    submitter = status.job
+                elif unit == TRAIN:
                     after = status.job
+            elif submitter and not plan.units[unit].fresh:
+                why = f"job {submitter} submits its training {LATER}; submit again once it is in the queue"
+                left_out.append(f"{plan.config.run_id} {unit}: {why}")
             else:
                 units.append(unit)
         if units:

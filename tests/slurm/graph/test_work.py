@@ -10,7 +10,7 @@ from harness.experiments.load import load_experiment
 from harness.files import write_atomic
 from harness.run_folder import RunFolder
 from slurm.bench import synthetic_summary
-from slurm.graph.work import Pending, Work, still_left, to_do
+from slurm.graph.work import LATER, Pending, Work, still_left, to_do
 from slurm.plan import RunPlan, plan, selections, trials
 from slurm.queue import Queue
 from slurm.state import write_status
@@ -46,6 +46,16 @@ def test_units_that_somebody_does_or_whose_training_has_failed_are_left_out(plan
         "running already, job 7_0",
         "failed: loss nan",
     ]
+
+
+def test_what_waits_for_a_training_that_is_submitted_later_is_left_for_another_submission(plans: list[RunPlan]) -> None:
+    later, running, *_ = plans
+    write_status(later.folder, TRAIN, "queued", LATER, job="8")
+    write_status(running.folder, TRAIN, "running", job="7_0", updated=time.time())
+    todo, _, left_out = to_do([later, running], Queue({"7_0": ("RUNNING", "n1", ""), "8": ("PENDING", "", "")}))
+    assert [(run.plan, run.units, run.after) for run in todo] == [(running, running.missing[1:], "7_0")]
+    said = "job 8 submits its training in a later wave; submit again once it is in the queue"
+    assert left_out[1:4] == [f"{later.config.run_id} {unit}: {said}" for unit in later.missing[1:]]
 
 
 def test_units_go_to_a_job_each_or_the_evaluations_to_one(plans: list[RunPlan]) -> None:
