@@ -37,9 +37,14 @@ def test_the_documented_commands_work_on_a_cluster(slurm_cluster: MiniSlurm, tmp
         names = {"PROFILE": "profile.yaml", "RUN": run.config.run_id, "JOBID": other}
         words = [names.get(word, word) for word in words]
         runs = [] if words[0] == "doctor" else ["--runs", str(client.runs)]
-        if words[0] == "logs":
+        if words[0] == "debug":  # what a job works on is left alone
+            client.call("cancel", str(path), *runs)
+        if words[0] in ("logs", "debug"):
             client.finish()
         output = client.call(*words, *runs)
+        if words[0] == "debug":
+            assert "finished: " in output
+            client.submit(path)
         if words[0] == "submit" and "--dry-run" in words:
             assert re.search(r"^train-0 +1 ", output, re.MULTILINE)
     assert {row["state"] for row in client.rows(path).values()} == {"done"}
