@@ -1,6 +1,7 @@
 """A sweep under a limit on jobs in the queue, with jobs that are killed at random, and an account of what came of it.
 
-    python -m tests.slurm.cluster.killed_sweep OUT    # 300 runs, 50 jobs, 5 % of them killed: an hour on two cores
+    python -m tests.slurm.cluster.killed_sweep OUT              # 300 runs, 50 jobs, 5 % of them killed: an hour or more
+    python -m tests.slurm.cluster.killed_sweep OUT --stand-ins  # the same with jobs that train nothing: minutes
 
 Its cluster is minislurm.py's. It leaves account.json and log.txt in OUT, and fails if a record is lost or doubled.
 """
@@ -11,12 +12,13 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,17 +27,52 @@ import pandas as pd
 from harness.data.corpus import documents
 from harness.data.prepare import prepare
 from harness.experiments.load import load_experiment
-from harness.files import CHECKOUT, write_json
+from harness.files import CHECKOUT, write_atomic, write_json
 from harness.records.record import read_lines
 from harness.run_folder import RunFolder, record_files, submissions
+from slurm.bench import synthetic_summary
 from slurm.plan import RunPlan, plan
 from suites.units import TRAIN
 from tests.slurm.cluster.client import TINY, Client
 from tests.slurm.cluster.minislurm import MiniSlurm, running
 from tests.slurm.experiments import experiment
 
+STAND_IN = """
+import json, os, shutil, sys, time
+from pathlib import Path
+name = os.environ["SLURM_JOB_NAME"].partition(":")[2].removesuffix("@mixerbench")
+if name.startswith("release-") or "-m" in sys.argv[1:2] and sys.argv[2] != "submitit.core._submit":
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+sys.path.insert(0, CHECKOUT)
+from harness.run_folder import RunFolder, unit_of
+from slurm.state import exclusively, started, write_status
+submission, here = Path(sys.argv[-1]).parent, Path(__file__).parent
+tasks = json.loads((submission / "arrays" / f"{name}.json").read_text())
+folder, places = tasks[os.environ.get("SLURM_ARRAY_TASK_ID", "0")]
+run = RunFolder(Path(folder))
+if name == "prepare":
+    (submission / "prepared").touch()
+for place in places if name not in ("prepare", "collect") else ():
+    with exclusively(run.path, place):
+        assert place == "train" or run.summary.exists()
+        started(run.path, place, "")
+        write_status(run.path, place, "running")
+        again = len(run.read_attempts(place)) > 1
+        if f"{run.path.name} {place}" in (here / "victims").read_text().splitlines() and not again:
+            time.sleep(600)
+        with open(here / "journal", "a") as journal:
+            journal.write(f"{run.path.name} {unit_of(place)}\\n")
+        shutil.copytree(here / "results" / run.path.name / place, folder, dirs_exist_ok=True)
+        write_status(run.path, place, "done")
+"""
+"""An interpreter whose jobs keep their state as ours do and leave results that were made before, for speed; the jobs
+that submit waves, and what decides at the end of a batch script, are the real ones."""
+
 HOW = ("SIGKILL", "SIGUSR2", "requeue")
 """Ways in which jobs are killed, in turn: the process dies, it is told to leave, or an operator requeues the job."""
+
+AT_ONCE = 3
+"""Trainings at the same time, and evaluations, so that a small machine does them."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +136,28 @@ class Killer:
                     os.kill(status.pid, getattr(signal, how))
             del self.victims[run, place]
             self.killed.append((run, place, how))
+
+
+def stand_in(folder: Path) -> str:
+    """Write the interpreter of STAND_IN to a folder; returns its command for a profile."""
+    (folder / "light.py").write_text(STAND_IN.replace("CHECKOUT", repr(str(CHECKOUT))))
+    return f"{sys.executable} {folder}/light.py"
+
+
+def stand_in_results(folder: Path, runs: Sequence[RunPlan], killer: Killer) -> Path:
+    """Make the results that the jobs of `stand_in` leave, and name the victims to them.
+
+    Returns the file in which they note each result.
+    """
+    (folder / "victims").write_text("".join(f"{run} {place}\n" for run, place in killer.victims))
+    for run in runs:
+        results = folder / "results" / run.config.run_id
+        RunFolder(results / TRAIN).write_summary(synthetic_summary(run), {})
+        for unit, evaluation in run.units.items():
+            kept, place = RunFolder(results / run.place(unit)), run.place(unit)
+            write_atomic(kept.records(place), b"{}\n")
+            kept.write_done(place, evaluation.key("0"))
+    return folder / "journal"
 
 
 def _key(victim: tuple[RunPlan, str]) -> tuple[str, str]:
@@ -172,28 +231,33 @@ def _submitted(cluster: MiniSlurm) -> set[str]:
     return {row.partition("_")[0] for row in rows}
 
 
-def main(out: Path, runs: int = 300, limit: int = 50, share: float = 0.05, at_once: int = 3) -> None:
-    """Run the large sweep on a cluster of its own, with real jobs, and write its account."""
+def main(out: Path, real: bool = True, runs: int = 300, limit: int = 50, share: float = 0.05) -> None:
+    """Run the large sweep on a cluster of its own and write its account. real: whether its jobs train and evaluate."""
     out.mkdir(parents=True)
     code = os.popen(f"git -C {CHECKOUT} describe --always --dirty").read().strip()
-    with running() as cluster, tempfile.TemporaryDirectory() as folder:
+    with running() as cluster, tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         texts = [document.text for document, _ in zip(documents("train", ["austen"]), range(12), strict=False)]
-        source = Path(folder) / "prose.jsonl"
-        source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-        data = prepare(source, "embedded", Path(folder) / "shards").folder
-        profile = {"evaluate": TINY | {"pack": True}, "concurrency": at_once}
-        client = Client(cluster, Path(folder), **profile)
+        (folder / "prose.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        data = prepare(folder / "prose.jsonl", "embedded", folder / "shards").folder
+        profile = {"evaluate": TINY | {"pack": True}, "concurrency": AT_ONCE}
+        client = Client(cluster, folder, **profile | ({} if real else {"python": stand_in(folder)}))
         suites = {"recall": {"pairs": [2], "samples": 4}, "language": {"tasks": ["heldout"], "limit": 2}}
-        path = experiment(Path(folder), data, mixers=["attention"], seeds=list(range(runs)), suites=suites)
+        path = experiment(folder, data, mixers=["attention"], seeds=list(range(runs)), suites=suites)
         with open(out / "log.txt", "w", encoding="utf-8") as log, contextlib.redirect_stdout(log):
-            killer = Killer(cluster, plan(load_experiment(path), client.runs), share)
-            found = sweep(client, path, killer, limit, seconds=4 * 3600)
+            plans = plan(load_experiment(path), client.runs)
+            killer = Killer(cluster, plans, share)
+            journal = None if real else stand_in_results(folder, plans, killer)
+            found = sweep(client, path, killer, limit, 4 * 3600, journal)
+        if real:
+            shutil.copy(client.runs / "collected" / "tiny" / "table.md", out)
         version = cluster.run("slurmctld", "-V").strip()
-    write_json(out / "account.json", asdict(found) | {"slurm": version, "code": code, "cores": os.cpu_count()})
-    print(json.dumps(asdict(found), indent=1))
+    about = {"jobs": "real" if real else "stand-ins that train nothing", "slurm": version, "code": code}
+    write_json(out / "account.json", about | asdict(found))
+    print(json.dumps(about | asdict(found), indent=1))
     if found.lost or found.doubled or found.again or found.most_queued > limit:
         sys.exit("error: records were lost or doubled, or work was done twice, or the limit was passed; see above")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(int, sys.argv[2:4]))
+    main(Path(sys.argv[1]), real="--stand-ins" not in sys.argv[2:])

@@ -13,16 +13,15 @@ import pandas as pd
 import pytest
 
 from harness.experiments.load import load_experiment
-from harness.files import CHECKOUT, cache_dir, write_atomic
+from harness.files import cache_dir
 from harness.records.store import load
 from harness.run_folder import RunFolder, submissions
 from harness.training.train import train
-from slurm.bench import synthetic_summary
 from slurm.plan import RunPlan, plan
 from slurm.trials import DIVERGED, failure
 from suites.units import TRAIN
 from tests.slurm.cluster.client import TINY, Client
-from tests.slurm.cluster.killed_sweep import HOW, Killer, sweep
+from tests.slurm.cluster.killed_sweep import HOW, Killer, stand_in, stand_in_results, sweep
 from tests.slurm.cluster.minislurm import MiniSlurm, running
 from tests.slurm.experiments import PARENT, break_checkout, copy_checkout, data_config, experiment
 
@@ -308,52 +307,13 @@ def test_jobs_submitted_inside_another_job_run_the_code_that_was_submitted(clien
     assert set(load(client.runs)["n"]) == {12}
 
 
-LIGHT = """
-import json, os, shutil, sys, time
-from pathlib import Path
-name = os.environ["SLURM_JOB_NAME"].partition(":")[2].removesuffix("@mixerbench")
-if name.startswith("release-") or "-m" in sys.argv[1:2] and sys.argv[2] != "submitit.core._submit":
-    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
-sys.path.insert(0, CHECKOUT)
-from harness.run_folder import RunFolder, unit_of
-from slurm.state import exclusively, started, write_status
-submission, here = Path(sys.argv[-1]).parent, Path(__file__).parent
-tasks = json.loads((submission / "arrays" / f"{name}.json").read_text())
-folder, places = tasks[os.environ.get("SLURM_ARRAY_TASK_ID", "0")]
-run = RunFolder(Path(folder))
-if name == "prepare":
-    (submission / "prepared").touch()
-for place in places if name not in ("prepare", "collect") else ():
-    with exclusively(run.path, place):
-        assert place == "train" or run.summary.exists()
-        started(run.path, place, "")
-        write_status(run.path, place, "running")
-        again = len(run.read_attempts(place)) > 1
-        if f"{run.path.name} {place}" in (here / "victims").read_text().splitlines() and not again:
-            time.sleep(600)
-        with open(here / "journal", "a") as journal:
-            journal.write(f"{run.path.name} {unit_of(place)}\\n")
-        shutil.copytree(here / "results" / run.path.name / place, folder, dirs_exist_ok=True)
-        write_status(run.path, place, "done")
-"""
-"""An interpreter whose jobs keep their state as ours do and leave results that were made before, for speed; the jobs
-that submit waves, and what decides at the end of a batch script, are the real ones."""
-
-
 def test_a_sweep_whose_jobs_are_killed_goes_through_a_small_limit_by_itself(client: Client, small_data: Path) -> None:
-    (client.folder / "light.py").write_text(LIGHT.replace("CHECKOUT", repr(str(CHECKOUT))))
-    light = f"{sys.executable} {client.folder}/light.py"
-    client = Client(client.cluster, client.folder, evaluate=TINY | {"pack": True}, python=light)
+    client = Client(client.cluster, client.folder, evaluate=TINY | {"pack": True}, python=stand_in(client.folder))
     path = experiment(client.folder, small_data, mixers=["attention"], seeds=list(range(24)))
     runs = plan(load_experiment(path), client.runs)
     killer = Killer(client.cluster, runs, share=0.15)
-    (client.folder / "victims").write_text("".join(f"{run} {place}\n" for run, place in killer.victims))
-    for run in runs:
-        results, place = client.folder / "results" / run.config.run_id, run.place("recall")
-        RunFolder(results / TRAIN).write_summary(synthetic_summary(run), {})
-        write_atomic(RunFolder(results / place).records(place), b"{}\n")
-        RunFolder(results / place).write_done(place, run.units["recall"].key("0"))
-    found = sweep(client, path, killer, limit=6, seconds=500, journal=client.folder / "journal")
+    journal = stand_in_results(client.folder, runs, killer)
+    found = sweep(client, path, killer, limit=6, seconds=500, journal=journal)
     assert not found.lost and not found.doubled and not found.again
     assert {how for *_, how in found.killed} == set(HOW) and len(found.killed) == 7
     assert found.starts == 48 + 7
