@@ -46,8 +46,9 @@ class Commands(typer.Typer):
 
 def shipped(incomplete: str) -> list[str]:
     """Names of shipped experiments for a shell to complete."""
-    names = (path.stem for path in sorted((Path(__file__).parent / "experiments").glob("*.yaml")))
-    return [name for name in names if name.startswith(incomplete)]
+    from harness.experiments.names import EXPERIMENTS
+
+    return sorted(path.stem for path in EXPERIMENTS.glob(f"{incomplete}*.yaml"))
 
 
 app = Commands(

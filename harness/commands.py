@@ -221,7 +221,8 @@ def table(
     Markdown, LaTeX, CSV and HTML lie beside the records. An experiment that measures a table of the paper is also
     written in the paper's layout, beside its numbers.
     """
-    from harness.experiments.load import experiment_name, load_experiment, stored_experiment
+    from harness.experiments.load import load_experiment, stored_experiment
+    from harness.experiments.names import experiment_name
     from harness.tables.collection import read_table, write_forms, write_table
     from harness.tables.differences.rows import differences
     from harness.tables.paper import PAPER_TABLES, printed_table
@@ -283,7 +284,7 @@ def compare(
 
     Rows and columns that both have are compared.
     """
-    from harness.experiments.load import experiment_name
+    from harness.experiments.names import experiment_name
     from harness.tables.differences.collections import compare_collections
 
     with errors():
@@ -337,7 +338,7 @@ def figure(
 
     As PNG and SVG, beside the records.
     """
-    from harness.experiments.load import experiment_name
+    from harness.experiments.names import experiment_name
     from harness.figures import GATES, write_figure, write_gates
 
     with errors():
@@ -369,7 +370,8 @@ def report(
 
     Summary, tables, answers, figures, configuration and provenance; it needs no other file.
     """
-    from harness.experiments.load import experiment_name, stored_experiment
+    from harness.experiments.load import stored_experiment
+    from harness.experiments.names import experiment_name
     from harness.report.page import report as write
     from harness.tables.collection import write_table
 

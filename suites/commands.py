@@ -35,7 +35,7 @@ def list_(mixer_file: MixerFiles = None, suite_file: SuiteFiles = None, as_json:
 
     `fla:<Layer>` names any recurrent layer of flash-linear-attention as a mixer.
     """
-    from harness.experiments.load import described
+    from harness.experiments.names import described
     from harness.experiments.presets import PRESETS
     from mixers import registry as mixers
     from suites import registry as suites
