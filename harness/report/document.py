@@ -46,7 +46,7 @@ dd { margin: 0; overflow-wrap: anywhere } summary { cursor: pointer; padding: 2p
   .plain tbody th { max-width: 9em; white-space: normal } .card .mixerbench .truths td { min-width: 6em } }
 @media print { body { max-width: none; font-size: 10pt } nav, .skip, .dt-search { display: none }
   .wide, .asked { overflow: visible } .asked { max-height: none } .plain td { white-space: normal }
-  details::details-content { content-visibility: visible }
+  details:not(.scores)::details-content { content-visibility: visible }
   h2, h3, caption { break-after: avoid } figure, tr, .card { break-inside: avoid } }
 """
 POLICY = (

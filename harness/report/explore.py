@@ -98,7 +98,7 @@ def _items(table: Table, column: Column) -> str:
     shown = f"the {MOST_ITEMS} that did so most" if len(order) > MOST_ITEMS else "all that did so"
     head = ["item", *(f"{row.label} ({row.layout})" for row, _ in scored)]
     body = _table(f"{column.words}, score by item: {shown}", head, rows)
-    return f"<details><summary>{in_html(said)}</summary>{body}</details>"
+    return f'<details class="scores"><summary>{in_html(said)}</summary>{body}</details>'
 
 
 def _scored(table: Table, column: Column) -> Iterator[tuple[Row, np.ndarray]]:

@@ -46,7 +46,7 @@ def test_each_suite_is_a_table_that_sorts_by_number_and_shows_text_as_text(table
 def test_items_that_tell_models_apart_are_counted_and_shown_with_each_score(table: Table) -> None:
     text = items(table)
     said = "PIQA acc: 40 of 100 items told models apart; all score 1 on 10 and 0 on 50"
-    assert text.count("<details>") == 1 and said in text  # BoolQ has no scores
+    assert text.count("<details") == 1 and said in text  # BoolQ has no scores
     shown = re.findall(r'<th scope="row">(\d+)</th><td>0</td><td>1</td>', text)
     assert shown == [str(i) for i in range(10, 10 + MOST_ITEMS)]
 
