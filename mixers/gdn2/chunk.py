@@ -44,6 +44,7 @@ from mixers.gdn2.kernels.gradients import CHUNK_GRADIENTS
 from mixers.gdn2.kernels.intra import INTRA_CHUNK
 from mixers.gdn2.kernels.launch import padded
 from mixers.gdn2.kernels.scan import SCAN_BACKWARD, SCAN_FORWARD
+from mixers.gdn2.kernels.state_gradients import STATE_GRADIENTS
 from mixers.parts.common import first_order
 
 # Channels of a state that enter a product at a time. More operands would use up the registers.
@@ -159,7 +160,7 @@ def run_forward(
 
 
 def run_backward(
-    d_o: Tensor, d_final: Tensor | None, q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor,
+    o: Tensor, d_o: Tensor, d_final: Tensor | None, q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor,
     A_log: Tensor | None, dt_bias: Tensor | None, kept: Sequence[Tensor], offsets: Sequence[int], scale: float,
     erase_range: float, norm: bool, size: int,
 ) -> list[Tensor]:  # fmt: skip
@@ -184,19 +185,31 @@ def run_backward(
     dq, dk, dv, db, dw = (torch.empty_like(x, dtype=io) for x in (q, k, v, b, w))
     dg = torch.empty_like(g)
     d_aqk, d_t = torch.empty_like(saved.aqk), torch.empty_like(saved.aqk)
-    d_whole = saved.whole.new_empty(chunks, heads, 4 * saved.whole.shape[2] + 1, key_dim)
-    radial = saved.q_rstd.new_empty(*saved.q_rstd.shape, 2) if norm else None
+    key_block = min(KEY_BLOCK[io], padded(key_dim))
+    parts = triton.cdiv(key_dim, key_block)
+    radial = saved.q_rstd.new_empty(chunks, heads, parts, 2, size) if norm else None
+    between = dict(
+        **{f"d{name}_border": torch.empty_like(saved.q_decayed) for name in "qek"},
+        d_total=torch.empty_like(saved.total), d_aqk=d_aqk, d_t=d_t, radial=radial,
+    )  # fmt: skip
+    tables = dict(chunk_start=chunk_start, chunk_rows=chunk_rows)
+    flags = dict(NORM=norm, ACTIVATE=A_log is not None)
+    STATE_GRADIENTS(
+        lambda meta: (chunks * heads * parts,),
+        v=v, w=w, o=o, do=d_o, r_saved=saved.r, dz=dz, states=saved.states, d_states=d_states, **tables, **between,
+        dv=dv, dw=dw, KB=key_block, **flags, **sizes,
+    )  # fmt: skip
+    d_whole = saved.whole.new_empty(chunks, heads, size // 4, key_dim)
     d_log = d_bias = None
     if A_log is not None:
         d_log = torch.empty(chunks, heads, key_dim, dtype=torch.float32, device=q.device)
         d_bias = torch.empty_like(d_log)
+    del sizes["HV"], sizes["V"]
     CHUNK_GRADIENTS(
-        lambda meta: (chunks * heads,),
-        q=q, k=k, v=v, g=g, b=b, w=w, A_log=A_log, dt_bias=dt_bias, q_rstd=saved.q_rstd, k_rstd=saved.k_rstd,
-        whole=saved.whole, chunk_start=chunk_start, chunk_rows=chunk_rows, do=d_o, r_saved=saved.r, dz=dz,
-        states=saved.states, d_states=d_states, d_aqk=d_aqk, d_t=d_t, d_whole=d_whole, radial=radial,
-        dq=dq, dk=dk, dv=dv, dg=dg, db=db, dw=dw, d_log=d_log, d_bias=d_bias,
-        scale=scale, erase_range=erase_range, NORM=norm, ACTIVATE=A_log is not None, **sizes,
+        lambda meta: (chunks * heads * triton.cdiv(key_dim, meta["BK"]),),
+        q=q, k=k, g=g, b=b, A_log=A_log, dt_bias=dt_bias, q_rstd=saved.q_rstd, k_rstd=saved.k_rstd,
+        whole=saved.whole, **tables, **between, d_whole=d_whole, dq=dq, dk=dk, dg=dg, db=db, d_log=d_log, d_bias=d_bias,
+        scale=scale, erase_range=erase_range, PARTS=parts, **flags, **sizes,
     )  # fmt: skip
     gradients = [d.to(x.dtype) for d, x in zip((dq, dk, dv, dg, db, dw), (q, k, v, g, b, w), strict=True)]
     if A_log is None:
@@ -226,15 +239,15 @@ def _(q, k, v, g, b, w, A_log, dt_bias, initial, offsets, scale, erase_range, no
 
 @torch.library.custom_op("mixerbench::gdn2_backward", mutates_args=())
 def _backward_operator(
-    d_o: Tensor, d_final: Tensor | None, q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor,
+    o: Tensor, d_o: Tensor, d_final: Tensor | None, q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor,
     A_log: Tensor | None, dt_bias: Tensor | None, kept: Sequence[Tensor], offsets: Sequence[int], scale: float,
     erase_range: float, norm: bool, size: int,
 ) -> list[Tensor]:  # fmt: skip
-    return run_backward(d_o, d_final, q, k, v, g, b, w, A_log, dt_bias, kept, offsets, scale, erase_range, norm, size)
+    return run_backward(o, d_o, d_final, q, k, v, g, b, w, A_log, dt_bias, kept, offsets, scale, erase_range, norm, size)
 
 
 @_backward_operator.register_fake
-def _(d_o, d_final, q, k, v, g, b, w, A_log, dt_bias, kept, offsets, scale, erase_range, norm, size):
+def _(o, d_o, d_final, q, k, v, g, b, w, A_log, dt_bias, kept, offsets, scale, erase_range, norm, size):
     activated = [] if A_log is None else [A_log, dt_bias]
     d_initial = _entering_state(q, v, offsets)
     return [*(torch.empty_like(x) for x in (q, k, v, g, b, w)), d_initial, *(torch.empty_like(x) for x in activated)]
@@ -252,7 +265,7 @@ class ChunkedRule(torch.autograd.Function):
         """Return (o, final state), like `chunked`. size: tokens per chunk; keep: save for the backward pass."""
         run = torch.ops.mixerbench.gdn2_forward if torch.compiler.is_compiling() else run_forward
         results = run(q, k, v, g, b, w, A_log, dt_bias, initial, offsets, scale, erase_range, norm, size, keep)
-        ctx.save_for_backward(q, k, v, g, b, w, A_log, dt_bias, *results[2:])
+        ctx.save_for_backward(q, k, v, g, b, w, A_log, dt_bias, results[0], *results[2:])
         ctx.numbers, ctx.has_initial = (offsets, scale, erase_range, norm, size), initial is not None
         ctx.set_materialize_grads(False)
         return results[0], results[1]
@@ -261,13 +274,13 @@ class ChunkedRule(torch.autograd.Function):
     @first_order
     def backward(ctx: Any, d_o: Tensor | None, d_final: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return the gradient of each argument of `forward`, None for those without one."""
-        *inputs, A_log, dt_bias = ctx.saved_tensors[:8]
+        *inputs, A_log, dt_bias, o = ctx.saved_tensors[:9]
         v = inputs[2]
         d_o = torch.zeros_like(v) if d_o is None else d_o.contiguous()
         d_final = None if d_final is None else d_final.contiguous()
-        kept = list(ctx.saved_tensors[8:])
+        kept = list(ctx.saved_tensors[9:])
         run = torch.ops.mixerbench.gdn2_backward if torch.compiler.is_compiling() else run_backward
-        *gradients, d_initial = (found := run(d_o, d_final, *inputs, A_log, dt_bias, kept, *ctx.numbers))[:7]
+        *gradients, d_initial = (found := run(o, d_o, d_final, *inputs, A_log, dt_bias, kept, *ctx.numbers))[:7]
         d_log, d_bias = (None, None) if A_log is None else found[7:]
         return *gradients, d_log, d_bias, d_initial if ctx.has_initial else None, *[None] * 6
 

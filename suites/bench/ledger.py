@@ -105,7 +105,8 @@ def trips(kernel: str, sizes: dict[str, Any]) -> list[float]:
         "scan_backward": [1],
         # dAqk and dT; channels; the three levels of `_levels`; the smaller blocks within a level, 0, 1 and 2; their
         # neighbours' products, one factor for one of these three, in fours and one by one; normalisation.
-        "chunk_gradients": [value, key, 3, 1, 0, 1 / 3, key],
+        "state_gradients": [1],
+        "chunk_gradients": [],
     }[kernel]
 
 

@@ -47,12 +47,24 @@ def rows_of_8(x, block, c, count, STRIDE: tl.constexpr, K: tl.constexpr):
 
 
 @triton.jit
-def store_rows_of_8(x, tiles, block, c, count, STRIDE: tl.constexpr, K: tl.constexpr):
-    """Store the tiles of `rows_of_8`."""
-    at = block[:, None] * (8 * STRIDE) + c[None, :]
-    for i in tl.static_range(8):
-        mask = (block * 8 < count - i)[:, None] & (c < K)[None, :]
-        tl.store(x + at + i * STRIDE, tiles[i].to(x.dtype.element_ty), mask)
+def stacked(tiles, C: tl.constexpr, BK: tl.constexpr):
+    """Return eight tiles [C/8, BK] as one, [C, BK]."""
+    low = tl.join(tl.join(tiles[0], tiles[1]), tl.join(tiles[2], tiles[3]))
+    high = tl.join(tl.join(tiles[4], tiles[5]), tl.join(tiles[6], tiles[7]))
+    return tl.reshape(tl.permute(tl.join(low, high), (0, 4, 3, 2, 1)), (C, BK))
+
+
+@triton.jit
+def unstacked(x, C: tl.constexpr, BK: tl.constexpr):
+    """Return [C, BK] as eight tiles [C/8, BK]."""
+    low, high = tl.split(tl.permute(tl.reshape(x, (C // 8, 2, 2, 2, BK)), (0, 4, 3, 2, 1)))
+    a, b = tl.split(low)
+    c, d = tl.split(high)
+    first, second = tl.split(a), tl.split(b)
+    third, fourth = tl.split(c), tl.split(d)
+    return (
+        first[0], first[1], second[0], second[1], third[0], third[1], fourth[0], fourth[1],
+    )  # fmt: skip
 
 
 @triton.jit
