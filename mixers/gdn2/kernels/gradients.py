@@ -7,11 +7,13 @@ import triton.language as tl
 
 from mixers.gdn2.kernels.launch import Kernel, padded
 from mixers.gdn2.kernels.tiles import (
+    decays_of_8,
     dot,
     level_mask,
     products_of_8,
     read_of_8,
     sibling_product,
+    sigmoid,
     softplus,
     stacked,
     unstacked,
@@ -129,9 +131,8 @@ def chunk_gradients(
         rate = -tl.exp(tl.load(A_log + head).to(tl.float32))
         bias += tl.load(dt_bias + head * K + c, c < K, 0.0).to(tl.float32)
 
-    q_i, k_i, b_i, alpha = read_of_8(
-        q, k, b, g, rate, bias, q_rstd, k_rstd, block, c, count, scale, erase_range, H, K, NORM, ACTIVATE
-    )
+    alpha = decays_of_8(g, rate, bias, block, c, count, H, K, ACTIVATE)
+    q_i, k_i, b_i = read_of_8(q, k, b, q_rstd, k_rstd, block, c, count, scale, erase_range, H, K, NORM, ACTIVATE)
     within, after = products_of_8(alpha)
     q_8, e_8, k_8 = (), (), ()
     for i in tl.static_range(8):
@@ -166,7 +167,9 @@ def chunk_gradients(
             at = d_whole + (2 << level) * K - 2 * K + (own ^ 1)[:, None] * K + c[None, :]
             reaching += tl.load(at, in_k, 0.0)
 
-    # Pairs inside blocks of 8.
+    # Pairs inside blocks of 8. Read again: held over the levels, q, k and b would take registers that those need.
+    q_i, k_i, b_i = read_of_8(q, k, b, q_rstd, k_rstd, block, c, count, scale, erase_range, H, K, NORM, ACTIVATE)
+    within, after = products_of_8(alpha)
     dq_8, de_8, dk_8 = unstacked(dq_j, C, BK), unstacked(de_j, C, BK), unstacked(dk_j, C, BK)
     dq_i, de_i, dk_i, e_i, dlog = (), (), (), (), ()
     for i in tl.static_range(8):
@@ -185,19 +188,22 @@ def chunk_gradients(
         passing += dk_i[i] * k_i[i]
     dq_i, de_i, dk_i, dlog = _pairs_of_8(dq_i, de_i, dk_i, dlog, d_aqk, d_t, q_i, e_i, k_i, alpha, block, C)
 
+    tl.debug_barrier()
     bias_sum = tl.zeros((C // 8, BK), tl.float32)
     log_sum = tl.zeros((C // 8, BK), tl.float32)
     of_8 = block[:, None] * (8 * STRIDE) + c[None, :]
     for i in tl.static_range(8):
         out, in_tile = i * STRIDE, (block * 8 < count - i)[:, None] & in_k
+        b_row = tl.load(b + of_8 + out, in_tile, 0.0).to(tl.float32)
         db_row, dg_row = de_i[i] * k_i[i], dlog[i]
         if ACTIVATE:
-            db_row *= b_i[i] * (1.0 - b_i[i] / erase_range)
+            b_row = erase_range * sigmoid(b_row)
+            db_row *= b_row * (1.0 - b_row / erase_range)
             raw = tl.load(g + of_8 + out, in_tile, 0.0).to(tl.float32) + bias[None, :]
             log_sum += tl.where(in_tile, dg_row * softplus(raw), 0.0)
-            dg_row *= rate * tl.sigmoid(raw)
+            dg_row *= rate * sigmoid(raw)
             bias_sum += tl.where(in_tile, dg_row, 0.0)
-        dq_row, dk_row = dq_i[i] * scale, dk_i[i] + de_i[i] * b_i[i]
+        dq_row, dk_row = dq_i[i] * scale, dk_i[i] + de_i[i] * b_row
         if NORM:  # a normalised vector does not depend on its length, so the radial part of the gradient goes
             q_part = tl.zeros((C // 8,), tl.float32)
             k_part = tl.zeros((C // 8,), tl.float32)
@@ -220,7 +226,7 @@ def _candidates(arguments: dict[str, Any], capability: int) -> list[triton.Confi
     fitting = [(16, 4), (32, 4), (32, 8)]
     widest = padded(arguments["K"])
     within = {(min(block, widest), warps) for block, warps in fitting}
-    return [triton.Config({"BK": block}, num_warps=warps, num_stages=1) for block, warps in sorted(within)]
+    return [triton.Config({"BK": block, "ptx_options": "--register-usage-level=0"}, num_warps=warps, num_stages=1) for block, warps in sorted(within)]
 
 
 def _flops(arguments: dict[str, Any]) -> int:

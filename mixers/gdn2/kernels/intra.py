@@ -7,6 +7,7 @@ import triton.language as tl
 
 from mixers.gdn2.kernels.launch import Kernel, padded
 from mixers.gdn2.kernels.tiles import (
+    decays_of_8,
     dot,
     level_mask,
     products_of_8,
@@ -143,9 +144,8 @@ def intra_chunk(
         bias = tl.zeros((BK,), tl.float32)
         if ACTIVATE:
             bias += tl.load(dt_bias + head * K + c, c < K, 0.0).to(tl.float32)
-        q_i, k_i, b_i, alpha = read_of_8(
-            q, k, b, g, rate, bias, q_rstd, k_rstd, block, c, count, scale, erase_range, H, K, NORM, ACTIVATE
-        )
+        alpha = decays_of_8(g, rate, bias, block, c, count, H, K, ACTIVATE)
+        q_i, k_i, b_i = read_of_8(q, k, b, q_rstd, k_rstd, block, c, count, scale, erase_range, H, K, NORM, ACTIVATE)
         e_i = ()
         for i in tl.static_range(8):
             e_i = e_i + (b_i[i] * k_i[i],)
