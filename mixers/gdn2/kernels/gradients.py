@@ -88,10 +88,10 @@ def _level(
     at = tl.arange(0, C // m)[:, None] * K + c[None, :]
     tl.store(sums + at, tl.sum(tl.reshape(moved, (C // m, m, BK)), 1), (c < K)[None, :])
     square, mask = r[:, None] * C + r[None, :], level_mask(r, m)
-    da = tl.where(mask, tl.load(d_aqk + square), 0.0).to(IO)
+    da = tl.load(d_aqk + square, mask, 0.0)
     dq = dot(da, k_m, dq, PRECISION)
     dk = dot(tl.trans(da), q_m, dk, PRECISION)
-    dt = tl.where(mask, tl.load(d_t + square), 0.0).to(IO)
+    dt = tl.load(d_t + square, mask, 0.0)
     de = dot(dt, k_m, de, PRECISION)
     dk = dot(tl.trans(dt), e_m, dk, PRECISION)
     return dq, de, dk
@@ -189,6 +189,7 @@ def chunk_gradients(
     dq_i, de_i, dk_i, dlog = _pairs_of_8(dq_i, de_i, dk_i, dlog, d_aqk, d_t, q_i, e_i, k_i, alpha, block, C)
 
     tl.debug_barrier()
+    per_scale = 1.0 / scale
     bias_sum = tl.zeros((C // 8, BK), tl.float32)
     log_sum = tl.zeros((C // 8, BK), tl.float32)
     of_8 = block[:, None] * (8 * STRIDE) + c[None, :]
@@ -197,8 +198,9 @@ def chunk_gradients(
         b_row = tl.load(b + of_8 + out, in_tile, 0.0).to(tl.float32)
         db_row, dg_row = de_i[i] * k_i[i], dlog[i]
         if ACTIVATE:
-            b_row = erase_range * sigmoid(b_row)
-            db_row *= b_row * (1.0 - b_row / erase_range)
+            fraction = sigmoid(b_row)
+            b_row = erase_range * fraction
+            db_row *= b_row * (1.0 - fraction)
             raw = tl.load(g + of_8 + out, in_tile, 0.0).to(tl.float32) + bias[None, :]
             log_sum += tl.where(in_tile, dg_row * softplus(raw), 0.0)
             dg_row *= rate * sigmoid(raw)
@@ -210,7 +212,7 @@ def chunk_gradients(
             for part in tl.static_range(PARTS):
                 q_part += tl.load(radial + 2 * part * C + block * 8 + i)
                 k_part += tl.load(radial + (2 * part + 1) * C + block * 8 + i)
-            dq_row = (dq_row - q_i[i] * (q_part / scale)[:, None]) * tl.load(q_rstd + block * 8 + i)[:, None]
+            dq_row = (dq_row - q_i[i] * (q_part * per_scale)[:, None]) * tl.load(q_rstd + block * 8 + i)[:, None]
             dk_row = (dk_row - k_i[i] * k_part[:, None]) * tl.load(k_rstd + block * 8 + i)[:, None]
         tl.store(dg + of_8 + out, dg_row.to(dg.dtype.element_ty), in_tile)
         tl.store(db + of_8 + out, db_row.to(db.dtype.element_ty), in_tile)
