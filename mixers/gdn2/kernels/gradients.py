@@ -33,33 +33,32 @@ def _with(tiles, i: tl.constexpr, tile):
 
 
 @triton.jit
-def _pairs_of_8(dq, de, dk, dlog, d_aqk, d_t, q, e, k, alpha, block, C: tl.constexpr):
-    """Add the gradients from pairs inside blocks of 8. dlog: the gradient of log α, summed over each pair's product."""
-    corner = block * (8 * C + 8)  # first entry of each diagonal block in [C, C]
-    d_aqk, d_t = d_aqk + corner, d_t + corner
-    for i in tl.static_range(8):
-        da = tl.load(d_aqk + i * (C + 1)).to(tl.float32)[:, None]
-        dq_i, de_i = dq[i] + da * k[i], de[i]
-        dk = _with(dk, i, dk[i] + da * q[i])
-        decays = ()  # from keys j = 0, 1, … to row i
-        for back in tl.static_range(1, i + 1):
-            if back == 1:
-                decays = (alpha[i],)
-            else:
-                decays = (decays[0] * alpha[i - back + 1],) + decays
-        moved = tl.zeros_like(dq_i)
-        for j in tl.static_range(i):
-            da = tl.load(d_aqk + (i * C + j)).to(tl.float32)[:, None]
-            dt = tl.load(d_t + (i * C + j)).to(tl.float32)[:, None]
-            key = k[j] * decays[j]
-            dq_i += da * key
-            de_i += dt * key
-            row = da * q[i] + dt * e[i]
-            dk = _with(dk, j, dk[j] + row * decays[j])
-            moved += row * key
-            dlog = _with(dlog, j + 1, dlog[j + 1] + moved)
-        dq, de = _with(dq, i, dq_i), _with(de, i, de_i)
-    return dq, de, dk, dlog
+def _pairs_of_row(dq_i, de_i, dk, dlog, d_aqk, d_t, q_i, e_i, k, alpha, i: tl.constexpr, C: tl.constexpr):
+    """Add the gradients from pairs of row i with itself and with the rows before it in its block of 8.
+
+    dlog: the gradient of log α, summed over each pair's product.
+    """
+    da = tl.load(d_aqk + i * (C + 1)).to(tl.float32)[:, None]
+    dq_i += da * k[i]
+    dk = _with(dk, i, dk[i] + da * q_i)
+    decays = ()  # from keys j = 0, 1, … to row i
+    for back in tl.static_range(1, i + 1):
+        if back == 1:
+            decays = (alpha[i],)
+        else:
+            decays = (decays[0] * alpha[i - back + 1],) + decays
+    moved = tl.zeros_like(dq_i)
+    for j in tl.static_range(i):
+        da = tl.load(d_aqk + (i * C + j)).to(tl.float32)[:, None]
+        dt = tl.load(d_t + (i * C + j)).to(tl.float32)[:, None]
+        key = k[j] * decays[j]
+        dq_i += da * key
+        de_i += dt * key
+        row = da * q_i + dt * e_i
+        dk = _with(dk, j, dk[j] + row * decays[j])
+        moved += row * key
+        dlog = _with(dlog, j + 1, dlog[j + 1] + moved)
+    return dq_i, de_i, dk, dlog
 
 
 @triton.jit
@@ -121,6 +120,7 @@ def chunk_gradients(
     first = (tl.load(chunk_start + chunk) * H + head) * K
     q, k, g, b = q + first, k + first, g + first, b + first
     dq, dk, dg, db = dq + first, dk + first, dg + first, db + first
+    per_scale = 1.0 / scale
     d_aqk, d_t = d_aqk + pid * (C * C), d_t + pid * (C * C)
     whole, d_whole = whole + pid * (C // 8 * K), d_whole + pid * (C // 4 * K)
     if NORM:
@@ -136,12 +136,12 @@ def chunk_gradients(
     within, after = products_of_8(alpha)
     q_8, e_8, k_8 = (), (), ()
     for i in tl.static_range(8):
-        q_8, e_8, k_8 = (
-            q_8 + ((q_i[i] * within[i]).to(IO),),
-            e_8 + ((b_i[i] * k_i[i] * within[i]).to(IO),),
-            k_8 + ((k_i[i] * after[i]).to(IO),),
-        )
-    q_j, e_j, k_j = stacked(q_8, C, BK), stacked(e_8, C, BK), stacked(k_8, C, BK)
+        q_8 = q_8 + ((q_i[i] * within[i]).to(IO),)
+    q_j = stacked(q_8, C, BK)
+    tl.debug_barrier()
+    for i in tl.static_range(8):
+        e_8, k_8 = e_8 + ((b_i[i] * k_i[i] * within[i]).to(IO),), k_8 + ((k_i[i] * after[i]).to(IO),)
+    e_j, k_j = stacked(e_8, C, BK), stacked(k_8, C, BK)
 
     # From the chunk's borders inwards, with the pairs between blocks of 32, 16 and 8.
     border = pid * (C * K) + r[:, None] * K + c[None, :]
@@ -167,52 +167,61 @@ def chunk_gradients(
             at = d_whole + (2 << level) * K - 2 * K + (own ^ 1)[:, None] * K + c[None, :]
             reaching += tl.load(at, in_k, 0.0)
 
-    # Pairs inside blocks of 8. Read again: held over the levels, q, k and b would take registers that those need.
-    q_i, k_i, b_i = read_of_8(q, k, b, q_rstd, k_rstd, block, c, count, scale, erase_range, H, K, NORM, ACTIVATE)
+    # Pairs inside blocks of 8, from the last row to the first, each of which is then done. The inputs are read again:
+    # held over the levels, they would take registers that those need, and so would their loads, moved up.
     within, after = products_of_8(alpha)
     dq_8, de_8, dk_8 = unstacked(dq_j, C, BK), unstacked(de_j, C, BK), unstacked(dk_j, C, BK)
-    dq_i, de_i, dk_i, e_i, dlog = (), (), (), (), ()
+    dq_i, de_i, dk_i, k_i, dlog = (), (), (), (), ()
     for i in tl.static_range(8):
-        e_i = e_i + (b_i[i] * k_i[i],)
         dq_i, de_i, dk_i = (
             dq_i + (dq_8[i] * within[i],),
             de_i + (de_8[i] * within[i],),
             dk_i + (dk_8[i] * after[i],),
         )
-    for back in tl.static_range(8):  # log α_i enters the products up to rows i, …, 7 and the whole block's
-        reaching += dq_i[7 - back] * q_i[7 - back] + de_i[7 - back] * e_i[7 - back]
-        dlog = (reaching,) + dlog
-    passing = tl.zeros_like(reaching)
-    for i in tl.static_range(8):  # and the products after rows 0, …, i - 1
-        dlog = _with(dlog, i, dlog[i] + passing)
-        passing += dk_i[i] * k_i[i]
-    dq_i, de_i, dk_i, dlog = _pairs_of_8(dq_i, de_i, dk_i, dlog, d_aqk, d_t, q_i, e_i, k_i, alpha, block, C)
-
     tl.debug_barrier()
-    per_scale = 1.0 / scale
+    of_8 = block[:, None] * (8 * STRIDE) + c[None, :]
+    corner = block * (8 * C + 8)  # first entry of each diagonal block of [C, C]
+    passing = tl.zeros_like(reaching)
+    for i in tl.static_range(8):  # log α_i enters the products after rows 0, …, i - 1
+        k_row = tl.load(k + of_8 + i * STRIDE, (block * 8 < count - i)[:, None] & in_k, 0.0).to(tl.float32)
+        if NORM:
+            k_row *= tl.load(k_rstd + block * 8 + i)[:, None]
+        k_i, dlog = k_i + (k_row,), dlog + (passing,)
+        passing += dk_i[i] * k_row
     bias_sum = tl.zeros((C // 8, BK), tl.float32)
     log_sum = tl.zeros((C // 8, BK), tl.float32)
-    of_8 = block[:, None] * (8 * STRIDE) + c[None, :]
-    for i in tl.static_range(8):
+    for i in tl.static_range(7, -1, -1):
         out, in_tile = i * STRIDE, (block * 8 < count - i)[:, None] & in_k
+        q_row = tl.load(q + of_8 + out, in_tile, 0.0).to(tl.float32) * scale
         b_row = tl.load(b + of_8 + out, in_tile, 0.0).to(tl.float32)
-        db_row, dg_row = de_i[i] * k_i[i], dlog[i]
+        fraction = b_row
+        if NORM:
+            q_rstd_row = tl.load(q_rstd + block * 8 + i)[:, None]
+            q_row *= q_rstd_row
         if ACTIVATE:
             fraction = sigmoid(b_row)
             b_row = erase_range * fraction
+        e_row = b_row * k_i[i]
+        reaching += dq_i[i] * q_row + de_i[i] * e_row  # and those up to rows i, …, 7 and over the whole block
+        dlog = _with(dlog, i, dlog[i] + reaching)
+        dq_row, de_row, dk_i, dlog = _pairs_of_row(
+            dq_i[i], de_i[i], dk_i, dlog, d_aqk + corner, d_t + corner, q_row, e_row, k_i, alpha, i, C
+        )
+        db_row, dg_row = de_row * k_i[i], dlog[i]
+        if ACTIVATE:
             db_row *= b_row * (1.0 - fraction)
             raw = tl.load(g + of_8 + out, in_tile, 0.0).to(tl.float32) + bias[None, :]
             log_sum += tl.where(in_tile, dg_row * softplus(raw), 0.0)
             dg_row *= rate * sigmoid(raw)
             bias_sum += tl.where(in_tile, dg_row, 0.0)
-        dq_row, dk_row = dq_i[i] * scale, dk_i[i] + de_i[i] * b_row
+        dq_row, dk_row = dq_row * scale, dk_i[i] + de_row * b_row
         if NORM:  # a normalised vector does not depend on its length, so the radial part of the gradient goes
             q_part = tl.zeros((C // 8,), tl.float32)
             k_part = tl.zeros((C // 8,), tl.float32)
             for part in tl.static_range(PARTS):
                 q_part += tl.load(radial + 2 * part * C + block * 8 + i)
                 k_part += tl.load(radial + (2 * part + 1) * C + block * 8 + i)
-            dq_row = (dq_row - q_i[i] * (q_part * per_scale)[:, None]) * tl.load(q_rstd + block * 8 + i)[:, None]
+            dq_row = (dq_row - q_row * (q_part * per_scale)[:, None]) * q_rstd_row
             dk_row = (dk_row - k_i[i] * k_part[:, None]) * tl.load(k_rstd + block * 8 + i)[:, None]
         tl.store(dg + of_8 + out, dg_row.to(dg.dtype.element_ty), in_tile)
         tl.store(db + of_8 + out, db_row.to(db.dtype.element_ty), in_tile)

@@ -54,15 +54,13 @@ def _store_inverses_of_8(t, solved, C: tl.constexpr):
         row = ()
         for j in tl.static_range(i):
             row = row + (tl.sum(t[i * (i - 1) // 2 + j], 1),)
-        for j in tl.static_range(8):
-            if j < i:
-                x = row[j]
-                for between in tl.static_range(j + 1, i):
-                    x += row[between] * inverse[between * (between - 1) // 2 + j]
-                inverse = inverse + (-x,)
-                tl.store(solved + (i * C + j), -x)
-            else:
-                tl.store(solved + (i * C + j), 1.0 if i == j else 0.0)
+        for j in tl.static_range(i):
+            x = row[j]
+            for between in tl.static_range(j + 1, i):
+                x += row[between] * inverse[between * (between - 1) // 2 + j]
+            inverse = inverse + (-x,)
+            tl.store(solved + (i * C + j), -x)
+        tl.store(solved + (i * C + i), tl.full((C // 8,), 1.0, tl.float32))
 
 
 @triton.jit
@@ -94,7 +92,7 @@ def _merge_inverses(solved, C: tl.constexpr):
     i = tl.arange(0, 16)
     row, key = i[None, :, None], i[None, None, :]
     block = tl.arange(0, C // 16)[:, None, None] * (16 * C + 16) + row * C + key
-    tile = tl.load(solved + block)
+    tile = tl.load(solved + block, (row >= key) & (block >= 0), 0.0)
     x = tl.where(row // 8 == key // 8, tile, 0.0)
     below = (row >= 8) & (key < 8)
     tl.store(solved + block, _corner(x, tl.where(below, tile, 0.0), x), below & (block >= 0))
@@ -171,11 +169,8 @@ def intra_chunk(
             tl.store(k_decayed + out + i * K, (k_i[i] * after[i]).to(IO), in_k)
         tl.store(whole + block[:, None] * K + c[None, :], within[7], in_k)
     for i in tl.static_range(8):
-        for j in tl.static_range(8):
-            if j <= i:
-                tl.store(near + block * 64 + (8 * i + j), tl.sum(a_8[i * (i + 1) // 2 + j], 1))
-            else:
-                tl.store(near + block * 64 + (8 * i + j), 0.0)
+        for j in tl.static_range(i + 1):
+            tl.store(near + block * 64 + (8 * i + j), tl.sum(a_8[i * (i + 1) // 2 + j], 1))
     _store_inverses_of_8(t_8, solved + block * (8 * C + 8), C)
     tl.debug_barrier()
 
@@ -203,7 +198,7 @@ def intra_chunk(
     row, key = r[:, None], r[None, :]
     same = row // 8 == key // 8
     square = row * C + key
-    a += tl.load(near + row * 8 + key % 8, same, 0.0)
+    a += tl.load(near + row * 8 + key % 8, same & (row >= key), 0.0)
     tl.store(aqk + pid * (C * C) + square, a.to(IO))
     tl.store(solved + square, t, (row > key) & (row // 8 != key // 8))
     tl.debug_barrier()
