@@ -243,7 +243,9 @@ def _backward_operator(
     A_log: Tensor | None, dt_bias: Tensor | None, kept: Sequence[Tensor], offsets: Sequence[int], scale: float,
     erase_range: float, norm: bool, size: int,
 ) -> list[Tensor]:  # fmt: skip
-    return run_backward(o, d_o, d_final, q, k, v, g, b, w, A_log, dt_bias, kept, offsets, scale, erase_range, norm, size)
+    return run_backward(
+        o, d_o, d_final, q, k, v, g, b, w, A_log, dt_bias, kept, offsets, scale, erase_range, norm, size
+    )  # fmt: skip
 
 
 @_backward_operator.register_fake

@@ -9,14 +9,15 @@ from mixers.gdn2.kernels.launch import Kernel, padded
 from mixers.gdn2.kernels.tiles import (
     decays_of_8,
     dot,
+    erase_gates_of_8,
     level_mask,
     products_of_8,
-    read_of_8,
     sibling_product,
     sigmoid,
     softplus,
     stacked,
     unstacked,
+    vectors_of_8,
 )
 
 
@@ -132,16 +133,21 @@ def chunk_gradients(
         bias += tl.load(dt_bias + head * K + c, c < K, 0.0).to(tl.float32)
 
     alpha = decays_of_8(g, rate, bias, block, c, count, H, K, ACTIVATE)
-    q_i, k_i, b_i = read_of_8(q, k, b, q_rstd, k_rstd, block, c, count, scale, erase_range, H, K, NORM, ACTIVATE)
     within, after = products_of_8(alpha)
+    q_i = vectors_of_8(q, q_rstd, block, c, count, STRIDE, K, NORM)
     q_8, e_8, k_8 = (), (), ()
     for i in tl.static_range(8):
-        q_8 = q_8 + ((q_i[i] * within[i]).to(IO),)
+        q_8 = q_8 + ((q_i[i] * scale * within[i]).to(IO),)
     q_j = stacked(q_8, C, BK)
     tl.debug_barrier()
+    k_i = vectors_of_8(k, k_rstd, block, c, count, STRIDE, K, NORM)
     for i in tl.static_range(8):
-        e_8, k_8 = e_8 + ((b_i[i] * k_i[i] * within[i]).to(IO),), k_8 + ((k_i[i] * after[i]).to(IO),)
-    e_j, k_j = stacked(e_8, C, BK), stacked(k_8, C, BK)
+        k_8 = k_8 + ((k_i[i] * after[i]).to(IO),)
+    k_j = stacked(k_8, C, BK)
+    b_i = erase_gates_of_8(b, block, c, count, erase_range, STRIDE, K, ACTIVATE)
+    for i in tl.static_range(8):
+        e_8 = e_8 + ((b_i[i] * k_i[i] * within[i]).to(IO),)
+    e_j = stacked(e_8, C, BK)
 
     # From the chunk's borders inwards, with the pairs between blocks of 32, 16 and 8.
     border = pid * (C * K) + r[:, None] * K + c[None, :]
@@ -234,10 +240,9 @@ def chunk_gradients(
 
 def _candidates(arguments: dict[str, Any], capability: int) -> list[triton.Config]:
     """Return the (BK, num_warps) that compile without spills."""
-    fitting = [(16, 4), (32, 4), (32, 8)]
     widest = padded(arguments["K"])
-    within = {(min(block, widest), warps) for block, warps in fitting}
-    return [triton.Config({"BK": block, "ptx_options": "--register-usage-level=0"}, num_warps=warps, num_stages=1) for block, warps in sorted(within)]
+    within = {(min(block, widest), warps) for block, warps in [(16, 4), (32, 8)]}
+    return [triton.Config({"BK": block}, num_warps=warps, num_stages=1) for block, warps in sorted(within)]
 
 
 def _flops(arguments: dict[str, Any]) -> int:

@@ -9,11 +9,12 @@ from mixers.gdn2.kernels.launch import Kernel, padded
 from mixers.gdn2.kernels.tiles import (
     decays_of_8,
     dot,
+    erase_gates_of_8,
     level_mask,
     products_of_8,
-    read_of_8,
     reciprocal_norms,
     sibling_product,
+    vectors_of_8,
 )
 
 
@@ -31,7 +32,8 @@ def _no_pairs_of_8(C: tl.constexpr, BK: tl.constexpr):
 
 @triton.jit
 def _pairs_of_8(t, a, q, e, k, alpha):
-    """Add the pairs inside blocks of 8 to T and Aqk, one tile [C/8, BK] per pair, row after row: later summed over BK."""
+    """Add the pairs inside blocks of 8 to T and Aqk: a tile [C/8, BK] per pair, row after row, which is summed over BK
+    at the end."""
     t_next, a_next = (), ()
     for i in tl.static_range(8):
         t_row, a_row = (), (a[i * (i + 1) // 2 + i] + q[i] * k[i],)
@@ -48,7 +50,10 @@ def _pairs_of_8(t, a, q, e, k, alpha):
 
 @triton.jit
 def _store_inverses_of_8(t, solved, C: tl.constexpr):
-    """Store (I + T)^-1 of every block of 8, by forward substitution in fp32. t: 28 tiles. solved: the blocks' corners."""
+    """Store (I + T)^-1 of every block of 8, by forward substitution in fp32.
+
+    t: 28 tiles, see `_pairs_of_8`. solved: the first entry of each block.
+    """
     inverse = ()  # the strictly lower parts, row after row
     for i in tl.static_range(8):
         row = ()
@@ -156,10 +161,12 @@ def intra_chunk(
         if ACTIVATE:
             bias += tl.load(dt_bias + head * K + c, c < K, 0.0).to(tl.float32)
         alpha = decays_of_8(g, rate, bias, block, c, count, H, K, ACTIVATE)
-        q_i, k_i, b_i = read_of_8(q, k, b, q_rstd, k_rstd, block, c, count, scale, erase_range, H, K, NORM, ACTIVATE)
-        e_i = ()
+        unit_q = vectors_of_8(q, q_rstd, block, c, count, STRIDE, K, NORM)
+        k_i = vectors_of_8(k, k_rstd, block, c, count, STRIDE, K, NORM)
+        b_i = erase_gates_of_8(b, block, c, count, erase_range, STRIDE, K, ACTIVATE)
+        q_i, e_i = (), ()
         for i in tl.static_range(8):
-            e_i = e_i + (b_i[i] * k_i[i],)
+            q_i, e_i = q_i + (unit_q[i] * scale,), e_i + (b_i[i] * k_i[i],)
         t_8, a_8 = _pairs_of_8(t_8, a_8, q_i, e_i, k_i, alpha)
         within, after = products_of_8(alpha)
         for i in tl.static_range(8):
@@ -209,7 +216,7 @@ def intra_chunk(
 
 def _candidates(arguments: dict[str, Any], capability: int) -> list[triton.Config]:
     """Return the (BK, num_warps) that compile without spills."""
-    fitting = [(16, 4), (32, 4), (32, 8)] if padded(arguments["K"]) > 16 else [(16, 4)]
+    fitting = [(32, 4), (32, 8)] if padded(arguments["K"]) > 16 else [(16, 4)]
     return [triton.Config({"BK": block}, num_warps=warps, num_stages=1) for block, warps in fitting]
 
 

@@ -1,4 +1,4 @@
-"""Gradients that pass through the states that chunks start from and leave, and those of v and w, all chunks in parallel."""
+"""Gradients through the states that chunks start from and leave, and those of v and w, all chunks in parallel."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def state_gradients(
     and of the keys decayed to its end. d_total: [NT, H, K], of Π α over the chunk. dAqk = dO Rᵀ and dT = -dz Rᵀ, of
     which what is below the diagonal counts: -dz Rᵀ is -Aᵀ dA Aᵀ, since dz = Aᵀ dR and R = A (z - e S).
 
-    radial: [NT, H, ⌈K/KB⌉, 2, C], shares of q·dq and k·dk of the normalised q and k. Since o is linear in q, q·dq = o·dO.
+    radial: [NT, H, ⌈K/KB⌉, 2, C], shares of q·dq and k·dk of the normalised q and k. o is linear in q, so q·dq = o·dO.
     k enters r = z - eᵀS, e = b ⊙ k, and S + k rᵀ, whose gradients are dz: k·dk = r·dz + (r - z)·dz.
     """
     IO: tl.constexpr = states.dtype.element_ty

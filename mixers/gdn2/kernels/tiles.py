@@ -35,7 +35,8 @@ def exp(x):
     """
     if INTERPRETED:
         return tl.exp(x)
-    return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x * 1.4426950408889634], tl.float32, True, 1)
+    log2_e: tl.constexpr = 1.4426950408889634
+    return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x * log2_e], tl.float32, True, 1)
 
 
 @triton.jit
@@ -98,24 +99,31 @@ def unstacked(x, C: tl.constexpr, BK: tl.constexpr):
 
 
 @triton.jit
-def read_of_8(
-    q, k, b, q_rstd, k_rstd, block, c, count, scale, erase_range,
-    H: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, ACTIVATE: tl.constexpr,
+def vectors_of_8(
+    x, rstd, block, c, count, STRIDE: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
-    """Load q (scaled), k and b as eight tiles each, normalised and activated if asked."""
-    q_i = rows_of_8(q, block, c, count, H * K, K)
-    k_i = rows_of_8(k, block, c, count, H * K, K)
-    b_i = rows_of_8(b, block, c, count, H * K, K)
-    scaled_q, scaled_k, gate = (), (), ()
+    """Load queries or keys as eight tiles, divided by their norms if asked. rstd: reciprocal norms, [C]."""
+    tiles = rows_of_8(x, block, c, count, STRIDE, K)
+    if not NORM:
+        return tiles
+    unit = ()
     for i in tl.static_range(8):
-        q_row, k_row, b_row = q_i[i] * scale, k_i[i], b_i[i]
-        if NORM:
-            q_row *= tl.load(q_rstd + block * 8 + i)[:, None]
-            k_row *= tl.load(k_rstd + block * 8 + i)[:, None]
-        if ACTIVATE:
-            b_row = erase_range * sigmoid(b_row)
-        scaled_q, scaled_k, gate = scaled_q + (q_row,), scaled_k + (k_row,), gate + (b_row,)
-    return scaled_q, scaled_k, gate
+        unit = unit + (tiles[i] * tl.load(rstd + block * 8 + i)[:, None],)
+    return unit
+
+
+@triton.jit
+def erase_gates_of_8(
+    b, block, c, count, erase_range, STRIDE: tl.constexpr, K: tl.constexpr, ACTIVATE: tl.constexpr,
+):  # fmt: skip
+    """Load b as eight tiles, from raw projections if ACTIVATE."""
+    tiles = rows_of_8(b, block, c, count, STRIDE, K)
+    if not ACTIVATE:
+        return tiles
+    gates = ()
+    for i in tl.static_range(8):
+        gates = gates + (erase_range * sigmoid(tiles[i]),)
+    return gates
 
 
 @triton.jit
