@@ -1,11 +1,12 @@
-"""Training form of Gated Delta Rule-2: two Triton kernels parallel over chunks and two that scan them.
+"""Training form of Gated Delta Rule-2: three Triton kernels parallel over chunks and two that scan them.
 
 With C tokens per chunk, P the product of α from the chunk's start up to a token, and F the product after it to the end:
 
     intra_chunk      T and Aqk by doubling blocks, A = (I + T)^-1, P ⊙ q, P ⊙ e, F ⊙ k
     scan_forward     R = A (z - (P ⊙ e) S),  O = (P ⊙ q) S + Aqk R,  S ← Π α ⊙ S + (F ⊙ k)ᵀ R
     scan_backward    dR = Aqkᵀ dO + (F ⊙ k) dS,  dz = Aᵀ dR,  dS ← Π α ⊙ dS + (P ⊙ q)ᵀ dO - (P ⊙ e)ᵀ dz
-    chunk_gradients  dAqk = dO Rᵀ,  dT = -dz Rᵀ,  and from these, the states and their gradients all the rest
+    state_gradients  dAqk = dO Rᵀ,  dT = -dz Rᵀ,  d(P ⊙ q) = dO Sᵀ,  d(P ⊙ e) = -dz Sᵀ,  d(F ⊙ k) = R dSᵀ,  dv, dw
+    chunk_gradients  from these dq, dk, dg, db
 
 (arXiv 2605.22791, section 3 and appendices, with A (z - (P ⊙ e) S) in place of U - Y S, which saves one product and the
 memory for Y and U. The gradient of T is -Aᵀ dA Aᵀ with dA = dR xᵀ, x = z - (P ⊙ e) S. Since dz = Aᵀ dR and R = A x, it
@@ -13,11 +14,12 @@ equals -dz Rᵀ and needs no product with A.)
 
 Bytes per token and head at K = V = 128 and C = 64, in bf16 with bf16 projections of g, if each tensor passes once:
 
-                     reads                                                  writes                                 sum
-    intra_chunk      q, k, g, b 1024                                        P⊙q, P⊙e, F⊙k 768; A, Aqk 256         2128
-    scan_forward     P⊙q, P⊙e, F⊙k 768; A, Aqk 256; v, w 512                o 256; R 256; states 512             2584
-    scan_backward    P⊙q, P⊙e, F⊙k 768; A, Aqk 256; dO 256                  dz 256; their gradients 512          2072
-    chunk_gradients  q, k, g, b, v, w 1536; dO, R, dz 768; states 1024      dq, dk, dg, db, dv, dw 1536          4952
+                     reads                                        writes                                     sum
+    intra_chunk      q, k, g, b 1024                              P⊙q, P⊙e, F⊙k 768; A, Aqk 256             2128
+    scan_forward     P⊙q, P⊙e, F⊙k 768; A, Aqk 256; v, w 512      o 256; R 256; states 512                  2584
+    scan_backward    P⊙q, P⊙e, F⊙k 768; A, Aqk 256; dO 256        dz 256; their gradients 512               2072
+    state_gradients  v, w, o, dO, R, dz 1536; states, dS 1024     d(P⊙q, P⊙e, F⊙k) 768; dA, dT 256; dv, dw 512
+    chunk_gradients  q, k, g, b 1024; d(P⊙q, …), dA, dT 1024      dq, dk, dg, db 1024
 
 plus small tensors (Π α over blocks of 8, 1 / |q|, 1 / |k|). The lower bound is 1792 for the forward pass (inputs and o)
 and 3328 for the backward pass (inputs, dO, gradients). `run.py bench kernels --static` counts the sums from launches.
@@ -25,8 +27,8 @@ and 3328 for the backward pass (inputs, dO, gradients). `run.py bench kernels --
 Saved for the backward pass: the decayed operands, A and Aqk (1 KB), which the scan needs written anyway and which would
 cost 2128 to recompute; R and the states (768), which would cost another serial scan. V is split over programs to fill
 the GPU, so the key side is read once per block of V; the programs of one head run at the same time and share it through
-the L2 cache. The matrices inside chunks, their gradients and data handed from one part of a program to the next stay in
-the cache, because the program that writes them also reads them.
+the L2 cache. Data handed from one part of a program to the next stays in the cache. Gradients take two kernels, since
+one has products to pipeline, and the other needs all registers for the pairs inside blocks.
 """
 
 from __future__ import annotations
@@ -164,7 +166,7 @@ def run_backward(
     A_log: Tensor | None, dt_bias: Tensor | None, kept: Sequence[Tensor], offsets: Sequence[int], scale: float,
     erase_range: float, norm: bool, size: int,
 ) -> list[Tensor]:  # fmt: skip
-    """Launch the two backward kernels. kept: the tensors of `Saved`.
+    """Launch the three backward kernels. kept: the tensors of `Saved`.
 
     Returns the gradients of q, k, v, g, b, w and the initial state, and with A_log those of A_log and dt_bias.
     """

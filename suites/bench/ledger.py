@@ -1,8 +1,8 @@
 """The time of each kernel on paper: the largest of what its bytes, its instructions and its longest chain need.
 
 Counted, not measured: the machine code of a configuration for sm_90, compiled without a GPU, with each loop taken as
-often as the shape says. Per program of one chunk and head (of the gradients also of one block of K, of the scans per chunk,
-sequence, value head and block of V), for every pipe of a multiprocessor:
+often as the shape says. Per program of one chunk and head (of the gradients also of one block of K; of the scans per
+chunk, sequence, value head and block of V), for every pipe of a multiprocessor:
 
     issue    warp instructions, of which four are issued a cycle
     tensor   FLOPs of matrix instructions, at the rate of dense bf16 or TF32 products
@@ -98,7 +98,7 @@ def trips(kernel: str, sizes: dict[str, Any]) -> list[float]:
 
     sizes: constants and block sizes. A loop that the compiler unrolls is not in the code.
     """
-    key, value = math.ceil(sizes["K"] / sizes.get("BK", 1)), math.ceil(sizes["V"] / sizes.get("BV", 1))
+    key = math.ceil(sizes["K"] / sizes.get("BK", 1))
     return {
         "intra_chunk": [key, key],
         "scan_forward": [1],
