@@ -21,7 +21,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ORDER = (
-    *("doctor", "list", "params", "check", "prefetch", "submit", "status", "logs", "cancel", "retry", "train"),
+    *("doctor", "list", "params", "check", "prefetch", "submit", "status", "logs", "cancel", "retry", "train", "debug"),
     *("collect", "table", "figure", "report", "eval", "generate", "export", "schema"),
 )
 """Commands as `--help` lists them: what one needs first comes first."""
@@ -30,7 +30,7 @@ ORDER = (
 @app.command()
 def doctor(
     cluster: Annotated[str | None, typer.Option(help="Check a profile against the cluster at hand.")] = None,
-    set_profile: slurm.commands.SetProfile = None,
+    set_profile: slurm.commands.options.SetProfile = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what this machine has: versions, device, what computes each mixer and what would, data at hand, Slurm; exit

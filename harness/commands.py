@@ -200,7 +200,8 @@ def table(
 ) -> None:
     """Print the comparison, and write it as markdown, LaTeX, CSV and HTML beside the records; in the paper's layout as
     well, and beside its numbers, where the experiment measures one of its tables."""
-    from harness.experiments.load import experiment_name, load_experiment, stored_experiment
+    from harness.experiments.load import load_experiment, stored_experiment
+    from harness.experiments.names import experiment_name
     from harness.tables.collection import write_forms, write_table
     from harness.tables.paper import PAPER_TABLES, printed_table
 
@@ -273,7 +274,7 @@ def figure(
     scale: Scale = None,
 ) -> None:
     """Draw a figure of the collected records, or of what happens inside a run, as PNG and SVG."""
-    from harness.experiments.load import experiment_name
+    from harness.experiments.names import experiment_name
     from harness.figures import GATES, write_figure, write_gates
 
     with errors():
@@ -302,7 +303,8 @@ def report(
     scale: Scale = None,
 ) -> None:
     """Write one HTML page with the tables, figures, configuration and provenance of what was collected."""
-    from harness.experiments.load import experiment_name, stored_experiment
+    from harness.experiments.load import stored_experiment
+    from harness.experiments.names import experiment_name
     from harness.figures.report import report as write
     from harness.tables.collection import write_table
 

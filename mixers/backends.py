@@ -83,12 +83,16 @@ def choose(
     return asked
 
 
-@torch.compiler.assume_constant_result  # Dynamo cannot trace the look into Triton's settings
 def interpreted() -> bool:
     """Whether Triton interprets its kernels, on CPU tensors: TRITON_INTERPRET was 1 when triton was imported."""
     from triton import knobs
 
     return knobs.runtime.interpret
+
+
+# Dynamo cannot trace the look into Triton's settings. This is all that torch.compiler.assume_constant_result does, but
+# that imports Dynamo, which takes longer than the rest of torch, in every process that only knows a mixer's name.
+interpreted._dynamo_marked_constant = True
 
 
 def needs_gpu(device: torch.device, dtype: torch.dtype) -> str | None:

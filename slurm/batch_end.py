@@ -13,22 +13,31 @@ import sys
 import time
 from pathlib import Path
 
+from harness.run_folder import RunFolder
 from slurm.queue import ask
-from slurm.state import settle
+from slurm.state import settle, unsettled
 
 PATIENCE = 10.0
 """Seconds to wait until Slurm's accounting knows how a job's step ended."""
 
 
 def main(array: str, index: str, code: str, terminated: str) -> int:
-    """Settle the unit that the job worked on; returns 0 if it is to start again, else 1.
+    """Settle the units that the job worked on; returns 0 if it is to start again, else 1.
 
-    array: JSON file with [run folder, unit] of every task of the job array. index: the task's. code: the job's exit
-    status. terminated: "1" if the job received SIGTERM.
+    array: JSON file with [run folder, units] of every task of the job array, by index. index: the task's. code: the
+    job's exit status. terminated: "1" if the job received SIGTERM.
+
+    Of several units, those answer for the end that have begun and not finished, or all if none has begun.
     """
-    folder, unit = json.loads(Path(array).read_text(encoding="utf-8"))[int(index)]
+    folder, units = json.loads(Path(array).read_text(encoding="utf-8"))[index]
+    run, told = RunFolder(Path(folder)), terminated == "1"
+    statuses = {unit: run.read_status(unit) for unit in units}
     starved = int(code) == 128 + signal.SIGKILL and out_of_memory(os.environ.get("SLURM_JOB_ID", ""))
-    return 0 if settle(Path(folder), unit, int(code), terminated == "1", starved) else 1
+    left = [unit for unit, status in statuses.items() if status is None or status.state not in ("done", "failed")]
+    begun = [unit for unit in left if unsettled(run.path, unit)]
+    answering = left if told or not begun else begun
+    again = [settle(run.path, unit, int(code), told, starved) for unit in answering]
+    return 0 if any(again) or len(left) > len(answering) else 1
 
 
 def out_of_memory(job: str) -> bool:

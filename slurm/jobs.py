@@ -1,8 +1,9 @@
-"""The jobs of an experiment: prepare it, train a run, evaluate one unit of a run, choose values, collect the results.
+"""The jobs of an experiment: prepare it, train a run, evaluate units of a run, choose values, collect the results.
 
 A job that is told to save and leave (submitit's signal, before a time limit or by hand) does so and starts again. A job
 that fails starts again too, until `slurm.state.settle` gives it up. Every job may start any number of times: it does
-what is missing and resumes where the last attempt stopped.
+what is missing and resumes where the last attempt stopped. Packages that only some kinds of job need are imported by
+them: a large sweep starts a process for each of its jobs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +42,6 @@ from mixers.registry import require_file
 from slurm.plan import RunPlan, Selection
 from slurm.state import LEAVE_SIGNAL, LEFT, ended, exclusively, job_id, started, write_status
 from slurm.trials import Unfinished, chosen_config, decide
-from suites.evaluate import evaluate, keep
-from suites.prefetch import prefetch
 from suites.registry import require_file as require_suite_file
 from suites.registry import stored_config, suite
 from suites.units import TRAIN, Evaluation, results
@@ -102,6 +102,11 @@ class Job(Checkpointable):
         failure."""
         raise SystemExit(LEFT)
 
+    @property
+    def parts(self) -> tuple[Job, ...]:
+        """The jobs that it consists of: itself."""
+        return (self,)
+
     def __call__(self) -> None:
         """Do the work unless it is done. Raises whatever stops it, and SystemExit(LEFT) when told to leave."""
         job = _environment()
@@ -112,6 +117,8 @@ class Job(Checkpointable):
         hold = exclusively(self.folder, self.unit, patience)
         with join_world() as world, hold if world.first else contextlib.nullcontext():
             if world.on_first(self.done):
+                if world.first:
+                    write_status(self.folder, self.unit, "done")
                 return
             if world.first:
                 started(self.folder, self.unit, "" if job is None else str(job.paths.stderr))
@@ -170,6 +177,10 @@ class Job(Checkpointable):
         with contextlib.suppress(OSError):
             ended(self.folder, self.unit, outcome, reason, kind)
             write_status(self.folder, self.unit, "stopped", reason)
+
+    def has_failed(self) -> bool:
+        """Whether an attempt has failed so far."""
+        return any(e.get("outcome") == "failed" for e in RunFolder(self.folder).read_attempts(self.unit))
 
     def done(self) -> bool:
         """Whether there is nothing left to do."""
@@ -242,6 +253,8 @@ class EvaluateJob(Job):
         return results(self.folder, unit_of(self.unit), self.evaluation, summary.weights_sha256) is not None
 
     def work(self, notice: Notice) -> None:
+        from suites.evaluate import evaluate
+
         evaluate(self.folder, unit_of(self.unit), self.evaluation, self.label, self.command, self.beat())
 
 
@@ -257,6 +270,8 @@ class MeasureJob(Job):
         return results(self.folder, unit_of(self.unit), self.evaluation, None) is not None
 
     def work(self, notice: Notice) -> None:
+        from suites.evaluate import keep
+
         require_suite_file(self.evaluation.suite_file)
         recipe, chosen = self.config.train, suite(suite_of(self.unit))
         if recipe.threads is not None:
@@ -276,6 +291,56 @@ class MeasureJob(Job):
 
 
 @dataclass(frozen=True)
+class PackJob(Checkpointable):
+    """Several evaluations of a run, one after another in one process. Each keeps its own state, attempts and records.
+
+    parts: a job per evaluation.
+    """
+
+    parts: tuple[Job, ...]
+
+    def checkpoint(self) -> submitit.core.utils.DelayedSubmission:
+        """Leave as `Job.checkpoint` does."""
+        raise SystemExit(LEFT)
+
+    def __call__(self) -> None:
+        """Do everything that is neither done nor given up; a failure keeps nothing else from being done.
+
+        Raises RuntimeError at the end if an evaluation has failed, and SystemExit(LEFT) when told to leave.
+        """
+        failed = []
+        with Notice(at_once=True):  # between two evaluations, each of which has its own
+            try:
+                for job in sorted(self.parts, key=Job.has_failed):  # what fails may spoil the process
+                    status = RunFolder(job.folder).read_status(job.unit)
+                    if status is not None and status.state == "failed":
+                        failed.append(f"{unit_of(job.unit)}: {status.detail}")
+                        continue
+                    try:
+                        job()
+                    except (KeyboardInterrupt, SystemExit):
+                        raise
+                    except BaseException as error:  # a suite may raise anything
+                        traceback.print_exc()
+                        failed.append(f"{unit_of(job.unit)}: {error}")
+                        if not device_works():
+                            break  # the job starts again and does the others first
+            except Leave:
+                raise SystemExit(LEFT) from None
+        if failed:
+            raise RuntimeError("; ".join(failed))
+
+
+def device_works() -> bool:
+    """Whether this process can still use its device: after some errors of CUDA kernels, every later call fails too."""
+    try:
+        torch.zeros(1, device=this_device()).item()
+    except RuntimeError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
 class PrepareJob(Job):
     """Freeze everything that the other jobs of a submission read: tokenizer, training data and the suites' data.
 
@@ -288,6 +353,8 @@ class PrepareJob(Job):
         return Submission(self.folder).prepared.exists()
 
     def work(self, notice: Notice) -> None:
+        from suites.prefetch import prefetch
+
         _, items = prefetch(load_experiment(Submission(self.folder).experiment), self.beat(), self.trained)
         if lacking := [str(item) for item in items if item.sha256 is None]:
             raise RuntimeError(
@@ -359,8 +426,5 @@ def in_turn(jobs: Sequence[Job]) -> None:
 
 
 def _environment() -> submitit.JobEnvironment | None:
-    """Submitit's description of the job that this process is; None if it is none."""
-    try:
-        return submitit.JobEnvironment()
-    except RuntimeError:
-        return None
+    """Submitit's description of the job that this process is; None if it is none, even inside one of Slurm's."""
+    return submitit.JobEnvironment() if "SUBMITIT_EXECUTOR" in os.environ else None

@@ -231,6 +231,14 @@ def here(jobs: Sequence[Job]) -> None:
         log.debug("a job failed", exc_info=True)
 
 
+def unit_here(run: RunPlan, unit: str, command: str) -> None:
+    """Do one unit of a run in this process; training shows its progress. Raises whatever stops it."""
+    if unit == TRAIN:
+        train_here(run, "ddp", None)
+    else:
+        in_turn(run_jobs(run, [unit], command))
+
+
 def _executor(logs: Path, slot: int) -> submitit.Executor:
     """The executor of one of the parallel slots. Each slot has its own GPU if there are enough."""
     executor = submitit.LocalExecutor(logs)

@@ -9,12 +9,13 @@ from typing import Any
 
 from harness.data.synthetic import check_rows
 from harness.experiments.expand import expand
-from harness.experiments.load import EXPERIMENTS, load_experiment
+from harness.experiments.load import load_experiment
+from harness.experiments.names import EXPERIMENTS
 from harness.experiments.run_config import RunConfig
 from harness.experiments.schema import Experiment
 from harness.experiments.tuning import Tuned, Values
 from harness.records.units import suite_of
-from harness.run_folder import ChoiceFile, RunFolder, choice_file, submissions
+from harness.run_folder import ChoiceFile, RunFolder, Submission, choice_file, submissions, submissions_folder
 from harness.training.batches import open_data
 from harness.training.inputs import find_data, is_trusted, trusted
 from harness.training.metrics_log import require_tracker
@@ -84,15 +85,52 @@ def asked_for(path_or_name: str, overrides: list[str] | None, scale: str | None,
     if not Path(path_or_name).exists() and not (EXPERIMENTS / f"{path_or_name}.yaml").is_file():
         name = path_or_name if scale is None else f"{path_or_name}-{scale}"
         if known := submissions(runs_root, name):
-            loaded = load_experiment(known[-1].experiment, overrides)
-            for file in map(Path, (*loaded.mixer_files, *loaded.suite_files)):
-                if file.is_file() and not is_trusted(file):
-                    raise ValueError(
-                        f"{file}: code that you have not run before, which the submission of {name} would execute; "
-                        "read it, and give the experiment's file instead of its name if it may run"
-                    )
-            return loaded
+            return _submitted(known[-1], overrides)
     return load_experiment(path_or_name, overrides, scale)
+
+
+def _submitted(submission: Submission, overrides: list[str] | None = None) -> Experiment:
+    """The experiment of a submission. Raises ValueError if it names code that this user has not run before."""
+    loaded = load_experiment(submission.experiment, overrides)
+    for file in map(Path, (*loaded.mixer_files, *loaded.suite_files)):
+        if file.is_file() and not is_trusted(file):
+            raise ValueError(
+                f"{file}: code that you have not run before, which the submission of {loaded.name} would execute; "
+                "read it, and give the experiment's file instead of its name if it may run"
+            )
+    return loaded
+
+
+def submitted_run(runs_root: Path, run_id: str) -> RunPlan:
+    """The plan of a run as its newest submission asks for it. Raises ValueError if no submission has this run."""
+    heads = [(s, s.read_plan()) for s in map(Submission, submissions_folder(runs_root).glob("*-*")) if s.plan.is_file()]
+    having = [(head["time"], s) for s, head in heads if run_id in (run["run"] for run in head["runs"])]
+    if not having:
+        raise ValueError(f"run: no submission in {runs_root} has a run {run_id!r}; `status EXPERIMENT` lists its runs")
+    _, submission = max(having, key=lambda pair: pair[0])
+    plans = plan(_submitted(submission), runs_root)
+    found = [run for run in (*trials(plans), *plans) if run.config.run_id == run_id]
+    if not found:
+        raise ValueError(f"run: {run_id!r} is not what this code makes of {submission.experiment}; submit it again")
+    return found[0]
+
+
+def next_unit(run: RunPlan, unit: str | None) -> str:
+    """The unit of a run to do now: this one, or the first that it lacks.
+
+    Raises ValueError if there is none, if it cannot be done now, or if a job or a process works on it.
+    """
+    name = run.config.run_id
+    if not run.missing:
+        raise ValueError(f"run: {name} lacks nothing; measure a suite again with `retry EXPERIMENT --suite NAME`")
+    chosen = unit or run.missing[0]
+    if chosen not in run.missing:
+        raise ValueError(f"--unit: {name} does not lack {chosen!r}; give one of: {', '.join(run.missing)}")
+    if chosen != TRAIN and TRAIN in run.missing and not run.units[chosen].fresh:
+        raise ValueError(f"--unit: {chosen} waits for the training of {name}; do that first")
+    if _held(run, chosen, Queue.read()):
+        raise ValueError(f"run: at work on {chosen} of {name}; wait for it, or cancel it first")
+    return chosen
 
 
 Work = dict[Path, list[str]]

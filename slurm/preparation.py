@@ -123,7 +123,7 @@ def _put(jobs: Sequence[PartsJob], dependency: str | None, profile: Profile, fol
     executor.update_parameters(
         **parameters | {"comment": folder.name, "setup": [*exports, *parameters.get("setup", [])]}
     )
-    return enqueue(executor, jobs, folder.name)
+    return enqueue(executor, jobs, folder.name)[0].job_id.partition("_")[0]
 
 
 def preparing_profile(cluster: str | None, jobs: int, overrides: Sequence[str] = ()) -> Profile | None:

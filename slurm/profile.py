@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -115,6 +116,13 @@ class Resources(Closed):
         return self.tasks_per_node or max(1, self.gpus_per_node)
 
 
+class Evaluate(Resources):
+    """The resources of an evaluation's job, and how much it does."""
+
+    pack: bool = False
+    """Whether one job does all evaluations of a run, one after another, instead of one each."""
+
+
 class Profile(Closed):
     """The profile of a cluster: where jobs go, what they request and what surrounds them on a node.
 
@@ -143,8 +151,8 @@ class Profile(Closed):
     train: Resources = Resources()
     """Resources of a job that trains one run."""
 
-    evaluate: Resources = Resources()
-    """Resources of a job that evaluates one unit of a run. It has one process on one node."""
+    evaluate: Evaluate = Evaluate()
+    """Resources of a job that evaluates one unit of a run, or all if packed. It has one process on one node."""
 
     prepare: Resources = Resources(gpus_per_node=0)
     """Resources of jobs that need no model: preparing data, downloading and collecting. They have one process each."""
@@ -154,6 +162,10 @@ class Profile(Closed):
 
     concurrency: PositiveInt | None = None
     """Tasks of one job array that may run at the same time; by default all."""
+
+    max_jobs: int | None = Field(default=None, ge=4)
+    """Jobs that you may have in the queue, each task of an array counted; by default the limits that the site's
+    accounting enforces. A sweep that is larger goes through the queue in waves."""
 
     signal_delay_s: PositiveInt = 120
     """Seconds before its time limit at which a job is told to save."""
@@ -256,6 +268,29 @@ def load_profile(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Pro
         return Profile.model_validate(values)
     except ValidationError as error:
         raise ValueError(one_line(error, str(path))) from None
+
+
+SRUN = (
+    *("job_name", "partition", "account", "qos", "constraint", "nodes", "ntasks_per_node", "gpus_per_node"),
+    *("cpus_per_task", "mem", "time"),
+)
+"""Parameters of submitit that are options of srun under the same names."""
+
+
+def srun_command(profile: Profile, job_name: str, command: str, variables: Sequence[str] = ()) -> list[str]:
+    """The command line that runs a command of ours in a job of its own, with the resources of one evaluation.
+
+    command: in the shell's syntax, without the interpreter. variables: assignments in the same syntax, for the process.
+    The profile's `setup` and `environment` come before both.
+    """
+    resources = profile.evaluate.model_copy(update={"nodes": 1, "tasks_per_node": 1})
+    parameters = sbatch_parameters(profile, resources, job_name)
+    known = {name: parameters[name] for name in SRUN if name in parameters}
+    options = {name.replace("_", "-"): value for name, value in known.items()} | profile.options(resources)
+    words = [f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items()]
+    lines = [*parameters.get("setup", []), *(f"export {each}" for each in variables)]
+    lines.append(f"exec {profile.python or shlex.quote(sys.executable)} {command}")
+    return ["srun", *words, *profile.srun_args, "bash", "-c", "\n".join(lines)]
 
 
 def sbatch_parameters(

@@ -6,6 +6,7 @@ The queue is only a hint next to our own markers (slurm.state): its answer may b
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -106,6 +107,24 @@ class Queue:
         silent = time.time() - status.updated
         gone = status.state != "running" or status.node == node_name() or silent > SILENCE
         return None if gone else f"process {status.pid} on {status.node}"
+
+
+def job_ids(text: str) -> list[str]:
+    """Slurm's ids of jobs, separated by commas, of which each is in the queue or has just left it.
+
+    Raises ValueError for anything else, and RuntimeError if Slurm does not answer.
+    """
+    ids = text.split(",")
+    for job in ids:
+        if not re.fullmatch(r"\d+(_\d+)?", job):
+            raise ValueError(f"--after: {job!r} is no id of a job; give ids as squeue shows them, separated by commas")
+        try:
+            ask("squeue", "--noheader", "--format=%i", f"--jobs={job}", error=RuntimeError)
+        except RuntimeError as error:
+            if "Invalid job id" not in str(error):
+                raise
+            raise ValueError(f"--after: Slurm knows no job {job} any more; leave it out if it has ended") from None
+    return ids
 
 
 def ask(*command: str, error: type[Exception] | None, script: str | None = None) -> str | None:

@@ -137,6 +137,11 @@ def failed_units(folder: Path, places: Mapping[str, str]) -> list[str]:
     return [unit for unit, status in statuses.items() if status is not None and status.state == "failed"]
 
 
+def unsettled(folder: Path, unit: str) -> bool:
+    """Whether a unit's last attempt has not been settled: it is at work, or its process has ended without finishing."""
+    return any(event["event"] in ("started", "ended") for event in RunFolder(folder).read_attempts(unit)[-1:])
+
+
 def settle(folder: Path, unit: str, code: int | None, terminated: bool = False, out_of_memory: bool = False) -> bool:
     """Decide whether a unit starts again whose process ended without finishing it, and write its status.
 
@@ -198,7 +203,9 @@ def _death(code: int | None) -> str:
 def _stage(unit: str) -> str:
     """The stage of a profile that gives a unit its resources."""
     name = unit_of(unit)
-    return name if name == TRAIN else "prepare" if name in ("prepare", "choose", "collect") else "evaluate"
+    if name == TRAIN:
+        return name
+    return "prepare" if name in ("prepare", "choose", "collect") or name.startswith("release-") else "evaluate"
 
 
 def _signature(failure: dict[str, Any]) -> str:

@@ -7,7 +7,6 @@ experiment.
 from __future__ import annotations
 
 import os
-import re
 import signal
 import time
 from collections import Counter
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.code import changed_since, code_text
+from harness.experiments.names import experiment_name
 from harness.run_folder import RunFolder, Status, started_runs, submissions, unit_of
 from slurm.queue import Queue, ask
 from slurm.state import node_name, silent_end, write_status
@@ -148,11 +148,10 @@ def planned(name: str, plans: Sequence[RunPlan]) -> list[Submitted]:
 def runs_of(runs_root: Path, experiment: str, scale: str | None) -> tuple[str, list[Submitted]]:
     """The name of an experiment and its submitted runs, or its planned runs if it was never submitted.
 
-    Raises ValueError if there is no such experiment. The name of a submitted experiment is enough to answer at once,
-    without reading the experiment and importing torch.
+    Raises ValueError if there is no such experiment. For a submitted experiment its name is enough, without validating
+    the rest of its file, which takes torch.
     """
-    bare = re.fullmatch(r"[\w.-]+", experiment) and not Path(experiment).is_file()
-    if bare and (runs := submitted(runs_root, experiment if scale is None else f"{experiment}-{scale}")):
+    if runs := submitted(runs_root, experiment_name(experiment, scale)):
         return runs[0].experiment, runs
     from harness.experiments.load import load_experiment
     from slurm.plan import plan
@@ -346,13 +345,15 @@ def accounting(jobs: list[str]) -> dict[str, str]:
 
 
 def troubles(runs_root: Path, name: str) -> list[str]:
-    """Why the last submission could not prepare, choose or collect, one line each, which no run's own state tells."""
+    """Why the last submission could not prepare, choose, go on or collect, one line each: no run's state tells it."""
     found = []
     for submission in submissions(runs_root, name)[-1:]:
         folder = submission.path
-        for unit in ("prepare", "choose", "collect"):
+        released = [name for name in submission.read_jobs() if name.startswith("release-")]
+        for unit in ("prepare", "choose", *released, "collect"):
             status = RunFolder(folder).read_status(unit)
-            if status is not None and status.state in ("failed", "stopped"):
+            waits = status is not None and status.state == "running" and status.detail.startswith("waits: ")
+            if status is not None and (waits or status.state in ("failed", "stopped")):
                 found.append(f"{unit} of {folder.name} {status.state}: {status.detail}")
     return found
 

@@ -1,4 +1,4 @@
-"""Submit an experiment to Slurm through submitit: the graph of its jobs, and the resources of each.
+"""Submit an experiment to Slurm through submitit: its job graph becomes batch scripts with the profile's resources.
 
 Slurm does the scheduling: its dependencies, arrays and requeues decide what waits, runs and starts again.
 """
@@ -6,175 +6,35 @@ Slurm does the scheduling: its dependencies, arrays and requeues decide what wai
 from __future__ import annotations
 
 import fcntl
-import math
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import pandas as pd
 import submitit
 
-from harness.experiments.run_config import RunConfig
 from harness.experiments.schema import Experiment
-from harness.run_folder import RunFolder, Submission, collection_of, submissions_folder, submitting_lock
-from harness.training.cost import cost_of, measured_speeds
-from harness.training.distributed import Sharding
-from harness.training.estimate import estimate
+from harness.run_folder import Submission, submitting_lock
 from harness.training.trainer import pieces
-from slurm.jobs import SILENT_MINUTES, ChooseJob, CollectJob, Job, PrepareJob, run_jobs
-from slurm.plan import RunPlan, Selection, selections, trials, untrained
+from slurm.graph.arrays import Array, Sweep, collects, graph, prepares
+from slurm.graph.limits import Later, limits, room
+from slurm.graph.waves import BESIDES, split
+from slurm.graph.work import LATER, Work, still_left, work_left
+from slurm.jobs import SILENT_MINUTES, Job, Notice, PrepareJob
+from slurm.plan import RunPlan, trials
 from slurm.probe import array_limit
 from slurm.profile import Profile, Resources, sbatch_parameters
 from slurm.queue import OF_OURS, Queue, ask, interruptible, without_options
 from slurm.snapshot import environment, keep_files, open_submission, snapshot
-from slurm.state import write_status
-from suites.units import TRAIN
+from slurm.state import job_id, write_status
 
-Stage = Literal["prepare", "train", "evaluate", "choose", "collect"]
-"""Kinds of job in the graph. Those of `choose` and `collect` get the resources of the profile's stage `prepare`."""
-
-
-@dataclass(frozen=True)
-class Array:
-    """A job array, or a single job if there is one task.
-
-    after: its dependencies, as pairs of `afterok`, `aftercorr` or `afterany` and an array's name or a Slurm job id.
-    """
-
-    name: str
-    stage: Stage
-    tasks: list[Job]
-    after: list[tuple[str, str]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Pending:
-    """The units of a run that a submission has to do.
-
-    after: Slurm's id of the job of another submission that trains the run; empty if there is none.
-    """
-
-    plan: RunPlan
-    units: list[str]
-    after: str = ""
-
-
-@dataclass(frozen=True)
-class Work:
-    """The work of a submission.
-
-    trials, runs: what is left of them. choices: those that are not made yet. held: Slurm's ids of other submissions'
-    jobs that work on trials. left_out: a line for each missing unit that is left out, because another job or process
-    works on it already, or because it has failed.
-    """
-
-    trials: list[Pending]
-    runs: list[Pending]
-    choices: list[Selection]
-    held: list[str]
-    left_out: list[str]
-
-
-def work_left(plans: Sequence[RunPlan], queue: Queue) -> Work:
-    """The work that is left of an experiment's runs and their trials."""
-    undecided = [selection for selection in selections(plans) if selection.file.read() is None]
-    tried = list({trial.folder: trial for selection in undecided for trial in selection.trials}.values())
-    trials, held, out = to_do(tried, queue)
-    runs, _, left_out = to_do(plans, queue)
-    if not runs:  # nobody would use the choice
-        return Work([], [], [], [], left_out)
-    return Work(trials, runs, undecided, held, out + left_out)
-
-
-def to_do(plans: Sequence[RunPlan], queue: Queue) -> tuple[list[Pending], list[str], list[str]]:
-    """The units that are left to submit, the jobs that work on others, and a line for each that is left out.
-
-    A unit is left out if another job or process works on it already, or if it has failed.
-    """
-    todo, held, left_out = [], [], []
-    for plan in plans:
-        units, after = [], ""
-        for unit in plan.missing:
-            status = RunFolder(plan.folder).read_status(plan.place(unit))
-            holder = None if status is None else queue.holds(plan.folder, plan.place(unit), status)
-            if TRAIN in units:
-                units.append(unit)  # its earlier status, if any, belongs to other weights
-            elif status is not None and status.state == "failed":
-                left_out.append(f"{plan.config.run_id} {unit}: failed: {status.detail}")
-                if unit == TRAIN:
-                    break
-            elif holder is not None and status is not None:
-                state = "requeued" if status.state == "stopped" else status.state
-                left_out.append(f"{plan.config.run_id} {unit}: {state} already, {holder}")
-                held += [status.job] if status.job else []
-                if unit == TRAIN:
-                    after = status.job
-            else:
-                units.append(unit)
-        if units:
-            todo.append(Pending(plan, units, after))
-    return todo, held, left_out
-
-
-def graph(
-    experiment: Experiment,
-    work: Work,
-    folder: Path,
-    runs_root: Path,
-    command: str,
-    limit: int,
-    sharding: Sharding = "ddp",
-) -> list[Array]:
-    """The job arrays that do what is left, in the order in which they can be submitted.
-
-    One array trains, and one per unit evaluates, each task after the training of its own run (aftercorr). Then a job
-    collects. Before all that, trials are trained and evaluated likewise, and a job chooses from them: it waits for
-    their end, whether they succeed or not, and the runs wait for its success. folder: the submission's. limit: the most
-    tasks that an array may have.
-    """
-    trained = None if untrained(run.plan for run in (*work.trials, *work.runs)) else runs_root
-    arrays = [Array("prepare", "prepare", [PrepareJob(folder, "prepare", trained)])]
-
-    def add(name: str, stage: Stage, pending: Sequence[Pending], unit: str, after: list[tuple[str, str]]) -> None:
-        tasks = [job for run in pending for job in run_jobs(run.plan, [unit], command, sharding)]
-        if tasks:
-            arrays.append(Array(name, stage, tasks, after))
-
-    def add_runs(todo: Sequence[Pending], prefix: str, training: str, ready: list[tuple[str, str]]) -> None:
-        train = [run for run in todo if TRAIN in run.units]
-        trained = [run for run in todo if TRAIN not in run.units and not run.after]
-        for part, start in enumerate(range(0, len(train), limit)):
-            pending, name = train[start : start + limit], f"{training}-{part}"
-            add(name, "train", pending, TRAIN, ready)
-            for unit in pending[0].plan.units:
-                add(f"{prefix}{unit}-{part}", "evaluate", pending, unit, [("aftercorr", name)])
-        for unit, evaluation in trained[0].plan.units.items() if trained else ():
-            pending = [run for run in trained if unit in run.units]
-            name = unit if evaluation.fresh else f"{unit}-trained"
-            for part, start in enumerate(range(0, len(pending), limit)):
-                add(f"{prefix}{name}-{part}", "evaluate", pending[start : start + limit], unit, ready)
-        for run in todo:
-            if run.after:
-                for unit in run.units:
-                    name = f"{prefix}{unit}-{run.plan.config.run_id}"
-                    add(name, "evaluate", [run], unit, [*ready, ("afterok", run.after)])
-
-    prepared = [("afterok", "prepare")]
-    add_runs(work.trials, "trials-", "trials", prepared)
-    ready = prepared
-    if work.choices:
-        after = [("afterany", array.name) for array in arrays[1:]] + [("afterany", job) for job in work.held]
-        arrays.append(Array("choose", "choose", [ChooseJob(folder, "choose", tuple(work.choices))], prepared + after))
-        ready = [("afterok", "choose")]
-    add_runs(work.runs, "", "train", ready)
-    out = collection_of(runs_root, experiment.name).path
-    last = [("afterany", array.name) for array in arrays]
-    return [*arrays, Array("collect", "collect", [CollectJob(folder, "collect", out, runs_root, command)], last)]
+WAIT = 60.0
+"""Seconds until a job looks again whether the queue has room for the next wave."""
 
 
 @contextmanager
@@ -189,41 +49,129 @@ def submitting(runs_root: Path) -> Iterator[None]:
 
 
 def submit(
-    experiment: Experiment, plans: Sequence[RunPlan], profile: Profile, runs_root: Path, command: str
+    experiment: Experiment,
+    plans: Sequence[RunPlan],
+    profile: Profile,
+    runs_root: Path,
+    command: str,
+    after: Sequence[str] = (),
 ) -> tuple[dict[str, str], list[str]]:
     """Put everything that an experiment lacks into Slurm's queue, completely or not at all.
 
+    Of a sweep that is larger than the site's limits, its first wave, and a job that submits the next. after: Slurm's
+    ids of jobs before whose end nothing of it starts.
+
     Returns Slurm's id of each array by name, and the lines about what is left out. Raises ValueError if the
-    processes of a training job cannot share its rows, and RuntimeError with sbatch's message if it refuses.
+    processes of a training job cannot share its rows or the queue has no room, and RuntimeError with sbatch's message
+    if it refuses.
     """
-    _require_shares(plans, profile)
+    require_shares(plans, profile)
     with submitting(runs_root), interruptible():
         work = work_left(plans, Queue.read())
         if not work.runs:
             return {}, work.left_out
-        pending = [*work.trials, *work.runs]
-        experiment, kept = keep_files(experiment, [run.plan for run in pending], runs_root)
-        pending = [replace(run, plan=plan) for run, plan in zip(pending, kept, strict=True)]
-        work = replace(work, trials=pending[: len(work.trials)], runs=pending[len(work.trials) :])
-        limit, code = array_limit(), snapshot(runs_root)
+        most = most_jobs(profile)
+        experiment, kept = keep_files(experiment, [run.plan for run in work.pending], runs_root)
+        work, limit, code = work.moved(kept), array_limit(), snapshot(runs_root)
         folder = open_submission(experiment, [*trials(plans), *plans], runs_root, "slurm", profile.silent_minutes)
-        arrays = graph(experiment, work, folder, runs_root, command, limit, profile.sharding)
-        ids: dict[str, str] = {}
+        sweep = Sweep(experiment.name, folder, runs_root, command, limit, profile, environment(code))
         try:
-            for array in arrays:
-                ids[array.name] = _put(array, ids, profile, folder, code, experiment.name)
-                Submission(folder).write_jobs(ids)
-            for array in arrays:
-                for index, job in enumerate(array.tasks):
-                    task = f"_{index}" if len(array.tasks) > 1 else ""
-                    write_status(job.folder, job.unit, "queued", f"as {array.name}", job=ids[array.name] + task, pid=0)
-            # All arrays wait for this one, which is on hold: nothing starts before everything is recorded.
-            ask("scontrol", "release", ids["prepare"], error=RuntimeError)
+            now, later = split(work, most, profile.evaluate.pack)
+            ids = _submit_wave(sweep, now, later, prepares(sweep, work), after=after)
         except BaseException:
-            withdraw(f"{folder.name} ", ids.values())
             shutil.rmtree(folder)
             raise
     return ids, work.left_out
+
+
+def most_jobs(profile: Profile) -> int | None:
+    """The most jobs of a wave on the cluster at hand; None without a limit. Raises ValueError if there is no room."""
+    free = room(limits(profile))
+    if free is None:
+        return None
+    if free[0] <= BESIDES:
+        raise ValueError(f"{free[1]}, and a sweep needs {BESIDES + 1} more; wait for some of them, or cancel them")
+    return free[0] - BESIDES
+
+
+@dataclass(frozen=True)
+class ReleaseJob(Job):
+    """Submit the next wave of a sweep once the one before is over.
+
+    folder: the submission's. rest: the work that is not submitted yet. wave: number of the next one.
+    """
+
+    sweep: Sweep
+    rest: Work
+    wave: int
+
+    def done(self) -> bool:
+        return not {"collect", f"release-{self.wave + 1}"}.isdisjoint(Submission(self.folder).read_jobs())
+
+    def work(self, notice: Notice) -> None:
+        if not Submission(self.folder).prepared.exists():
+            raise RuntimeError("prepare did not finish, and nothing can be done without it; submit again")
+        while True:
+            try:
+                with submitting(self.sweep.runs_root), interruptible():
+                    return self._submit()
+            except Later as error:
+                write_status(self.folder, self.unit, "running", f"waits: {error}")
+            time.sleep(WAIT)
+
+    def _submit(self) -> None:
+        """Submit the next wave, completely or not at all. Raises Later if it has to wait."""
+        withdraw(f"{self.folder.name}/{self.wave} ", ())  # of an attempt that could not undo its work
+        queue = Queue.read()
+        if queue.jobs is None:
+            raise Later("squeue: no answer")
+        # Until now this job held everything that is left.
+        work = still_left(self.rest, Queue({job: said for job, said in queue.jobs.items() if job != job_id()}))
+        for line in work.left_out:
+            print(f"left out: {line}", flush=True)
+        free = room(limits(self.sweep.profile))
+        if free is not None and free[0] < BESIDES:
+            raise Later(free[1])
+        now, later = split(work, None if free is None else free[0] - BESIDES + 1, self.sweep.profile.evaluate.pack)
+        _submit_wave(self.sweep, now, later, job_id(), self.wave)
+
+
+def _submit_wave(
+    sweep: Sweep, now: Work, later: Work, first: PrepareJob | str, wave: int = 0, after: Sequence[str] = ()
+) -> dict[str, str]:
+    """Put a wave into Slurm's queue and record it, completely or not at all; returns Slurm's id of each array by name.
+
+    Nothing of it starts before `first` has ended, which itself waits for the jobs `after`. Raises RuntimeError with
+    sbatch's message if it refuses; Later if it may accept the same at another time.
+    """
+    submission, ids = Submission(sweep.folder), {}
+    last = collects(sweep)
+    if later.pending or later.choices:
+        last = ReleaseJob(sweep.folder, f"release-{wave + 1}", sweep, later, wave + 1)
+    arrays = graph(now, sweep, first, last, wave, after)
+    before = submission.read_jobs()
+    try:
+        for array in arrays:
+            ids[array.name] = _put(array, arrays, ids, sweep, wave)
+            if wave == 0:
+                submission.write_jobs(ids)
+        for array in arrays:
+            for index, task in array.tasks.items():
+                job = ids[array.name] + (f"_{index}" if len(array.tasks) > 1 else "")
+                for part in task.parts:
+                    write_status(part.folder, part.unit, "queued", f"as {array.name}", job=job, pid=0)
+        for run in later.pending:
+            for unit in run.units:
+                place = run.plan.place(unit)
+                write_status(run.plan.folder, place, "queued", LATER, job=ids[last.unit], pid=0)
+        if wave == 0:  # all arrays wait for this one, which is on hold: nothing starts before everything is recorded
+            ask("scontrol", "release", ids["prepare"], error=RuntimeError)
+        else:
+            submission.write_jobs(before | ids)
+    except BaseException:
+        withdraw(f"{sweep.folder.name}/{wave} ", ids.values())
+        raise
+    return ids
 
 
 def withdraw(comment: str, ids: Iterable[str]) -> None:
@@ -238,17 +186,36 @@ def withdraw(comment: str, ids: Iterable[str]) -> None:
         ask("scancel", *known, error=None)
 
 
-def _put(array: Array, ids: dict[str, str], profile: Profile, folder: Path, code: Path, experiment: str) -> str:
-    """Submit one array and return its Slurm id."""
-    listed = Submission(folder).write_array(array.name, [(job.folder, job.unit) for job in array.tasks])
-    # Slurm does not treat a single task as an array, so it has no corresponding task to wait for.
-    kinds = {"aftercorr": "aftercorr" if len(array.tasks) > 1 else "afterok"}
-    after = [f"{kinds.get(kind, kind)}:{ids.get(name, name)}" for kind, name in array.after]
-    name = f"{experiment}:{array.name}{OF_OURS}"
-    parameters = sbatch_parameters(profile, _resources(profile, array), name, ",".join(after) or None)
+def _dependency(array: Array, arrays: Sequence[Array], ids: Mapping[str, str]) -> str:
+    """The dependencies of an array as sbatch takes them."""
+    several = {other.name for other in arrays if len(other.tasks) > 1}
+    after = []
+    for kind, name in array.after:
+        job = ids.get(name, name)
+        if kind == "aftercorr" and len(array.tasks) == 1:  # a single task is no array, and has no corresponding task
+            kind, job = "afterok", job + (f"_{min(array.tasks)}" if name in several else "")
+        after.append(f"{kind}:{job}")
+    return ",".join(after)
+
+
+def _put(array: Array, arrays: Sequence[Array], ids: Mapping[str, str], sweep: Sweep, wave: int) -> str:
+    """Submit one of the arrays of a wave and return its Slurm id. ids: those of the arrays before it."""
+    profile, folder = sweep.profile, sweep.folder
+    single = len(array.tasks) == 1
+    works = {
+        0 if single else index: (task.parts[0].folder, [job.unit for job in task.parts])
+        for index, task in array.tasks.items()
+    }
+    listed = Submission(folder).write_array(array.name, works)
+    name = f"{sweep.experiment}:{array.name}{OF_OURS}"
+    parameters = sbatch_parameters(profile, resources_of(profile, array), name, _dependency(array, arrays, ids) or None)
     extra = {"kill-on-invalid-dep": "yes"} | ({"hold": True} if array.stage == "prepare" else {})
+    sparse = not single and list(array.tasks) != list(range(len(array.tasks)))
+    if sparse:
+        at_once = f"%{profile.concurrency}" if profile.concurrency else ""
+        extra["array"] = ",".join(map(str, array.tasks)) + at_once
     python = profile.python or shlex.quote(sys.executable)
-    variables = environment(code)
+    variables = dict(sweep.variables)
     if array.stage != "prepare":
         variables["HF_HUB_OFFLINE"] = "1"  # `prepare` has frozen everything they read
     if profile.restart_silent and array.stage in ("train", "evaluate"):
@@ -268,94 +235,41 @@ def _put(array: Array, ids: dict[str, str], profile: Profile, folder: Path, code
     executor.update_parameters(
         **parameters
         | {
-            "comment": f"{folder.name} {array.name}",
+            "comment": f"{folder.name}/{wave} {array.name}",
             "setup": [*setup, *parameters.get("setup", [])],
             "teardown": teardown,
             "srun_args": ["--kill-on-bad-exit=1", *parameters.get("srun_args", [])],
             "additional_parameters": parameters.get("additional_parameters", {}) | extra,
         }
     )
-    return enqueue(executor, array.tasks, array.name)
-
-
-def enqueue(executor: submitit.SlurmExecutor, tasks: Sequence[Any], name: str) -> str:
-    """Submit tasks as one array and return its Slurm id. Raises RuntimeError with sbatch's message if it refuses."""
-    try:
-        with without_options(), executor.batch():
-            jobs = [executor.submit(task) for task in tasks]
-    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
-        said = " ".join(str(error).split())
-        remedy = ""
-        if "MaxSubmit" in said or "job submit limit" in said:
-            remedy = "; where a limit on jobs is the reason, submit a part of them with --limit or --only"
-        raise RuntimeError(f"sbatch refused {name}: {said}{remedy}") from None
+    jobs = enqueue(executor, list(array.tasks.values()), array.name)
+    if sparse:  # submitit has numbered the tasks from 0; the last moves first, out of the way of those before it
+        for index, job in reversed(list(zip(array.tasks, jobs, strict=True))):
+            paths = submitit.core.utils.JobPaths(executor.folder, f"{job.job_id.partition('_')[0]}_{index}")
+            job.paths.submitted_pickle.rename(paths.submitted_pickle)
     return jobs[0].job_id.partition("_")[0]
 
 
-def describe(experiment: Experiment, plans: Sequence[RunPlan], profile: Profile, runs_root: Path) -> str:
-    """Describe what `submit` would do: the graph of jobs, their resources, and the cost of training.
-
-    Touches nothing. Raises ValueError as `submit` does.
-    """
-    _require_shares(plans, profile)
-    work = work_left(plans, Queue.read())
+def enqueue(executor: submitit.SlurmExecutor, tasks: Sequence[Any], name: str) -> list[submitit.Job[Any]]:
+    """Submit tasks as one array. Raises RuntimeError with sbatch's message if it refuses."""
     try:
-        limit = array_limit()
-    except ValueError:  # a dry run needs no cluster
-        limit = 1001  # Slurm's default
-    arrays = graph(experiment, work, submissions_folder(runs_root), runs_root, "", limit) if work.runs else []
-    finished = sum(not plan.missing for plan in plans)
-    lines = [f"{experiment.name}: {len(plans)} runs, {finished} of them done"]
-    if tried := trials(plans):
-        lines.append(f"{len(tried)} trials, {len(tried) - len(work.trials)} of them over or at work")
-    lines += [f"left out: {line}" for line in work.left_out]
-    if arrays:
-        lines.append(f"{'array':24} {'tasks':>6} {'at once':>8} {'nodes × GPUs':>13} {'CPUs':>5} {'limit':>10}  after")
-    for array in arrays:
-        resources = _resources(profile, array)
-        at_once = min(len(array.tasks), profile.concurrency or len(array.tasks))
-        after = ", ".join(f"{kind}:{name}" for kind, name in array.after[:3]) + (", …" if len(array.after) > 3 else "")
-        shape = f"{resources.nodes} × {resources.gpus_per_node}"
-        cpus = resources.cpus_per_task * resources.tasks
-        limit = f"{resources.minutes // 60}:{resources.minutes % 60:02} h"
-        lines.append(f"{array.name:24} {len(array.tasks):6} {at_once:8} {shape:>13} {cpus:5} {limit:>10}  {after}")
-    trained = [run.plan.config for run in (*work.trials, *work.runs) if TRAIN in run.units]
-    processes = profile.train.nodes * profile.train.tasks
-    speeds = measured_speeds(runs_root)
-    cost = cost_of(trained, profile.tflops, profile.utilisation, speeds, profile.device, processes, profile.sharding)
-    return "\n".join([*lines, cost, *_durations(trained, profile, speeds)])
+        with without_options(), executor.batch():
+            return [executor.submit(task) for task in tasks]
+    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+        said = " ".join(str(error).split())
+        full = "MaxSubmit" in said or "job submit limit" in said
+        remedy = "; set max_jobs in the profile to the jobs that you may have in the queue" if full else ""
+        again = full or any(reason in said for reason in ("Unable to contact", "timed out", "temporarily unable"))
+        raise (Later if again else RuntimeError)(f"sbatch refused {name}: {said}{remedy}") from None
 
 
-def _durations(runs: Sequence[RunConfig], profile: Profile, speeds: pd.DataFrame) -> list[str]:
-    """One line per model: the hours that training one run takes, and how often its time limit ends its job.
-
-    Empty without runs, and where neither a measured speed nor the GPU's peak is known.
-    """
-    processes = profile.train.nodes * profile.train.tasks
-    hours: dict[tuple[str, str, str], float] = {}
-    for run in runs:
-        found = estimate(run, profile.tflops or 1.0, profile.utilisation, speeds, profile.device, processes)
-        if found.measured or profile.tflops is not None:
-            key = (run.label, run.layout, run.preset)
-            hours[key] = max(hours.get(key, 0.0), found.device_hours / processes)
-    usable = profile.train.minutes / 60 - profile.signal_delay_s / 3600
-    lines = []
-    for (label, layout, preset), each in hours.items():
-        restarts = math.ceil(each / usable) - 1
-        again = f"started again {restarts} times" if restarts else "done in one job"
-        lines.append(
-            f"one run of {label}, {layout}, {preset}: {each:,.1f} h, {again} of {profile.train.minutes} minutes"
-        )
-    return lines
-
-
-def _require_shares(plans: Sequence[RunPlan], profile: Profile) -> None:
+def require_shares(plans: Sequence[RunPlan], profile: Profile) -> None:
     """Raise ValueError if the processes of a training job cannot share the rows of a run."""
     for plan in plans:
         pieces(plan.config.data, plan.config.train, profile.train.nodes * profile.train.tasks)
 
 
-def _resources(profile: Profile, array: Array) -> Resources:
+def resources_of(profile: Profile, array: Array) -> Resources:
     """The resources of one task of an array.
 
     Only training uses several processes. Collecting runs on the kind of node that prepares.

@@ -30,7 +30,7 @@ from harness.command_line import (
 def list_(mixer_file: MixerFiles = None, suite_file: SuiteFiles = None, as_json: AsJson = False) -> None:
     """List mixers, presets, suites and experiments. `fla:<Layer>` names any recurrent layer of
     flash-linear-attention."""
-    from harness.experiments.load import EXPERIMENTS
+    from harness.experiments.names import EXPERIMENTS
     from harness.experiments.presets import PRESETS
     from mixers import registry as mixers
     from suites import registry as suites

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
-
-from lm_eval.api.model import LM
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.experiments.closed import Closed
 from harness.experiments.schema import TrainConfig
@@ -19,6 +16,10 @@ from harness.model.language_model import LanguageModel
 from harness.records.metrics import Metric
 from harness.records.record import FIRST_VERSION, PROTOCOL_VERSION, Measurement
 from suites.shared.items import Item
+
+if TYPE_CHECKING:
+    from lm_eval.api.model import LM
+    from transformers import PreTrainedTokenizerBase
 
 Progress = Callable[[str], None]
 """Takes a line that says what is being done."""

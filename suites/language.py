@@ -15,14 +15,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
-from lm_eval.api.task import Task
 from pydantic import Field, PositiveInt, field_validator
-from transformers import PreTrainedTokenizerBase
 
 from harness.data.corpus import documents
 from harness.lm.mixer_lm import require_finite
@@ -34,6 +32,10 @@ from suites.shared import offline
 from suites.shared.items import Item, hashed_item
 from suites.shared.lm_requests import Windowed, fingerprint
 from suites.shared.lmeval import TASKS_ROOT, lm_settings, load_task, perplexity_measurement, run_tasks, task_measurement
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+    from transformers import PreTrainedTokenizerBase
 
 SUITE = "language"
 HELDOUT, WHOLE = "heldout", "wikitext_whole"

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from lm_eval.api.model import LM
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, field_validator
-from transformers import PreTrainedTokenizerBase
 
 from harness.data.mqar import Drawn, Protocol, draw, fewest_ids
 from harness.data.tokenizer import bare_ids
@@ -26,6 +24,10 @@ from harness.records.record import LENGTH_UNIT, Measurement
 from suites.interface import Progress, Suite, SuiteConfig, silent
 from suites.registry import register_suite
 from suites.shared.lm_requests import fingerprint, mean_measurement, reader_of_ids
+
+if TYPE_CHECKING:
+    from lm_eval.api.model import LM
+    from transformers import PreTrainedTokenizerBase
 
 FIGURE_2 = ((4, 64), (8, 128), (16, 256), (64, 512))
 """(pairs, tokens) of Zoology's figure 2."""

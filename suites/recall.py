@@ -11,12 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import LM
 from pydantic import Field, PositiveInt, field_validator, model_validator
-from transformers import PreTrainedTokenizerBase
 
 from harness.data.synthetic import TASKS, Questions, question, recall_words, sample_text
 from harness.experiments.closed import Seed
@@ -26,6 +24,10 @@ from mixers.identity import Neutral
 from suites.interface import Progress, Suite, SuiteConfig, silent
 from suites.registry import register_suite
 from suites.shared.lm_requests import check_distinct, fingerprint, mean_measurement, tokenizer_of
+
+if TYPE_CHECKING:
+    from lm_eval.api.model import LM
+    from transformers import PreTrainedTokenizerBase
 
 Split = Literal["test", "validation"]
 

@@ -13,10 +13,9 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
-from transformers import PreTrainedTokenizerBase
 
 from harness.records.metrics import METRICS, declare
 from harness.records.units import SUITES, suite_of
@@ -25,6 +24,9 @@ from mixers.identity import compact, completed
 from mixers.interface import one_line
 from suites.interface import Suite, SuiteConfig
 from suites.units import TRAIN, Evaluation, SuiteFile
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 BUILT_IN = SUITES
 

@@ -17,10 +17,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from huggingface_hub import constants
-from lm_eval.api.model import LM
 from pydantic import Field, PositiveInt, field_validator
 
 from harness.data.corpus import factbook_fields
@@ -41,6 +40,9 @@ from suites.shared.lm_requests import (
     tokenizer_of,
 )
 from suites.shared.needle import Probe, needle_measurements
+
+if TYPE_CHECKING:
+    from lm_eval.api.model import LM
 
 Task = Literal["swde", "fda", "squad", "nq", "triviaqa", "drop", "squad_passages", "drop_passages", "factbook"]
 Record = Mapping[str, Any]

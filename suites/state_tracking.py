@@ -7,13 +7,11 @@ Mamba-3 (arXiv 2603.15569, table 5b) and Grazzi et al. (arXiv 2411.12537).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from lm_eval.api.model import LM
 from pydantic import Field, PositiveInt, field_validator, model_validator
-from transformers import PreTrainedTokenizerBase
 
 from harness.data.state_tracking import Task, draw, fewest_ids, shortest_row, states
 from harness.data.tokenizer import bare_ids
@@ -24,6 +22,10 @@ from harness.records.stats import mean_stderr
 from suites.interface import Progress, Suite, SuiteConfig, silent
 from suites.registry import register_suite
 from suites.shared.lm_requests import check_distinct, fingerprint, mean_measurement, reader_of_ids
+
+if TYPE_CHECKING:
+    from lm_eval.api.model import LM
+    from transformers import PreTrainedTokenizerBase
 
 PARTS = 8
 """Parts of a row whose accuracy is told apart."""

@@ -9,14 +9,12 @@ from pydantic import ValidationError
 
 from harness.data.tokenizer import IDS
 from harness.experiments.data import SYNTHETIC
+from harness.experiments.names import EXPERIMENTS, read_fields
 from harness.experiments.schema import Experiment
 from harness.run_folder import Collection
-from harness.yaml_files import parse_yaml, read_yaml
+from harness.yaml_files import parse_yaml
 from mixers.identity import completed
 from mixers.interface import one_line
-
-EXPERIMENTS = Path(__file__).parent
-"""Folder of the shipped experiment files."""
 
 
 def load_experiment(
@@ -33,7 +31,7 @@ def load_experiment(
     path = Path(path_or_name)
     if not path.suffix and not path.exists():
         path = EXPERIMENTS / f"{path_or_name}.yaml"
-    values = _read(path, path_or_name)
+    values = read_fields(path, path_or_name)
     _make_absolute(values, path.parent)
     if scale is not None:
         experiment = _validated(values, path)
@@ -83,27 +81,6 @@ def stored_experiment(collection: Path) -> Experiment:
         return Experiment.model_validate(completed(Experiment, stored.read_experiment()))
     except ValidationError as error:
         raise ValueError(f"{one_line(error, str(stored.experiment))}; run collect again") from None
-
-
-def experiment_name(path_or_name: str, scale: str | None = None) -> str:
-    """The name of an experiment, given a file or the name itself. Nothing else of the file is read.
-
-    Raises ValueError if it looks like a file and is none, or has no name.
-    """
-    path, name = Path(path_or_name), path_or_name
-    if path.is_file() or path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        name = _read(path, path_or_name).get("name", "")
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"name: {path} has none; give it one")
-    return name if scale is None else f"{name}-{scale}"
-
-
-def _read(path: Path, given: str | Path) -> dict[str, Any]:
-    """The fields of an experiment file. Raises ValueError if it is missing or no mapping."""
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in EXPERIMENTS.glob("*.yaml")))
-        raise ValueError(f"experiment: no file {given!s}; give a path, or one of: {known}")
-    return read_yaml(path)
 
 
 def _validated(values: dict[str, Any], path: Path) -> Experiment:

@@ -10,13 +10,16 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from harness.lm.prefixes import Prefix, tree
 from harness.model.language_model import LanguageModel, ModelState
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Tokens read at once. On a CPU, the results of more tokens do not fit the caches, and allocating memory for them costs
 # as much as the matrix products. Any other device needs many tokens to be busy.

@@ -11,7 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lm_eval.api.instance import Instance
@@ -19,7 +19,6 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from harness.lm.generate import (
     BATCH_ROWS,
@@ -35,6 +34,9 @@ from harness.lm.generate import (
     tokens_at_once,
 )
 from harness.model.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LOGITS = 2**26
 """Logits that exist at once: 256 MiB of fp32."""

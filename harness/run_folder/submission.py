@@ -40,7 +40,7 @@ class Submission:
         return self.path / "logs"
 
     def array(self, name: str) -> Path:
-        """The folder and the unit of every task of a job array."""
+        """The folder and the units of every task of a job array."""
         return self.path / "arrays" / f"{name}.json"
 
     def write_experiment(self, experiment: Mapping[str, Any]) -> None:
@@ -73,9 +73,9 @@ class Submission:
     def write_jobs(self, ids: Mapping[str, str]) -> None:
         write_json(self.jobs, dict(ids))
 
-    def write_array(self, name: str, tasks: Sequence[tuple[Path, str]]) -> Path:
-        """List the (folder, unit) of every task of a job array."""
-        write_json(self.array(name), [[str(folder), unit] for folder, unit in tasks])
+    def write_array(self, name: str, tasks: Mapping[int, tuple[Path, Sequence[str]]]) -> Path:
+        """List the folder and the units of every task of a job array, by its index."""
+        write_json(self.array(name), {index: [str(folder), units] for index, (folder, units) in tasks.items()})
         return self.array(name)
 
 

@@ -73,6 +73,16 @@ def cost_of(
     return f"{line}; {hours:,.1f} GPU hours, {' and '.join(bases)}, without evaluation"
 
 
+def disk_of(runs: Sequence[RunConfig]) -> str:
+    """Describe in one line the checkpoints that training these runs leaves, by kind, and those that pruning keeps."""
+    estimates = [estimate(run, 1.0, UTILISATION) for run in runs]
+    kept, last = sum(e.disk_bytes for e in estimates), sum(e.checkpoint_bytes for e in estimates)
+    return (
+        f"checkpoints: {_gb(kept // 3)} of weights and {_gb(kept - kept // 3)} of the optimiser's state in the end, "
+        f"{_gb(last)} in all after `runs prune --keep last`; records and logs are not counted"
+    )
+
+
 def _gb(size: int) -> str:
     gb = size / 1e9
     return f"{gb:,.1f} GB" if gb >= 1 else f"{gb:.2g} GB"

@@ -24,15 +24,16 @@ class Estimate:
 
     training_flops: FLOPs that the model's function needs; extra work of a chunked form or of recomputation does not
     count. device_hours: hours on one device, or summed over several at the same utilisation. measured: whether the
-    hours come from a measured throughput rather than from the FLOPs. disk_bytes: size of the checkpoints that are kept
-    at the end; during a write there is one more. memory_bytes: most that one process holds of weights, gradients and
-    AdamW's moments (`held_bytes`). Activations, logits, weights cast to the activations' dtype, buffers of kernels and
-    the driver come on top.
+    hours come from a measured throughput rather than from the FLOPs. checkpoint_bytes: size of one checkpoint, a third
+    of it weights and the rest AdamW's moments. disk_bytes: size of those that are kept at the end; during a write there
+    is one more. memory_bytes: most that one process holds of weights, gradients and AdamW's moments (`held_bytes`).
+    Activations, logits, weights cast to the activations' dtype, buffers of kernels and the driver come on top.
     """
 
     training_flops: float
     device_hours: float
     measured: bool
+    checkpoint_bytes: int
     disk_bytes: int
     memory_bytes: int
 
@@ -58,7 +59,8 @@ def estimate(
         training_flops = Σ over both: T · FLOPs per training token at the length (mixers.interface.Cost)
         device_hours   = training_flops / (tflops · 10¹² · utilisation) / 3600
                          or, measured, Σ over both: T / tokens per second / 3600
-        disk_bytes     = 4 · 3N per checkpoint that is kept: weights and two moments
+        checkpoint_bytes = 4 · 3N: weights and two moments
+        disk_bytes     = checkpoint_bytes per checkpoint that is kept
 
     Raises ValueError if `tflops` is not positive and finite or `utilisation` is outside (0, 1].
     """
@@ -80,6 +82,7 @@ def estimate(
         training_flops=flops,
         device_hours=seconds / 3600,
         measured=measured,
+        checkpoint_bytes=FLOAT * 3 * parameters,
         disk_bytes=_checkpoints(config) * FLOAT * 3 * parameters,
         memory_bytes=held_bytes(config.model, processes, sharding),
     )

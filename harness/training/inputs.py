@@ -11,9 +11,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedTokenizerFast
+from typing import TYPE_CHECKING, Any
 
 from harness.data.tokenizer import ids_count, load_tokenizer, tokenizer_hash
 from harness.experiments.data import DataConfig
@@ -24,6 +22,9 @@ from harness.training.batches import combined_sha256, data_content, data_sha256
 from mixers.identity import identity
 from mixers.plugins import files_beside
 from mixers.registry import load_file, require_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 TRUSTED = "trusted"
 """Folder of the cache with a copy of all code that this user has run or trusted, by the hash of its content."""
@@ -53,6 +54,8 @@ def keep_inputs(config: RunConfig, run_dir: Path, tokenizer: PreTrainedTokenizer
             except Exception as error:  # the tokenizers library raises bare Exception for a full disk
                 reason = f"cannot be written ({error}); free space or fix the permissions, then run again"
                 raise OSError(f"{folder.tokenizer}: {reason}") from None
+            from transformers import PreTrainedTokenizerFast
+
             if tokenizer_hash(PreTrainedTokenizerFast.from_pretrained(str(partial))) != inputs["tokenizer"]:
                 raise ValueError(
                     f"data.tokenizer: {config.data.tokenizer!r} is another tokenizer when it is read back; convert it "
@@ -69,6 +72,8 @@ def run_tokenizer(run_dir: Path, config: RunConfig) -> PreTrainedTokenizerFast:
 
     Runs of versions that kept no inputs need the original.
     """
+    from transformers import PreTrainedTokenizerFast
+
     folder = RunFolder(run_dir)
     if ids_count(config.data.tokenizer) is not None or not folder.inputs.is_file():
         return load_tokenizer(config.data.tokenizer)

@@ -10,9 +10,8 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from lm_eval.api.model import LM
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from harness.data.needles import FORMATS
@@ -39,6 +38,9 @@ from suites.shared.lm_requests import (
     tokenizer_of,
 )
 from suites.shared.needle import Probe, needle_measurements
+
+if TYPE_CHECKING:
+    from lm_eval.api.model import LM
 
 Task = Literal[
     "s_niah_1",

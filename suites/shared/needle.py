@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from lm_eval.api.model import LM
+from typing import TYPE_CHECKING, Any
 
 from harness.records.record import Measurement
 from suites.shared.lm_requests import log_likelihoods, mean_measurement
+
+if TYPE_CHECKING:
+    from lm_eval.api.model import LM
 
 
 @dataclass(frozen=True)

@@ -107,3 +107,13 @@ def test_a_figure_says_which_collection_it_lacks(tmp_path: Path) -> None:
     )
     said = refused("figure", "demo", "--what", "gates", "--runs", str(tmp_path))
     assert "--run: gates are drawn from a model" in said
+
+
+def test_params_gives_every_mixer_and_layout_as_json() -> None:
+    result = cli.invoke(app, ["params", "--preset", "release-1.3b", "--json"])
+    rows = json.loads(result.output)
+    assert len(rows) == 13
+    for row in rows:
+        assert row["non_embedding_params"] > 1.29e9 and row["flops_per_token"] > 7.7e9
+        assert {"embedding_params", "state_floats_per_layer", "mlp_widths"} <= set(row)
+    assert cli.invoke(app, ["params", "--preset", "2b"]).exit_code == 2

@@ -91,7 +91,8 @@ class FakeSlurm:
 
     def scripts(self) -> list[str]:
         """The batch scripts that were submitted, in their order."""
-        return [path.read_text() for path in sorted(self.folder.glob("script-*"))]
+        paths = sorted(self.folder.glob("script-*"), key=lambda path: int(path.name.partition("-")[2]))
+        return [path.read_text() for path in paths]
 
     def environments(self) -> list[dict[str, str]]:
         """The environment of each call of sbatch that submitted something."""

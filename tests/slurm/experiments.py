@@ -9,9 +9,14 @@ from pathlib import Path
 import yaml
 from typer.testing import CliRunner
 
+from harness.experiments.load import load_experiment
+from harness.experiments.schema import Experiment
 from harness.files import CHECKOUT
 from run import app
-from slurm.snapshot import PARTS
+from slurm.plan import RunPlan, plan
+from slurm.snapshot import PARTS, open_submission
+from slurm.state import write_status
+from suites.units import TRAIN
 
 RUN = [sys.executable, str(CHECKOUT / "run.py")]
 
@@ -77,3 +82,16 @@ PARENT = {
     **{"SRUN_CPUS_PER_TASK": "7", "PMI_RANK": "1", "PMIX_RANK": "1"},
 }
 """Variables that a process inherits from the job in which it runs."""
+
+TEXT = "[/data/x] has shape [b, t]"
+"""An error text that rich would take for markup, and refuse."""
+
+
+def failed_run(folder: Path, shards: Path) -> tuple[Experiment, list[RunPlan], Path]:
+    """An experiment that was submitted, and whose first run failed with TEXT."""
+    loaded, runs = load_experiment(experiment(folder, shards)), folder / "runs"
+    plans = plan(loaded, runs)
+    open_submission(loaded, plans, runs, "slurm")
+    plans[0].folder.mkdir()
+    write_status(plans[0].folder, TRAIN, "failed", TEXT)
+    return loaded, plans, runs

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -10,8 +12,21 @@ from pathlib import Path
 import pytest
 
 from harness.experiments.load import load_experiment
+from harness.files import CHECKOUT
 from harness.run_folder import RunFolder
-from slurm.jobs import SILENT_MINUTES, CollectJob, EvaluateJob, Job, Notice, PrepareJob, TrainJob, in_turn, run_jobs
+from slurm.jobs import (
+    SILENT_MINUTES,
+    CollectJob,
+    EvaluateJob,
+    Job,
+    Notice,
+    PackJob,
+    PrepareJob,
+    TrainJob,
+    device_works,
+    in_turn,
+    run_jobs,
+)
 from slurm.plan import plan
 from slurm.state import LEAVE_SIGNAL, LEFT, at_work, settle, started
 from suites.units import TRAIN
@@ -136,3 +151,65 @@ def test_a_job_that_hangs_ends_itself_and_says_so(
     if len(outcome) == 2:
         assert RunFolder(tmp_path).read_attempts("recall")[-1]["reason"].startswith("silent for 0.0005 min")
         assert settle(tmp_path, "recall", 1), "and it starts again"
+
+
+@dataclass(frozen=True)
+class Unit(Scripted):
+    """The same with a result per unit, and a note of each attempt."""
+
+    def done(self) -> bool:
+        return (self.folder / f"{self.unit}.result").exists()
+
+    def work(self, notice: Notice) -> None:
+        with (self.folder / "order").open("a") as order:
+            order.write(self.unit)
+        super().work(notice)
+        (self.folder / f"{self.unit}.result").touch()
+
+
+def test_a_failed_evaluation_keeps_the_next_from_nothing_and_fails_the_job_at_its_end(tmp_path: Path) -> None:
+    broken = Unit(tmp_path, "b", failure="no data")
+    pack = PackJob((Unit(tmp_path, "a"), broken, Unit(tmp_path, "c")))
+    with pytest.raises(RuntimeError, match="^b: no data$"):
+        pack()
+    assert (tmp_path / "order").read_text() == "abc"
+    assert [recorded(tmp_path, unit) for unit in "abc"] == [["started"], ["started", "failed"], ["started"]]
+    assert [RunFolder(tmp_path).read_status(unit).state for unit in "abc"] == ["done", "stopped", "done"]
+    assert settle(tmp_path, "b", 1)
+    with pytest.raises(RuntimeError, match="^b: no data$"):  # what is done is not done again
+        pack()
+    assert (tmp_path / "order").read_text() == "abcb"
+    assert not settle(tmp_path, "b", 1)
+    with pytest.raises(RuntimeError, match="^b: no data .failed twice in the same way"):  # nor what is given up
+        pack()
+    assert (tmp_path / "order").read_text() == "abcb"
+
+
+def test_after_an_error_that_spoils_the_device_the_others_are_done_first_in_a_new_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = PackJob((Unit(tmp_path, "a", failure="illegal memory access"), Unit(tmp_path, "b"), Unit(tmp_path, "c")))
+    for works, order in ((False, "a"), (True, "abca")):
+        monkeypatch.setattr("slurm.jobs.device_works", lambda works=works: works)
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            pack()
+        assert (tmp_path / "order").read_text() == order
+
+
+def test_a_packed_job_that_is_told_to_leave_does_not_begin_the_next(tmp_path: Path) -> None:
+    pack = PackJob((Unit(tmp_path, "a"), Unit(tmp_path, "b", (LEAVE_SIGNAL,)), Unit(tmp_path, "c")))
+    with pytest.raises(SystemExit) as ending:
+        pack()
+    assert ending.value.code == LEFT and (tmp_path / "order").read_text() == "ab"
+    assert recorded(tmp_path, "b") == ["started", "left"] and recorded(tmp_path, "c") == []
+
+
+def test_this_device_works() -> None:
+    assert device_works()
+
+
+def test_packages_that_only_some_jobs_need_are_imported_by_them(tmp_path: Path) -> None:
+    heavy = ("transformers", "lm_eval", "datasets", "matplotlib", "torch._dynamo")  # each takes half a second or more
+    code = f"import sys, slurm.jobs, slurm.submission; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -11,7 +11,7 @@ import yaml
 from submitit.slurm.slurm import _make_sbatch_string
 
 from harness.files import CHECKOUT
-from slurm.profile import PROFILES, Profile, Resources, load_profile, sbatch_parameters
+from slurm.profile import PROFILES, Evaluate, Profile, Resources, load_profile, sbatch_parameters
 from tests.slurm.cluster.minislurm import MiniSlurm
 
 
@@ -35,19 +35,21 @@ def test_the_documented_profiles_are_valid(tmp_path: Path) -> None:
     assert "#SBATCH --qos=long" in script(allocation, allocation.train)
     assert "--container-image=" in " ".join(script(pyxis, pyxis.train))
     assert apptainer.python is not None and apptainer.python.startswith("apptainer exec ")
-    assert small.restart_silent and small.concurrency == 4
+    assert small.restart_silent and (small.concurrency, small.max_jobs, small.evaluate.pack) == (4, 50, True)
 
 
 def test_the_template_names_every_field() -> None:
     values = yaml.safe_load((PROFILES / "template.yaml").read_text())
     assert set(values) == set(Profile.model_fields)
     assert set(values["train"]) == set(Resources.model_fields)
+    assert set(values["train"]) | set(values["evaluate"]) == set(Evaluate.model_fields)
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("partiton: gpu", "partiton: unknown field"),
+        ("train: {pack: true}", "train.pack: unknown field"),
         ("train: {minutes: 0}", "train.minutes: .* (got 0)"),
         ("partition: gpu nodes", "partition: 'gpu nodes' is not one word"),
         ("qos: --exclusive", "qos: '--exclusive' is not one word"),

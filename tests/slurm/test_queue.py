@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from slurm.queue import SILENCE, Queue, ask
+from slurm.queue import SILENCE, Queue, ask, job_ids
 from slurm.state import Status, exclusively
 from suites.units import TRAIN
+from tests.slurm.conftest import FakeSlurm
 
 
 def test_a_command_without_an_answer_is_an_error_in_one_line_or_unknown(
@@ -45,3 +46,18 @@ def test_only_our_jobs_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     (tmp_path / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert Queue.read() == Queue({"7_0": ("PENDING", "", "Priority")})
+
+
+def test_ids_of_jobs_that_slurm_does_not_know_are_refused(fake_slurm: FakeSlurm) -> None:
+    unknown = 'case "$*" in *=9) echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1;; esac'
+    fake_slurm.answer("squeue", unknown)
+    assert job_ids("7") == ["7"] and job_ids("7_3,8") == ["7_3", "8"]
+    for text in ("9", "7,9"):
+        with pytest.raises(ValueError, match="--after: Slurm knows no job 9 any more; leave it out if it has ended"):
+            job_ids(text)
+    for text in ("", "7,", "afterok:7", "7_[0-3]"):
+        with pytest.raises(ValueError, match="is no id of a job; give ids as squeue shows them, separated by commas"):
+            job_ids(text)
+    fake_slurm.answer("squeue", "echo 'Unable to contact slurm controller' >&2; exit 1")
+    with pytest.raises(RuntimeError, match="try again when the cluster is up"):
+        job_ids("7")

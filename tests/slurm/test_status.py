@@ -92,9 +92,18 @@ def test_runs_are_those_of_the_submissions_or_else_of_the_plan(tmp_path: Path, s
     open_submission(loaded, plan(loaded, runs)[:1], runs, "slurm")
     assert runs_of(runs, str(path), None)[1] == planned[:1]
     assert runs_of(runs, "tiny", None) == ("tiny", planned[:1])
-    code = "import sys, pathlib, slurm.status as s; s.runs_of(pathlib.Path(sys.argv[1]), 'tiny', None); "
-    code += "assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code, str(runs)], check=True, cwd=CHECKOUT)
+
+
+@pytest.mark.parametrize("command", ["status", "status --json", "cancel", "logs", "runs list"])
+def test_commands_that_only_look_import_no_torch(folder: Path, command: str) -> None:
+    (run,) = plan(load_experiment(folder / "tiny.yaml"), folder / "runs")
+    open_submission(load_experiment(folder / "tiny.yaml"), [run], folder / "runs", "slurm")
+    name, *options = command.split()
+    subject = {"logs": [run.config.run_id], "runs": []}.get(name, [str(folder / "tiny.yaml")])
+    code = "import sys; from run import app; app(standalone_mode=False); print('torch' in sys.modules)"
+    arguments = [name, *options, *subject, "--runs", str(folder / "runs")]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=CHECKOUT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["False"], done.stderr
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,10 @@ from harness.records.record import Measurement
 from harness.records.store import load
 from harness.training.cost import cost_of
 from run import app
+from slurm.graph.arrays import Sweep, collects, graph, prepares
+from slurm.graph.work import Pending, Work
 from slurm.plan import plan
-from slurm.submission import Pending, Work, graph
+from slurm.profile import Profile
 from suites.registry import entries, suite_config
 from suites.shared.timing import Shape
 from suites.throughput import Config, Throughput
@@ -162,7 +164,9 @@ def test_a_suite_of_trained_models_beside_it_trains_and_data_alone_do_not(tmp_pa
 def test_on_slurm_its_array_waits_for_no_training(tmp_path: Path) -> None:
     loaded = load_experiment(experiment(tmp_path))
     todo = [Pending(work, work.missing) for work in plan(loaded, tmp_path)]
-    arrays = graph(loaded, Work([], todo, [], [], []), tmp_path / "submission", tmp_path, "", limit=1000)
+    work = Work([], todo, [], [], [])
+    sweep = Sweep(loaded.name, tmp_path / "submission", tmp_path, "", 1000, Profile(), {})
+    arrays = graph(work, sweep, prepares(sweep, work), collects(sweep))
     assert [(a.name, a.stage, len(a.tasks)) for a in arrays[:-1]] == [
         ("prepare", "prepare", 1),
         ("throughput-0", "evaluate", 2),

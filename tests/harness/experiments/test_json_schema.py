@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from harness.experiments.json_schema import experiment_schema, field_rows, render
-from harness.experiments.load import EXPERIMENTS
+from harness.experiments.names import EXPERIMENTS
 from harness.experiments.schema import Experiment, TrainConfig
 from mixers.registry import entries as mixers
 from slurm.profile import Profile

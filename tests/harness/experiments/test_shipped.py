@@ -7,8 +7,9 @@ import yaml
 
 from harness.data.tokenizer import ids_count
 from harness.experiments.expand import expand
-from harness.experiments.load import EXPERIMENTS, load_experiment
+from harness.experiments.load import load_experiment
 from harness.experiments.matching import TOLERANCE, meta_model, target_parameters
+from harness.experiments.names import EXPERIMENTS
 from harness.experiments.run_config import RunConfig
 from harness.experiments.schema import Experiment
 from harness.records.published import column_name, published

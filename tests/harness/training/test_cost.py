@@ -9,7 +9,8 @@ import pytest
 from harness.experiments.expand import expand
 from harness.experiments.load import load_experiment
 from harness.records.store import write_records
-from harness.training.cost import cost_here, cost_of, measured_speeds
+from harness.training.checkpoint import KEEP
+from harness.training.cost import cost_here, cost_of, disk_of, measured_speeds
 from tests.harness.records.store_records import record
 
 
@@ -45,6 +46,15 @@ def test_sharding_divides_the_memory_of_a_process(configs: list, tmp_path: Path)
     lines = [cost_of(configs[:1], None, 0.4, measured_speeds(tmp_path), None, 16, s) for s in ("ddp", "fsdp")]
     assert number(memory, lines[1]) < number(memory, lines[0]) / 4
     assert "each of 16 processes (fsdp)" in lines[1]
+
+
+def test_checkpoints_are_told_by_kind_and_as_pruning_leaves_them(configs: list, tmp_path: Path) -> None:
+    line, speeds = disk_of(configs), measured_speeds(tmp_path)
+    weights, moments, last = (number(rf"([\d,.]+) GB {what}", line) for what in ("of weights", "of the opt", "in all"))
+    assert moments == pytest.approx(2 * weights, rel=0.01)
+    whole = number(r"([\d,.]+) GB of disk", cost_of(configs, 989, 0.4, speeds, None))
+    assert weights + moments == pytest.approx(whole, rel=0.01)
+    assert last == pytest.approx(whole / KEEP, rel=0.01)  # without milestones a run keeps the last KEEP
 
 
 def test_here_nothing_to_train_costs_nothing(configs: list, tmp_path: Path) -> None:

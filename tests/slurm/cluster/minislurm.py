@@ -259,7 +259,7 @@ class MiniSlurm:
             DefMemPerCPU={memory // self.cpus}
             SlurmdParameters=config_overrides
             ReturnToService=2
-            SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
+            SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
             KillWait=3
             JobRequeue=1
             PreemptType=preempt/partition_prio

@@ -27,16 +27,24 @@ def test_the_documented_commands_work_on_a_cluster(slurm_cluster: MiniSlurm, tmp
     # Not what reads a data set of the Hub: tests/slurm/test_preparation.py has a file instead.
     shown = [c.text for c in commands() if "--cluster PROFILE" in c.text and "HuggingFaceFW/" not in c.text]
     texts = list(dict.fromkeys(shown))
-    assert {text.split()[2] for text in texts} == {"doctor", "submit", "retry"}
+    assert {text.split()[2] for text in texts} == {"doctor", "submit", "retry", "debug"}
+    other = slurm_cluster.run("sbatch", "--parsable", "--hold", "--wrap", "true", cwd=tmp_path).strip()
+    slurm_cluster.run("scancel", other)
     for text in sorted(texts, key=lambda text: "--dry-run" not in text) + AFTER_IT:
         words = text.split()[2:]
         if words[0] in ("submit", "retry", "cancel"):
             words[1] = str(path)
-        words = [{"PROFILE": "profile.yaml", "RUN": run.config.run_id}.get(word, word) for word in words]
+        names = {"PROFILE": "profile.yaml", "RUN": run.config.run_id, "JOBID": other}
+        words = [names.get(word, word) for word in words]
         runs = [] if words[0] == "doctor" else ["--runs", str(client.runs)]
-        if words[0] == "logs":
+        if words[0] == "debug":  # what a job works on is left alone
+            client.call("cancel", str(path), *runs)
+        if words[0] in ("logs", "debug"):
             client.finish()
         output = client.call(*words, *runs)
+        if words[0] == "debug":
+            assert "finished: " in output
+            client.submit(path)
         if words[0] == "submit" and "--dry-run" in words:
             assert re.search(r"^train-0 +1 ", output, re.MULTILINE)
     assert {row["state"] for row in client.rows(path).values()} == {"done"}

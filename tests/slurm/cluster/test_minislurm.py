@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.files import CHECKOUT
 from tests.slurm.cluster.minislurm import MiniSlurm, running
 
 pytestmark = pytest.mark.slurm
@@ -48,6 +49,19 @@ def test_tasks_of_an_array_wait_for_their_own_predecessor_also_when_it_is_requeu
     slurm_cluster.wait(
         lambda: slurm_cluster.sacct(before) | slurm_cluster.sacct(after) == everything, "sacct to know of the end"
     )
+
+
+def test_some_tasks_of_an_array_wait_for_their_own_predecessors(slurm_cluster: MiniSlurm, tmp_path: Path) -> None:
+    before = submit(slurm_cluster, tmp_path, "[ $SLURM_ARRAY_TASK_ID != 3 ] || sleep 600", "--array=0-3")
+    writes = "echo $SLURM_ARRAY_TASK_ID >> order"
+    after = submit(slurm_cluster, tmp_path, writes, "--array=1,3%1", f"--dependency=aftercorr:{before}")
+
+    def left() -> list[str]:
+        return [row["id"] for row in slurm_cluster.squeue() if row["id"].startswith(f"{after}_")]
+
+    slurm_cluster.wait(lambda: left() == [f"{after}_3"], "the task whose predecessor has ended")
+    assert (tmp_path / "order").read_text() == "1\n"
+    slurm_cluster.run("scancel", before, after)
 
 
 def test_a_job_over_two_nodes_has_the_gpus_it_asked_for(slurm_cluster: MiniSlurm) -> None:
@@ -92,13 +106,13 @@ def test_a_cluster_ends_with_its_jobs_also_those_that_do_not_want_to(tmp_path: P
 def test_a_cluster_ends_when_its_process_is_killed(tmp_path: Path) -> None:
     source = """if True:
         import time
-        from minislurm import running
+        from tests.slurm.cluster.minislurm import running
         with running(accounting=False) as cluster:
             print(cluster.base, flush=True)
             time.sleep(600)
     """
-    folder = Path(__file__).parent
-    owner = subprocess.Popen([sys.executable, "-c", source], cwd=folder, stdout=subprocess.PIPE, text=True)
+    environment = os.environ | {"PYTHONPATH": str(CHECKOUT)}
+    owner = subprocess.Popen([sys.executable, "-c", source], env=environment, stdout=subprocess.PIPE, text=True)
     cluster = MiniSlurm(Path(owner.stdout.readline().strip()))
     pids = cluster.processes()
     assert pids

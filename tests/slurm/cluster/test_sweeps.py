@@ -21,6 +21,7 @@ from slurm.plan import RunPlan, plan
 from slurm.trials import DIVERGED, failure
 from suites.units import TRAIN
 from tests.slurm.cluster.client import TINY, Client
+from tests.slurm.cluster.killed_sweep import HOW, Killer, stand_in, stand_in_results, sweep
 from tests.slurm.cluster.minislurm import MiniSlurm, running
 from tests.slurm.experiments import PARENT, break_checkout, copy_checkout, data_config, experiment
 
@@ -304,3 +305,17 @@ def test_jobs_submitted_inside_another_job_run_the_code_that_was_submitted(clien
     break_checkout(checkout)
     client.finish(600)
     assert set(load(client.runs)["n"]) == {12}
+
+
+def test_a_sweep_whose_jobs_are_killed_goes_through_a_small_limit_by_itself(client: Client, small_data: Path) -> None:
+    client = Client(client.cluster, client.folder, evaluate=TINY | {"pack": True}, python=stand_in(client.folder))
+    path = experiment(client.folder, small_data, mixers=["attention"], seeds=list(range(24)))
+    runs = plan(load_experiment(path), client.runs)
+    killer = Killer(client.cluster, runs, share=0.15)
+    journal = stand_in_results(client.folder, runs, killer)
+    found = sweep(client, path, killer, limit=6, seconds=500, journal=journal)
+    assert not found.lost and not found.doubled and not found.again
+    assert {how for *_, how in found.killed} == set(HOW) and len(found.killed) == 7
+    assert found.starts == 48 + 7
+    # Two runs a wave.
+    assert (found.most_queued, found.waves, found.sbatch_calls) == (6, 12, 1 + 3 * 12)

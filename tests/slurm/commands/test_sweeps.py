@@ -1,25 +1,16 @@
-"""The commands on runs and jobs as a user calls them: wrong use ends in one line, before anything is written."""
+"""The commands on sweeps as a user calls them: wrong use ends in one line, before anything is written."""
 
 import io
-import json
 import signal
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from harness.experiments.load import load_experiment
-from harness.experiments.schema import Experiment
-from harness.training import checkpoint
 from run import app
 from slurm.local import run_experiment
-from slurm.plan import RunPlan, plan
-from slurm.snapshot import open_submission
-from slurm.state import started, write_status
-from suites.units import TRAIN
-from tests.slurm.experiments import experiment
+from tests.slurm.experiments import TEXT, experiment, failed_run
 
 cli = CliRunner()
 
@@ -48,16 +39,6 @@ def test_wrong_use_ends_in_one_line_and_exit_code_2_before_anything_is_written(
     (line,) = [line for line in result.output.splitlines() if line]
     assert line.startswith("error: ") and message in line
     assert not runs.exists()
-
-
-def test_params_gives_every_mixer_and_layout_as_json() -> None:
-    result = cli.invoke(app, ["params", "--preset", "release-1.3b", "--json"])
-    rows = json.loads(result.output)
-    assert len(rows) == 13
-    for row in rows:
-        assert row["non_embedding_params"] > 1.29e9 and row["flops_per_token"] > 7.7e9
-        assert {"embedding_params", "state_floats_per_layer", "mlp_widths"} <= set(row)
-    assert cli.invoke(app, ["params", "--preset", "2b"]).exit_code == 2
 
 
 @pytest.mark.parametrize(
@@ -101,43 +82,6 @@ def test_a_wrong_option_names_itself_and_what_to_give(
     assert not runs.exists()
 
 
-def test_an_experiment_that_was_never_submitted_has_its_planned_runs_waiting(tmp_path: Path, small_data: Path) -> None:
-    path = experiment(tmp_path, small_data)
-    result = cli.invoke(app, ["status", str(path), "--runs", str(tmp_path / "runs"), "--json"])
-    assert result.exit_code == 0, result.output
-    assert [row["state"] for row in json.loads(result.output)] == ["waiting", "waiting"]
-    shown = cli.invoke(app, ["status", str(path), "--runs", str(tmp_path / "runs")])
-    assert shown.output.startswith("tiny: 0 of 2 runs done, 2 waiting\n")
-
-
-TEXT = "[/data/x] has shape [b, t]"
-"""An error text that rich would take for markup, and refuse."""
-
-
-def failed_run(folder: Path, shards: Path) -> tuple[Experiment, list[RunPlan], Path]:
-    """An experiment that was submitted, and whose first run failed with TEXT."""
-    loaded, runs = load_experiment(experiment(folder, shards)), folder / "runs"
-    plans = plan(loaded, runs)
-    open_submission(loaded, plans, runs, "slurm")
-    plans[0].folder.mkdir()
-    write_status(plans[0].folder, TRAIN, "failed", TEXT)
-    return loaded, plans, runs
-
-
-def test_status_watched_shows_an_error_text_as_it_is(
-    tmp_path: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, _, runs = failed_run(tmp_path, small_data)
-
-    def interrupt(seconds: float) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("slurm.commands.time", SimpleNamespace(sleep=interrupt))  # other modules wait as ever
-    monkeypatch.setenv("COLUMNS", "400")
-    shown = cli.invoke(app, ["status", "tiny", "--watch", "--runs", str(runs)])
-    assert TEXT in shown.output and "interrupted" in shown.output
-
-
 def test_progress_on_a_terminal_shows_an_error_text_as_it_is(
     tmp_path: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,26 +97,3 @@ def test_progress_on_a_terminal_shows_an_error_text_as_it_is(
         for number, handler in before:
             signal.signal(number, handler)
     assert TEXT in screen.getvalue()
-
-
-def test_runs_are_listed_with_their_size_and_checkpoints_of_trained_ones_are_removed(tmp_path: Path) -> None:
-    trained, unfinished = (tmp_path / name for name in ("run-1", "run-2"))
-    for run in (trained, unfinished):
-        started(run, TRAIN, "log")
-        for step in (1, 2):
-            checkpoint.save(run, step, {"step": step})
-    (trained / "train.json").write_text("{}")
-    rows = json.loads(cli.invoke(app, ["runs", "list", "--runs", str(tmp_path), "--json"]).output)
-    assert [(row["run"], row["trained"]) for row in rows] == [("run-1", True), ("run-2", False)]
-    assert all(row["bytes"] > row["checkpoint_bytes"] > 0 for row in rows)
-
-    def left(keep: str) -> list[int]:
-        result = cli.invoke(app, ["runs", "prune", "--keep", keep, "--runs", str(tmp_path)])
-        assert result.exit_code == 0 and result.output.endswith(" MB freed\n"), result.output
-        return [len(list((run / "checkpoints").glob("step_*"))) for run in (trained, unfinished)]
-
-    write_status(trained, TRAIN, "queued", job="7")  # Slurm is silent here: it may be waiting
-    assert left("none") == [2, 2]
-    write_status(trained, TRAIN, "done")
-    assert left("last") == [1, 2] and left("none") == [0, 2]
-    assert cli.invoke(app, ["runs", "prune", "--keep", "some", "--runs", str(tmp_path)]).exit_code == 2
