@@ -1,4 +1,4 @@
-"""The kernel of gradients inside chunks: its launch and cost. Its numbers are tested with the operator, in test_chunk."""
+"""The kernel of gradients inside chunks: launch and cost. Its numbers are tested with the operator, in test_chunk."""
 
 from mixers.gdn2.kernels.gradients import CHUNK_GRADIENTS
 from tests.mixers.gdn2.kernels.launches import blocks, launch

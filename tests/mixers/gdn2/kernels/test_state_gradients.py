@@ -1,4 +1,4 @@
-"""The kernel of gradients through states: its launch and cost. Its numbers are tested with the operator, in test_chunk."""
+"""The kernel of gradients through states: launch and cost. Its numbers are tested with the operator, in test_chunk."""
 
 import torch
 
