@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python run.py
 STAMP := $(VENV)/.installed
+AXE := $(if $(MIXERBENCH_CACHE),$(MIXERBENCH_CACHE),.cache)/axe-core
 # Its Python and Triton parts; its CUDA extension, which would need a compiler for GPUs, is Mamba-1's alone.
 PIN_MAMBA := grep -o 'mamba-ssm==[^"]*' pyproject.toml
 
@@ -14,6 +15,7 @@ demo: $(STAMP)
 	$(RUN) collect demo
 	$(RUN) table demo
 	$(RUN) table demo --summary
+	$(RUN) report demo
 
 test: $(STAMP) lint
 	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile -m "not slurm and not pages and not long"
@@ -27,10 +29,14 @@ test-slurm: $(STAMP)
 	$(VENV)/bin/python tests/slurm/cluster/minislurm.py installed || bash tests/slurm/cluster/install.sh
 	$(VENV)/bin/python -m pytest -q -m slurm
 
-# LaTeX and a browser on tables and reports. Where they are missing they are installed: Debian's packages, as root.
+# LaTeX, a browser and axe-core on tables and reports. Programs that are missing are installed from Debian, as root.
+PACKAGES = pdflatex:texlive-latex-recommended chromium:chromium npm:npm
 test-pages: $(STAMP)
-	{ command -v pdflatex && command -v chromium; } > /dev/null || { apt-get update -qq && \
-	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium texlive-latex-recommended; }
+	missing=$$(for each in $(PACKAGES); do command -v $${each%:*} > /dev/null || echo $${each#*:}; done); \
+	  test -z "$$missing" || { apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; }
+	test -f $(AXE)/package/axe.min.js || { mkdir -p $(AXE) && cd $(AXE) && \
+	  npm pack --silent axe-core@4.14.1 && tar xzf axe-core-4.14.1.tgz package/axe.min.js; }
 	$(VENV)/bin/python -m pytest -q -m pages tests/pages
 
 lint: $(STAMP)

@@ -22,7 +22,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ORDER = (
     *("doctor", "list", "params", "check", "prefetch", "submit", "status", "logs", "cancel", "retry", "train", "debug"),
-    *("collect", "table", "figure", "report", "eval", "generate", "export", "schema"),
+    *("collect", "table", "compare", "figure", "report", "index", "eval", "generate", "export", "schema"),
 )
 """Commands as `--help` lists them: what one needs first comes first."""
 
@@ -33,8 +33,10 @@ def doctor(
     set_profile: slurm.commands.options.SetProfile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what this machine has: versions, device, what computes each mixer and what would, data at hand, Slurm; exit
-    code 1 if the cluster would refuse the profile."""
+    """Say what this machine has: versions, device, backends, data.
+
+    It names what computes each mixer, and what would. Exit code 1 if the cluster would refuse the profile.
+    """
     import shutil
 
     import torch
@@ -93,8 +95,10 @@ def schema(
     suite_file: SuiteFiles = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the fields of a configuration with their documentation, or write its JSON schema, which lets an editor
-    complete and check experiment files."""
+    """Print every field of a configuration, or write its JSON schema.
+
+    With the schema an editor completes and checks experiment files.
+    """
     from harness.experiments.json_schema import experiment_schema, render
     from harness.experiments.schema import Experiment
     from harness.files import write_json

@@ -12,26 +12,61 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
+from typer.core import TyperArgument, TyperCommand
 
-app = typer.Typer(
+KINDS = {str: "TEXT", Path: "PATH", int: "N", float: "X"}
+"""Values of options as `--help` shows them."""
+
+
+class Command(TyperCommand):
+    """A command whose help shows values in words, not as Python types."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        for param in self.params:
+            described = param.type_descriptor
+            if isinstance(param, TyperArgument):
+                param.display_type_rich = lambda ctx: None
+            elif param.metavar is None and described.is_choice:
+                param.metavar = "|".join(map(str, described.choices))
+            elif param.metavar is None and not param.is_flag:
+                annotation = described.annotation
+                param.metavar = KINDS[(get_args(annotation) or (annotation,))[0]]
+
+
+class Commands(typer.Typer):
+    """A group whose commands are of the class `Command`."""
+
+    def command(self, name: str | None = None, **options: Any) -> Any:
+        return super().command(name, cls=Command, **options)
+
+
+def shipped(incomplete: str) -> list[str]:
+    """Names of shipped experiments for a shell to complete."""
+    from harness.experiments.names import EXPERIMENTS
+
+    return sorted(path.stem for path in EXPERIMENTS.glob(f"{incomplete}*.yaml"))
+
+
+app = Commands(
     name="mixerbench",
     help="Compare recurrent token mixers on equal terms.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data_app = typer.Typer(help="Training data and evaluation data.", no_args_is_help=True, rich_markup_mode=None)
-runs_app = typer.Typer(help="Folders of runs.", no_args_is_help=True, rich_markup_mode=None)
-bench_app = typer.Typer(help="Benchmarks.", no_args_is_help=True, rich_markup_mode=None)
+data_app = Commands(help="Training data and evaluation data.", no_args_is_help=True, rich_markup_mode=None)
+runs_app = Commands(help="Folders of runs.", no_args_is_help=True, rich_markup_mode=None)
+bench_app = Commands(help="Benchmarks.", no_args_is_help=True, rich_markup_mode=None)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a field of the experiment: a.b=value.")]
 MixerFiles = Annotated[list[Path] | None, typer.Option("--mixer-file", help="A Python file that registers mixers.")]
 SuiteFiles = Annotated[list[Path] | None, typer.Option("--suite-file", help="A Python file that registers suites.")]
 RunsRoot = Annotated[Path, typer.Option("--runs", help="Where runs live.")]
-Experiment = Annotated[str, typer.Argument(help="An experiment file, or the name of one.")]
+Experiment = Annotated[str, typer.Argument(help="An experiment file, or the name of one.", autocompletion=shipped)]
 Scale = Annotated[str | None, typer.Option("--scale", help="One of the experiment's other scales.")]
 Trust = Annotated[
     bool, typer.Option("--trust", help="Run the code in the run's folder that defines its mixer; read it before.")

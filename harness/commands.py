@@ -1,4 +1,4 @@
-"""Commands on models and results: params, check, generate, export, table, figure, report."""
+"""Commands on models and results: params, check, generate, export, table, compare, figure, report, index."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from harness.command_line import (
     print_result,
     runs_app,
 )
+from harness.progress import working
 from harness.run_folder import Collection as CollectionFolder
 from harness.run_folder import collection_of
 
@@ -32,8 +33,12 @@ if TYPE_CHECKING:
     from harness.tables.forms import Table
     from harness.tables.verdicts import Verdict
 
-Form = Literal["md", "terminal"]
-"""How `table` prints."""
+Form = Literal["md", "terminal", "tex", "csv", "html"]
+"""How `table` and `compare` print."""
+Format = Annotated[
+    Form | None,
+    typer.Option("--format", help="By default md or terminal, as the output is.", show_default=False),
+]
 
 
 @app.command()
@@ -45,7 +50,7 @@ def params(
     mixer_file: MixerFiles = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show every mixer's matched model at a scale: parameters, state, FLOPs, widths."""
+    """Show the matched models of a scale: parameters, state, FLOPs."""
     from harness.experiments.matching import parameter_table
 
     with errors():
@@ -83,7 +88,10 @@ def check(
     mixer_file: MixerFiles = None,
     as_json: AsJson = False,
 ) -> None:
-    """Try a mixer on everything that the interface promises; exit code 1 if it breaks one promise."""
+    """Try a mixer on everything that the interface promises.
+
+    Exit code 1 if it breaks one promise.
+    """
     import torch
 
     from harness.experiments.load import parse_value
@@ -132,7 +140,7 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, max=2**62, help="Of the sampling.")] = 0,
     trust: Trust = False,
 ) -> None:
-    """Continue a text with a trained run, decoding from its recurrent state."""
+    """Continue a text with a trained run."""
     from harness.lm.generate import generate_text
     from harness.lm.load import load_lm
 
@@ -147,7 +155,10 @@ def export(
     out: Annotated[Path, typer.Option(help="The folder to write.")],
     trust: Trust = False,
 ) -> None:
-    """Write a trained run as a folder that transformers' AutoModelForCausalLM and AutoTokenizer load."""
+    """Write a trained run as a folder that transformers loads.
+
+    AutoModelForCausalLM and AutoTokenizer read it.
+    """
     from harness.lm.export import export as write
 
     with errors():
@@ -159,8 +170,10 @@ def pack_(
     run: Annotated[Path, typer.Argument(help="The folder of a trained run.")],
     out: Annotated[Path | None, typer.Option(help="The file to write; <run>.tar by default.")] = None,
 ) -> None:
-    """Pack all that is needed to evaluate a run elsewhere into one file: weights, tokenizer, code of its mixer,
-    configuration, records and provenance."""
+    """Pack a run into one file, to evaluate it elsewhere.
+
+    It holds weights, tokenizer, code of the mixer, configuration, records and provenance.
+    """
     from harness.lm.pack import pack
 
     with errors():
@@ -172,7 +185,10 @@ def unpack_(
     file: Annotated[Path, typer.Argument(help="A file made by `runs pack`.")],
     runs: RunsRoot = RUNS,
 ) -> None:
-    """Unpack a packed run into a folder of runs. Runs no code: see --trust of `eval`, `generate` and `export`."""
+    """Unpack a packed run into a folder of runs.
+
+    No code is run: see --trust of `eval`, `generate` and `export`.
+    """
     from harness.lm.pack import unpack
 
     with errors():
@@ -192,20 +208,34 @@ def table(
         bool, typer.Option("--strict", help="Exit with 1 unless every truth of the experiment is met.")
     ] = False,
     runs: RunsRoot = RUNS,
-    form: Annotated[
-        Form | None, typer.Option("--format", help="md or terminal; by default what the output is.", show_default=False)
+    form: Format = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="Print every row less this one, over layouts: a label or mixer, or /hybrid after it."),
     ] = None,
     summary: Annotated[bool, typer.Option("--summary", help="Print the answer in a few lines, and no table.")] = False,
     scale: Scale = None,
 ) -> None:
-    """Print the comparison, and write it as markdown, LaTeX, CSV and HTML beside the records; in the paper's layout as
-    well, and beside its numbers, where the experiment measures one of its tables."""
+    """Print the comparison, and write it in every form.
+
+    Markdown, LaTeX, CSV and HTML lie beside the records. An experiment that measures a table of the paper is also
+    written in the paper's layout, beside its numbers.
+    """
     from harness.experiments.load import load_experiment, stored_experiment
     from harness.experiments.names import experiment_name
-    from harness.tables.collection import write_forms, write_table
+    from harness.tables.collection import read_table, write_forms, write_table
+    from harness.tables.differences.rows import differences
     from harness.tables.paper import PAPER_TABLES, printed_table
 
     with errors():
+        if baseline is not None:
+            if paper or strict or summary:
+                raise ValueError("--baseline: prints differences; leave out --paper, --strict and --summary")
+            target = out or collection_of(runs.resolve(), experiment_name(experiment, scale)).path
+            with CollectionFolder(target).reading(), working(f"comparing the rows of {target}"):
+                compared = read_table(target, columns.split(",") if columns else None, allow_mixed)
+            typer.echo(_shown(differences(compared, baseline), form))
+            return
         if summary and (paper or form):
             raise ValueError("--summary: is of our results, in one form; leave out --paper and --format")
         if strict and (paper or columns):
@@ -215,7 +245,7 @@ def table(
             )
         if not paper:
             target = out or collection_of(runs.resolve(), experiment_name(experiment, scale)).path
-            with CollectionFolder(target).reading():
+            with CollectionFolder(target).reading(), working(f"writing the tables of {target}"):
                 loaded = stored_experiment(target)
                 found = write_table(target, columns.split(",") if columns else None, allow_mixed, loaded)
             typer.echo("\n".join(f"- {line}" for line in found.summary) if summary else _shown(found, form))
@@ -233,9 +263,40 @@ def table(
 
 def _shown(table: Table, form: Form | None) -> str:
     """A table for a terminal if the output is one, else markdown, unless a form is asked for."""
-    if form == "md" or (form is None and not sys.stdout.isatty()):
-        return table.markdown()
-    return table.terminal(shutil.get_terminal_size((120, 0)).columns)
+    if form in (None, "terminal") and (form or sys.stdout.isatty()):
+        return table.terminal(shutil.get_terminal_size((120, 0)).columns)
+    write = {"tex": lambda: table.latex("table"), "csv": table.csv, "html": table.html}
+    return write.get(form, table.markdown)()
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="A folder of collected results, or an experiment's name.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another one, from which A is subtracted.")],
+    columns: Annotated[str | None, typer.Option(help="Only these columns, separated by commas.")] = None,
+    allow_mixed: Annotated[
+        bool, typer.Option("--allow-mixed", help="Compare what was measured differently, too.")
+    ] = False,
+    runs: RunsRoot = RUNS,
+    form: Format = None,
+) -> None:
+    """Print what differs between two collections, B less A.
+
+    Rows and columns that both have are compared.
+    """
+    from harness.experiments.names import experiment_name
+    from harness.tables.differences.collections import compare_collections
+
+    with errors():
+        names = [None if Path(name).is_dir() else experiment_name(name) for name in (a, b)]
+        folders = [
+            Path(given) if name is None else collection_of(runs, name).path
+            for given, name in zip((a, b), names, strict=True)
+        ]
+        reading = CollectionFolder(folders[0]).reading(), CollectionFolder(folders[1]).reading()
+        with reading[0], reading[1], working(f"comparing {folders[0]} and {folders[1]}"):
+            found = compare_collections(*folders, columns.split(",") if columns else None, allow_mixed)
+        typer.echo(_shown(found, form))
 
 
 def require_met(verdicts: list[Verdict], name: str) -> None:
@@ -273,7 +334,10 @@ def figure(
     runs: RunsRoot = RUNS,
     scale: Scale = None,
 ) -> None:
-    """Draw a figure of the collected records, or of what happens inside a run, as PNG and SVG."""
+    """Draw a figure of what was collected, or of a run's gates.
+
+    As PNG and SVG, beside the records.
+    """
     from harness.experiments.names import experiment_name
     from harness.figures import GATES, write_figure, write_gates
 
@@ -286,7 +350,7 @@ def figure(
                 raise ValueError("--run: gates are drawn from a model; give the folder of a trained gdn2 run")
             paths = write_gates(target, load_lm(run, trust), prompt, size)
         else:
-            with CollectionFolder(target).reading():
+            with CollectionFolder(target).reading(), working(f"drawing {what} of {target}"):
                 paths = write_figure(target, what, column)
         for path in paths:
             typer.echo(path)
@@ -302,15 +366,31 @@ def report(
     runs: RunsRoot = RUNS,
     scale: Scale = None,
 ) -> None:
-    """Write one HTML page with the tables, figures, configuration and provenance of what was collected."""
+    """Write one HTML page of all that was collected.
+
+    Summary, tables, answers, figures, configuration and provenance; it needs no other file.
+    """
     from harness.experiments.load import stored_experiment
     from harness.experiments.names import experiment_name
-    from harness.figures.report import report as write
+    from harness.report.page import report as write
     from harness.tables.collection import write_table
 
     with errors():
         target = out or collection_of(runs.resolve(), experiment_name(experiment, scale)).path
-        with CollectionFolder(target).reading():
+        with CollectionFolder(target).reading(), working(f"writing the tables of {target}") as at:
             loaded = stored_experiment(target)
             write_table(target, None, False, loaded)
+            at(f"drawing the figures of {target}")
             typer.echo(write(target, loaded, column))
+
+
+@app.command()
+def index(runs: RunsRoot = RUNS) -> None:
+    """Write one HTML page over all experiments in --runs.
+
+    Each one's summary, and the way to its report.
+    """
+    from harness.report.index import write_index
+
+    with errors(), working("reading the collections"):
+        typer.echo(write_index(runs.resolve()))

@@ -6,6 +6,7 @@ A token mixer maps [B, T, D] to [B, T, D] causally and can stop and resume. A se
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -166,6 +167,12 @@ class Entry:
     display: str
     cls: type[Mixer]
     fixed: dict[str, Any]
+
+    @property
+    def line(self) -> str:
+        """The mixer in a line of text: the first of its module's docstring, if it has one."""
+        text = sys.modules[self.cls.__module__].__doc__ or ""
+        return text.strip().partition("\n")[0].rstrip(".") or self.display
 
 
 def one_line(error: ValidationError, subject: str, known: Iterable[str] = ()) -> str:

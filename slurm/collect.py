@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,23 @@ from harness.experiments.presets import preset
 from harness.experiments.schema import DataConfig, Experiment
 from harness.experiments.tuning import RECIPE, fields_of
 from harness.figures.learning_curves import read_curves
+from harness.progress import working
+from harness.records.answers import grouped
 from harness.records.metrics import BUILT_IN, METRICS
 from harness.records.provenance import Provenance, provenance
 from harness.records.record import BASELINE, Record, read_lines
-from harness.records.store import load, load_samples, write_records
+from harness.records.store import load, load_answers, load_samples, write_records
 from harness.records.units import suite_of
-from harness.run_folder import TRAIN, Collection, RunFolder, Submission, run_of_records, submissions, unit_of
+from harness.run_folder import (
+    TRAIN,
+    Collection,
+    RunFolder,
+    Submission,
+    collection_of,
+    run_of_records,
+    submissions,
+    unit_of,
+)
 from harness.tables.collection import write_table
 from harness.training.inputs import run_tokenizer
 from mixers.identity import identity
@@ -142,19 +153,26 @@ def _plain(experiment: Experiment) -> dict[str, Any]:
     return values
 
 
-def collect(plans: list[RunPlan], experiment: Experiment, out: Path, command: str) -> tuple[pd.DataFrame, list[str]]:
-    """Replace the collection in `out` by the results of an experiment: records, per-sample scores, one row per run,
-    curves of training, trials of tuned values, and the experiment itself, resolved.
+def collect(
+    plans: list[RunPlan],
+    experiment: Experiment,
+    out: Path,
+    command: str,
+    at: Callable[[str], None] = lambda doing: None,
+) -> tuple[pd.DataFrame, list[str]]:
+    """Replace the collection in `out` by the results of an experiment: records, per-sample scores, answers, one row per
+    run, curves of training, trials of tuned values, and the experiment itself, resolved.
 
     Returns the records and the ids of the runs that lack some. The suites' baselines are added. metrics.json describes
     the metrics that suites from elsewhere declare, so that readers need no suite. Unreadable records are left out;
-    runs.json names the reason. Raises ValueError if there are no readable records.
+    runs.json names the reason. at: told what is being done. Raises ValueError if there are no readable records.
     """
     # Records with other options or of other weights do not belong to the experiment as it is now.
     places = [(run, place) for run in plans for unit in run.units if (place := run.results(unit)) is not None]
     if not places:
         raise ValueError("collect: no run of the experiment has records yet; submit it first")
     files = [RunFolder(run.folder).records(place) for run, place in places] + _baselines(plans, command)
+    at(f"reading {len(files):,} files of records of {len(plans):,} runs")
     unreadable: dict[Path, str] = {}
     frame = load(files, unreadable=unreadable)
     of_runs = {path for path in unreadable if run_of_records(path) in {run.folder for run in plans}}
@@ -163,10 +181,14 @@ def collect(plans: list[RunPlan], experiment: Experiment, out: Path, command: st
         raise ValueError(next(reasons, f"{files[0]}: holds no records; delete it and submit again"))
     labels = {run.config.run_id: run.config.label for run in plans}
     frame["label"] = frame["run"].map(labels).fillna(frame["label"])
-    scores = load_samples([path for path in files if path not in unreadable])
+    readable = [path for path in files if path not in unreadable]
+    at(f"reading scores and answers of {len(readable):,} files")
+    scores = load_samples(readable)
     samples = [[list(key), list(values)] for key, values in scores.items()]
+    at(f"reading training curves of {len(plans):,} runs")
     curves = read_curves({run.folder: run.config for run in plans})
     outside = {name: asdict(METRICS[name]) for name in frame["metric"].unique() if name not in BUILT_IN}
+    at("writing the collection")
     Collection(out).write(
         frame.drop(columns="file"),
         samples,
@@ -175,9 +197,22 @@ def collect(plans: list[RunPlan], experiment: Experiment, out: Path, command: st
         trials_frame(plans),
         _plain(experiment),
         outside,
+        grouped(load_answers(readable)),
     )
     broken = {run_of_records(path) for path in of_runs}
     return frame, [run.config.run_id for run in plans if run.missing or run.folder in broken]
+
+
+def collect_here(experiment: Experiment, runs_root: Path | str = "runs", out: Path | str | None = None) -> Collection:
+    """Collect the results so far of an experiment, from Python. Returns the collection.
+
+    out: its folder; by default `collected/NAME` among the runs. Raises ValueError as `plan` and `collect` do.
+    """
+    root = Path(runs_root).resolve()
+    target = collection_of(root, experiment.name) if out is None else Collection(Path(out))
+    with target.replacing(), working(f"planning {experiment.name}") as at:
+        collect(plan(experiment, root), experiment, target.path, "python", at)
+    return target
 
 
 def collect_newest(submission: Submission, runs_root: Path, out: Path, command: str) -> None:

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,17 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from harness.experiments.schema import Experiment
+from harness.progress import SILENCE, every, working
 from harness.run_folder import RunFolder, Submission, Summary
 from harness.training.distributed import Sharding, join_world
 from harness.training.train import train
 from harness.training.trainer import TrainingInterrupted
 from slurm.jobs import Job, in_turn, run_jobs
-from slurm.plan import RunPlan, trials
+from slurm.plan import RunPlan, check, plan, trials
 from slurm.queue import Queue
 from slurm.snapshot import environment, open_submission, snapshot
 from slurm.state import at_work, exclusively, settle
-from slurm.status import overview, planned
+from slurm.status import duration, overview, planned
 from slurm.trials import DIVERGED, Unfinished, chosen_config, decide, failure, settled
 from suites.units import TRAIN, missing
 
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 
 POLL = 0.5
 """Seconds between two looks at the running jobs."""
-PRINT_INTERVAL = 15
+PRINT_INTERVAL = SILENCE
 """Seconds between two progress reports on an output that is not a terminal."""
 
 Running = tuple[RunPlan, list[str], "submitit.Job[None] | None", int]
@@ -77,11 +78,37 @@ def run_experiment(
         nonlocal last
         if time.time() - last >= PRINT_INTERVAL:
             last = time.time()
-            print(text(active))
+            print(text(active), flush=True)
 
-    failures = run_plan(plans, logs, cluster, parallel, command, print_sometimes, code)
+    def at_work_here() -> None:
+        print(text([run for run in plans if _begun(run)]), flush=True)
+
+    # A job in this process does not return before it has ended.
+    with every(PRINT_INTERVAL, at_work_here) if cluster == "debug" else nullcontext():
+        failures = run_plan(plans, logs, cluster, parallel, command, print_sometimes, code)
     print(text([]))
     return failures
+
+
+def run_here(
+    experiment: Experiment, runs_root: Path | str = "runs", cluster: str = "debug", parallel: int = 1
+) -> dict[str, str]:
+    """Finish what an experiment lacks on this machine, from Python; returns why runs failed, by run id.
+
+    cluster, parallel: see `run_plan`. Signals are handled afterwards as before. Raises ValueError as `plan` and `check`
+    do.
+    """
+    root = Path(runs_root).resolve()
+    plans = plan(experiment, root)
+    if not any(run.missing for run in plans):
+        return {}
+    check(experiment, plans, root)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return run_experiment(experiment, plans, root, cluster, parallel, "python")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_plan(
@@ -180,6 +207,12 @@ def _unfinished(run: RunPlan) -> list[str]:
     return [unit for unit in missing(run.folder, run.units) if unit in run.missing]
 
 
+def _begun(run: RunPlan) -> bool:
+    """Whether a run has a unit at work now."""
+    statuses = (RunFolder(run.folder).read_status(run.place(unit)) for unit in _unfinished(run))
+    return any(status is not None and status.state == "running" for status in statuses)
+
+
 def _failed(run: RunPlan) -> dict[str, str]:
     """The reasons why missing units were given up, by unit."""
     found = {unit: RunFolder(run.folder).read_status(run.place(unit)) for unit in _unfinished(run)}
@@ -251,12 +284,14 @@ def _executor(logs: Path, slot: int) -> submitit.Executor:
 
 
 def train_here(run: RunPlan, sharding: Sharding, profile: Path | None) -> Summary | None:
-    """Train a run in this process, or in those that torchrun started, with a progress bar.
+    """Train a run in this process, or in those that torchrun started, with a progress bar; without a terminal, with a
+    line every PRINT_INTERVAL seconds.
 
     sharding, profile: see `harness.training.train.train`. Returns the summary on the first process, None on the others.
     On the first SIGINT or SIGTERM, saves and raises KeyboardInterrupt; on the second, does not save. Raises Busy if
     another process trains the run.
     """
+    console, name = Console(), run.config.run_id
     columns = [
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -265,18 +300,22 @@ def train_here(run: RunPlan, sharding: Sharding, profile: Path | None) -> Summar
     with (
         join_world() as world,
         ExitStack() as locks,
-        Progress(*columns, TimeRemainingColumn(), console=Console(), disable=not world.first) as bar,
+        Progress(*columns, TimeRemainingColumn(), console=console, disable=not world.first) as bar,
+        nullcontext(str) if console.is_terminal or not world.first else working(f"{name}: starting") as at,
         stop_requests() as stop,
     ):
         with world.together():
             if world.first:
                 locks.enter_context(exclusively(run.folder, TRAIN))
-        task = bar.add_task(run.config.run_id, total=run.config.data.steps)
+        task = bar.add_task(name, total=run.config.data.steps)
 
         def show(metrics: dict[str, float]) -> None:
             rate = f"{metrics['tokens_per_second']:,.0f} tok/s"
-            line = f"{run.config.run_id}  loss {metrics['loss']:.3f}  {rate}"
+            line = f"{name}  loss {metrics['loss']:.3f}  {rate}"
             bar.update(task, completed=metrics["step"], description=line)
+            seconds = bar.tasks[0].time_remaining
+            left = "" if seconds is None else f", {duration(seconds)} left"
+            at(f"{line}, step {metrics['step']:.0f} of {run.config.data.steps}{left}")
 
         try:
             config = chosen_config(run.config, run.folder)

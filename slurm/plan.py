@@ -275,12 +275,13 @@ def untrained(plans: Iterable[RunPlan]) -> list[RunPlan]:
     return [run for run in (*trials(plans), *plans) if TRAIN in run.missing]
 
 
-def plan(experiment: Experiment, runs_root: Path) -> list[RunPlan]:
+def plan(experiment: Experiment, runs_root: Path | str) -> list[RunPlan]:
     """All reported runs of an experiment, and what each still lacks. Their trials are in their selections.
 
     An experiment without training needs no data and no tokenizer: its models have the preset's vocabulary. Raises
     ValueError for unknown mixers or suites, invalid options, an impossible match, or a missing tokenizer or data set.
     """
+    runs_root = Path(runs_root)
     load_files(experiment.suite_files)
     units: dict[str, Evaluation] = {}
     for name, options in experiment.suites.items():

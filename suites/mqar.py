@@ -20,6 +20,7 @@ from harness.data.tokenizer import bare_ids
 from harness.experiments.closed import Seed
 from harness.experiments.data import RecallRows, check_difficulties
 from harness.lm.generate import NotFinite
+from harness.records.answers import kept
 from harness.records.record import LENGTH_UNIT, Measurement
 from suites.interface import Progress, Suite, SuiteConfig, silent
 from suites.registry import register_suite
@@ -93,9 +94,10 @@ class Mqar(Suite):
             inputs, questions = torch.from_numpy(drawn.inputs), torch.from_numpy(drawn.questions)
             answers = np.take_along_axis(drawn.targets, drawn.questions, axis=1)
             try:
-                right = likeliest(inputs, questions).numpy() == answers
+                said = likeliest(inputs, questions).numpy()
             except NotFinite as fault:
                 raise NotFinite(fault.index, each.task) from None
+            right = said == answers
             settings = {
                 "items_sha256": fingerprint([drawn.inputs.tolist(), drawn.targets.tolist()]),
                 "protocol": config.protocol,
@@ -112,10 +114,22 @@ class Mqar(Suite):
                     task="mqar",
                     length=each.pairs,
                     settings=settings | {LENGTH_UNIT: "key-value pairs"},
+                    answers=kept(map(asked, drawn.inputs, drawn.questions), *(map(ids, x) for x in (answers, said))),
                 )
             )
             results += _details(each.task, right, drawn, settings)
         return results
+
+
+def ids(tokens: NDArray[np.int64]) -> str:
+    """Token ids in words: `7 902 15`."""
+    return " ".join(map(str, tokens.tolist()))
+
+
+def asked(row: NDArray[np.int64], questions: NDArray[np.int64]) -> str:
+    """A row's listing and the keys that are asked for, in their order."""
+    listing = row[: 2 * len(questions)].reshape(-1, 2)
+    return f"{', '.join(map(ids, listing))}; values of {ids(row[questions])}?"
 
 
 def _details(task: str, right: NDArray[np.bool_], drawn: Drawn, settings: dict[str, Any]) -> Iterator[Measurement]:

@@ -9,6 +9,7 @@ model learns to keep just those.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -19,11 +20,12 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from harness.data.synthetic import TASKS, Questions, question, recall_words, sample_text
 from harness.experiments.closed import Seed
 from harness.lm.mixer_lm import require_finite
+from harness.records.answers import MOST_ANSWERS, kept
 from harness.records.record import LENGTH_UNIT, Measurement
 from mixers.identity import Neutral
 from suites.interface import Progress, Suite, SuiteConfig, silent
 from suites.registry import register_suite
-from suites.shared.lm_requests import check_distinct, fingerprint, mean_measurement, tokenizer_of
+from suites.shared.lm_requests import check_distinct, fingerprint, generate, mean_measurement, tokenizer_of
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -103,6 +105,14 @@ def questions(
     return drawn
 
 
+def said(lm: LM, task: str, contexts: Sequence[str], known: Sequence[str | None]) -> list[str]:
+    """The most likely next word after each context: the known one, or else the one that the model is asked for."""
+    unknown = [i for i in range(len(contexts)) if known[i] is None]
+    words = generate(lm, f"{task} in words", [contexts[i] for i in unknown], until=[], max_new_tokens=1)
+    found = {i: word.strip() for i, word in zip(unknown, words, strict=True)}
+    return [found[i] if i in found else str(known[i]).strip() for i in range(len(contexts))]
+
+
 @register_suite("recall", title="recall from context: mqar, overwrite, protect, interference in the model's words")
 class Recall(Suite):
     """How often the most likely next token is the value that the context wrote to a key last."""
@@ -140,11 +150,25 @@ class Recall(Suite):
             for (i, text), (_, greedy) in zip(candidates, answers, strict=True):
                 if greedy:
                     (acc if text == drawn[i].answer else stale)[i] = 1.0
+            words = [each.answer if right else None for each, right in zip(drawn, acc, strict=True)]
+            answers = kept(
+                (each.context for each in drawn),
+                (each.answer.strip() for each in drawn),
+                said(lm, f"{task}@{difficulty}", [each.context for each in drawn[:MOST_ANSWERS]], words),
+            )
             items = [(each.context, each.answer, *each.old) for each in drawn]
             settings = {"items_sha256": fingerprint(items), LENGTH_UNIT: TASKS[task].unit}
             scored = {"acc": acc, "stale": stale} if task == "overwrite" else {"acc": acc}
             results += [
-                mean_measurement(metric, scores, suite=self.name, task=task, length=difficulty, settings=settings)
+                mean_measurement(
+                    metric,
+                    scores,
+                    suite=self.name,
+                    task=task,
+                    length=difficulty,
+                    settings=settings,
+                    answers=answers if metric == "acc" else None,
+                )
                 for metric, scores in scored.items()
             ]
         return results

@@ -24,6 +24,7 @@ from pydantic import Field, PositiveInt, field_validator
 
 from harness.data.corpus import factbook_fields
 from harness.experiments.closed import Seed
+from harness.records.answers import kept
 from harness.records.record import Measurement
 from suites.interface import Progress, Suite, SuiteConfig, silent
 from suites.registry import register_suite
@@ -434,5 +435,6 @@ def score_prompts(
     texts = generate(lm, name, [prompt.text for prompt in prompts], ["\n"], config.max_new_tokens, enough)
     scores = [contains(text, prompt.answers) for text, prompt in zip(texts, prompts, strict=True)]
     probes = [Probe(p.text, p.without, f" {p.answers[0]}") for p in prompts if p.without is not None]
-    accuracy = mean_measurement("contains", scores, **fields)
+    answers = kept((prompt.text for prompt in prompts), (" or ".join(prompt.answers) for prompt in prompts), texts)
+    accuracy = mean_measurement("contains", scores, answers=answers, **fields)
     return [accuracy, *(needle_measurements(lm, probes, **fields) if probes else [])]

@@ -17,6 +17,7 @@ from harness.data.state_tracking import Task, draw, fewest_ids, shortest_row, st
 from harness.data.tokenizer import bare_ids
 from harness.experiments.closed import Seed
 from harness.lm.generate import NotFinite
+from harness.records.answers import kept
 from harness.records.record import LENGTH_UNIT, Measurement
 from harness.records.stats import mean_stderr
 from suites.interface import Progress, Suite, SuiteConfig, silent
@@ -89,9 +90,10 @@ class StateTracking(Suite):
             places = np.flatnonzero(drawn.counted[0])  # the same in all rows
             asked = torch.from_numpy(np.broadcast_to(places, (config.rows, len(places))).copy())
             try:
-                right = likeliest(torch.from_numpy(drawn.inputs), asked).numpy() == drawn.targets[:, places]
+                said = likeliest(torch.from_numpy(drawn.inputs), asked).numpy()
             except NotFinite as fault:
                 raise NotFinite(fault.index, f"{config.task}@{length}") from None
+            right = said == drawn.targets[:, places]
             settings = {
                 "items_sha256": fingerprint([drawn.inputs.tolist(), drawn.targets.tolist()]),
                 "split": config.split,
@@ -106,6 +108,11 @@ class StateTracking(Suite):
                     task=config.task,
                     length=length,
                     settings=settings | {"questions": last.size, "chance": 0.0},
+                    answers=kept(
+                        (" ".join(map(str, row)) for row in drawn.inputs[:, : places[-1] + 1].tolist()),
+                        map(str, drawn.targets[:, places[-1]].tolist()),
+                        map(str, said[:, -1].tolist()),
+                    ),
                 )
             )
             part = places * PARTS // length

@@ -16,6 +16,7 @@ if not torch.cuda.is_available():
     # The Triton kernels run on CPU tensors then. It must be said before triton is imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from harness import progress
 from harness.data.prepare import prepare
 from suites.shared import offline
 
@@ -39,8 +40,9 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _deterministic() -> None:
+def _deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
+    monkeypatch.setattr(progress, "SILENCE", 3600.0)  # what a command prints does not depend on this machine's speed
 
 
 def pytest_configure() -> None:

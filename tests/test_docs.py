@@ -133,6 +133,8 @@ def concrete(words: list[str], folder: Path, out: Path) -> list[str]:
     words = list(words)
     if words[0] in OF_EXPERIMENTS and "--paper" not in words:
         words[1] = "speed.yaml" if words[1] == "figure2" else "tiny.yaml"
+    if words[0] == "compare":
+        words[1:3] = ["tiny.yaml", "tiny"]
     names = {"FOLDER_OR_FILE": "texts.jsonl", "pretrained=FOLDER": "pretrained=llama", "FOLDER": str(out)}
     if words[0] != "params":
         names |= {"125m/gdn2": "cpu-600k/attention"}

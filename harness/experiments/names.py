@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,12 @@ from harness.yaml_files import read_yaml
 
 EXPERIMENTS = Path(__file__).parent
 """Folder of the shipped experiment files."""
+
+
+def described() -> dict[str, str]:
+    """Shipped experiments by name, with the first sentence of each one's description."""
+    texts = {path.stem: read_yaml(path)["description"] for path in sorted(EXPERIMENTS.glob("*.yaml"))}
+    return {name: re.split(r"(?<! al)\. ", " ".join(text.split()))[0].rstrip(".") for name, text in texts.items()}
 
 
 def experiment_name(path_or_name: str, scale: str | None = None) -> str:

@@ -39,6 +39,14 @@ class Preset:
     embedding_std: float = 0.02
     width_step: int = 32
 
+    @property
+    def line(self) -> str:
+        """The scale in a line of text."""
+        delta = self.mixers["gdn2"]
+        floats = delta["heads"] * delta["head_dim"] ** 2
+        layers = f"{self.layers} layer{'s' * (self.layers > 1)}"
+        return f"width {self.d_model}, {layers}, state {floats:,}/layer, context {self.context:,}"
+
 
 def _geometry(
     heads: int, head_dim: int, d_inner: int, ssm_head_dim: int, d_state: int, attention_heads: int

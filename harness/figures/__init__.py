@@ -4,7 +4,7 @@ from harness import figures
 figures.scores(figures.measured(records))
 """
 
-from harness.figures.collection import FIGURES, GATES, WITH_COLUMNS, write, write_figure, write_gates
+from harness.figures.collection import FIGURES, GATES, WITH_COLUMNS, draw, write, write_figure, write_gates
 from harness.figures.inside import gates
 from harness.figures.mqar import mqar, positions, state, state_needed
 from harness.figures.numbers import measured, printed, wide
@@ -23,6 +23,7 @@ __all__ = [
     "curves",
     "decode",
     "decode_numbers",
+    "draw",
     "gates",
     "kernels",
     "learning",

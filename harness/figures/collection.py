@@ -150,6 +150,16 @@ GATES = "gates"
 """The figure that needs a model instead of a collection."""
 
 
+def draw(folder: Path | str, what: str, columns: Columns = None) -> Figure:
+    """Draw a figure of a collection, whose axes may be changed further. Arguments and errors as for `write_figure`."""
+    if what not in FIGURES:
+        hint = "; gates are drawn from a model, see write_gates" if what == GATES else ""
+        raise ValueError(f"--what: unknown value {what!r}; known: {', '.join(FIGURES)}{hint}")
+    if columns and what not in WITH_COLUMNS:
+        raise ValueError(f"--column: {what} shows all it has; leave it out, or draw {', '.join(WITH_COLUMNS)}")
+    return FIGURES[what](Path(folder), columns)
+
+
 def write_figure(folder: Path, what: str, columns: Columns = None) -> list[Path]:
     """Draw a figure of a collection. Writes `<what>.png` and `<what>.svg` next to the records and returns them.
 
@@ -157,12 +167,7 @@ def write_figure(folder: Path, what: str, columns: Columns = None) -> list[Path]
     `kernels` reads the JSON file that the benchmark wrote into the folder; `throughput` reads such files and the
     records. Raises ValueError for an unknown figure, and for missing data with the command that makes them.
     """
-    if what not in FIGURES:
-        hint = "; gates are drawn from a model, see write_gates" if what == GATES else ""
-        raise ValueError(f"--what: unknown value {what!r}; known: {', '.join(FIGURES)}{hint}")
-    if columns and what not in WITH_COLUMNS:
-        raise ValueError(f"--column: {what} shows all it has; leave it out, or draw {', '.join(WITH_COLUMNS)}")
-    return write(FIGURES[what](folder, columns), folder / what)
+    return write(draw(folder, what, columns), folder / what)
 
 
 def write_gates(folder: Path, lm: MixerLM, task: str, size: int) -> list[Path]:

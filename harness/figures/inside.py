@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
 
 from harness.figures.style import drawing, panels
 
@@ -71,6 +72,7 @@ def _heat(axes: Axes, gate: Tensor, top: float) -> AxesImage:
 def _tokens(axes: Axes, prompt: Prompt, written: bool) -> None:
     if not written:
         axes.set_xlabel("token")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         return
     axes.set_xticks(range(len(prompt.ids)), prompt.words, rotation=90, fontsize=6.5)
     for name, (start, stop) in prompt.marks.items():

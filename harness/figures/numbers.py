@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
 from harness.records import stats
 from harness.records.metrics import METRICS, without_details
-from harness.records.published import AVERAGE, SCALE, column_name, published, task_sizes
-from harness.records.record import BASELINE
+from harness.records.published import AVERAGE, OPTIONS, SCALE, column_name, published, task_sizes
+from harness.records.record import BASELINE, parse_settings
 from harness.records.significance import Z_LEVEL, proportion_stderr
 from harness.records.stats import ALPHA, Estimate
 from mixers.registry import get
 
 KEYS = ["suite", "task", "metric", "length", "preset", "mixer", "line"]
-COLUMNS = [*KEYS, "column", "value", "low", "high", "seeds", "n", "stand_in"]
+COLUMNS = [*KEYS, "column", "value", "stderr", "low", "high", "seeds", "n", "stand_in", "chance"]
 PAPER = "paper"
 """The preset of the paper's numbers."""
 INTERVAL = f"{1 - ALPHA:.0%} interval"
@@ -39,18 +40,32 @@ def lines(frame: pd.DataFrame) -> pd.Series:
 def measured(frame: pd.DataFrame) -> pd.DataFrame:
     """Numbers from records: one row per task, metric, length, preset and line.
 
-    `low` and `high` bound the 95% interval of `value` over seeds and samples (over samples alone with one seed, NaN if
-    unknown). `n`: samples. `stand_in`: whether it is not the paper's own measurement. Fractions are in percent. Details
-    and baselines are left out.
+    `stderr` is the standard error of `value` over seeds and samples (over samples alone with one seed, NaN if unknown),
+    and `low` and `high` bound its 95% interval. `chance`: the value of guessing, NaN if unknown. `n`: samples.
+    `stand_in`: whether it is not the paper's own measurement. Fractions are in percent. Details and baselines are left
+    out.
     """
     frame = without_details(frame)
     models = frame[frame["layout"] != BASELINE]
     rows = []
     for key, records in models.assign(line=lines(models)).groupby(KEYS, sort=False, dropna=False):
         number = dict(zip(KEYS, key, strict=True))
+        number["chance"] = chance(number["task"], number["metric"], records["settings"])
         number |= {"n": int(records["n"].min()), "stand_in": bool(records["stand_in"].notna().any())}
         rows.append(number | _shown(estimate(records), number["metric"]))
     return _frame(rows)
+
+
+def chance(task: str, metric: str, settings: Iterable[str]) -> float:
+    """The value of guessing, in the unit of figures: as records state it, else one of the options; NaN if unknown.
+
+    settings: those of the records of a number, as JSON text.
+    """
+    stated = {parse_settings(text).get("chance") for text in settings}
+    value = stated.pop() if len(stated) == 1 else None
+    if value is None and task in OPTIONS and metric in ("acc", "acc_norm"):
+        value = 1 / OPTIONS[task]
+    return math.nan if value is None else METRICS[metric].scale * value
 
 
 def estimate(records: pd.DataFrame) -> Estimate:
@@ -77,6 +92,8 @@ def printed(table: str, layout: str) -> pd.DataFrame:
         number = {key: record.get(key) for key in KEYS} | {"line": get(record["mixer"]).display, "preset": PAPER}
         half = math.nan if error is None else Z_LEVEL * error
         number |= {"value": metric.scale * record["value"], "seeds": 1, "stand_in": False}
+        number["stderr"] = math.nan if error is None else metric.scale * error
+        number["chance"] = chance(record["task"], record["metric"], ())
         number |= {"low": metric.scale * (record["value"] - half), "high": metric.scale * (record["value"] + half)}
         number["n"] = sum(sizes.get(t["task"], 0) for t in tasks)
         rows.append(number)
@@ -93,7 +110,9 @@ def _averaged(frame: pd.DataFrame, record: dict[str, Any]) -> list[dict[str, Any
 def _shown(number: Estimate, metric: str) -> dict[str, Any]:
     scale = METRICS[metric].scale
     low, high = number.interval or (math.nan, math.nan)
-    return {"value": scale * number.value, "low": scale * low, "high": scale * high, "seeds": number.seeds}
+    error = math.nan if number.stderr is None else scale * number.stderr
+    shown = {"value": scale * number.value, "stderr": error, "low": scale * low, "high": scale * high}
+    return shown | {"seeds": number.seeds}
 
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -118,24 +137,19 @@ def chosen(numbers: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
 def wide(numbers: pd.DataFrame) -> pd.DataFrame:
     """Numbers as text: one row per line (and preset, if there are several), one column per column.
 
-    A number is written `72.8 ± 2.0` if its 95% interval is symmetric, `99.0 (95.3 to 100.0)` if not, and alone if it
-    has no interval.
+    A number is written `72.8 ± 1.0`, with its standard error as in tables, and alone if the error is unknown.
     """
     several = numbers["preset"].nunique() > 1
     names = numbers["line"] + (", " + numbers["preset"] if several else "")
-    cells = numbers.assign(line=names, text=[_text(*row) for row in numbers[["value", "low", "high"]].to_numpy()])
+    cells = numbers.assign(line=names, text=[_text(*row) for row in numbers[["value", "stderr"]].to_numpy()])
     table = cells.pivot(index="line", columns="column", values="text")
     ordered = table.loc[list(dict.fromkeys(names)), list(dict.fromkeys(numbers["column"]))]
     return ordered.rename_axis(index=None, columns=None).fillna("–")
 
 
-def _text(value: float, low: float, high: float) -> str:
+def _text(value: float, stderr: float) -> str:
     digits = max(1, 3 - math.ceil(math.log10(abs(value)))) if value and abs(value) < 1 else 1
-    if math.isnan(low):
-        return f"{value:.{max(digits, 2)}f}"
-    if math.isclose(value - low, high - value, rel_tol=1e-3):
-        return f"{value:.{digits}f} ± {high - value:.{digits}f}"
-    return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+    return f"{value:.{max(digits, 2)}f}" if math.isnan(stderr) else f"{value:.{digits}f} ± {stderr:.{digits}f}"
 
 
 def heading(task: str, metric: str, length: Any = None) -> str:

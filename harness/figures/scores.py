@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from harness.figures.numbers import INTERVAL, PAPER, caption, estimate, heading, lines, of_suite
+from harness.figures.numbers import INTERVAL, PAPER, caption, estimate, heading, measured, of_suite
 from harness.figures.style import (
+    CHANCE,
     LOOK,
     OTHERS,
     Look,
@@ -45,23 +46,19 @@ PANELS_ABREAST = (5, 4, 3)
 
 
 def recall_numbers(frame: pd.DataFrame) -> pd.DataFrame:
-    """The numbers of the recall figure: one row per task, metric, preset, line and difficulty (`length`).
+    """The numbers of the recall figure, in the form of `measured`; `low` and `high` lie one standard error away.
 
-    `mean` and `sd` are over `seeds`; `sd` is NaN with one seed. Fractions are in percent. Raises ValueError if the
-    frame has no records of recall.
+    Raises ValueError if the frame has no records of recall.
     """
-    records = of_suite(frame, "recall")
-    records = records.assign(line=lines(records))
-    groups = records.groupby(["task", "metric", "preset", "mixer", "line", "length"], sort=False)["value"]
-    numbers = groups.agg(mean="mean", sd="std", seeds="count").reset_index()
-    scale = numbers["metric"].map(lambda metric: METRICS[metric].scale)
-    return numbers.assign(mean=scale * numbers["mean"], sd=scale * numbers["sd"])
+    numbers = measured(of_suite(frame, "recall"))
+    error = numbers["stderr"].fillna(0)
+    return numbers.assign(low=numbers["value"] - error, high=numbers["value"] + error)
 
 
 def recall(frame: pd.DataFrame) -> Figure:
     """Recall over difficulty: one column of panels per task and metric, one row per preset, one line per mixer.
 
-    Bands are ± one standard deviation over seeds. Raises ValueError if the frame has no records of recall.
+    Bands are ± one standard error, as in tables. Raises ValueError if the frame has no records of recall.
     """
     numbers = recall_numbers(frame)
     tasks = of_suite(frame, "recall").groupby("task")
@@ -70,14 +67,19 @@ def recall(frame: pd.DataFrame) -> Figure:
     presets = list(dict.fromkeys(numbers["preset"]))
     drawn = looks(zip(numbers["line"], numbers["mixer"], strict=True))
     with drawing():
-        figure, axs = panels(len(presets), len(columns), 1.5, drawn, sharey=True, sharex="col")
+        known = CHANCE if "mqar" in tasks.groups else {}
+        figure, axs = panels(len(presets), len(columns), 1.5, drawn | known, sharey=True, sharex="col")
         for row, preset in enumerate(presets):
             for column, (task, metric) in enumerate(columns):
                 axes = axs[row, column]
                 of = (numbers["task"] == task) & (numbers["metric"] == metric) & (numbers["preset"] == preset)
                 own = numbers[of]
-                band = own.assign(value=own["mean"], low=own["mean"] - own["sd"], high=own["mean"] + own["sd"])
-                _lines(axes, band, drawn)
+                if (task, metric) == ("mqar", "acc"):
+                    pairs = sorted(own["length"].astype(int).unique())
+                    (look,) = CHANCE.values()
+                    guessed = [100 / n for n in pairs]
+                    axes.plot(pairs, guessed, color=look.color, linestyle=look.linestyle, linewidth=1, zorder=1)
+                _lines(axes, own, drawn)
                 axes.set_ylim(-3, 103)
                 if row == 0:
                     axes.set_title(heading(task, metric))
@@ -85,9 +87,12 @@ def recall(frame: pd.DataFrame) -> Figure:
                     axes.set_xlabel(wrapped(units[task]))
                 if column == 0:
                     axes.set_ylabel(f"{preset}\n%")
-        legend(figure, drawn)
-        if (numbers["seeds"] > 1).any():
-            figure.suptitle("mean over seeds, band ± one standard deviation")
+        legend(figure, drawn | known)
+        seeds = "–".join(str(n) for n in dict.fromkeys((numbers["seeds"].min(), numbers["seeds"].max())))
+        over = "one seed; band ± one standard error over samples"
+        if seeds != "1":
+            over = f"mean of {seeds} seeds; band ± one standard error over seeds and samples"
+        figure.suptitle(over)
     return figure
 
 
@@ -140,7 +145,7 @@ def scores(numbers: pd.DataFrame) -> Figure:
     """One panel per column, with every line's number and its 95% interval.
 
     numbers: from `measured` or `printed`. With several presets, lines are grouped by preset. Perplexities that span
-    more than a factor of ten get a logarithmic axis.
+    more than a factor of ten get a logarithmic axis. A dashed line is the value of guessing, where it is known.
     """
     columns = list(dict.fromkeys(numbers["column"]))
     drawn = looks(zip(numbers["line"], numbers["mixer"], strict=True))
@@ -158,6 +163,9 @@ def scores(numbers: pd.DataFrame) -> Figure:
                 if group in own.index:
                     _point(axes, own.loc[group], position, drawn[group[1]])
             first = own.iloc[0]
+            if not math.isnan(first["chance"]):
+                (look,) = CHANCE.values()
+                axes.axvline(first["chance"], color=look.color, linestyle=look.linestyle, linewidth=0.8, zorder=1)
             task = _name(first["task"], first.name[0]) + ("*" if first["stand_in"] else "")
             axes.set_title(wrapped(heading(task, first["metric"], first["length"])))
             if METRICS[first["metric"]].logarithmic and own["value"].max() > 10 * own["value"].min():
@@ -170,7 +178,8 @@ def scores(numbers: pd.DataFrame) -> Figure:
         axs[0, 0].set_yticks(range(len(groups)), names)
         axs[0, 0].set_ylim(len(groups) - 0.5, -0.5)
         percent = any(METRICS[metric].percent for metric in numbers["metric"])
-        figure.suptitle(caption(numbers) + ("; accuracies in percent" if percent else ""))
+        guessed = "; dashed: guessing" if numbers["chance"].notna().any() else ""
+        figure.suptitle(caption(numbers) + ("; accuracies in percent" if percent else "") + guessed)
     return figure
 
 

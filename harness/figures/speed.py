@@ -112,7 +112,7 @@ def throughput(numbers: pd.DataFrame | None) -> Figure:
         figure, axs = panels(1, 1 + len(machines), 2.6, drawn)
         _rates(axs[0, 0], paper, drawn)
         letters = 110 // axs.shape[1]
-        paper_title = f"paper, figure 2: {PARAMETERS}, hybrid", "one H100, read off the plot to ±0.3"
+        paper_title = f"paper, figure 2: {PARAMETERS}, hybrid", "one H100, read off the plot to within 0.3"
         axs[0, 0].set_title("\n".join(wrapped(text, letters) for text in paper_title))
         for axes, ((preset, device, dtype), own) in zip(axs[0, 1:], machines, strict=True):
             _rates(axes, own, drawn)

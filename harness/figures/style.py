@@ -40,6 +40,8 @@ OTHERS = (("#7F7F7F", "P"), ("#882255", "*"), ("#999933", "X"), ("#332288", ">")
 STYLES = ("-", "--", ":", "-.")
 """Line styles of several rows of one mixer (options, layouts), in order of appearance."""
 BAND = {"alpha": 0.18, "linewidth": 0}
+FEW = 6
+"""Markers of a line of many points: enough to tell lines apart that are alike in grey."""
 LEVEL = 0.9
 """Accuracy at which figures of recall say that a task is solved."""
 
@@ -147,12 +149,20 @@ def banded(
         axes.errorbar(x, value, yerr=[value - low, high - value], fmt="none", color=look.color, elinewidth=0.8)
 
 
+def markers(points: int, index: int, lines: int) -> tuple[int, int]:
+    """First point and step of a line's markers, matplotlib's `markevery`: a few, and apart from other lines'."""
+    step = max(1, points // FEW)
+    return step * index // max(1, lines), step
+
+
 def steps_of_two(axes: Axes, values: Iterable[int]) -> None:
     """Set the x axis to powers of two, with a tick at each of the values."""
     ticks = sorted(set(values))
     axes.set_xscale("log", base=2)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(ticks, [count(tick) for tick in ticks])
+    if len(ticks) == 1 and ticks[0] > 0:  # a range of one power's rounding error would put its points outside
+        axes.set_xlim(ticks[0] / 2, ticks[0] * 2)
 
 
 def count(value: int) -> str:

@@ -13,7 +13,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from harness.data.state_tracking import TASKS, states
 from harness.figures.numbers import caption, heading, lines
-from harness.figures.style import BAND, CHANCE, LEVEL, Look, drawing, legend, looks, panels
+from harness.figures.style import BAND, CHANCE, LEVEL, Look, drawing, legend, looks, markers, panels
 from harness.records.metrics import METRICS
 from harness.run_folder import ACCURACY
 
@@ -43,23 +43,23 @@ def curves(frame: pd.DataFrame) -> Figure:
         for preset, axes in zip(presets, axs[0], strict=True):
             of = frame[frame["preset"] == preset]
             for name, own in of.groupby("line", sort=False):
-                _curve(axes, own, drawn[name])
+                _curve(axes, own, drawn[name], (list(drawn).index(name), len(drawn)))
             axes.set_xlabel("tokens seen, millions")
             axes.set_title(preset)
             axes.set_xlim(left=0)
         axs[0, 0].set_ylabel("training loss, nats")
         axs[0, 0].set_ylim(bottom=0)
-        legend(figure, {name: Look(look.color, "", look.linestyle) for name, look in drawn.items()})
+        legend(figure, drawn)
         if frame["seed"].nunique() > 1:
             figure.suptitle("mean over seeds, band from the lowest to the highest")
     return figure
 
 
-def _curve(axes: Axes, frame: pd.DataFrame, look: Look) -> None:
-    """Draw one line, up to the step that all of its seeds have reached."""
+def _curve(axes: Axes, frame: pd.DataFrame, look: Look, place: tuple[int, int]) -> None:
+    """Draw one line, up to the step that all of its seeds have reached. place: its index, and the number of lines."""
     tokens, losses = together(frame, "loss")
     x = tokens / 1e6
-    axes.plot(x, losses.mean(axis=0), color=look.color, linestyle=look.linestyle, linewidth=1)
+    axes.plot(x, losses.mean(axis=0), **asdict(look), markevery=markers(len(x), *place), linewidth=1)
     if len(losses) > 1:
         axes.fill_between(x, losses.min(axis=0), losses.max(axis=0), color=look.color, **BAND)
 
@@ -91,10 +91,7 @@ def learning(frame: pd.DataFrame) -> Figure:
         raise ValueError("figure: no run has logged an accuracy; train on phases with `mqar` and collect again")
     frame = frame.assign(line=lines(frame))[frame[tasks].notna().any(axis=1)]
     presets = list(dict.fromkeys(frame["preset"]))
-    drawn = {
-        name: Look(look.color, "", look.linestyle)
-        for name, look in looks(zip(frame["line"], frame["mixer"], strict=True)).items()
-    }
+    drawn = looks(zip(frame["line"], frame["mixer"], strict=True))
     (chance,) = CHANCE.values()
     names = CHANCE if all(name.startswith(f"{ACCURACY}mqar") for name in tasks) else {"chance": chance}
     with drawing():
@@ -107,7 +104,7 @@ def learning(frame: pd.DataFrame) -> Figure:
                 axes.axhline(100 * LEVEL, color="#999999", linewidth=0.6)
                 for line, own in frame[frame["preset"] == preset].groupby("line", sort=False):
                     tokens, values = together(own, name)
-                    _learned(axes, tokens, 100 * values, drawn[line])
+                    _learned(axes, tokens, 100 * values, drawn[line], (list(drawn).index(line), len(drawn)))
                 if preset == presets[0]:
                     axes.set_title(f"{difficulty} pairs" if task == "mqar" else name.removeprefix(ACCURACY))
                 if preset == presets[-1]:
@@ -128,11 +125,11 @@ def learning(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def _learned(axes: Axes, tokens: np.ndarray, values: np.ndarray, look: Look) -> None:
+def _learned(axes: Axes, tokens: np.ndarray, values: np.ndarray, look: Look, place: tuple[int, int]) -> None:
     if not len(tokens):
         return
     mean = values.mean(axis=0)
-    axes.plot(tokens, mean, color=look.color, linestyle=look.linestyle, linewidth=1)
+    axes.plot(tokens, mean, **asdict(look), markevery=markers(len(tokens), *place), linewidth=1)
     if len(values) > 1:
         error = values.std(axis=0, ddof=1) / math.sqrt(len(values))
         axes.fill_between(tokens, mean - error, mean + error, color=look.color, **BAND)

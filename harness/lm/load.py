@@ -10,20 +10,22 @@ from harness.experiments.matching import matched_config
 from harness.experiments.run_config import RunConfig, read_config
 from harness.lm.mixer_lm import LM_EVAL_LENGTH, MixerLM
 from harness.model.language_model import LanguageModel, build_model
-from harness.run_folder import RunFolder
+from harness.run_folder import RunFolder, find_run
 from harness.training import checkpoint
 from harness.training.device import recipe_dtype, this_device
 from harness.training.inputs import load_mixer, run_tokenizer
 
 
-def load_trained(run_dir: Path, trust: bool = False) -> tuple[LanguageModel, RunConfig]:
+def load_trained(run: Path | str, trust: bool = False) -> tuple[LanguageModel, RunConfig]:
     """Load the trained model of a run, in evaluation mode on the CPU, and its configuration.
 
-    trust: run the code in the folder that defines its mixer, if any, though this user has not run it before.
+    run: its folder, or its id in `runs` (`find_run`). trust: run the code in the folder that defines its mixer, if any,
+    though this user has not run it before.
 
-    Raises ValueError if the folder holds no run, if training has not finished, if the weights are not those that the
+    Raises ValueError if there is no such run, if training has not finished, if the weights are not those that the
     run ended with, or if its mixer's code is not trusted.
     """
+    run_dir = find_run(run).path
     config, content = read_config(run_dir), finished_checkpoint(run_dir)
     load_mixer(run_dir, config, trust)
     model = LanguageModel(config.model)
@@ -50,13 +52,14 @@ def finished_checkpoint(run_dir: Path) -> dict[str, Any]:
     return content
 
 
-def load_lm(folder: Path, trust: bool = False) -> MixerLM:
-    """Load a trained run onto this machine's device, as an lm-eval model.
+def load_lm(run: Path | str, trust: bool = False) -> MixerLM:
+    """Load a trained run, its folder or its id in `runs`, onto this machine's device, as an lm-eval model.
 
     It keeps the tokenizer of its training, and scores documents in windows of the length it was trained on last.
     Activations have the dtype that its recipe asks for on this device. Raises ValueError as `load_trained` does, whose
     `trust` this is.
     """
+    folder = find_run(run).path
     model, config = load_trained(folder, trust)
     device = this_device()
     dtype = recipe_dtype(config.train, device)

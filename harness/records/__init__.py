@@ -5,6 +5,15 @@ from harness.records import load, load_samples
 
 from harness.records.provenance import provenance
 from harness.records.record import Measurement, Record
-from harness.records.store import load, load_samples, write_records
+from harness.records.store import load, load_answers, load_samples, sample_frame, write_records
 
-__all__ = ["Measurement", "Record", "load", "load_samples", "provenance", "write_records"]
+__all__ = [
+    "Measurement",
+    "Record",
+    "load",
+    "load_answers",
+    "load_samples",
+    "provenance",
+    "sample_frame",
+    "write_records",
+]

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any
 
+from harness.records.answers import MOST_ANSWERS, Answer
 from harness.records.metrics import METRICS
 from harness.records.provenance import Provenance
 
@@ -51,6 +52,7 @@ class Measurement:
         items, prompts, truncation. JSON values only.
     samples: per-item scores in the order of the items; their mean is `value`. For a perplexity, the scores of
         `stats.perplexity`, whose mean is the logarithm of `value`.
+    answers: texts of the first items (harness.records.answers.kept), for readers; None if items are no questions.
 
     Raises ValueError for a metric that is not declared, numbers that `fault` or `samples_fault` finds wrong, or a suite
     that is no plain word.
@@ -67,6 +69,7 @@ class Measurement:
     limit: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     samples: tuple[float, ...] | None = None
+    answers: tuple[Answer, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
@@ -74,6 +77,8 @@ class Measurement:
         why = fault(self.metric, self.value, self.stderr, self.n)
         if why is None and self.samples is not None:
             why = samples_fault(self.metric, self.value, self.n, self.samples)
+        if why is None and self.answers is not None and len(self.answers) > min(MOST_ANSWERS, len(self.samples or ())):
+            why = f"answers: {len(self.answers)} texts; give those of the first {MOST_ANSWERS} samples at most"
         if why is not None:
             at = "" if self.length is None else f"@{self.length}"
             raise ValueError(f"{self.suite}: {self.task}{at}: {why}")
@@ -141,7 +146,9 @@ def shallow(instance: Any) -> dict[str, Any]:
     return {f.name: getattr(instance, f.name) for f in fields(instance)}
 
 
-HINTS = {name: hint for name, hint in typing.get_type_hints(Record).items() if name != "samples"}
+TEXTS_AND_SCORES = ("samples", "answers")
+"""Fields of a record that are kept next to its line."""
+HINTS = {name: hint for name, hint in typing.get_type_hints(Record).items() if name not in TEXTS_AND_SCORES}
 TYPES: dict[str, tuple[type, ...]] = {
     name: tuple(typing.get_origin(h) or h for h in (typing.get_args(hint) if isinstance(hint, UnionType) else [hint]))
     for name, hint in HINTS.items()
@@ -170,18 +177,21 @@ def length_unit(settings: Iterable[str]) -> str | None:
 
 
 def record_line(record: Record) -> str:
-    """A record as one line of JSON, without its samples. Raises TypeError if settings hold what JSON cannot."""
+    """A record as one line of JSON, without samples and answers. Raises TypeError if settings hold what JSON cannot."""
     row = shallow(record)
-    del row["samples"]
+    for name in TEXTS_AND_SCORES:
+        del row[name]
     row["value"], row["stderr"] = float(record.value), None if record.stderr is None else float(record.stderr)
     return json.dumps(row, allow_nan=False, ensure_ascii=False)
 
 
 def samples_line(record: Record) -> str:
-    """The per-sample scores of a record as one line of JSON."""
+    """The per-sample scores of a record, and its answers if it has any, as one line of JSON."""
     assert record.samples is not None
-    row = dict(zip(KEY, record.key, strict=True))
-    return json.dumps({**row, "samples": list(map(float, record.samples))}, allow_nan=False, ensure_ascii=False)
+    row = {**dict(zip(KEY, record.key, strict=True)), "samples": list(map(float, record.samples))}
+    if record.answers is not None:
+        row["answers"] = [[each.asked, each.expected, each.said] for each in record.answers]
+    return json.dumps(row, allow_nan=False)  # ASCII: texts may hold characters at which Python divides lines
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -73,8 +73,8 @@ def tiers(values: Sequence[float], adjusted: np.ndarray, higher_is_better: bool)
     return assigned
 
 
-def items_to_settle_paired(gap: float, discordance: float) -> int | float:
-    """Number of items that McNemar's test needs to find a gap between two runs, at ALPHA and POWER.
+def items_to_settle_paired(gap: float, discordance: float, level: float = ALPHA) -> int | float:
+    """Number of items that McNemar's test needs to find a gap between two runs, at a two-sided level and POWER.
 
     gap: difference δ of the two accuracies. discordance: share ψ of items that only one of the two solves. Both are
     fractions. Miettinen (1968, Biometrics 24): (z_α √ψ + z_β √(ψ - δ²))² / δ². Infinite if the gap is 0. Raises
@@ -84,11 +84,12 @@ def items_to_settle_paired(gap: float, discordance: float) -> int | float:
         raise ValueError(f"discordance: {discordance} with a gap of {gap}; give fractions, the gap not the larger")
     if gap == 0:
         return math.inf
-    return math.ceil((Z_LEVEL * math.sqrt(discordance) + Z_POWER * math.sqrt(discordance - gap**2)) ** 2 / gap**2)
+    z = z_of(level)
+    return math.ceil((z * math.sqrt(discordance) + Z_POWER * math.sqrt(discordance - gap**2)) ** 2 / gap**2)
 
 
-def items_to_settle(p: float, q: float) -> int | float:
-    """Number of items per run that the unpaired test of two proportions needs, at ALPHA and POWER.
+def items_to_settle(p: float, q: float, level: float = ALPHA) -> int | float:
+    """Number of items per run that the unpaired test of two proportions needs, at a two-sided level and POWER.
 
     (z_α √(2 p̄ (1 - p̄)) + z_β √(p (1 - p) + q (1 - q)))² / (p - q)². Infinite if p equals q. Raises ValueError unless
     both are fractions.
@@ -97,12 +98,12 @@ def items_to_settle(p: float, q: float) -> int | float:
     if p == q:
         return math.inf
     mean = (p + q) / 2
-    spread = Z_LEVEL * math.sqrt(2 * mean * (1 - mean)) + Z_POWER * math.sqrt(p * (1 - p) + q * (1 - q))
+    spread = z_of(level) * math.sqrt(2 * mean * (1 - mean)) + Z_POWER * math.sqrt(p * (1 - p) + q * (1 - q))
     return math.ceil(spread**2 / (p - q) ** 2)
 
 
-def seeds_to_settle(gap: float, sd: float, paired: bool = False) -> int | float:
-    """Number of seeds per mixer that the t-test over seeds needs to find a gap, at ALPHA and POWER.
+def seeds_to_settle(gap: float, sd: float, paired: bool = False, level: float = ALPHA) -> int | float:
+    """Number of seeds per mixer that the t-test over seeds needs to find a gap, at a two-sided level and POWER.
 
     At least 2; infinite if the gap is 0. sd: standard deviation over seeds of one mixer, or of the pairs' differences
     if paired. With the standard deviation of the items' differences, the paired form also gives the number of items
@@ -113,22 +114,27 @@ def seeds_to_settle(gap: float, sd: float, paired: bool = False) -> int | float:
     if gap == 0 or sd == 0:
         return math.inf if gap == 0 else 2
     samples = 1 if paired else 2
-    normal = samples * ((Z_LEVEL + Z_POWER) * sd / gap) ** 2
+    normal = samples * ((z_of(level) + Z_POWER) * sd / gap) ** 2
     if normal > 1e6:  # t differs from the normal distribution by less than one seed in a million
         return math.ceil(normal) if math.isfinite(normal) else math.inf
     k = max(2, math.floor(normal))
-    while t_power(abs(gap) / sd * math.sqrt(k / samples), samples * (k - 1)) < POWER:
+    while t_power(abs(gap) / sd * math.sqrt(k / samples), samples * (k - 1), level) < POWER:
         k += 1
     return k
 
 
-def t_power(shift: float, df: float) -> float:
-    """Power of the two-sided t-test at ALPHA for a difference of `shift` standard errors."""
-    bound = float(stdtrit(df, 1 - ALPHA / 2))
+def t_power(shift: float, df: float, level: float = ALPHA) -> float:
+    """Power of the two-sided t-test at a level for a difference of `shift` standard errors."""
+    bound = float(stdtrit(df, 1 - level / 2))
     return float(1 - nctdtr(df, shift, bound) + nctdtr(df, shift, -bound))
 
 
-Z_LEVEL, Z_POWER = float(ndtri(1 - ALPHA / 2)), float(ndtri(POWER))
+def z_of(level: float) -> float:
+    """Standard deviations of the normal distribution that a two-sided test at this level asks for."""
+    return float(ndtri(1 - level / 2))
+
+
+Z_LEVEL, Z_POWER = z_of(ALPHA), float(ndtri(POWER))
 
 
 def proportion_stderr(p: float, n: int) -> float:

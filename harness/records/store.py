@@ -1,10 +1,11 @@
 """The store of records: one JSONL file per run and unit of a suite, and the frame that they load as.
 
     <run>/records/<place>.jsonl           one flat record per line; see run_folder.place_name for the names of places
-    <run>/records/<place>.samples.jsonl   the per-sample scores of the records that have them
+    <run>/records/<place>.samples.jsonl   the per-sample scores of the records that have them, and the
+                                          answers to the first samples
 
 A unit is written whole or not at all: samples first, then records, then its mark. A collection, which `run.py collect`
-makes of an experiment, holds the same in two files: records.parquet and samples.json.
+makes of an experiment, holds the same in three files: records.parquet, samples.json and answers.json.
 
 Run, suite, task, metric and length identify a number. A number may be found more than once. Copies that agree on the
 value and on what was measured count once, and the latest is kept. Copies that disagree are an error, since nothing says
@@ -22,11 +23,13 @@ from typing import Any
 import pandas as pd
 
 from harness.files import partial_path, read_json
+from harness.records.answers import Answer, ungrouped
 from harness.records.metrics import METRICS, Metric
 from harness.records.record import (
     ADDED,
     KEY,
     NUMBERS,
+    TEXTS_AND_SCORES,
     Record,
     SampleKey,
     fault,
@@ -44,7 +47,7 @@ from harness.run_folder import Collection, RunFolder, read_parquet, record_files
 CODE = ["git_commit", "git_dirty", "code_sha256", "code_version", "files_sha256", "plugins"]
 INCIDENTAL = ["label", "time", "command", *CODE, "file"]
 """Fields in which two copies of a number may differ: its label, and when and with which code it was measured."""
-COLUMNS = [f.name for f in fields(Record) if f.name not in ("samples", "schema")] + ["file"]
+COLUMNS = [f.name for f in fields(Record) if f.name not in (*TEXTS_AND_SCORES, "schema")] + ["file"]
 """The columns of the frame that `load` returns."""
 
 Source = Path | str | Iterable[Path | str]
@@ -137,6 +140,39 @@ def load(
 def load_samples(source: Source) -> dict[SampleKey, tuple[float, ...]]:
     """The per-sample scores of a source, by (run, suite, task, metric, length)."""
     return {key: scores for path in _record_files(source) for key, scores in _read_samples(path)}
+
+
+def load_answers(source: Source) -> dict[SampleKey, tuple[Answer, ...]]:
+    """The answers to the first items of a source's records, by (run, suite, task, metric, length).
+
+    Records of earlier versions, and of suites whose items are no questions, have none. Raises ValueError with the file
+    if they are damaged.
+    """
+    found: dict[SampleKey, tuple[Answer, ...]] = {}
+    for path in _record_files(source):
+        file = Collection(path.parent).answers if path.suffix == ".parquet" else path.with_suffix(".samples.jsonl")
+        try:
+            if path.suffix == ".parquet":
+                found |= ungrouped(Collection(path.parent).read_answers())
+            elif file.is_file():
+                rows = [row for row in read_lines(file) if "answers" in row]
+                found |= {tuple(row[name] for name in KEY): tuple(Answer(*a) for a in row["answers"]) for row in rows}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{file}: no answers ({error!r}); evaluate and collect again") from error
+    return found
+
+
+def sample_frame(source: Source) -> pd.DataFrame:
+    """The per-sample scores of a source as a frame, one row per score: what identifies its number (KEY), the row that
+    it belongs to (label, layout, preset, seed), `item`, counted from 0, and `score`."""
+    row = ["label", "layout", "preset", "seed"]
+    scores = load_samples(source)
+    lengths = [len(own) for own in scores.values()]
+    frame = pd.DataFrame(list(scores), columns=KEY).astype({"length": "Int64"})
+    frame = frame.merge(load(source)[[*KEY, *row]], on=KEY, how="left").loc[:, [*KEY, *row]]
+    frame = frame.loc[frame.index.repeat(lengths)].reset_index(drop=True)
+    items = [item for length in lengths for item in range(length)]
+    return frame.assign(item=items, score=[score for own in scores.values() for score in own])
 
 
 def _record_files(source: Source) -> list[Path]:

@@ -14,6 +14,7 @@
         state/<place>.json           Status; <place>.jsonl, its attempts; <place>.lock, held by the process at work
       choices/<key>.json             ChoiceFile: the tuned values of some runs
       collected/<experiment>/        Collection
+      collected/index.html           the page over all of them
       submissions/<name>-<time>/     Submission
       code/                          snapshots of the code of submissions
       submitting.lock                held while a submission decides what to do
@@ -25,7 +26,7 @@ Nothing here imports torch or pandas before it needs them: the status of thousan
 """
 
 from harness.run_folder.choice import ChoiceFile, choice_file
-from harness.run_folder.collection import Collection, collection_of, read_parquet
+from harness.run_folder.collection import Collection, collection_of, collections, index_file, read_parquet
 from harness.run_folder.run import (
     ACCURACY,
     REWRITE,
@@ -34,6 +35,7 @@ from harness.run_folder.run import (
     State,
     Status,
     Summary,
+    find_run,
     place_name,
     record_files,
     run_of_records,
@@ -41,7 +43,14 @@ from harness.run_folder.run import (
     started_runs,
     unit_of,
 )
-from harness.run_folder.submission import Submission, code_folder, submissions, submissions_folder, submitting_lock
+from harness.run_folder.submission import (
+    Submission,
+    code_folder,
+    submissions,
+    submissions_folder,
+    submitted,
+    submitting_lock,
+)
 
 __all__ = [
     "ACCURACY",
@@ -57,6 +66,9 @@ __all__ = [
     "choice_file",
     "code_folder",
     "collection_of",
+    "collections",
+    "find_run",
+    "index_file",
     "place_name",
     "read_parquet",
     "record_files",
@@ -65,6 +77,7 @@ __all__ = [
     "started_runs",
     "submissions",
     "submissions_folder",
+    "submitted",
     "submitting_lock",
     "unit_of",
 ]

@@ -36,6 +36,11 @@ class Collection:
         return self.path / "samples.json"
 
     @property
+    def answers(self) -> Path:
+        """Questions and answers of the first items; there only if a suite kept texts."""
+        return self.path / "answers.json"
+
+    @property
     def runs(self) -> Path:
         return self.path / "runs.json"
 
@@ -130,6 +135,10 @@ class Collection:
         """Pairs of a record's key and its per-sample scores; empty if none were collected."""
         return self._rows(self.samples, list) if self.samples.is_file() else []
 
+    def read_answers(self) -> list[Any]:
+        """Questions with every run's answers (harness.records.answers.grouped); empty if no texts were kept."""
+        return self._rows(self.answers, dict) if self.answers.is_file() else []
+
     def read_trials(self) -> pd.DataFrame:
         """One row per trial (slurm.collect.trials_frame); empty if nothing was tuned."""
         import pandas as pd
@@ -145,16 +154,18 @@ class Collection:
         trials: pd.DataFrame,
         experiment: Mapping[str, Any],
         metrics: Mapping[str, Any],
+        answers: Sequence[Any] = (),
     ) -> None:
         """Replace the collected data as one; call it inside `replacing`.
 
         All files are on disk before the first takes its place, so that what can fail fails with the old data whole.
-        experiment: resolved, as plain values. metrics: as for the file of that name.
+        experiment: resolved, as plain values. metrics, answers: as for the files of these names.
         """
         content = {
             self.records: records.to_parquet(),
             self.curves: curves.to_parquet(),
             self.samples: json.dumps(samples).encode(),
+            self.answers: json.dumps(list(answers), ensure_ascii=False).encode() if answers else b"",
             self.runs: runs.to_json(orient="records", indent=1).encode(),
             self.trials: b"" if trials.empty else trials.to_json(orient="records", indent=1).encode(),
             self.metrics: json.dumps(dict(metrics), indent=1).encode() if metrics else b"",
@@ -197,3 +208,13 @@ def read_parquet(path: Path) -> pd.DataFrame:
 def collection_of(runs_root: Path, experiment: str) -> Collection:
     """Where `collect` puts an experiment by default."""
     return Collection(runs_root / "collected" / experiment)
+
+
+def collections(runs_root: Path) -> list[Collection]:
+    """Everything that was collected by default in a folder of runs, by name."""
+    return [Collection(path.parent) for path in sorted((runs_root / "collected").glob("*/records.parquet"))]
+
+
+def index_file(runs_root: Path) -> Path:
+    """The page over all collections of a folder of runs."""
+    return runs_root / "collected" / "index.html"

@@ -334,6 +334,25 @@ def started_runs(runs_root: Path) -> list[str]:
     return sorted(path.parent.name for path in runs_root.glob("*/state"))
 
 
+def find_run(run: Path | str, runs_root: Path | str = "runs") -> RunFolder:
+    """The folder of a run, given the folder, the run's id, or the beginning of an id that no other run shares.
+
+    runs_root: the folder of runs that ids are looked up in. Raises ValueError if there is no such run, or several.
+    """
+    if (Path(run) / "config.yaml").is_file():
+        return RunFolder(Path(run))
+    root, name = Path(runs_root), Path(run).name
+    known = sorted(path.parent.name for path in root.glob("*/config.yaml"))
+    found = [run_id for run_id in known if run_id.startswith(name)] if str(run) == name != "" else []
+    if name in found or len(found) == 1:
+        return RunFolder(root / (name if name in found else found[0]))
+    hint = f"several begin so: {', '.join(found)}" if found else f"there are {', '.join(known) or 'none'}"
+    raise ValueError(
+        f"{run}: no run lies there (config.yaml is missing), and none in {root} has that id; give the folder of a run, "
+        f"or its id; {hint}"
+    )
+
+
 def runs_with_inputs(runs_root: Path) -> list[Path]:
     """The runs of a folder that kept the inputs of their training."""
     return sorted(path.parent for path in runs_root.glob("*/inputs.json"))

@@ -100,6 +100,12 @@ def submissions(runs_root: Path, experiment: str) -> list[Submission]:
     return [submission for *_, submission in sorted(dated, key=lambda item: item[:2])]
 
 
+def submitted(runs_root: Path) -> set[str]:
+    """Names of all experiments that were submitted in a folder of runs. Raises ValueError for a damaged plan."""
+    plans = submissions_folder(runs_root).glob("*/plan.json")
+    return {Submission(path.parent).read_plan()["experiment"] for path in plans}
+
+
 def code_folder(runs_root: Path) -> Path:
     """Snapshots of the code of submissions, and copies of the files that define mixers."""
     return runs_root / "code"

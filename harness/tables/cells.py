@@ -120,8 +120,8 @@ class Cell:
     paper: the printed value in the metric's own unit. tolerance: largest difference from it that counts as equal, in
     the table's unit; None if the row was trained at another scale. mark: BOLD, UNDERLINED or None. agreed: whether all
     samples of some run scored the same, so that its sampling error is `stats.proportion_floor`. scores: per-sample
-    scores of all seeds, if every seed has them. settings: the distinct settings of the records, as JSON text. parts:
-    for an average, the cells of its tasks.
+    scores of all seeds, if every seed has them. settings: the distinct settings of the records, as JSON text. runs: ids
+    of the records' runs, by seed. parts: for an average, the cells of its tasks.
     """
 
     estimate: Estimate | None = None
@@ -132,6 +132,7 @@ class Cell:
     agreed: bool = False
     scores: Scores | None = field(default=None, repr=False)
     settings: frozenset[str] = frozenset()
+    runs: tuple[str, ...] = ()
     parts: list[Cell] = field(default_factory=list, repr=False)
 
 
@@ -240,13 +241,14 @@ def unlabelled(row: Row) -> str:
     return row.label.removesuffix(f"{AT}{row.preset}") if row.preset else row.label
 
 
-def gap_text(found: Comparison, sign: int, column: Column, in_nats: bool) -> str:
+def gap_text(found: Comparison, sign: int, column: Column, in_nats: bool, points: str = " points") -> str:
     """A difference times `sign` (1 or -1) with its interval: `+27.2 points [23.3, 31.1]`.
 
-    in_nats: the scores that were compared are logarithms of the column's metric.
+    in_nats: the scores that were compared are logarithms of the column's metric. points: the unit of a difference of
+    percentages, empty where a heading says it.
     """
     gap = sign * column.shown(found.difference) or 0.0  # not -0.0
-    unit = " nats" if in_nats else " points" if column.unit.percent else ""
+    unit = " nats" if in_nats else points if column.unit.percent else ""
     if found.low is None:
         return f"{gap:+.3g}{unit}".replace("-", MINUS)
     bounds = sorted(sign * column.shown(x) for x in (found.low, found.high))

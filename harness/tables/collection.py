@@ -16,6 +16,13 @@ from harness.tables.truths import judge, judge_paper
 from harness.tables.verdicts import Verdict
 
 
+def read_table(folder: Path | str, columns: list[str] | None = None, allow_mixed: bool = False) -> Table:
+    """Compare the records of a collection, and write nothing. Arguments and errors are those of `comparison`."""
+    collection = Collection(Path(folder))
+    collection.require()
+    return comparison(load(folder), columns, collection.read_runs(), load_samples(folder), allow_mixed)
+
+
 def write_table(
     folder: Path, columns: list[str] | None, allow_mixed: bool, experiment: Experiment | None = None
 ) -> Table:

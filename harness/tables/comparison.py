@@ -146,10 +146,8 @@ def finish(
         for group, rows in table.groups().items():
             if tested := mark({row: table.cells[row, column] for row in rows}, column):
                 table.tested[group, column] = tested
-    table.notes = [
-        *reading_notes(table, measured.used),
-        *table_notes(measured.table, measured.used, measured.stand_ins, measured.mixed, runs),
-    ]
+    table.reading = reading_notes(table, measured.used)
+    table.facts = table_notes(measured.table, measured.used, measured.stand_ins, measured.mixed, runs)
     table.provenance = provenance_notes(measured.used)
     return table
 
@@ -323,6 +321,7 @@ def make_cell(records: Records, samples: Samples) -> Cell:
         agreed=any(stats.agreed(r["metric"], r["value"], r["stderr"]) for r in records),
         scores=scores if whole else None,
         settings=frozenset(r["settings"] for r in records),
+        runs=tuple(r["run"] for r in records),
     )
 
 

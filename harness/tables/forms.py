@@ -35,23 +35,29 @@ class Table:
     """A comparison: rows, columns, cells and notes.
 
     cells: by row and column, every pair present. model: the model table, by row and key of MODEL_COLUMNS; empty without
-    runs. notes: what a reader must know. provenance: records, code and machine; LaTeX has them as comments. tested: the
-    tests by group and column, if there were any. title: set for a table in the paper's layout. percent_digits: decimals
-    of numbers in percent. summary: the answer in a few lines. truths: verdicts on what the results must meet. CSV has
-    neither of them, and no notes.
+    runs. reading: notes on how to read the numbers. facts: notes on what was measured. provenance: records, code and
+    machine; LaTeX has them as comments. tested: the tests by group and column, if there were any. title: set for a
+    table in the paper's layout. percent_digits: decimals of numbers in percent. summary: the answer in a few lines.
+    truths: verdicts on what the results must meet. CSV has neither of them, and no notes.
     """
 
     rows: list[Row]
     columns: list[Column]
     cells: dict[tuple[Row, Column], Cell] = field(default_factory=dict)
     model: dict[Row, dict[str, Estimate | None]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    reading: list[str] = field(default_factory=list)
+    facts: list[str] = field(default_factory=list)
     provenance: list[str] = field(default_factory=list)
     tested: dict[tuple[str, Column], Tested] = field(default_factory=dict)
     title: str | None = None
     percent_digits: int = 1
     summary: list[str] = field(default_factory=list)
     truths: list[Verdict] = field(default_factory=list)
+
+    @property
+    def notes(self) -> list[str]:
+        """Everything that a reader must know."""
+        return [*self.reading, *self.facts]
 
     @property
     def marked(self) -> bool:
@@ -105,10 +111,7 @@ class Table:
                 group: [(row, [cell_text(self.cells[row, c], c, decimals[c]) for c in columns]) for row in rows]
                 for group, rows in of_groups.items()
             }
-            suites = {c.title: {other.suite for other in columns if other.title == c.title} for c in columns}
-            tops = [f"{c.suite} {c.title}" if len(suites[c.title]) > 1 else c.title for c in columns]
-            headings = [(top, c.detail) for top, c in zip(tops, columns, strict=True)]
-            block = Block(title, headings, groups, [c.unit.display for c in columns])
+            block = Block(title, headings(columns), groups, [c.unit.display for c in columns])
             found += [block] if self.title is not None else divided(folded(block))
         return found
 
@@ -184,6 +187,12 @@ class Table:
                 line += [values.get(name, "") for name in names]
             writer.writerow(line)
         return out.getvalue()
+
+
+def headings(columns: Sequence[Column]) -> list[tuple[str, str]]:
+    """Headings of columns in two parts; a task that several suites have is named with its suite."""
+    suites = {c.title: {other.suite for other in columns if other.title == c.title} for c in columns}
+    return [(f"{c.suite} {c.title}" if len(suites[c.title]) > 1 else c.title, c.detail) for c in columns]
 
 
 def bullets(lines: Iterable[str]) -> str:

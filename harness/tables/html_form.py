@@ -67,7 +67,7 @@ def html_block(block: Block) -> str:
         return "\n".join([f"<h3>{in_html(block.title)}</h3>", *remarks])
     tops = "".join(f'<th scope="colgroup" colspan="{n}">{in_html(top)}</th>' for top, n in block.spans)
     details = "".join(f'<th scope="col">{in_html(detail)}</th>' for _, detail in block.headings)
-    head = [f"<tr><th></th>{tops}</tr>"] if any(top for top, _ in block.headings) else []
+    head = [f"<tr><td></td>{tops}</tr>"] if any(top for top, _ in block.headings) else []
     lines = ['<div class="wide" tabindex="0">', "<table>", f"<caption>{in_html(block.caption)}</caption>", "<thead>"]
     lines += [*head, f'<tr><th scope="col">mixer</th>{details}</tr>', "</thead>"]
     for group, rows in block.groups.items():

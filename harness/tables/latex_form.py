@@ -9,9 +9,13 @@ from harness.tables.cells import BOLD, UNDERLINED, Text, unlabelled
 from harness.tables.escaping import in_latex, plain
 
 PREAMBLE = "needs \\usepackage{booktabs} \\usepackage[table]{xcolor}; the smallest print is that of \\scriptsize"
-CHARACTERS = 66
+CHARACTERS = 72
 """Characters of \\footnotesize across the narrowest common text width, article's 345 points."""
 GAP = 2
+LINES = 50
+"""Lines of \\footnotesize on a page of article, less a caption's."""
+SMALL_CHARACTERS, SMALL_LINE = 90, 0.85
+"""Characters of \\scriptsize across the text width, and the height of its lines in those of \\footnotesize."""
 
 
 def latex(blocks: Sequence[Block], label: str, notes: Sequence[str], comments: Sequence[str]) -> str:
@@ -20,7 +24,7 @@ def latex(blocks: Sequence[Block], label: str, notes: Sequence[str], comments: S
     floats = []
     for i, block in enumerate(blocks):
         name = label if len(blocks) == 1 else f"{label}-{slug(block.title)}"
-        floats.append(latex_float(block, name, notes if i == len(blocks) - 1 else []))
+        floats += latex_floats(block, name, notes if i == len(blocks) - 1 else [])
     return "\n".join([*head, *floats]) + "\n"
 
 
@@ -29,17 +33,51 @@ def slug(title: str) -> str:
     return "-".join("".join(c if c.isascii() and c.isalnum() else " " for c in title.lower()).split())
 
 
-def latex_float(block: Block, label: str, notes: Sequence[str]) -> str:
-    """A block as a float; columns that do not fit side by side stand below one another."""
-    lines = [*("\\begin{table}[tp]", "\\centering", "\\footnotesize", "\\setlength{\\tabcolsep}{3pt}")]
-    lines += [f"\\caption{{{in_latex(block.caption)}}}", f"\\label{{tab:{label}}}"]
-    for i, part in enumerate(block.cut(CHARACTERS, GAP) if block.headings else []):
-        lines += [*(["\\par\\medskip"] if i else []), *tabular(part)]
+def latex_floats(block: Block, label: str, notes: Sequence[str]) -> list[str]:
+    """A block as a float; columns that do not fit side by side stand below one another.
+
+    What does not fit on the page goes on in further floats, `tab:<label>-2` and so on. Notes that would fill more than
+    a page are text after them.
+    """
+    pieces = [(height(part), tabular(part)) for part in (block.cut(CHARACTERS, GAP) if block.headings else [])]
     below = [*block.remarks, *notes]
-    if below:
-        lines += ["\\par\\medskip", "\\begin{minipage}{\\linewidth}\\scriptsize\\raggedright"]
-        lines += [f"{in_latex(note)}.\\par" for note in below] + ["\\end{minipage}"]
+    small = [f"{in_latex(note)}.\\par" for note in below]
+    size = sum(-(-len(note) // SMALL_CHARACTERS) for note in below) * SMALL_LINE
+    text = []
+    if size > LINES:
+        text = ["\n".join([f"{{\\scriptsize\\raggedright Notes on table~\\ref{{tab:{label}}}:\\par", *small]) + "}"]
+    elif below:
+        pieces.append((size, ["\\begin{minipage}{\\linewidth}\\scriptsize\\raggedright", *small, "\\end{minipage}"]))
+    pages: list[list[list[str]]] = [[]]
+    used = 0.0
+    for size, piece in pieces:
+        if pages[-1] and used + size > LINES:
+            pages.append([])
+            used = 0.0
+        pages[-1].append(piece)
+        used += size + 1
+    caption = in_latex(block.caption)
+    floats = [
+        latex_float(page, f"{caption}, continued" if n else caption, f"{label}-{n + 1}" if n else label)
+        for n, page in enumerate(pages)
+    ]
+    return floats + text
+
+
+def latex_float(pieces: Sequence[Sequence[str]], caption: str, label: str) -> str:
+    """A float of some pieces, one below the other. caption: in LaTeX."""
+    lines = [*("\\begin{table}[tp]", "\\centering", "\\footnotesize", "\\setlength{\\tabcolsep}{3pt}")]
+    lines += [f"\\caption{{{caption}}}", f"\\label{{tab:{label}}}"]
+    for i, piece in enumerate(pieces):
+        lines += [*(["\\par\\medskip"] if i else []), *piece]
     return "\n".join([*lines, "\\end{table}"])
+
+
+def height(block: Block) -> int:
+    """Lines that a block takes: its headings, its groups, and its rows, which are two where the paper has a number."""
+    heads = max((len(wrapped(detail)) + len(wrapped(top)) for top, detail in block.headings), default=0)
+    rows = sum(2 if any(text.paper is not None for text in texts) else 1 for _, texts in block.rows)
+    return heads + 1 + len(block.groups) + rows
 
 
 def tabular(block: Block) -> list[str]:

@@ -65,13 +65,16 @@ def paired(a: Cell, b: Cell) -> bool:
 
 
 def power_notes(table: Table) -> Iterable[str]:
-    """Note on how many samples or seeds would separate a best row from the next, for the pairs that need the fewest."""
+    """Note on how many samples or seeds would separate a best row from the next, for the pairs that need the fewest.
+
+    The numbers are those that the marks would need: at the level that Holm's correction leaves to a pair.
+    """
     pairs = sorted(undecided(table), key=lambda pair: pair[0])
     if pairs:
         rest = f"; {len(pairs) - SHOWN_PAIRS} more need more" if len(pairs) > SHOWN_PAIRS else ""
         yield (
-            f"not told apart, and what would settle a difference of that size in {POWER:.0%} of cases (one "
-            f"comparison at {ALPHA:.0%}, without Holm's correction): "
+            f"undecided pairs, and the samples or seeds for {POWER:.0%} power at their difference ({ALPHA:.0%}, by "
+            "Holm's correction divided by the undecided pairs of the group in the column): "
             + "; ".join(text for _, text in pairs[:SHOWN_PAIRS])
             + rest
         )
@@ -89,9 +92,10 @@ def undecided(table: Table) -> Iterator[tuple[float, str]]:
         best, second = np.argsort([sign * c.estimate.value for c in cells], kind="stable")[:2]
         if tested.adjusted[best, second] < ALPHA:
             continue
-        needed, have, unit = needed_to_settle(cells[best], cells[second], column)
+        level = ALPHA / open_pairs(tested)
+        needed, have, unit = needed_to_settle(cells[best], cells[second], column, level)
         if math.isfinite(needed):
-            # A single comparison may have enough data and still not pass the correction for all of them.
+            # What settles it in most cases may have failed in this one.
             what = f"{needed:,} {unit}, now {have:,}" if needed > have else f"the {have:,} {unit} there are"
             where = f" ({group})" if several else ""
             pair = f"{unlabelled(tested.rows[best])} − {unlabelled(tested.rows[second])}"
@@ -99,15 +103,22 @@ def undecided(table: Table) -> Iterator[tuple[float, str]]:
             yield needed / have, f"{column.words}{where} {pair} ({gap:.2g}): {what}"
 
 
-def needed_to_settle(a: Cell, b: Cell, column: Column) -> tuple[int | float, int, str]:
-    """(number needed to settle the difference of a and b, number there is, unit).
+def open_pairs(tested: Tested) -> int:
+    """Number of pairs that Holm's correction has left to reject, at least 1: by it the level of the next is divided."""
+    pairs = [pair for pair, found in tested.comparisons.items() if found.p is not None]
+    return max(1, sum(tested.adjusted[pair] >= ALPHA for pair in pairs))
+
+
+def needed_to_settle(a: Cell, b: Cell, column: Column, level: float) -> tuple[int | float, int, str]:
+    """(number needed to settle the difference of a and b at a two-sided level, number there is, unit).
 
     The unit is seeds per row if both have several, else samples. The number needed is infinite if it is unknown.
     """
     x, y = a.estimate, b.estimate
     gap = x.value - y.value
     if x.sd is not None and y.sd is not None:
-        return seeds_to_settle(gap, math.sqrt((x.sd**2 + y.sd**2) / 2)), min(x.seeds, y.seeds), "seeds a row"
+        seeds = seeds_to_settle(gap, math.sqrt((x.sd**2 + y.sd**2) / 2), level=level)
+        return seeds, min(x.seeds, y.seeds), "seeds a row"
     have = min(x.items, y.items)
     if a.parts or x.samples_part is None or y.samples_part is None:
         return math.inf, have, "samples"
@@ -115,9 +126,9 @@ def needed_to_settle(a: Cell, b: Cell, column: Column) -> tuple[int | float, int
         d = np.mean(a.scores, axis=0) - np.mean(b.scores, axis=0)
         if set(np.unique(d)) <= {-1.0, 0.0, 1.0} and column.unit.percent:
             share = max(float(np.mean(d != 0)), abs(float(d.mean())))
-            return items_to_settle_paired(float(d.mean()), share), have, "samples"
-        return seeds_to_settle(float(d.mean()), float(d.std(ddof=1)), paired=True), have, "samples"
+            return items_to_settle_paired(float(d.mean()), share, level), have, "samples"
+        return seeds_to_settle(float(d.mean()), float(d.std(ddof=1)), True, level), have, "samples"
     if column.unit.percent:
-        return items_to_settle(x.value, y.value), have, "samples"
+        return items_to_settle(x.value, y.value, level), have, "samples"
     sds = [e.samples_part.variance * e.items for e in (x, y)]
-    return seeds_to_settle(gap, math.sqrt(sum(sds) / 2)), have, "samples"
+    return seeds_to_settle(gap, math.sqrt(sum(sds) / 2), level=level), have, "samples"

@@ -90,15 +90,15 @@ def error_notes(table: Table, used: Records) -> Iterable[str]:
     if any(c.estimate and c.estimate.stderr is None for c in cells):
         yield "a number without ± has no known error, and its group of its column no marks"
     if any(c.agreed for c in cells):
-        yield "where all samples of a run agree, ± is what one further sample that does not would make it"
+        yield "at 0% or 100%, where the usual error would be zero, ± is 1/(n + 1)"
 
 
 def paper_notes(table: Table) -> Iterable[str]:
     """Note on the printed numbers next to ours."""
     if any(cell.paper is not None and cell.estimate is not None for cell in table.cells.values()):
         yield (
-            f"paper: {PAPER}, at {SCALE}, as ours; behind it ours less the paper's, {WITHIN} within the tolerance that "
-            f"the experiment states, {BEYOND} beyond it; no sign where it states none"
+            f"paper: {PAPER}, at {SCALE}, as ours; after it the difference, ours less the paper's, {WITHIN} within the "
+            f"tolerance that the experiment states, {BEYOND} beyond it; no sign where it states none"
         )
 
 

@@ -226,7 +226,7 @@ def printed_table(which: str) -> Table:
 
         if tested := mark({row: table.cells[row, column] for row in own}, column, compare):
             table.tested[group, column] = tested
-    table.notes = [*printed_notes(which, table), *gap_notes(table)]
+    table.reading = [*printed_notes(which, table), *gap_notes(table)]
     table.provenance = [f"{PAPER}, {which}, at {SCALE}"]
     return table
 

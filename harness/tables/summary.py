@@ -32,8 +32,8 @@ class Contest:
     """One group of rows in one column.
 
     leaders: the best row first, then those that are not significantly worse, the best of them first, after Holm's
-    correction over all pairs of the whole table. next: the row that the best one's lead is stated over, the best of
-    those that are worse than it; if none is, the second.
+    correction over all pairs of the group in the columns of the suite. next: the row that the best one's lead is stated
+    over, the best of those that are worse than it; if none is, the second.
     """
 
     group: str
@@ -86,14 +86,15 @@ def scale_line(table: Table, rows: Sequence[Row]) -> str:
 
 def contests(table: Table) -> list[Contest]:
     """Every group and column whose rows were tested, in the order of the columns."""
-    family = [
-        (key, pair, comparison.p)
-        for key, tested in table.tested.items()
-        for pair, comparison in tested.comparisons.items()
-        if comparison.p is not None
-    ]
-    adjusted = holm([p for *_, p in family])
-    apart = {(key, pair) for (key, pair, _), p in zip(family, adjusted, strict=True) if p < ALPHA}
+    families: dict[tuple[str, str], list[tuple[tuple[str, Column], tuple[int, int], float]]] = {}
+    for (group, column), tested in table.tested.items():
+        family = families.setdefault((group, column.suite), [])
+        pairs = tested.comparisons.items()
+        family += [((group, column), pair, each.p) for pair, each in pairs if each.p is not None]
+    apart = set()
+    for family in families.values():
+        adjusted = holm([p for *_, p in family])
+        apart |= {(key, pair) for (key, pair, _), p in zip(family, adjusted, strict=True) if p < ALPHA}
     found = []
     for (group, column), tested in table.tested.items():
         sign = -1 if column.unit.higher_is_better else 1
@@ -180,7 +181,10 @@ def compared(contest: Contest, other: Row) -> Comparison:
 def reading_line(table: Table) -> str:
     """The meaning of intervals and of `leads`; empty if nothing was tested."""
     return (
-        f"in brackets: {1 - ALPHA:.0%} intervals; who leads: Holm's correction over all pairs" if table.tested else ""
+        f"in brackets: {1 - ALPHA:.0%} intervals; who leads: Holm's correction over all pairs of a group of "
+        "rows in a suite's columns"
+        if table.tested
+        else ""
     )
 
 

@@ -28,7 +28,9 @@ def terminal(
     for block in blocks:
         console.print()
         console.print(RichText(plain(block.caption), "bold"))
-        for part in block.cut(width, GAP) if block.headings else []:
+        for n, part in enumerate(block.cut(width, GAP) if block.headings else []):
+            if n:
+                console.print()
             console.print(rich_table(part))
         for remark in block.remarks:
             bullet(console, remark)

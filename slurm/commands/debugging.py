@@ -26,8 +26,11 @@ def debug(
     set_profile: SetProfile = None,
     runs: RunsRoot = RUNS,
 ) -> None:
-    """Do the first missing unit of a run, or --unit, with the code of this checkout, and show its output and where it
-    fails: in this process, or in a job with the resources of one evaluation. What it finishes counts."""
+    """Do one unit of a run, and show its output and where it fails.
+
+    The first missing unit, or --unit, with the code of this checkout: in this process, or in a job with the resources
+    of one evaluation. What it finishes counts.
+    """
     from slurm.local import unit_here
     from slurm.plan import next_unit, submitted_run
 

@@ -12,7 +12,7 @@ from harness.run_folder import RunFolder, started_runs
 
 @runs_app.command("list")
 def list_(runs: RunsRoot = RUNS, as_json: AsJson = False) -> None:
-    """List the runs of a folder, whether they are trained, and their disk space."""
+    """List the runs of a folder. Says whether each is trained, and what disk space it takes."""
     from harness.run_folder.disk import size
 
     with errors():
@@ -27,7 +27,7 @@ def list_(runs: RunsRoot = RUNS, as_json: AsJson = False) -> None:
 
 @runs_app.command()
 def du(runs: RunsRoot = RUNS, as_json: AsJson = False) -> None:
-    """Show what takes the disk space of a folder of runs: each run by kind, the largest first, and what lies beside
+    """Show what takes the disk space of a folder of runs. Each run by kind, the largest first, and what lies beside
     them."""
     from harness.run_folder.disk import beside, by_kind
 
@@ -55,8 +55,8 @@ def prune(
     ],
     runs: RunsRoot = RUNS,
 ) -> None:
-    """Remove checkpoints of trained runs on which nothing is at work. With `--keep none` their records are all that is
-    left: they can be neither evaluated nor exported any more."""
+    """Remove checkpoints of trained runs. Runs with work in progress keep theirs. With `--keep none` only records are
+    left: the run can be neither evaluated nor exported any more."""
     from harness.run_folder.disk import Keep
     from harness.run_folder.disk import prune as remove
     from slurm.queue import Queue

@@ -23,6 +23,7 @@ from harness.command_line import (
     errors,
     this_command,
 )
+from harness.progress import working
 from harness.run_folder import Collection, collection_of
 from slurm.commands.sweeps import planned
 
@@ -38,7 +39,7 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Refresh every two seconds, until ^C.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the state of every run: of the experiment's submissions, or of its plan if there are none."""
+    """Show the state of every run, as submitted. If nothing was, the runs that the experiment plans."""
     from slurm.queue import Queue
     from slurm.status import Filter, overview, report, runs_of
 
@@ -103,8 +104,8 @@ def collect_(
     with errors():
         loaded, plans = planned(experiment, scale, overrides, mixer_file, suite_file, runs)
         target = out or collection_of(runs.resolve(), loaded.name).path
-        with Collection(target).replacing():
-            frame, lacking = collect(plans, loaded, target, this_command())
+        with Collection(target).replacing(), working(f"collecting {loaded.name}") as at:
+            frame, lacking = collect(plans, loaded, target, this_command(), at)
     typer.echo(f"{target}: {len(frame)} records of {frame['run'].nunique()} runs")
     for run_id in lacking:
         typer.echo(f"incomplete: {run_id}", err=True)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from harness.command_line import RUNS, RunsRoot, data_app, errors
+from harness.progress import working
 from slurm.commands.options import SetProfile
 
 
@@ -33,13 +34,10 @@ def prepare(
     jobs: Annotated[int, typer.Option(help="Number of jobs that share the work, with --cluster.")] = 1,
     runs: RunsRoot = RUNS,
 ) -> None:
-    """Tokenise text into shards with an index and checksums. After an interruption, the same command resumes."""
+    """Tokenise text into shards. After an interruption the same command resumes."""
     from harness.data.prepare import account, finish, plan
 
-    def say(line: str) -> None:
-        typer.echo(line, err=True)
-
-    with errors():
+    with errors(), working("prepare: reading the source") as at:
         if processes is not None and (processes < 1 or cluster is not None):
             raise ValueError(
                 f"--processes: {processes} cannot be; give at least 1, and none with --cluster, whose profile has "
@@ -61,13 +59,14 @@ def prepare(
             hub_config=name,
             hub_split=split,
             revision=revision,
-            progress=say,
+            progress=at.line,
         )
         if data is None and profile is not None:
             from slurm.preparation import submit as submit_preparation
 
             typer.echo("\n".join(submit_preparation(folder, profile, jobs, runs.resolve())))
             return
-        data = finish(folder, processes, say) if data is None else data
+        at("prepare: reading and checking the shards")
+        data = finish(folder, processes, at.line) if data is None else data
         counts = ", ".join(f"{split} {len(data.tokens(split)):,}" for split in ("train", "validation", "test"))
     typer.echo(f"{data.folder}: tokens {counts}\n{account(data.index)}")

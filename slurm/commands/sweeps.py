@@ -25,6 +25,7 @@ from harness.command_line import (
     print_result,
     this_command,
 )
+from harness.progress import working
 from slurm.commands.options import After, Parallel, SetProfile, Where
 
 
@@ -106,8 +107,9 @@ def planned(
 
     load_mixers(mixer_files)
     load_files(suite_files or [])
-    loaded = asked_for(experiment, overrides, scale, runs.resolve())
-    return loaded, plan(loaded, runs.resolve())
+    with working(f"planning {experiment}"):
+        loaded = asked_for(experiment, overrides, scale, runs.resolve())
+        return loaded, plan(loaded, runs.resolve())
 
 
 def _submit(
@@ -126,7 +128,8 @@ def _submit(
     if parallel < 1:
         raise ValueError(f"--parallel: {parallel} runs at a time; give at least 1")
     if any(run.missing for run in plans):
-        check(loaded, plans, runs)
+        with working("checking the runs and their data"):
+            check(loaded, plans, runs)
     if cluster in ("local", "debug"):
         if set_profile:
             raise ValueError(f"--set-profile: {cluster} has no profile; give --cluster PROFILE")
@@ -208,8 +211,8 @@ def train(
     mixer_file: MixerFiles = None,
     suite_file: SuiteFiles = None,
 ) -> None:
-    """Train one run of an experiment in this process, or in those that torchrun started. On the first ^C or SIGTERM it
-    saves and ends; on the second it ends without saving."""
+    """Train one run in this process, or in those of torchrun. The first ^C or SIGTERM saves and ends; the second ends
+    without saving."""
     from slurm.local import train_here
     from suites.units import TRAIN
 
@@ -243,7 +246,7 @@ def bench_sweep(
     runs: Annotated[int, typer.Option(help="Runs of the synthetic experiment.")] = 2000,
     as_json: AsJson = False,
 ) -> None:
-    """Time planning and status of an experiment of many runs, over synthetic markers."""
+    """Time planning and status of an experiment of many runs."""
     from slurm.bench import render, run
 
     with errors():

@@ -18,6 +18,7 @@ from harness.data.needles import FORMATS
 from harness.data.tokenizer import tokenizer_hash
 from harness.experiments.closed import Seed
 from harness.files import cache_dir, file_sha256
+from harness.records.answers import kept
 from harness.records.published import TASK_NAMES
 from harness.records.record import Measurement
 from harness.records.units import unit_name
@@ -305,6 +306,7 @@ def score_samples(
         enough = [sufficient_answers(task, sample.answers) for sample in samples]
         texts = generate(lm, task, prompts, until=[], max_new_tokens=config.room(task), enough=enough)
         scores = [answer_score(task, text, sample.answers) for text, sample in zip(texts, samples, strict=True)]
-        measurements.append(mean_measurement("contains", scores, task=task, **fields))
+        answers = kept(prompts, ("; ".join(sample.answers) for sample in samples), texts)
+        measurements.append(mean_measurement("contains", scores, task=task, answers=answers, **fields))
     probes = [Probe(sample.prompt, sample.without, sample.continuation) for sample in samples]
     return measurements + needle_measurements(lm, probes, task, **fields)

@@ -22,6 +22,7 @@ from unittest import mock
 import datasets
 import lm_eval.api.task
 import lm_eval.tasks
+import numpy as np
 import yaml
 from lm_eval import evaluator
 from lm_eval.api.model import LM
@@ -29,6 +30,7 @@ from lm_eval.api.task import Task
 
 from harness.lm.generate import NotFinite
 from harness.records import stats
+from harness.records.answers import MOST_ANSWERS, Answer
 from harness.records.record import Measurement
 from suites.shared.lm_requests import fingerprint, mean_measurement
 
@@ -51,12 +53,14 @@ class TaskSamples:
 
     samples: lm-eval's per-sample dictionaries in the order of the documents: `doc`, `arguments`, `resps` and one value
     under each metric's name. total: documents in the whole set. limit: documents used if fewer than all, else None.
+    definition: the task, which knows the choices of a document.
     """
 
     task: str
     samples: list[dict[str, Any]]
     total: int
     limit: int | None
+    definition: Task
 
     @property
     def items_sha256(self) -> str:
@@ -106,7 +110,7 @@ def run_tasks(lm: LM, tasks: Sequence[Task], limit: int | None = None) -> dict[s
                     raise NotFinite(sample["doc_id"], task.task_name)
             total = len(task.eval_docs)
             used = limit if limit is not None and limit < total else None
-            collected[task.task_name] = TaskSamples(task.task_name, samples, total, used)
+            collected[task.task_name] = TaskSamples(task.task_name, samples, total, used, task)
     return collected
 
 
@@ -128,10 +132,32 @@ def task_measurement(run: TaskSamples, metric: str, settings: dict[str, Any], **
     fields = {"task": run.task, "limit": run.limit, "settings": settings, **fields}
     logged = [sample[metric] for sample in run.samples]
     if metric not in ("perplexity", "word_perplexity"):
-        return mean_measurement(metric, [float(entry) for entry in logged], **fields)
+        texts = [shown(run.definition, sample, metric) for sample in run.samples[:MOST_ANSWERS]]
+        return mean_measurement(metric, [float(entry) for entry in logged], answers=tuple(texts), **fields)
     # lm-eval logs (log-likelihood, words), or the log-likelihood alone if every document has the same weight.
     pairs = [entry if isinstance(entry, tuple) else (entry, 1) for entry in logged]
     return perplexity_measurement(metric, [-pair[0] for pair in pairs], [pair[1] for pair in pairs], **fields)
+
+
+def shown(definition: Task, sample: dict[str, Any], metric: str) -> Answer:
+    """Question, right answer and the model's answer in one sample of a task with right and wrong answers.
+
+    Among choices the model's answer is the likeliest one, per character for acc_norm. Of a continuation only its own
+    likelihood is known: the answer is its text if the model would have written it, and else None.
+    """
+    context, continuation = sample["arguments"][0][:2]
+    if definition.OUTPUT_TYPE != "multiple_choice":
+        return Answer(context, continuation.strip(), continuation.strip() if sample["filtered_resps"][0][1] else None)
+    doc = sample["doc"]
+    choices = definition.doc_to_choice(doc)
+    values = np.array([value for value, _ in sample["filtered_resps"]])
+    if metric == "acc_norm":
+        values /= [len(choice) for choice in choices]
+    if definition.multiple_input:  # the choices are beginnings of one continuation
+        right, asked = definition.doc_to_text(doc), f"{' | '.join(choices)} …{continuation}"
+    else:
+        right, asked = definition.doc_to_target(doc), f"{context} {' | '.join(choices)}"
+    return Answer(asked, choices[int(right)], choices[int(values.argmax())])
 
 
 def perplexity_measurement(metric: str, nll: Sequence[float], units: Sequence[float], **fields: Any) -> Measurement:

@@ -1,6 +1,7 @@
 """The commands on suites: the list with a title per suite, limits of `eval`, and suites that are not for it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,26 @@ from suites import registry
 cli = CliRunner()
 
 
-def test_list_shows_a_line_with_the_title_of_every_suite() -> None:
+def test_list_has_a_line_on_every_mixer_preset_experiment_and_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = json.loads(cli.invoke(app, ["list", "--json"]).output)
+    assert set(known) == {"mixers", "presets", "experiments", "suites"} and all(map(all, known.values()))
+    assert known["suites"] == {name: entry.title for name, entry in registry.entries().items()}
+    assert known["mixers"]["gdn2"].startswith("Gated DeltaNet-2 (arXiv 2605.22791)")
+    assert known["experiments"]["demo"].startswith("Seven matched models")
+    assert all(text for lines in known.values() for text in lines.values())
+    monkeypatch.setenv("COLUMNS", "80")
     lines = cli.invoke(app, ["list"]).output.splitlines()
-    shown = dict(line.split(maxsplit=1) for line in lines[lines.index("suites:") + 1 :])
-    assert shown == {name: known.title for name, known in registry.entries().items()}
-    assert json.loads(cli.invoke(app, ["list", "--json"]).output)["suites"] == shown
+    assert max(map(len, lines)) <= 80
+    names = {line.split()[0] for line in lines if re.match("  [a-z0-9]", line)}
+    assert names == {name for kind in known.values() for name in kind}
+
+
+@pytest.mark.parametrize("command", [(), ("eval",), ("table",), ("data", "prepare"), ("bench", "kernels")])
+def test_help_speaks_of_values_not_of_python_types(command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = cli.invoke(app, [*command, "--help"])
+    assert shown.exit_code == 0 and not re.search("<|list\\[|None", shown.output)
+    assert "..." not in shown.output.replace("[ARGS]...", "")
 
 
 @pytest.mark.parametrize(
@@ -40,7 +56,8 @@ def test_a_limit_sets_the_samples_and_answers_are_kept(tmp_path: Path) -> None:
     set_ = cli.invoke(app, [*arguments, "--set", "samples=3"])
     assert limited.exit_code == 0, limited.output
     assert json.loads(limited.stdout) == json.loads(set_.stdout) and json.loads(limited.stdout)[0]["n"] == 3
-    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 3
+    kept = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert len(kept) == 6  # the score of each sample, and the word that an untrained model says instead
 
 
 @pytest.mark.parametrize("suite", ["recall", "language"])

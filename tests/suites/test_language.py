@@ -67,6 +67,17 @@ def test_the_suite_gives_the_papers_columns_and_says_what_it_read(table: dict) -
         assert m.value == pytest.approx(math.exp(mean) if m.metric == "perplexity" else mean)
 
 
+def test_the_answer_that_is_shown_is_the_one_that_was_scored(table: dict) -> None:
+    for (task, metric), m in table.items():
+        if metric == "perplexity" or task == "avg":
+            assert m.answers is None
+            continue
+        assert len(m.answers) == LIMIT
+        for answer, score in zip(m.answers, m.samples, strict=True):
+            assert (answer.said == answer.expected) == bool(score) and answer.asked and answer.expected
+            assert answer.said is not None or task == "lambada"
+
+
 def test_every_column_is_one_that_the_paper_prints(table: dict) -> None:
     printed = {key[2:] for key in printed_values()}
     wikitext = {("wikitext", metric) for metric in SPECS["wikitext"].metrics}

@@ -11,6 +11,7 @@ from lm_eval.api.model import LM
 
 from harness.data.synthetic import TASKS, question, recall_words
 from harness.data.tokenizer import load_tokenizer
+from harness.records.answers import MOST_ANSWERS
 from harness.tables.comparison import comparison
 from suites.recall import Config, Recall, questions
 from suites.shared.lm_requests import fingerprint
@@ -63,7 +64,8 @@ class Scripted(LM):
         raise AssertionError("not asked for")
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        raise AssertionError("not asked for")
+        assert all(request.args[1] == {"until": [], "max_gen_toks": 1, "do_sample": False} for request in requests)
+        return [" " + self.reads(request.args[0]) for request in requests]
 
 
 def test_a_reader_scores_1_on_every_task_and_never_answers_with_an_old_value() -> None:
@@ -86,6 +88,15 @@ def test_who_answers_with_a_value_that_was_overwritten_is_always_stale_and_never
     assert [(m.length, m.metric, m.value) for m in found] == [
         (1, "acc", 0.0), (1, "stale", 1.0), (3, "acc", 0.0), (3, "stale", 1.0)
     ]  # fmt: skip
+
+
+def test_answers_are_the_models_own_words_right_or_wrong() -> None:
+    for reads, right in ((last, True), (before_last, False), (first_of_all, False)):
+        acc, stale = Recall().run(Scripted(reads), Config(pairs=[], rewrites=[2], samples=40))
+        assert stale.answers is None and len(acc.answers) == MOST_ANSWERS == 20
+        for index, answer in enumerate(acc.answers):
+            assert answer.said == reads(answer.asked) and answer.expected == last(answer.asked)
+            assert (answer.said == answer.expected) == bool(acc.samples[index]) and (acc.samples[index] == 1) >= right
 
 
 def test_a_guesser_scores_one_in_as_many_as_there_are_pairs() -> None:

@@ -54,6 +54,12 @@ TASK_NAMES = {
 }
 """The paper's heading for each of its tasks. A stand-in is never shown under it."""
 
+OPTIONS = {
+    **{"piqa": 2, "hellaswag": 4, "winogrande": 2, "arc_easy": 4, "arc_challenge": 4, "openbookqa": 4},
+    **{"social_iqa": 3, "boolq": 2},
+}
+"""Answers that a multiple-choice task offers; of ARC's questions, a few offer three or five."""
+
 VARIANTS = {
     "w_only": "w only (scalar erase gate)",
     "b_only": "b only (scalar write gate)",

@@ -63,17 +63,21 @@ def test_columns_are_chosen_in_the_order_asked_for(frame: pd.DataFrame) -> None:
         chosen(measured(frame), ["mqar_acc@5"])
 
 
-def test_a_number_is_written_with_its_interval_as_far_as_it_has_one() -> None:
-    row = {"preset": "cpu-1m", "line": "gdn2", "low": math.nan, "high": math.nan}
+def test_a_number_is_written_with_its_standard_error_as_far_as_it_has_one(frame: pd.DataFrame) -> None:
+    row = {"preset": "cpu-1m", "line": "gdn2", "stderr": math.nan}
     numbers = pd.DataFrame(
         [
-            row | {"column": "a", "value": 72.8, "low": 70.8, "high": 74.8},
-            row | {"column": "b", "value": 99.0, "low": 95.3, "high": 100.0},
+            row | {"column": "a", "value": 72.8, "stderr": 1.02},
+            row | {"column": "b", "value": 99.0, "stderr": 2.0},
             row | {"column": "c", "value": 15.9},
             row | {"column": "d", "line": "kda", "value": 1.0},
         ]
     )
-    assert wide(numbers).loc["gdn2"].tolist() == ["72.8 ± 2.0", "99.0 (95.3 to 100.0)", "15.90", "–"]
+    assert wide(numbers).loc["gdn2"].tolist() == ["72.8 ± 1.0", "99.0 ± 2.0", "15.90", "–"]
+    # The same error as in tables.
+    own = measured(frame).set_index(["preset", "mixer", "column"])["stderr"]
+    error = 100 * stats.estimate(VALUES["gdn2"], [0.01] * 3, [100] * 3).stderr
+    assert own[WIDTHS[0], "gdn2", "mqar_acc@8"] == pytest.approx(error)
 
 
 def test_a_heading_names_metric_length_and_direction() -> None:

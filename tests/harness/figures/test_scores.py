@@ -28,15 +28,16 @@ from tests.harness.figures.figure_records import VALUES, WIDTHS
 from tests.harness.tables.table_records import record, store
 
 
-def test_the_numbers_are_mean_and_standard_deviation_over_seeds_in_percent(frame: pd.DataFrame) -> None:
+def test_the_numbers_are_means_with_the_standard_error_of_tables_in_percent(frame: pd.DataFrame) -> None:
     numbers = recall_numbers(frame)
     assert len(numbers) == len(WIDTHS) * len(VALUES) * 4 and set(numbers["seeds"]) == {3}
     keys = ["task", "metric", "preset", "mixer", "length"]
-    found = {tuple(row[:5]): row[5:] for row in numbers[[*keys, "mean", "sd"]].itertuples(index=False, name=None)}
-    assert found["mqar", "acc", "cpu-recall-32", "gdn2", 8] == pytest.approx((80, 10))
-    assert found["mqar", "acc", "cpu-recall-64", "gdn2", 4] == pytest.approx((40, 5))
-    assert found["overwrite", "stale", "cpu-recall-64", "own", 2] == pytest.approx((20, 10))
-    assert found["mqar", "acc", "cpu-recall-32", "kda", 8] == pytest.approx((50, 0))
+    found = {tuple(row[:5]): row[5:] for row in numbers[[*keys, "value", "stderr"]].itertuples(index=False, name=None)}
+    # Over three seeds sd²/3, and over samples the point that every record of the fixture has.
+    assert found["mqar", "acc", "cpu-recall-32", "gdn2", 8] == pytest.approx((80, math.sqrt(100 / 3 + 1)))
+    assert found["mqar", "acc", "cpu-recall-64", "gdn2", 4] == pytest.approx((40, math.sqrt(25 / 3 + 1)))
+    assert found["overwrite", "stale", "cpu-recall-64", "own", 2] == pytest.approx((20, math.sqrt(100 / 3 + 1)))
+    assert found["mqar", "acc", "cpu-recall-32", "kda", 8] == pytest.approx((50, 1))
 
 
 def test_every_panel_has_a_line_and_a_band_per_mixer_through_those_numbers(frame: pd.DataFrame) -> None:
@@ -45,31 +46,48 @@ def test_every_panel_has_a_line_and_a_band_per_mixer_through_those_numbers(frame
     assert [axes.get_title() for axes in panels] == ["mqar acc ↑", "overwrite acc ↑", "overwrite stale ↓", "", "", ""]
     assert [panels[i].get_ylabel() for i in (0, 3)] == [f"{width}\n%" for width in WIDTHS]
     assert panels[3].get_xlabel() == "key-value pairs"
-    for axes in panels:
-        assert [line.get_label() for line in axes.get_lines()] == ["GDN2", "KDA", "OWN"]
-        assert [to_hex(line.get_color()).upper() for line in axes.get_lines()] == [
+    for i, axes in enumerate(panels):
+        guessing, shown = axes.get_lines()[: i % 3 == 0], axes.get_lines()[i % 3 == 0 :]
+        assert all(line.get_xydata().tolist() == [[4, 25], [8, 12.5]] for line in guessing)
+        assert [line.get_label() for line in shown] == ["GDN2", "KDA", "OWN"]
+        assert [to_hex(line.get_color()).upper() for line in shown] == [
             LOOK["gdn2"][0],
             LOOK["kda"][0],
             OTHERS[0][0],
         ]
         assert len(axes.collections) == 3
-    line, band = panels[0].get_lines()[0], panels[0].collections[0]
+    line, band = panels[0].get_lines()[1], panels[0].collections[0]
     np.testing.assert_allclose(line.get_xydata(), [(4, 40), (8, 80)])
-    edge = {tuple(point) for point in np.round(band.get_paths()[0].vertices, 6).tolist()}
-    assert edge == {(4, 35), (4, 45), (8, 70), (8, 90)}
+    edge = band.get_paths()[0].vertices[:, 1]
+    few, many = math.sqrt(25 / 3 + 1), math.sqrt(100 / 3 + 1)
+    assert {round(y, 6) for y in edge} == {round(y, 6) for y in (40 - few, 40 + few, 80 - many, 80 + many)}
+    assert drawn.get_suptitle() == "mean of 3 seeds; band ± one standard error over seeds and samples"
 
 
-def test_one_seed_is_drawn_without_a_band(frame: pd.DataFrame) -> None:
+def test_one_seed_has_the_error_over_samples_and_says_so(frame: pd.DataFrame) -> None:
     one = frame[frame["seed"] == 0]
-    assert recall_numbers(one)["sd"].isna().all()
-    axes = recall(one).get_axes()[0]
-    np.testing.assert_allclose(axes.get_lines()[0].get_ydata(), [35, 70])
-    assert not any(np.isfinite(path.vertices).any() for band in axes.collections for path in band.get_paths())
+    assert recall_numbers(one)["stderr"].tolist() == pytest.approx([1.0] * len(recall_numbers(one)))
+    drawn = recall(one)
+    np.testing.assert_allclose(drawn.get_axes()[0].get_lines()[1].get_ydata(), [35, 70])
+    assert drawn.get_suptitle() == "one seed; band ± one standard error over samples"
+
+
+def test_the_value_of_guessing_is_drawn_where_it_is_known(tmp_path: Path) -> None:
+    known = record("gdn2", "mod_add", "acc", 0.5, 0.01, settings={"chance": 0.2}, suite="state_tracking", length=64)
+    made = [record("gdn2", "piqa", "acc", 0.6, 0.01), known, record("gdn2", "novels", "word_perplexity", 40.0, 1.0)]
+    numbers = measured(store(tmp_path, made))
+    assert numbers.set_index("task")["chance"].round(6).to_dict() == pytest.approx(
+        {"piqa": 50, "mod_add": 20, "novels": math.nan}, nan_ok=True
+    )
+    drawn = scores(numbers)
+    dashed = [[line.get_xdata()[0] for line in axes.get_lines() if line.get_linestyle() == "--"] for axes in drawn.axes]
+    assert dashed == [[50], [], [20]] and "dashed: guessing" in drawn.get_suptitle()
+    assert drawn.axes[0].get_xlim()[0] < 50  # and it is in sight
 
 
 def test_a_label_in_two_layouts_is_two_lines_called_by_their_layouts(frame: pd.DataFrame) -> None:
     hybrid = frame.assign(layout="hybrid", value=frame["value"] / 2)
-    labels = [line.get_label() for line in recall(pd.concat([frame, hybrid])).get_axes()[0].get_lines()]
+    labels = [line.get_label() for line in recall(pd.concat([frame, hybrid])).get_axes()[0].get_lines()[1:]]
     assert labels[::3] == ["GDN2 (recurrent)", "GDN2 (hybrid)"] and len(set(labels)) == 6
 
 

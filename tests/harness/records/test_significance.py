@@ -20,6 +20,7 @@ from harness.records.significance import (
     printed_gap,
     proportion_stderr,
     seeds_to_settle,
+    t_power,
     tiers,
 )
 from harness.records.stats import Comparison, difference, estimate, paired, proportion_floor
@@ -55,6 +56,18 @@ def test_holm_keeps_the_order_raises_every_p_and_does_not_depend_on_the_order_gi
     assert (np.diff(adjusted[np.argsort(p, kind="stable")]) >= 0).all()
     order = random.sample(range(len(p)), len(p))
     assert holm([p[i] for i in order]) == pytest.approx(adjusted[order])
+
+
+def test_a_stricter_level_needs_more_and_its_power_is_kept():
+    for level in (0.05, 0.01, 0.05 / 15):
+        k = seeds_to_settle(0.8, 1.0, level=level)
+        assert t_power(0.8 * math.sqrt(k / 2), 2 * (k - 1), level) >= 0.8
+        assert t_power(0.8 * math.sqrt((k - 1) / 2), 2 * (k - 2), level) < 0.8
+    # (z_level + 0.8416)² in the limit of a small gap: 1.960 and 2.935 standard deviations.
+    ratio = items_to_settle(0.5001, 0.5, 0.05 / 15) / items_to_settle(0.5001, 0.5)
+    assert ratio == pytest.approx(((2.935 + 0.8416) / (1.960 + 0.8416)) ** 2, rel=1e-3)
+    paired_ratio = items_to_settle_paired(0.0001, 0.5, 0.05 / 15) / items_to_settle_paired(0.0001, 0.5)
+    assert paired_ratio == pytest.approx(ratio, rel=1e-3)
 
 
 def test_rows_are_compared_in_all_pairs_and_one_that_cannot_be_tested_is_not_told_apart():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.records.store import load, load_samples, write_records
+from harness.records.answers import grouped, kept
+from harness.records.store import load, load_answers, load_samples, sample_frame, write_records
 from tests.harness.records.store_records import record
 
 
@@ -26,6 +28,23 @@ def test_a_record_survives_the_store_field_by_field(tmp_path):
     assert row["settings"] == '{"a": ["x"], "b": 1, "protocol_version": 1}'
     assert row["file"] == str(tmp_path / "r1/records/language.jsonl")
     assert load_samples(tmp_path) == {("r1", "language", "piqa", "acc", 512): (0.0, 1.0)}
+
+
+def test_samples_are_a_frame_with_a_row_a_score(tmp_path):
+    for run, scores in (("r1", (0.0, 1.0)), ("r2", (1.0, 1.0, 0.25))):
+        mean, n = sum(scores) / len(scores), len(scores)
+        write_records(tmp_path / run, "language", [record(run, value=mean, n=n, length=512, samples=scores)])
+        write_records(tmp_path / run, "recall", [record(run, suite="recall")])
+    found = sample_frame(tmp_path)
+    assert found[["run", "item", "score"]].to_numpy().tolist() == [
+        ["r1", 0, 0.0],
+        ["r1", 1, 1.0],
+        ["r2", 0, 1.0],
+        ["r2", 1, 1.0],
+        ["r2", 2, 0.25],
+    ]
+    assert set(found["label"]) == {"gdn2"} and set(found["suite"]) == {"language"} and set(found["length"]) == {512}
+    assert sample_frame(tmp_path / "r1" / "records" / "recall.jsonl").empty
 
 
 def test_what_is_not_known_stays_missing(tmp_path):
@@ -103,6 +122,24 @@ def test_a_collection_is_a_source_like_any_other(tmp_path):
     frame.assign(luck=1).to_parquet(tmp_path / "records.parquet")
     with pytest.raises(ValueError, match=r"records.parquet: columns missing \[\], unknown \['file', 'luck'\]; collect"):
         load(tmp_path)
+
+
+def test_answers_lie_beside_scores_and_come_back_from_runs_and_collections(tmp_path):
+    # U+2028 and U+0085 are ends of lines to Python.
+    two = kept(["a\u2028b", "x" * 900], ["1", "2\x85"], ["1", None])
+    records = [record("r1", samples=(1.0, 0.0), answers=two), record("r2", samples=(0.0, 1.0), answers=two[:1])]
+    for each in records:
+        write_records(tmp_path / "runs" / each.run, "language", [each, record(each.run, task="boolq")])
+    found = load_answers(tmp_path / "runs")
+    assert found == {each.key: each.answers for each in records}
+    assert len(load_samples(tmp_path / "runs")) == 2
+    load(tmp_path / "runs").drop(columns="file").to_parquet(tmp_path / "records.parquet")
+    assert load_answers(tmp_path) == {}  # of a collection that an earlier version made
+    (tmp_path / "answers.json").write_text(json.dumps(grouped(found)))
+    assert load_answers(tmp_path) == found
+    (tmp_path / "answers.json").write_text('[{"suite": "language"}]')
+    with pytest.raises(ValueError, match="answers.json: no answers .*; evaluate and collect again"):
+        load_answers(tmp_path)
 
 
 def test_a_collection_with_a_number_that_cannot_be_is_refused(tmp_path):

@@ -11,6 +11,7 @@ from harness.run_folder import (
     RunFolder,
     Status,
     Summary,
+    find_run,
     started_runs,
 )
 from tests.harness.run_folder.damage import damage
@@ -102,6 +103,21 @@ def test_a_damaged_configuration_is_named_with_the_remedy(tmp_path: Path, conten
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"{tmp_path}: no run lies there \(config.yaml is missing\)"):
         read_config(tmp_path)
+
+
+def test_a_run_is_found_by_its_folder_its_id_or_the_beginning_of_one(tmp_path: Path) -> None:
+    for name in ("gdn2-recurrent-s0-1a", "gdn2-recurrent-s1-2b", "kda-recurrent-s0-3c"):
+        damage(RunFolder(tmp_path / name).config, b"label: x\n")
+    folder = tmp_path / "kda-recurrent-s0-3c"
+    for given in (folder, str(folder)):
+        assert find_run(given, "elsewhere").path == folder
+    for given in ("kda-recurrent-s0-3c", "kda"):
+        assert find_run(given, str(tmp_path)).path == folder
+    with pytest.raises(ValueError, match="several begin so: gdn2-recurrent-s0-1a, gdn2-recurrent-s1-2b"):
+        find_run("gdn2", tmp_path)
+    for lost in ("mamba2", "../kda", ""):
+        with pytest.raises(ValueError, match=r"no run lies there .* there are gdn2-recurrent-s0-1a, "):
+            find_run(lost, tmp_path)
 
 
 def test_attempts_are_appended_and_a_line_that_was_cut_off_is_dropped(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from harness.experiments.schema import Expected
 from harness.files import CHECKOUT
+from harness.records.answers import grouped, kept
 from harness.records.provenance import Provenance
 from harness.records.published import printed_values
 from harness.records.record import Measurement, Record
@@ -108,10 +109,14 @@ HOSTILE = (
 
 
 def hostile_collection(folder: Path) -> Path:
-    """A collection whose labels, devices, times, tasks, notes and error texts are HOSTILE."""
+    """A collection whose labels, devices, times, tasks, notes, answers and error texts are HOSTILE."""
     folder.mkdir(parents=True)
-    records = [record(f"m{i}", "piqa", "acc", 0.5 + i / 100, 0.01, stand_in="x") for i in range(len(HOSTILE))]
+    texts = kept(HOSTILE, HOSTILE, HOSTILE)
+    scored = [tuple(float(n <= i) for n in range(len(HOSTILE))) for i in range(len(HOSTILE))]
+    own = {"n": len(HOSTILE), "stand_in": "x", "answers": texts}
+    records = [record(f"m{i}", "piqa", "acc", *mean_stderr(s), samples=s, **own) for i, s in enumerate(scored)]
     frame = store(folder / "runs", records).drop(columns="file")
+    keys = [(each.run, HOSTILE[0], HOSTILE[3], "acc", None) for each in records]
     for name in ("label", "device", "time", "command", "backend", "git_commit", "version_torch", "stand_in"):
         frame[name] = HOSTILE
     frame[["suite", "task"]] = HOSTILE[0], HOSTILE[3]
@@ -120,7 +125,8 @@ def hostile_collection(folder: Path) -> Path:
     failed = {"run": "f", "label": f"{HOSTILE[1]}!", "mixer": "f", "layout": "recurrent", "seed": 1}
     failed["failure"] = HOSTILE[3]
     (folder / "runs.json").write_text(json.dumps([*runs.to_dict("records"), failed]))
-    (folder / "samples.json").write_text("[]")
+    (folder / "samples.json").write_text(json.dumps(list(zip(keys, scored, strict=True))))
+    (folder / "answers.json").write_text(json.dumps(grouped(dict.fromkeys(keys, texts))))
     shutil.copy(CHECKOUT / "results" / "demo" / "experiment.yaml", folder)
     return folder
 

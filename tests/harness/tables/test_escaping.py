@@ -112,7 +112,7 @@ def test_what_no_table_has_is_found_in_a_fragment(fragment: str) -> None:
 
 def test_a_table_of_somebody_else_with_more_in_it_stops_the_report(tmp_path: Path) -> None:
     from harness.experiments.load import load_experiment
-    from harness.figures.report import report
+    from harness.report.page import report
 
     folder = hostile_collection(tmp_path / "c")
     (folder / "table2.html").write_text("<table><script>x</script></table>")

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from harness.records.significance import items_to_settle_paired, seeds_to_settle
+from harness.records.significance import items_to_settle, items_to_settle_paired, seeds_to_settle
 from harness.records.stats import mean_stderr
 from harness.records.store import load_samples
 from harness.tables.comparison import comparison
@@ -58,14 +58,27 @@ def test_what_would_settle_the_nearest_open_pairs_is_said_once(tmp_path):
         for seed, value in enumerate(values)
     ]
     frame = store(tmp_path, records)
-    (note,) = [n for n in comparison(frame, samples=load_samples(tmp_path)).notes if n.startswith("not told apart")]
+    (note,) = [n for n in comparison(frame, samples=load_samples(tmp_path)).notes if n.startswith("undecided pairs")]
     needed = items_to_settle_paired(0.04, 0.04)
     assert f"PIQA acc gdn2 − kda (4): {needed} samples, now 100" in note
     # Standard deviations of 0.05 and 0.02 about a gap of 0.01.
     seeds = seeds_to_settle(0.01, math.sqrt((0.05**2 + 0.02**2) / 2))
     assert f"BoolQ acc gdn2 − kda (1): {seeds} seeds a row, now 3" in note
     settled = [record(k, "piqa", "acc", v, 0.01) for k, v in {"gdn2": 0.9, "kda": 0.1}.items()]
-    assert not any("not told apart" in n for n in comparison(store(tmp_path / "b", settled)).notes)
+    assert not any("undecided pairs" in n for n in comparison(store(tmp_path / "b", settled)).notes)
+
+
+def test_what_would_settle_a_pair_counts_the_pairs_that_holm_has_left(tmp_path):
+    # Three rows, of which two are 0.02 apart and far above the third: two pairs are rejected, and one is left.
+    values = {"gdn2": 0.90, "kda": 0.88, "mamba2": 0.2}
+    records = [record(label, "piqa", "acc", v, 0.01, 1000) for label, v in values.items()]
+    (note,) = [n for n in comparison(store(tmp_path / "a", records)).notes if n.startswith("undecided pairs")]
+    assert f"gdn2 − kda (2): {items_to_settle(0.90, 0.88):,} samples" in note
+    # With a third row among the best, no pair is rejected: the next one must pass at a third of the level.
+    close = [*records[:2], record("mamba2", "piqa", "acc", 0.87, 0.01, 1000)]
+    (note,) = [n for n in comparison(store(tmp_path / "b", close)).notes if n.startswith("undecided pairs")]
+    assert f"gdn2 − kda (2): {items_to_settle(0.90, 0.88, 0.05 / 3):,} samples" in note
+    assert items_to_settle(0.90, 0.88, 0.05 / 3) > items_to_settle(0.90, 0.88)
 
 
 def test_low_is_best_where_the_metric_says_so(tmp_path):

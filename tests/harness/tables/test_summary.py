@@ -72,12 +72,14 @@ def test_rows_that_share_the_lead_are_named_together(tmp_path):
     assert lines["language"].startswith(said) and lines["language"].endswith("] over mamba2)")
 
 
-def test_a_lead_among_many_columns_counts_all_pairs_shown(tmp_path):
+def test_a_lead_among_many_columns_counts_all_pairs_of_its_suite(tmp_path):
     # 9 items apart: p = 0.004 by McNemar's test, one of one pair or one of thirty.
     few = [scored(label, share) for label, share in {"gdn2": 0.5225, "kda": 0.5}.items()]
     assert "leads in 1 of 1 column" in summed(tmp_path / "a", few)["language"]
     others = [scored(label, 0.5, task=f"t{i}") for label in ("gdn2", "kda") for i in range(29)]
     assert "leads" not in summed(tmp_path / "b", [*few, *others])["language"]
+    elsewhere = [scored(label, 0.5, task=f"t{i}", suite="recall") for label in ("gdn2", "kda") for i in range(29)]
+    assert "leads in 1 of 1 column" in summed(tmp_path / "c", [*few, *elsewhere])["language"]
 
 
 def test_a_lower_perplexity_leads_and_its_lead_is_positive(tmp_path):

@@ -1,6 +1,7 @@
 """The commands on sweeps as a user calls them: wrong use ends in one line, before anything is written."""
 
 import io
+import re
 import signal
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from harness import progress
 from run import app
 from slurm.local import run_experiment
-from tests.slurm.experiments import TEXT, experiment, failed_run
+from tests.slurm.experiments import TEXT, data_config, experiment, failed_run
 
 cli = CliRunner()
 
@@ -97,3 +99,20 @@ def test_progress_on_a_terminal_shows_an_error_text_as_it_is(
         for number, handler in before:
             signal.signal(number, handler)
     assert TEXT in screen.getvalue()
+
+
+def test_work_in_this_process_says_how_far_it_is(
+    tmp_path: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slurm.local.PRINT_INTERVAL", 0.05)
+    monkeypatch.setattr(progress, "SILENCE", 0.01)
+    path = experiment(tmp_path, small_data, mixers=["attention"], data=data_config(small_data, steps=40))
+    options = [str(path), "--runs", str(tmp_path / "runs")]
+    trained = cli.invoke(app, ["train", *options, "--run", "attention"])
+    assert trained.exit_code == 0, trained.output
+    assert re.search(r"starting: 0 s", trained.stderr)
+    assert re.search(r"loss \d\.\d{3}  [\d,]+ tok/s, step \d+ of 40, \d+ s left: \d+ s", trained.stderr)
+    again = cli.invoke(app, ["submit", *options, "--cluster", "debug", "--set", "train.lr=0.002"])
+    assert again.exit_code == 0, again.output
+    assert re.search(r"training +step \d+/40  loss", again.output)
+    assert "planning" in again.stderr and "planning" in cli.invoke(app, ["collect", *options]).stderr

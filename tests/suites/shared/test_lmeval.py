@@ -24,8 +24,12 @@ from tests.suites.retriever import SearchingLM
 
 def logged(metric: str, *entries: object) -> TaskSamples:
     """Return the samples of a task that logged `entries` under a metric."""
-    samples = [{"arguments": [["context", str(i)]], metric: entry} for i, entry in enumerate(entries)]
-    return TaskSamples("task", samples, total=10, limit=len(samples))
+    samples = [
+        {"arguments": [["context", f" {i}"]], "filtered_resps": [(-1.0, entry == 1)], metric: entry}
+        for i, entry in enumerate(entries)
+    ]
+    definition = SimpleNamespace(OUTPUT_TYPE="loglikelihood")
+    return TaskSamples("task", samples, total=10, limit=len(samples), definition=definition)
 
 
 def test_lm_eval_changes_neither_random_state_nor_logging_nor_progress_bars() -> None:
@@ -42,6 +46,7 @@ def test_a_metric_is_the_mean_of_what_was_logged() -> None:
     m = task_measurement(logged("acc", 1, 0, 1, 1), "acc", {"data": "offline"}, suite="suite")
     assert (m.suite, m.task, m.metric, m.value, m.n, m.limit) == ("suite", "task", "acc", 0.75, 4, 4)
     assert m.settings["data"] == "offline" and len(m.settings["items_sha256"]) == 64
+    assert [(a.asked, a.expected, a.said) for a in m.answers[:2]] == [("context", "0", "0"), ("context", "1", None)]
 
 
 @pytest.mark.parametrize(

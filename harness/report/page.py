@@ -13,30 +13,15 @@ import yaml
 from harness.experiments.schema import Experiment
 from harness.figures import FIGURES, WITH_COLUMNS, write_figure
 from harness.files import write_atomic
-from harness.records.store import load
+from harness.records.store import load, load_answers
+from harness.report import explore
+from harness.report.answers import questions
+from harness.report.document import document
 from harness.run_folder import Collection
+from harness.tables.collection import read_table
 from harness.tables.escaping import foreign_markup, in_html
 from harness.tables.html_form import SHARED
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto; max-width: 1180px;
-       padding: 16px }
-h1 { font-size: 1.6em; margin: 0 0 4px } h2 { font-size: 1.2em; margin: 1.6em 0 .4em }
-.facts, footer { color: #555; font-size: .9em }
-.wide { overflow-x: auto; -webkit-overflow-scrolling: touch }
-.plain { border-collapse: collapse; font-size: .85em }
-.plain th, .plain td { text-align: right; padding: 2px 8px; white-space: nowrap; border-bottom: 1px solid #e4e4e4 }
-.plain th:first-child, .plain td:first-child { text-align: left }
-figure { margin: 0 0 1.2em } img { max-width: 100%; height: auto }
-figcaption { color: #555; font-size: .9em }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: 10px; font-size: .8em }
-dl { display: grid; grid-template-columns: minmax(8em, max-content) 1fr; gap: 2px 14px; font-size: .85em }
-dd { margin: 0; overflow-wrap: anywhere } dt { color: #555 }
-a { color: #0b57a4 }
-@media screen and (max-width: 700px) { figure { overflow-x: auto } img { max-width: none; width: 720px } }
-@media print { body { max-width: none; font-size: 10pt } .wide { overflow: visible } details > * { display: block }
-  h2 { break-after: avoid } figure, tr { break-inside: avoid } }
-"""
 CAPTIONS = {
     "curves": "Training curves",
     "scores": "Scores",
@@ -66,8 +51,6 @@ MODEL = {
     "tokens_per_second": "tokens/s",
     "failure": "failed",
 }
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-"""The page's content security policy: a browser runs no script of it and fetches nothing for it."""
 BIRTH = [
     *("git_commit", "git_dirty", "code_sha256", "code_version", "files_sha256", "plugins"),
     *("device", "dtype", "backend", "threads", "command"),
@@ -82,43 +65,54 @@ def report(folder: Path, experiment: Experiment, columns: list[str] | None = Non
     nothing was collected, or if a table beside the records holds more than tables do.
     """
     records = load(folder)
-    runs = Collection(folder).read_runs()
-    drawn, lacking = _figures(folder, columns)
-    pages = [_table(path) for path in sorted(folder.glob("table*.html"))]
-    # All pages have the verdicts; the summary is that of the paper's table, if there is one.
-    shared = {section.partition(">")[0]: section for page in pages for section in SHARED.findall(page)}
-    tables = [SHARED.sub("", page) for page in pages]
     files = Collection(folder)
-    raw_files = [files.records, files.samples, files.runs, files.table("table", "csv")]
-    names = [path.name for path in raw_files if path.exists()]
-    raw = [f'<a href="{name}">{name}</a>' for name in names]
-    parts = [
-        f"<h1>{in_html(experiment.name)}</h1><p>{in_html(experiment.description)}</p>",
-        f'<p class="facts">{len(runs)} runs, {len(records):,} records, measured from {in_html(records["time"].min())} '
-        f"to {in_html(records['time'].max())}</p>",
-        *[f'<div class="mixerbench">{section}</div>' for section in shared.values()],
-        *tables,
-        "<h2>Figures</h2>",
-        *drawn,
-        f'<p class="facts">No data, or no columns, for: {", ".join(lacking)}.</p>' if lacking else "",
-        f'<h2>Models</h2><div class="wide">{_models(runs)}</div>',
-        f"<h2>Configuration</h2>{_configuration(experiment)}",
-        f"<h2>Provenance</h2>{_provenance(records)}",
-        f"<h2>Records</h2><p>{', '.join(raw)}: beside this page.</p>",
-    ]
-    head = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        f"<title>{in_html(experiment.name)} – Mixerbench</title><style>{STYLE}</style></head><body>"
+    runs = files.read_runs()
+    drawn, lacking = _figures(folder, columns)
+    pages = tables(folder)
+    numbers = read_table(folder, allow_mixed=True)
+    raw_files = [files.records, files.samples, files.answers, files.runs, files.table("table", "csv")]
+    raw = [f'<a href="{path.name}">{path.name}</a>' for path in raw_files if path.exists()]
+    summed = card(pages)
+    none = f'<p class="facts">No data, or no columns, for: {", ".join(lacking)}.</p>' if lacking else ""
+    sections = {
+        "Summary": summed,
+        "Tables": "".join(SHARED.sub("", page) for page in pages),
+        "Numbers to sort and filter": explore.suites(numbers),
+        "What was asked, what each model said": questions(numbers, load_answers(folder)),
+        "Items on which models disagree": explore.items(numbers),
+        "Figures": "\n".join([*drawn, none]),
+        "Models": _models(runs),
+        "Configuration": _configuration(experiment),
+        "Provenance": _provenance(records),
+        "Records": f"<p>{', '.join(raw)}: beside this page.</p>",
+    }
+    facts = (
+        f"{len(runs)} runs, {len(records):,} records, measured from {records['time'].min()} to {records['time'].max()}"
     )
-    path = Collection(folder).report
-    write_atomic(path, "\n".join([head, *filter(None, parts), "</body></html>\n"]).encode())
-    return path
+    page = document(experiment.name, experiment.description, facts, sections)
+    write_atomic(files.report, page.encode())
+    return files.report
+
+
+def tables(folder: Path) -> list[str]:
+    """The tables of a collection as HTML, the paper's after our own.
+
+    Raises ValueError if a file holds anything else, since it may come from somebody else.
+    """
+    return [_table(path) for path in sorted(folder.glob("table*.html"))]
+
+
+def card(pages: Sequence[str]) -> str:
+    """Summary and verdicts of a collection's tables; empty if they have none.
+
+    All tables have the verdicts; the summary is that of the paper's table, if there is one.
+    """
+    shared = {section.partition(">")[0]: section for page in pages for section in SHARED.findall(page)}
+    parts = "".join(f'<div class="mixerbench">{section}</div>' for section in shared.values())
+    return f'<div class="card">{parts}</div>' if parts else ""
 
 
 def _table(path: Path) -> str:
-    """A table as HTML. Raises ValueError if the file holds anything else, since it may come from somebody else."""
     fragment = path.read_text(encoding="utf-8")
     if foreign := foreign_markup(fragment):
         raise ValueError(f"{path}: holds {foreign[0]}, which no table does; delete it and write it again with `table`")
@@ -138,16 +132,21 @@ def _figures(folder: Path, columns: list[str] | None) -> tuple[list[str], list[s
         source = base64.b64encode(svg.read_bytes()).decode()
         caption = CAPTIONS.get(what, what)
         image = f'<img alt="{caption}" src="data:image/svg+xml;base64,{source}">'
-        drawn.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
+        drawn.append(f'<figure tabindex="0">{image}<figcaption>{caption}</figcaption></figure>')
     return drawn, lacking
 
 
 def _models(runs: pd.DataFrame) -> str:
     columns = [name for name in MODEL if name in runs and runs[name].notna().any()]
-    head = "".join(f"<th>{MODEL[name]}</th>" for name in columns)
-    rows = ["".join(f"<td>{_cell(row[name])}</td>" for name in columns) for _, row in runs.iterrows()]
-    body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    head = "".join(f'<th scope="col">{MODEL[name]}</th>' for name in columns)
+    rows = []
+    for _, row in runs.iterrows():
+        first, *rest = (_cell(row[name]) for name in columns)
+        rows.append(f'<tr><th scope="row">{first}</th>{"".join(f"<td>{text}</td>" for text in rest)}</tr>')
+    return (
+        '<div class="wide" tabindex="0"><table class="plain sortable"><caption>one row a run</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
 
 
 def _cell(value: Any) -> str:
@@ -166,10 +165,14 @@ def _configuration(experiment: Experiment) -> str:
 
 
 def _provenance(records: pd.DataFrame) -> str:
-    """Provenance of the records: one line per field, with every value that occurs."""
+    """Provenance of the records, one line per field with every value that occurs; fields that differ come first."""
     fields = [name for name in records if name in BIRTH or name.startswith("version_")]
-    lines = [f"<dt>{in_html(name)}</dt><dd>{in_html(_values(records[name].unique()))}</dd>" for name in fields]
-    return f"<dl>{''.join(lines)}</dl>"
+    parts = []
+    for title, several in (("Differs between records", True), ("The same in all records", False)):
+        own = [name for name in fields if (records[name].nunique(dropna=False) > 1) == several]
+        lines = [f"<dt>{in_html(name)}</dt><dd>{in_html(_values(records[name].unique()))}</dd>" for name in own]
+        parts += [f"<h3>{title}</h3><dl>{''.join(lines)}</dl>"] if lines else []
+    return "".join(parts)
 
 
 def _values(values: Sequence[Any]) -> str:

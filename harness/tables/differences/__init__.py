@@ -1,0 +1,1 @@
+"""Tables of differences: from a chosen row, and between two collections."""
