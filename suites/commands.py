@@ -269,9 +269,9 @@ def bench_ledger(
     with errors():
         if interpreted():
             raise RuntimeError("TRITON_INTERPRET=1 is set, and interpreted kernels cannot be compiled; unset it")
+        _make_room(out)
         rows = ledger.run(lambda line: typer.echo(line, err=True))
         if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(out, json.dumps(rows, indent=1).encode())
     print_result(rows, as_json, ledger.render(rows))
 
@@ -333,11 +333,20 @@ def bench_throughput(
 
     with errors():
         names = mixers.split(",") if mixers else None
+        _make_room(out)
         rows = run(preset, names, layout, length, batch, steps, str(this_device()), seconds, say, against_fla)
         if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(out, json.dumps(rows, indent=1).encode())
     print_result(rows, as_json, render(rows))
+
+
+def _make_room(out: Path | None) -> None:
+    """Create the folder of an output file before the work that fills it. Raises ValueError if it is a folder itself."""
+    if out is None:
+        return
+    if out.is_dir():
+        raise ValueError(f"--out: {out} is a folder; give a JSON file, such as {out / 'rows.json'}")
+    out.parent.mkdir(parents=True, exist_ok=True)
 
 
 @bench_app.command("lm")

@@ -1,11 +1,12 @@
-"""Training form of Gated Delta Rule-2: two Triton kernels parallel over chunks and two that scan them.
+"""Training form of Gated Delta Rule-2: three Triton kernels parallel over chunks and two that scan them.
 
 With C tokens per chunk, P the product of α from the chunk's start up to a token, and F the product after it to the end:
 
     intra_chunk      T and Aqk by doubling blocks, A = (I + T)^-1, P ⊙ q, P ⊙ e, F ⊙ k
     scan_forward     R = A (z - (P ⊙ e) S),  O = (P ⊙ q) S + Aqk R,  S ← Π α ⊙ S + (F ⊙ k)ᵀ R
     scan_backward    dR = Aqkᵀ dO + (F ⊙ k) dS,  dz = Aᵀ dR,  dS ← Π α ⊙ dS + (P ⊙ q)ᵀ dO - (P ⊙ e)ᵀ dz
-    chunk_gradients  dAqk = dO Rᵀ,  dT = -dz Rᵀ,  and from these, the states and their gradients all the rest
+    state_gradients  dAqk = dO Rᵀ,  dT = -dz Rᵀ,  d(P ⊙ q) = dO Sᵀ,  d(P ⊙ e) = -dz Sᵀ,  d(F ⊙ k) = R dSᵀ,  dv, dw
+    chunk_gradients  from these dq, dk, dg, db
 
 (arXiv 2605.22791, section 3 and appendices, with A (z - (P ⊙ e) S) in place of U - Y S, which saves one product and the
 memory for Y and U. The gradient of T is -Aᵀ dA Aᵀ with dA = dR xᵀ, x = z - (P ⊙ e) S. Since dz = Aᵀ dR and R = A x, it
@@ -13,11 +14,12 @@ equals -dz Rᵀ and needs no product with A.)
 
 Bytes per token and head at K = V = 128 and C = 64, in bf16 with bf16 projections of g, if each tensor passes once:
 
-                     reads                                                  writes                                 sum
-    intra_chunk      q, k, g, b 1024                                        P⊙q, P⊙e, F⊙k 768; A, Aqk 256         2128
-    scan_forward     P⊙q, P⊙e, F⊙k 768; A, Aqk 256; v, w 512                o 256; R 256; states 512             2584
-    scan_backward    P⊙q, P⊙e, F⊙k 768; A, Aqk 256; dO 256                  dz 256; their gradients 512          2072
-    chunk_gradients  q, k, g, b, v, w 1536; dO, R, dz 768; states 1024      dq, dk, dg, db, dv, dw 1536          4952
+                     reads                                        writes                                     sum
+    intra_chunk      q, k, g, b 1024                              P⊙q, P⊙e, F⊙k 768; A, Aqk 256             2128
+    scan_forward     P⊙q, P⊙e, F⊙k 768; A, Aqk 256; v, w 512      o 256; R 256; states 512                  2584
+    scan_backward    P⊙q, P⊙e, F⊙k 768; A, Aqk 256; dO 256        dz 256; their gradients 512               2072
+    state_gradients  v, w, o, dO, R, dz 1536; states, dS 1024     d(P⊙q, P⊙e, F⊙k) 768; dA, dT 256; dv, dw 512
+    chunk_gradients  q, k, g, b 1024; d(P⊙q, …), dA, dT 1024      dq, dk, dg, db 1024
 
 plus small tensors (Π α over blocks of 8, 1 / |q|, 1 / |k|). The lower bound is 1792 for the forward pass (inputs and o)
 and 3328 for the backward pass (inputs, dO, gradients). `run.py bench kernels --static` counts the sums from launches.
@@ -25,8 +27,8 @@ and 3328 for the backward pass (inputs, dO, gradients). `run.py bench kernels --
 Saved for the backward pass: the decayed operands, A and Aqk (1 KB), which the scan needs written anyway and which would
 cost 2128 to recompute; R and the states (768), which would cost another serial scan. V is split over programs to fill
 the GPU, so the key side is read once per block of V; the programs of one head run at the same time and share it through
-the L2 cache. The matrices inside chunks, their gradients and data handed from one part of a program to the next stay in
-the cache, because the program that writes them also reads them.
+the L2 cache. Data handed from one part of a program to the next stays in the cache. Gradients take two kernels, since
+one has products to pipeline, and the other needs all registers for the pairs inside blocks.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ from mixers.gdn2.kernels.gradients import CHUNK_GRADIENTS
 from mixers.gdn2.kernels.intra import INTRA_CHUNK
 from mixers.gdn2.kernels.launch import padded
 from mixers.gdn2.kernels.scan import SCAN_BACKWARD, SCAN_FORWARD
+from mixers.gdn2.kernels.state_gradients import STATE_GRADIENTS
 from mixers.parts.common import first_order
 
 # Channels of a state that enter a product at a time. More operands would use up the registers.
@@ -159,11 +162,11 @@ def run_forward(
 
 
 def run_backward(
-    d_o: Tensor, d_final: Tensor | None, q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor,
+    o: Tensor, d_o: Tensor, d_final: Tensor | None, q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor,
     A_log: Tensor | None, dt_bias: Tensor | None, kept: Sequence[Tensor], offsets: Sequence[int], scale: float,
     erase_range: float, norm: bool, size: int,
 ) -> list[Tensor]:  # fmt: skip
-    """Launch the two backward kernels. kept: the tensors of `Saved`.
+    """Launch the three backward kernels. kept: the tensors of `Saved`.
 
     Returns the gradients of q, k, v, g, b, w and the initial state, and with A_log those of A_log and dt_bias.
     """
@@ -184,19 +187,31 @@ def run_backward(
     dq, dk, dv, db, dw = (torch.empty_like(x, dtype=io) for x in (q, k, v, b, w))
     dg = torch.empty_like(g)
     d_aqk, d_t = torch.empty_like(saved.aqk), torch.empty_like(saved.aqk)
-    d_whole = saved.whole.new_empty(chunks, heads, 4 * saved.whole.shape[2] + 1, key_dim)
-    radial = saved.q_rstd.new_empty(*saved.q_rstd.shape, 2) if norm else None
+    key_block = min(KEY_BLOCK[io], padded(key_dim))
+    parts = triton.cdiv(key_dim, key_block)
+    radial = saved.q_rstd.new_empty(chunks, heads, parts, 2, size) if norm else None
+    between = dict(
+        **{f"d{name}_border": torch.empty_like(saved.q_decayed) for name in "qek"},
+        d_total=torch.empty_like(saved.total), d_aqk=d_aqk, d_t=d_t, radial=radial,
+    )  # fmt: skip
+    tables = dict(chunk_start=chunk_start, chunk_rows=chunk_rows)
+    flags = dict(NORM=norm, ACTIVATE=A_log is not None)
+    STATE_GRADIENTS(
+        lambda meta: (chunks * heads * parts,),
+        v=v, w=w, o=o, do=d_o, r_saved=saved.r, dz=dz, states=saved.states, d_states=d_states, **tables, **between,
+        dv=dv, dw=dw, KB=key_block, **flags, **sizes,
+    )  # fmt: skip
+    d_whole = saved.whole.new_empty(chunks, heads, size // 4, key_dim)
     d_log = d_bias = None
     if A_log is not None:
         d_log = torch.empty(chunks, heads, key_dim, dtype=torch.float32, device=q.device)
         d_bias = torch.empty_like(d_log)
+    del sizes["HV"], sizes["V"]
     CHUNK_GRADIENTS(
-        lambda meta: (chunks * heads,),
-        q=q, k=k, v=v, g=g, b=b, w=w, A_log=A_log, dt_bias=dt_bias, q_rstd=saved.q_rstd, k_rstd=saved.k_rstd,
-        whole=saved.whole, chunk_start=chunk_start, chunk_rows=chunk_rows, do=d_o, r_saved=saved.r, dz=dz,
-        states=saved.states, d_states=d_states, d_aqk=d_aqk, d_t=d_t, d_whole=d_whole, radial=radial,
-        dq=dq, dk=dk, dv=dv, dg=dg, db=db, dw=dw, d_log=d_log, d_bias=d_bias,
-        scale=scale, erase_range=erase_range, NORM=norm, ACTIVATE=A_log is not None, **sizes,
+        lambda meta: (chunks * heads * triton.cdiv(key_dim, meta["BK"]),),
+        q=q, k=k, g=g, b=b, A_log=A_log, dt_bias=dt_bias, q_rstd=saved.q_rstd, k_rstd=saved.k_rstd,
+        whole=saved.whole, **tables, **between, d_whole=d_whole, dq=dq, dk=dk, dg=dg, db=db, d_log=d_log, d_bias=d_bias,
+        scale=scale, erase_range=erase_range, PARTS=parts, **flags, **sizes,
     )  # fmt: skip
     gradients = [d.to(x.dtype) for d, x in zip((dq, dk, dv, dg, db, dw), (q, k, v, g, b, w), strict=True)]
     if A_log is None:
@@ -226,15 +241,17 @@ def _(q, k, v, g, b, w, A_log, dt_bias, initial, offsets, scale, erase_range, no
 
 @torch.library.custom_op("mixerbench::gdn2_backward", mutates_args=())
 def _backward_operator(
-    d_o: Tensor, d_final: Tensor | None, q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor,
+    o: Tensor, d_o: Tensor, d_final: Tensor | None, q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor,
     A_log: Tensor | None, dt_bias: Tensor | None, kept: Sequence[Tensor], offsets: Sequence[int], scale: float,
     erase_range: float, norm: bool, size: int,
 ) -> list[Tensor]:  # fmt: skip
-    return run_backward(d_o, d_final, q, k, v, g, b, w, A_log, dt_bias, kept, offsets, scale, erase_range, norm, size)
+    return run_backward(
+        o, d_o, d_final, q, k, v, g, b, w, A_log, dt_bias, kept, offsets, scale, erase_range, norm, size
+    )  # fmt: skip
 
 
 @_backward_operator.register_fake
-def _(d_o, d_final, q, k, v, g, b, w, A_log, dt_bias, kept, offsets, scale, erase_range, norm, size):
+def _(o, d_o, d_final, q, k, v, g, b, w, A_log, dt_bias, kept, offsets, scale, erase_range, norm, size):
     activated = [] if A_log is None else [A_log, dt_bias]
     d_initial = _entering_state(q, v, offsets)
     return [*(torch.empty_like(x) for x in (q, k, v, g, b, w)), d_initial, *(torch.empty_like(x) for x in activated)]
@@ -252,7 +269,7 @@ class ChunkedRule(torch.autograd.Function):
         """Return (o, final state), like `chunked`. size: tokens per chunk; keep: save for the backward pass."""
         run = torch.ops.mixerbench.gdn2_forward if torch.compiler.is_compiling() else run_forward
         results = run(q, k, v, g, b, w, A_log, dt_bias, initial, offsets, scale, erase_range, norm, size, keep)
-        ctx.save_for_backward(q, k, v, g, b, w, A_log, dt_bias, *results[2:])
+        ctx.save_for_backward(q, k, v, g, b, w, A_log, dt_bias, results[0], *results[2:])
         ctx.numbers, ctx.has_initial = (offsets, scale, erase_range, norm, size), initial is not None
         ctx.set_materialize_grads(False)
         return results[0], results[1]
@@ -261,13 +278,13 @@ class ChunkedRule(torch.autograd.Function):
     @first_order
     def backward(ctx: Any, d_o: Tensor | None, d_final: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return the gradient of each argument of `forward`, None for those without one."""
-        *inputs, A_log, dt_bias = ctx.saved_tensors[:8]
+        *inputs, A_log, dt_bias, o = ctx.saved_tensors[:9]
         v = inputs[2]
         d_o = torch.zeros_like(v) if d_o is None else d_o.contiguous()
         d_final = None if d_final is None else d_final.contiguous()
-        kept = list(ctx.saved_tensors[8:])
+        kept = list(ctx.saved_tensors[9:])
         run = torch.ops.mixerbench.gdn2_backward if torch.compiler.is_compiling() else run_backward
-        *gradients, d_initial = (found := run(d_o, d_final, *inputs, A_log, dt_bias, kept, *ctx.numbers))[:7]
+        *gradients, d_initial = (found := run(o, d_o, d_final, *inputs, A_log, dt_bias, kept, *ctx.numbers))[:7]
         d_log, d_bias = (None, None) if A_log is None else found[7:]
         return *gradients, d_log, d_bias, d_initial if ctx.has_initial else None, *[None] * 6
 

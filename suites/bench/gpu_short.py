@@ -152,8 +152,9 @@ def _launches(sizes: Sizes) -> list[Launch]:
 def _kernels() -> dict[str, Kernel]:
     from mixers.gdn2 import chunk, fused_recurrent
 
-    found = (chunk.INTRA_CHUNK, chunk.SCAN_FORWARD, chunk.SCAN_BACKWARD, chunk.CHUNK_GRADIENTS)
-    return {kernel.name: kernel for kernel in (*found, fused_recurrent.RECURRENT_STEPS)}
+    forward = (chunk.INTRA_CHUNK, chunk.SCAN_FORWARD)
+    backward = (chunk.SCAN_BACKWARD, chunk.STATE_GRADIENTS, chunk.CHUNK_GRADIENTS)
+    return {kernel.name: kernel for kernel in (*forward, *backward, fused_recurrent.RECURRENT_STEPS)}
 
 
 def compile_one(kernel: str, arguments: dict[str, Any], choice: int, capability: int) -> float:

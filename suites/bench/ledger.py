@@ -1,8 +1,8 @@
 """The time of each kernel on paper: the largest of what its bytes, its instructions and its longest chain need.
 
 Counted, not measured: the machine code of a configuration for sm_90, compiled without a GPU, with each loop taken as
-often as the shape says. Per program of one chunk and head (of the scans: per chunk, sequence, value head and block of
-V), for every pipe of a multiprocessor:
+often as the shape says. Per program of one chunk and head (of the gradients also of one block of K; of the scans per
+chunk, sequence, value head and block of V), for every pipe of a multiprocessor:
 
     issue    warp instructions, of which four are issued a cycle
     tensor   FLOPs of matrix instructions, at the rate of dense bf16 or TF32 products
@@ -98,15 +98,26 @@ def trips(kernel: str, sizes: dict[str, Any]) -> list[float]:
 
     sizes: constants and block sizes. A loop that the compiler unrolls is not in the code.
     """
-    key, value = math.ceil(sizes["K"] / sizes.get("BK", 1)), math.ceil(sizes["V"] / sizes.get("BV", 1))
+    key = math.ceil(sizes["K"] / sizes.get("BK", 1))
     return {
         "intra_chunk": [key, key],
         "scan_forward": [1],
         "scan_backward": [1],
-        # dAqk and dT; channels; the three levels of `_levels`; the smaller blocks within a level, 0, 1 and 2; their
-        # neighbours' products, one factor for one of these three, in fours and one by one; normalisation.
-        "chunk_gradients": [value, key, 3, 1, 0, 1 / 3, key],
+        "state_gradients": [1],
+        "chunk_gradients": [],
     }[kernel]
+
+
+def programs(kernel: str, sizes: dict[str, Any]) -> int:
+    """Return how many programs share the work of a chunk and head."""
+    axis, block = {
+        "intra_chunk": ("K", "K"),
+        "scan_forward": ("V", "BV"),
+        "scan_backward": ("V", "BV"),
+        "state_gradients": ("K", "KB"),
+        "chunk_gradients": ("K", "BK"),
+    }[kernel]
+    return math.ceil(sizes[axis] / sizes[block])
 
 
 def totals(code: list[Instruction], counts: list[float]) -> dict[str, float]:
@@ -153,11 +164,10 @@ def on_paper(row: dict[str, Any]) -> dict[str, float]:
         "special": warps * row["special"] * 2 / per_ms,
     }
     if row["kernel"].startswith("scan"):
-        chunks = CHUNK_HEADS / (SEQUENCES * VALUE_HEADS)
-        programs = SEQUENCES * VALUE_HEADS * row["programs_per_chunk_head"]
+        chunks, independent = CHUNK_HEADS / (SEQUENCES * VALUE_HEADS), SEQUENCES * VALUE_HEADS
     else:
-        chunks, programs = 1, CHUNK_HEADS
-    waves = math.ceil(programs / (MULTIPROCESSORS * row["blocks"]))
+        chunks, independent = 1, CHUNK_HEADS
+    waves = math.ceil(independent * row["programs_per_chunk_head"] / (MULTIPROCESSORS * row["blocks"]))
     return found | {"chain": waves * chunks * row["chain"] / per_ms}
 
 
@@ -184,7 +194,7 @@ def count(launch: Launch, choice: int, tokens_heads: int) -> dict[str, Any]:
         "registers": used.registers,
         "shared_bytes": used.shared,
         "blocks": blocks(used.registers, used.shared, candidate.num_warps),
-        "programs_per_chunk_head": math.ceil(sizes["V"] / sizes["BV"]) if launch.kernel.name.startswith("scan") else 1,
+        "programs_per_chunk_head": programs(launch.kernel.name, sizes),
         "bytes_per_chunk_head": launch.moved / tokens_heads * sizes["C"],
         "version_triton": triton.__version__,
     }

@@ -102,7 +102,7 @@ def run(
     rows = {}
     # Separate processes, because the absent GPU stays set in a process. The gradients compile longest and come first.
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-        order = sorted(tasks, key=lambda task: task[1] != 3)
+        order = sorted(tasks, key=lambda task: task[1] != 4)
         waiting = {pool.submit(_compile, *task): task for task in order}
         for done in as_completed(waiting):
             rows[waiting[done]] = done.result()

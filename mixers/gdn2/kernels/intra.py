@@ -7,54 +7,73 @@ import triton.language as tl
 
 from mixers.gdn2.kernels.launch import Kernel, padded
 from mixers.gdn2.kernels.tiles import (
+    decays_of_8,
     dot,
+    erase_gates_of_8,
     level_mask,
     products_of_8,
-    read_of_8,
     reciprocal_norms,
     sibling_product,
+    vectors_of_8,
 )
 
 
 @triton.jit
-def _pairs_of_8(t, a, q, e, k, alpha, column):
-    """Add the pairs inside blocks of 8 to T and Aqk, [C/8, 64]: entry (i, j) of a block is column 8 i + j."""
+def _no_pairs_of_8(C: tl.constexpr, BK: tl.constexpr):
+    """Return zeros for `_pairs_of_8` to add to: 28 and 36 tiles [C/8, BK]."""
+    t, a = (), ()
     for i in tl.static_range(8):
-        a += tl.where(column == 9 * i, tl.sum(q[i] * k[i], 1)[:, None], 0.0)
-        if i > 0:
-            decayed_e, decayed_q = e[i] * alpha[i], q[i] * alpha[i]
-            for back in tl.static_range(1, i + 1):
-                at = column == 9 * i - back
-                t += tl.where(at, tl.sum(decayed_e * k[i - back], 1)[:, None], 0.0)
-                a += tl.where(at, tl.sum(decayed_q * k[i - back], 1)[:, None], 0.0)
-                decayed_e, decayed_q = decayed_e * alpha[i - back], decayed_q * alpha[i - back]
+        for _ in tl.static_range(i):
+            t = t + (tl.zeros((C // 8, BK), tl.float32),)
+        for _ in tl.static_range(i + 1):
+            a = a + (tl.zeros((C // 8, BK), tl.float32),)
     return t, a
 
 
 @triton.jit
-def _inverses_of_8(t, column):
-    """(I + T)^-1 of every block of 8 by forward substitution in fp32, [C/8, 64] → [C/8, 64]."""
-    solved = ()  # the strictly lower parts of the inverses, row after row
-    inverse = tl.where(column % 9 == 0, 1.0, 0.0) + tl.zeros_like(t)
-    for i in tl.static_range(1, 8):
+def _pairs_of_8(t, a, q, e, k, alpha):
+    """Add the pairs inside blocks of 8 to T and Aqk: a tile [C/8, BK] per pair, row after row, which is summed over BK
+    at the end."""
+    t_next, a_next = (), ()
+    for i in tl.static_range(8):
+        t_row, a_row = (), (a[i * (i + 1) // 2 + i] + q[i] * k[i],)
+        if i > 0:
+            decayed_e, decayed_q = e[i] * alpha[i], q[i] * alpha[i]
+            for back in tl.static_range(1, i + 1):
+                t_row = (t[i * (i + 1) // 2 - back] + decayed_e * k[i - back],) + t_row
+                a_row = (a[i * (i + 3) // 2 - back] + decayed_q * k[i - back],) + a_row
+                if back < i:
+                    decayed_e, decayed_q = decayed_e * alpha[i - back], decayed_q * alpha[i - back]
+        t_next, a_next = t_next + t_row, a_next + a_row
+    return t_next, a_next
+
+
+@triton.jit
+def _store_inverses_of_8(t, solved, C: tl.constexpr):
+    """Store (I + T)^-1 of every block of 8, by forward substitution in fp32.
+
+    t: 28 tiles, see `_pairs_of_8`. solved: the first entry of each block.
+    """
+    inverse = ()  # the strictly lower parts, row after row
+    for i in tl.static_range(8):
         row = ()
         for j in tl.static_range(i):
-            row = row + (tl.sum(tl.where(column == 8 * i + j, t, 0.0), 1),)
+            row = row + (tl.sum(t[i * (i - 1) // 2 + j], 1),)
         for j in tl.static_range(i):
             x = row[j]
             for between in tl.static_range(j + 1, i):
-                x += row[between] * solved[between * (between - 1) // 2 + j]
-            solved = solved + (-x,)
-            inverse += tl.where(column == 8 * i + j, -x[:, None], 0.0)
-    return inverse
+                x += row[between] * inverse[between * (between - 1) // 2 + j]
+            inverse = inverse + (-x,)
+            tl.store(solved + (i * C + j), -x)
+        tl.store(solved + (i * C + i), tl.full((C // 8,), 1.0, tl.float32))
 
 
 @triton.jit
 def _level(t, a, q, e, k, whole, r, c, m: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr):
     """Add the pairs of level m to T and Aqk [C, C]; decay q, e and k to the borders of blocks of 2m."""
     keys, mask = tl.trans(k), level_mask(r, m)
-    t += tl.where(mask, dot(e, keys, None, PRECISION), 0.0)
-    a += tl.where(mask, dot(q, keys, None, PRECISION), 0.0)
+    t = tl.where(mask, dot(e, keys, t, PRECISION), t)
+    a = tl.where(mask, dot(q, keys, a, PRECISION), a)
     sibling = sibling_product(whole, r, c, m, K)
     right = ((r & m) != 0)[:, None]
     q = tl.where(right, q * sibling, q).to(q.dtype)
@@ -78,7 +97,7 @@ def _merge_inverses(solved, C: tl.constexpr):
     i = tl.arange(0, 16)
     row, key = i[None, :, None], i[None, None, :]
     block = tl.arange(0, C // 16)[:, None, None] * (16 * C + 16) + row * C + key
-    tile = tl.load(solved + block)
+    tile = tl.load(solved + block, (row >= key) & (block >= 0), 0.0)
     x = tl.where(row // 8 == key // 8, tile, 0.0)
     below = (row >= 8) & (key < 8)
     tl.store(solved + block, _corner(x, tl.where(below, tile, 0.0), x), below & (block >= 0))
@@ -134,22 +153,21 @@ def intra_chunk(
     rate = 0.0
     if ACTIVATE:
         rate = -tl.exp(tl.load(A_log + head).to(tl.float32))
-    column = tl.arange(0, 64)[None, :]
-    t = tl.zeros((C // 8, 64), tl.float32)
-    a = tl.zeros((C // 8, 64), tl.float32)
+    t_8, a_8 = _no_pairs_of_8(C, BK)
     for start in range(0, K, BK):
         c = start + tl.arange(0, BK)
         in_k = (c < K)[None, :]
         bias = tl.zeros((BK,), tl.float32)
         if ACTIVATE:
             bias += tl.load(dt_bias + head * K + c, c < K, 0.0).to(tl.float32)
-        q_i, k_i, b_i, alpha = read_of_8(
-            q, k, b, g, rate, bias, q_rstd, k_rstd, block, c, count, scale, erase_range, H, K, NORM, ACTIVATE
-        )
-        e_i = ()
+        alpha = decays_of_8(g, rate, bias, block, c, count, H, K, ACTIVATE)
+        unit_q = vectors_of_8(q, q_rstd, block, c, count, STRIDE, K, NORM)
+        k_i = vectors_of_8(k, k_rstd, block, c, count, STRIDE, K, NORM)
+        b_i = erase_gates_of_8(b, block, c, count, erase_range, STRIDE, K, ACTIVATE)
+        q_i, e_i = (), ()
         for i in tl.static_range(8):
-            e_i = e_i + (b_i[i] * k_i[i],)
-        t, a = _pairs_of_8(t, a, q_i, e_i, k_i, alpha, column)
+            q_i, e_i = q_i + (unit_q[i] * scale,), e_i + (b_i[i] * k_i[i],)
+        t_8, a_8 = _pairs_of_8(t_8, a_8, q_i, e_i, k_i, alpha)
         within, after = products_of_8(alpha)
         for i in tl.static_range(8):
             out = block[:, None] * (8 * K) + c[None, :]
@@ -157,8 +175,10 @@ def intra_chunk(
             tl.store(e_decayed + out + i * K, (e_i[i] * within[i]).to(IO), in_k)
             tl.store(k_decayed + out + i * K, (k_i[i] * after[i]).to(IO), in_k)
         tl.store(whole + block[:, None] * K + c[None, :], within[7], in_k)
-    tl.store(near + block[:, None] * 64 + column, a)
-    tl.store(solved + block[:, None] * (8 * C + 8) + column // 8 * C + column % 8, _inverses_of_8(t, column))
+    for i in tl.static_range(8):
+        for j in tl.static_range(i + 1):
+            tl.store(near + block * 64 + (8 * i + j), tl.sum(a_8[i * (i + 1) // 2 + j], 1))
+    _store_inverses_of_8(t_8, solved + block * (8 * C + 8), C)
     tl.debug_barrier()
 
     # Between blocks of 8, 16 and 32.
@@ -185,7 +205,7 @@ def intra_chunk(
     row, key = r[:, None], r[None, :]
     same = row // 8 == key // 8
     square = row * C + key
-    a += tl.load(near + row * 8 + key % 8, same, 0.0)
+    a += tl.load(near + row * 8 + key % 8, same & (row >= key), 0.0)
     tl.store(aqk + pid * (C * C) + square, a.to(IO))
     tl.store(solved + square, t, (row > key) & (row // 8 != key // 8))
     tl.debug_barrier()
@@ -196,7 +216,7 @@ def intra_chunk(
 
 def _candidates(arguments: dict[str, Any], capability: int) -> list[triton.Config]:
     """Return the (BK, num_warps) that compile without spills."""
-    fitting = [(16, 4), (32, 8)] if padded(arguments["K"]) > 16 else [(16, 4)]
+    fitting = [(32, 4), (32, 8)] if padded(arguments["K"]) > 16 else [(16, 4)]
     return [triton.Config({"BK": block}, num_warps=warps, num_stages=1) for block, warps in fitting]
 
 

@@ -27,12 +27,43 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def exp(x):
+    """Return exp x to two units in the last place, on a GPU without results below 1.2e-38, which are 0.
+
+    That is one multiplication and one special function. tl.exp has the same error, and takes five more instructions for
+    results that small.
+    """
+    if INTERPRETED:
+        return tl.exp(x)
+    log2_e: tl.constexpr = 1.4426950408889634
+    return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x * log2_e], tl.float32, True, 1)
+
+
+@triton.jit
+def reciprocal(x):
+    """Return 1 / x of x in [1, ∞], to one unit in the last place."""
+    if INTERPRETED:
+        return 1.0 / x
+    return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+
+
+@triton.jit
+def sigmoid(x):
+    """Return 1 / (1 + exp -x)."""
+    return reciprocal(1.0 + exp(-x))
+
+
+@triton.jit
 def softplus(x):
-    """Return log(1 + exp x), with Kahan's log1p: exact to rounding even if exp x is much smaller than 1."""
-    u = tl.exp(-tl.abs(x))
-    one_more = 1.0 + u
-    log1p = tl.where(one_more == 1.0, u, tl.log(one_more) * u / tl.where(one_more == 1.0, 1.0, one_more - 1.0))
-    return tl.maximum(x, 0.0) + log1p
+    """Return log(1 + exp x), to rounding even if exp x is much smaller than 1.
+
+    log(1 + u) = 2 artanh s with s = u / (2 + u), of which seven terms are enough for s up to 1/3.
+    """
+    u = exp(-tl.abs(x))
+    s = u * reciprocal(2.0 + u)
+    p = s * s
+    series = 1.0 + p * (1 / 3 + p * (1 / 5 + p * (1 / 7 + p * (1 / 9 + p * (1 / 11 + p * (1 / 13))))))
+    return tl.maximum(x, 0.0) + 2.0 * s * series
 
 
 @triton.jit
@@ -47,38 +78,68 @@ def rows_of_8(x, block, c, count, STRIDE: tl.constexpr, K: tl.constexpr):
 
 
 @triton.jit
-def store_rows_of_8(x, tiles, block, c, count, STRIDE: tl.constexpr, K: tl.constexpr):
-    """Store the tiles of `rows_of_8`."""
-    at = block[:, None] * (8 * STRIDE) + c[None, :]
-    for i in tl.static_range(8):
-        mask = (block * 8 < count - i)[:, None] & (c < K)[None, :]
-        tl.store(x + at + i * STRIDE, tiles[i].to(x.dtype.element_ty), mask)
+def stacked(tiles, C: tl.constexpr, BK: tl.constexpr):
+    """Return eight tiles [C/8, BK] as one, [C, BK]."""
+    low = tl.join(tl.join(tiles[0], tiles[1]), tl.join(tiles[2], tiles[3]))
+    high = tl.join(tl.join(tiles[4], tiles[5]), tl.join(tiles[6], tiles[7]))
+    return tl.reshape(tl.permute(tl.join(low, high), (0, 4, 3, 2, 1)), (C, BK))
 
 
 @triton.jit
-def read_of_8(
-    q, k, b, g, rate, bias, q_rstd, k_rstd, block, c, count, scale, erase_range,
-    H: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, ACTIVATE: tl.constexpr,
+def unstacked(x, C: tl.constexpr, BK: tl.constexpr):
+    """Return [C, BK] as eight tiles [C/8, BK]."""
+    low, high = tl.split(tl.permute(tl.reshape(x, (C // 8, 2, 2, 2, BK)), (0, 4, 3, 2, 1)))
+    a, b = tl.split(low)
+    c, d = tl.split(high)
+    first, second = tl.split(a), tl.split(b)
+    third, fourth = tl.split(c), tl.split(d)
+    return (
+        first[0], first[1], second[0], second[1], third[0], third[1], fourth[0], fourth[1],
+    )  # fmt: skip
+
+
+@triton.jit
+def vectors_of_8(
+    x, rstd, block, c, count, STRIDE: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
-    """Load q (scaled), k, b and α as eight tiles each, normalised and activated if asked."""
-    q_i = rows_of_8(q, block, c, count, H * K, K)
-    k_i = rows_of_8(k, block, c, count, H * K, K)
-    b_i = rows_of_8(b, block, c, count, H * K, K)
-    g_i = rows_of_8(g, block, c, count, H * K, K)
-    scaled_q, scaled_k, gate, alpha = (), (), (), ()
+    """Load queries or keys as eight tiles, divided by their norms if asked. rstd: reciprocal norms, [C]."""
+    tiles = rows_of_8(x, block, c, count, STRIDE, K)
+    if not NORM:
+        return tiles
+    unit = ()
     for i in tl.static_range(8):
-        q_row, k_row, b_row, g_row, log_decay = q_i[i] * scale, k_i[i], b_i[i], g_i[i], g_i[i]
-        if NORM:
-            q_row *= tl.load(q_rstd + block * 8 + i)[:, None]
-            k_row *= tl.load(k_rstd + block * 8 + i)[:, None]
+        unit = unit + (tiles[i] * tl.load(rstd + block * 8 + i)[:, None],)
+    return unit
+
+
+@triton.jit
+def erase_gates_of_8(
+    b, block, c, count, erase_range, STRIDE: tl.constexpr, K: tl.constexpr, ACTIVATE: tl.constexpr,
+):  # fmt: skip
+    """Load b as eight tiles, from raw projections if ACTIVATE."""
+    tiles = rows_of_8(b, block, c, count, STRIDE, K)
+    if not ACTIVATE:
+        return tiles
+    gates = ()
+    for i in tl.static_range(8):
+        gates = gates + (erase_range * sigmoid(tiles[i]),)
+    return gates
+
+
+@triton.jit
+def decays_of_8(
+    g, rate, bias, block, c, count, H: tl.constexpr, K: tl.constexpr, ACTIVATE: tl.constexpr,
+):  # fmt: skip
+    """Load α = exp(g) as eight tiles, from raw projections if ACTIVATE. It is 1 beyond `count` tokens."""
+    g_i = rows_of_8(g, block, c, count, H * K, K)
+    alpha = ()
+    for i in tl.static_range(8):
+        log_decay = g_i[i]
         if ACTIVATE:
-            b_row = erase_range * tl.sigmoid(b_row)
-            g_row += bias[None, :]
-            log_decay = rate * softplus(g_row)
+            log_decay = rate * softplus(log_decay + bias[None, :])
             log_decay = tl.where((block * 8 + i < count)[:, None] & (c < K)[None, :], log_decay, 0.0)
-        scaled_q, scaled_k, gate = scaled_q + (q_row,), scaled_k + (k_row,), gate + (b_row,)
-        alpha = alpha + (tl.exp(log_decay),)
-    return scaled_q, scaled_k, gate, alpha
+        alpha = alpha + (exp(log_decay),)
+    return alpha
 
 
 @triton.jit
@@ -104,10 +165,12 @@ def sibling_product(whole, r, c, m, K: tl.constexpr):
 
 @triton.jit
 def level_mask(r, m):
-    """Return the mask [C, C] of the pairs at level m: row and key in neighbouring blocks of m, the row on the right."""
-    row, key = r[:, None], r[None, :]
-    apart = row ^ key
-    return (row > key) & (apart >= m) & (apart < 2 * m)
+    """Return the mask [C, C] of the pairs at level m: row and key in neighbouring blocks of m, the row on the right.
+
+    It is written in whole blocks, so that the compiler sees that m keys in a row share it and does not split loads.
+    """
+    block = r // m
+    return (block[:, None] == block[None, :] + 1) & ((block & 1) == 1)[:, None]
 
 
 @triton.jit

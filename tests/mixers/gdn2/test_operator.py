@@ -22,7 +22,7 @@ def test_auto_is_the_kernels_on_a_gpu_and_chunks_elsewhere_and_in_float64() -> N
     assert resolve("recurrent", gpu, torch.float32) == "recurrent"
 
 
-def test_one_launch_a_decoding_step_and_four_a_training_step() -> None:
+def test_one_launch_a_decoding_step_and_five_a_training_step() -> None:
     x = {name: t.to("meta") for name, t in inputs(1, batch=8, K=16, V=16).items()}
     with recording() as launches, torch.no_grad():
         gated_delta_rule_2(**x, output_final_state=True, backend="triton")
@@ -32,7 +32,7 @@ def test_one_launch_a_decoding_step_and_four_a_training_step() -> None:
         o, _ = gated_delta_rule_2(**x, backend="triton")
         o.backward(torch.empty_like(o))
     names = [launch.kernel.name for launch in launches]
-    assert names == ["intra_chunk", "scan_forward", "scan_backward", "chunk_gradients"]
+    assert names == ["intra_chunk", "scan_forward", "scan_backward", "state_gradients", "chunk_gradients"]
 
 
 def test_with_one_gate_it_is_kda_and_with_one_decay_gated_deltanet() -> None:

@@ -1,8 +1,13 @@
 """The kernels' time on paper: machine code parsed, loops found, counts and times by hand."""
 
-import pytest
+from pathlib import Path
 
-from suites.bench import ledger
+import pytest
+from typer.testing import CliRunner
+
+from mixers import backends
+from run import app
+from suites.bench import ledger, training
 from suites.bench.ledger import Instruction
 
 
@@ -90,3 +95,18 @@ def test_times_on_paper_follow_from_the_counts() -> None:
         + [row | {"configuration": {"BK": 32}, "num_stages": 1, "failed": "the code has 3 loops"}]
     )
     assert "0.10 by bytes" in text and "not counted: the code has 3 loops" in text
+
+
+@pytest.mark.parametrize("command", [["ledger"], ["throughput", "--preset", "cpu-150k"]])
+def test_a_folder_for_the_output_file_is_refused_before_the_work(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def not_reached(*arguments: object) -> None:
+        raise AssertionError("the work has begun")
+
+    monkeypatch.setattr(ledger, "run", not_reached)
+    monkeypatch.setattr(training, "run", not_reached)
+    monkeypatch.setattr(backends, "interpreted", lambda: False)
+    result = CliRunner().invoke(app, ["bench", *command, "--out", str(tmp_path)])
+    assert result.exit_code == 2
+    assert f"--out: {tmp_path} is a folder; give a JSON file" in result.output
