@@ -51,6 +51,7 @@ NOT_EXECUTED = {
     "python run.py bench lm": "half a minute at least; tests/suites/bench/test_lm.py times less of it",
     "python run.py bench lm --samples 64": "the same",
     "python run.py status EXPERIMENT --watch": "does not end",
+    "mixerbench --install-completion": "writes to the shell's configuration; test_command_line.py completes a name",
 }
 ON_A_CLUSTER = [command for command in commands() if "--cluster PROFILE" in command.text]
 """tests/slurm/cluster/test_documents.py executes these."""

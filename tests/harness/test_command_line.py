@@ -1,6 +1,8 @@
 """The frame of the command line: how errors become one line and an exit code, and results text or JSON."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 import typer
 
 from harness.command_line import errors, load_mixers, print_result, this_command
+from harness.files import CHECKOUT
 
 
 @pytest.mark.parametrize(
@@ -52,3 +55,10 @@ def test_files_of_mixers_are_loaded_before_a_command_runs(tmp_path: Path) -> Non
     assert load_mixers(None) == []
     with pytest.raises(ValueError, match="mixer_file: .*none.py is missing"):
         load_mixers([tmp_path / "none.py"])
+
+
+def test_a_shell_completes_the_names_of_shipped_experiments() -> None:
+    asked = {"_MIXERBENCH_COMPLETE": "complete_bash", "COMP_WORDS": "mixerbench table de", "COMP_CWORD": "2"}
+    command = [sys.executable, "-c", "import sys; sys.argv[0] = 'mixerbench'; import run; run.main()"]
+    done = subprocess.run(command, env=os.environ | asked, cwd=CHECKOUT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["decode", "demo"], done.stderr
