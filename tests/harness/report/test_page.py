@@ -1,6 +1,6 @@
 """The report is one page that needs no other file."""
 
-import json
+import html
 import re
 import shutil
 from pathlib import Path
@@ -10,8 +10,7 @@ from typer.testing import CliRunner
 
 from harness.experiments.load import load_experiment
 from harness.files import CHECKOUT
-from harness.records.answers import grouped, kept
-from harness.records.store import load, load_samples
+from harness.records.store import load, load_answers
 from harness.report import explore
 from harness.report.document import POLICY
 from harness.report.page import report
@@ -61,13 +60,7 @@ def test_a_report_is_one_page_with_tables_figures_configuration_and_provenance(t
 def test_five_questions_are_answered_where_the_documentation_says(tmp_path: Path) -> None:
     shutil.copytree(DEMO, tmp_path / "demo")
     records, runs = load(tmp_path / "demo"), Collection(tmp_path / "demo").read_runs()
-    # The committed collection is from before texts were kept: these are of one column.
     column = records[(records["task"] == "mqar") & (records["metric"] == "acc") & (records["length"] == 4)]
-    scores = load_samples(tmp_path / "demo")
-    keys = [(run, "recall", "mqar", "acc", 4) for run in column["run"]]
-    said = {key: ["red" if score else "blue" for score in scores[key][:20]] for key in keys}
-    texts = {key: kept(["a red b blue a"] * 20, ["red"] * 20, words) for key, words in said.items()}
-    Collection(tmp_path / "demo").answers.write_text(json.dumps(grouped(texts)))
     page = report(tmp_path / "demo", load_experiment("demo")).read_text()
     body = page[page.index("<main") : page.index("<script>")]
     sections = dict(re.findall(r'<section><h2 id="[^"]+">([^<]+)</h2>(.*?)(?=<section><h2|</main>)', body, re.DOTALL))
@@ -75,15 +68,18 @@ def test_five_questions_are_answered_where_the_documentation_says(tmp_path: Path
     documented = (CHECKOUT / "docs" / "results.md").read_text(encoding="utf-8")
     answers = iter([sections[section] for section in re.findall(r"^\| [^|]+\? \| (.+?): ", documented, re.MULTILINE)])
     best = next(answers)
-    assert "<li>recall: this checkpoint of KDA is best in 6 of 8 columns, not told apart" in best and "points [" in best
+    assert "<li>recall: this checkpoint of KDA is best in 4 of 8 columns, not told apart" in best and "points [" in best
     assert "<li>tuned: nothing; all rows have the experiment" in next(answers)
     differs = next(answers)
     for name in ("non_embedding_params", "flops_per_token", "state_floats_per_layer"):
         assert all(f"<td>{int(value):,}</td>" in differs for value in runs[name])
     assert "git_commit" in sections["Provenance"].partition("The same in all records")[0]
     words = next(answers)
-    lowest = recurrent.iloc[0]["label"]
-    assert "a red b blue a" in words and f">{lowest}, recurrent</th><td>blue</td><td>wrong</td>" in words
+    lowest = recurrent.iloc[0]
+    own = load_answers(tmp_path / "demo")[(lowest["run"], "recall", "mqar", "acc", 4)]
+    wrong = next(each for each in own if each.said != each.expected)
+    assert html.escape(wrong.asked) in words
+    assert f">{lowest['label']}, recurrent</th><td>{wrong.said}</td><td>wrong</td>" in words
     assert "1.151M training tokens" in next(answers) and next(answers, None) is None
     assert f"<td>{int(runs['tokens_seen'].iloc[0]):,}</td>" in sections["Models"]
 
@@ -92,7 +88,7 @@ def test_fields_in_which_records_differ_come_first_in_their_provenance(tmp_path:
     shutil.copytree(DEMO, tmp_path / "demo")
     page = report(tmp_path / "demo", load_experiment("demo")).read_text()
     differs, _, same = page[page.index("Differs between records") :].partition("The same in all records")
-    assert "<dt>git_commit</dt>" in differs and "07d2a760f3" in differs and "<dt>version_torch</dt>" in same
+    assert "<dt>git_commit</dt>" in differs and "25fe4b0996" in differs and "<dt>version_torch</dt>" in same
 
 
 def test_truths_stand_above_the_tables_and_once(tmp_path: Path) -> None:
