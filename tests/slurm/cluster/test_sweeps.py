@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from suites.units import TRAIN
 from tests.slurm.cluster.client import TINY, Client
 from tests.slurm.cluster.killed_sweep import HOW, Killer, stand_in, stand_in_results, sweep
 from tests.slurm.cluster.minislurm import MiniSlurm, running
-from tests.slurm.experiments import PARENT, break_checkout, copy_checkout, data_config, experiment
+from tests.slurm.experiments import break_checkout, copy_checkout, data_config, experiment
 
 pytestmark = pytest.mark.slurm
 
@@ -300,8 +300,12 @@ def test_jobs_submitted_inside_another_job_run_the_code_that_was_submitted(clien
     path = experiment(client.folder, small_data, mixers=["attention"])
     command = [sys.executable, str(checkout / "run.py"), "submit", str(path)]
     command += ["--cluster", "profile.yaml", "--runs", "runs"]
-    environment = client.cluster.env | {"MIXERBENCH_CACHE": str(cache_dir())} | PARENT
-    subprocess.run(command, cwd=client.folder, env=environment, check=True, capture_output=True, timeout=180)
+    said = client.folder / "parent.log"
+    exports = f"--export=ALL,SBATCH_PARTITION=moon,MIXERBENCH_CACHE={cache_dir()}"
+    inside = f"[ $SLURM_ARRAY_TASK_ID = 0 ] && [ $SLURM_MEM_PER_CPU = 2000 ] && srun {shlex.join(command)}"
+    options = ["--array=0", "--mem-per-cpu=2000", f"--output={said}", exports]
+    client.cluster.run("sbatch", *options, "--wrap", inside, cwd=client.folder)
+    client.cluster.wait(lambda: said.exists() and "shows how far it is" in said.read_text(), "the submission", 240)
     break_checkout(checkout)
     client.finish(600)
     assert set(load(client.runs)["n"]) == {12}
