@@ -221,7 +221,9 @@ def test_two_submissions_at_once_do_every_run_once_and_cancel_stops_it(client: C
         client.wait_for_checkpoint(run)
     assert "job" in client.call("cancel", str(path), "--runs", str(client.runs))
     client.finish()
-    assert {row["state"] for row in client.rows(path).values()} == {"stopped"}
+    stopped = client.rows(path).values()
+    assert {row["state"] for row in stopped} == {"stopped"}
+    assert all(row["reason"].startswith("stopped at step ") for row in stopped)
     client.submit(path)
     client.finish()
     for run in runs:
