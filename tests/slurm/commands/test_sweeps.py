@@ -1,7 +1,9 @@
 """The commands on sweeps as a user calls them: wrong use ends in one line, before anything is written."""
 
 import io
+import os
 import signal
+import stat
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from typer.testing import CliRunner
 
 from run import app
 from slurm.local import run_experiment
-from tests.slurm.experiments import TEXT, experiment, failed_run
+from tests.slurm.experiments import TEXT, call, experiment, failed_run
 
 cli = CliRunner()
 
@@ -97,3 +99,14 @@ def test_progress_on_a_terminal_shows_an_error_text_as_it_is(
         for number, handler in before:
             signal.signal(number, handler)
     assert TEXT in screen.getvalue()
+
+
+def test_colleagues_of_a_group_can_continue_each_others_runs(tmp_path: Path, small_data: Path) -> None:
+    experiment(tmp_path, small_data, mixers=["attention"])
+    before = os.umask(0o002)
+    try:
+        call(tmp_path, "submit", "--cluster", "debug")
+    finally:
+        os.umask(before)
+    made = [path for path in (tmp_path / "runs").rglob("*") if not path.is_symlink()]
+    assert len(made) > 20 and not [path for path in made if not path.stat().st_mode & stat.S_IWGRP]
