@@ -27,7 +27,7 @@ test-long: $(STAMP)
 # On a Slurm of its own, on this machine. Where its daemons are missing they are installed: Debian's packages, as root.
 test-slurm: $(STAMP)
 	$(VENV)/bin/python tests/slurm/cluster/minislurm.py installed || bash tests/slurm/cluster/install.sh
-	$(VENV)/bin/python -m pytest -q -m slurm
+	$(VENV)/bin/python -m pytest -q -n 2 --dist worksteal -m slurm tests/slurm
 
 # LaTeX, a browser and axe-core on tables and reports. Programs that are missing are installed from Debian, as root.
 PACKAGES = pdflatex:texlive-latex-recommended chromium:chromium npm:npm

@@ -66,17 +66,18 @@ def doctor(
         report["slurm"] = shutil.which("sbatch") or "missing: sbatch is not on the PATH; use --cluster local"
         refused = []
         if cluster is not None:
-            from slurm.probe import problems
+            from slurm.probe import delays, problems
             from slurm.profile import load_profile
 
-            refused = problems(load_profile(cluster, set_profile or []))
-            report["cluster"] = refused or f"{cluster}: fits"
+            profile = load_profile(cluster, set_profile or [])
+            refused = problems(profile)
+            report["cluster"] = refused or [f"{cluster}: fits", *delays(profile)]
     rows = [f"{key:24} {value}" for key, value in report.items() if key not in ("mixers", "cluster")]
     for name, mixer in report["mixers"].items():
         rows.append(f"mixer {name:18} runs on {mixer['serving']}")
         rows += [f"{'':24}   not {backend}: {why}" for backend, why in mixer["backends"].items() if why is not None]
     if cluster is not None:
-        rows += [f"{'cluster':24} {line}" for line in refused or [report["cluster"]]]
+        rows += [f"{'cluster':24} {line}" for line in report["cluster"]]
     print_result(report, as_json, "\n".join(rows))
     if refused:
         raise typer.Exit(1)

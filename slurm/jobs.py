@@ -127,8 +127,11 @@ class Job(Checkpointable):
                 watch = self._watched() if world.first else contextlib.nullcontext()
                 with watch, Notice(at_once=self.unit != TRAIN) as notice:
                     self.work(notice)
-            except (TrainingInterrupted, Leave):
-                self._ended(world, notice.outcome or "left", notice.reason or "another process was told to leave")
+            except (TrainingInterrupted, Leave) as left:
+                reason = notice.reason or "another process was told to leave"
+                if isinstance(left, TrainingInterrupted):
+                    reason = f"stopped at step {left.step} of {left.total}: {reason}"
+                self._ended(world, notice.outcome or "left", reason)
                 raise SystemExit(LEFT) from None
             except KeyboardInterrupt:
                 self._ended(world, "terminated", "interrupted")

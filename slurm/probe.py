@@ -99,6 +99,19 @@ def problems(profile: Profile) -> list[str]:
     return list(dict.fromkeys(lines))  # a fault in a field that all stages share shows up in each of them
 
 
+def delays(profile: Profile) -> list[str]:
+    """The partitions of a profile that take jobs and start none for now: one line each, with the field and a remedy."""
+    partitions = parse_partitions(ask("scontrol", "-a", "show", "partition", "-o", error=None) or "")
+    default = ",".join(name for name, row in partitions.items() if row.get("Default") == "YES")
+    lines = []
+    for stage in get_args(Stage):
+        field, named = _resolved(profile, stage, "partition")
+        for name in (named or default).split(","):
+            if partitions.get(name, {}).get("State") == "DOWN":
+                lines.append(f"{field}: {name!r} is DOWN: it takes jobs and starts none; wait, or name another one")
+    return list(dict.fromkeys(lines))
+
+
 def stage_problems(
     profile: Profile, stage: Stage, partitions: dict[str, dict[str, str]], nodes: list[Node]
 ) -> Iterator[str]:

@@ -32,6 +32,38 @@ KEPT = ("SLURM_CONF", "SLURM_JWT")
 """Variables that say which cluster to ask, and as whom."""
 
 
+WAITS = {
+    "Resources": "for free nodes",
+    "Priority": "for jobs with a higher priority",
+    "Dependency": "for other jobs to end",
+    "JobArrayTaskLimit": "for other tasks of its array, of which `concurrency` run at the same time",
+    "BeginTime": "for its time to start, which a requeue puts off",
+    "JobHeldUser": "on hold; `scontrol release` lets it go",
+    "JobHeldAdmin": "on hold, by an administrator",
+    "Licenses": "for licenses",
+    "Reservation": "for its reservation to begin",
+    "ReqNodeNotAvail": "for nodes that are down, drained or reserved",
+    "PartitionDown": "for its partition, which is down",
+    "PartitionInactive": "for its partition, which is inactive",
+    "PartitionTimeLimit": "for nothing that comes: its time limit is above the partition's",
+    "PartitionNodeLimit": "for nothing that comes: it wants more nodes than the partition gives",
+    "DependencyNeverSatisfied": "for nothing that comes: the job that it waits for has failed",
+}
+"""The reasons that Slurm gives for jobs that wait, in words."""
+
+
+def waits(reason: str) -> str:
+    """Why a job waits, in words with Slurm's own name for it; empty if Slurm gives no reason."""
+    if reason in ("", "None"):
+        return ""
+    name = re.match(r"\w*", reason)[0]  # some go on with nodes
+    words = WAITS.get(name)
+    for prefix, owner in (("QOS", "the QOS"), ("Assoc", "the account"), ("MaxJobs", "the account")):
+        if words is None and name.startswith(prefix):
+            words = f"for a limit of {owner}"
+    return f"waits {words} ({reason})" if words else f"waits: {reason}"
+
+
 def is_option(variable: str) -> bool:
     """Whether an environment variable would change how a job is submitted, or pass for one that Slurm sets in a job."""
     return variable.startswith(OPTIONS) and variable not in KEPT

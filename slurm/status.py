@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from harness.code import changed_since, code_text
 from harness.experiments.names import experiment_name
 from harness.run_folder import RunFolder, Status, started_runs, submissions, unit_of
-from slurm.queue import Queue, ask
+from slurm.queue import Queue, ask, waits
 from slurm.state import node_name, silent_end, write_status
 from suites.units import TRAIN, Evaluation, SuiteFile, missing, place
 
@@ -325,7 +325,7 @@ def _judged(folder: Path, unit: str, queue: Queue) -> tuple[str, Status | None]:
     queue_state, _, reason = (queue.jobs or {}).get(status.job, ("", "", ""))
     if queue_state == "PENDING" or status.state == "stopped":
         last_words = silent_end(status.node) if status.state == "running" else status.detail
-        detail = "; ".join(part for part in (reason, last_words) if part not in ("None", ""))
+        detail = "; ".join(filter(None, [waits(reason), last_words]))
         return "queued" if status.state == "queued" else "requeued", Status(**vars(status) | {"detail": detail})
     return status.state, status
 

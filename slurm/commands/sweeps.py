@@ -137,7 +137,7 @@ def _submit(
             raise ValueError(f"--after: {cluster} has no queue; give --cluster PROFILE")
         return _run_here(loaded, plans, cluster, parallel, runs, dry_run)
     from slurm.dry_run import describe
-    from slurm.probe import problems
+    from slurm.probe import delays, problems
     from slurm.profile import load_profile
     from slurm.queue import job_ids
     from slurm.status import other_code
@@ -148,6 +148,8 @@ def _submit(
         typer.echo("not checked against a cluster: sbatch is not on the PATH", err=True)
     elif refused := problems(profile):
         raise ValueError("; ".join(refused))
+    for line in delays(profile):
+        typer.echo(line, err=True)
     jobs = job_ids(after) if after is not None else []
     if dry_run:
         typer.echo(describe(loaded, plans, profile, runs, jobs))

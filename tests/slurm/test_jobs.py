@@ -8,12 +8,14 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness.experiments.load import load_experiment
 from harness.files import CHECKOUT
 from harness.run_folder import RunFolder
+from harness.training.train import train
 from slurm.jobs import (
     SILENT_MINUTES,
     CollectJob,
@@ -77,6 +79,24 @@ def test_a_signal_ends_a_job_with_its_own_exit_status_and_is_recorded(
     status = RunFolder(tmp_path).read_status("recall")
     assert status.state == "stopped" and signal.Signals(signals[0]).name in status.detail
     assert not (tmp_path / "result").exists()
+
+
+def test_a_training_that_is_cancelled_says_at_which_step(
+    tmp_path: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run,) = plan(load_experiment(experiment(tmp_path, small_data, mixers=["attention"])), tmp_path / "runs")
+
+    def cancelled(*arguments: Any, **options: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        train(*arguments, **options)
+
+    monkeypatch.setattr("slurm.jobs.train", cancelled)
+    (job,) = run_jobs(run, [TRAIN], "command")
+    with pytest.raises(SystemExit):
+        job()
+    assert not settle(run.folder, TRAIN, LEFT, terminated=True)
+    status = RunFolder(run.folder).read_status(TRAIN)
+    assert (status.state, status.detail) == ("stopped", "stopped at step 1 of 4: told to end by SIGTERM")
 
 
 def test_training_is_told_by_its_notice_and_a_second_signal_changes_nothing(tmp_path: Path) -> None:

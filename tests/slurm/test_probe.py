@@ -7,6 +7,7 @@ import pytest
 from slurm.probe import (
     Node,
     array_limit,
+    delays,
     parse_config,
     parse_minutes,
     parse_nodes,
@@ -16,6 +17,7 @@ from slurm.probe import (
 )
 from slurm.profile import Profile, load_profile
 from tests.slurm.cluster.minislurm import MiniSlurm
+from tests.slurm.conftest import FakeSlurm
 
 NODES = """\
 gpu|g1|128|1031000|gpu:h100:8(S:0-1)|ib,h100
@@ -98,6 +100,15 @@ def test_shared_folders_must_be_there_and_writable(monkeypatch: pytest.MonkeyPat
     absent, read_only, _ = problems(profile)
     assert absent.startswith("shared: '$WORK/absent' does not exist here") and str(tmp_path / "absent") in absent
     assert read_only.startswith("shared: '/proc/1' is not writable")
+
+
+def test_partitions_that_start_nothing_for_now_are_named(fake_slurm: FakeSlurm) -> None:
+    rows = "PartitionName=main Default=YES State=UP\nPartitionName=night Default=NO State=DOWN"
+    fake_slurm.answer("scontrol", f"printf '{rows}'")
+    assert delays(Profile()) == []
+    said = "partition: 'night' is DOWN: it takes jobs and starts none; wait, or name another one"
+    assert delays(Profile(partition="main,night")) == [said]
+    assert delays(Profile(train={"partition": "night"})) == [f"train.{said}"]
 
 
 @pytest.mark.slurm

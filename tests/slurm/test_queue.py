@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.queue import SILENCE, Queue, ask, job_ids
+from slurm.queue import SILENCE, Queue, ask, job_ids, waits
 from slurm.state import Status, exclusively
 from suites.units import TRAIN
 from tests.slurm.conftest import FakeSlurm
@@ -61,3 +61,19 @@ def test_ids_of_jobs_that_slurm_does_not_know_are_refused(fake_slurm: FakeSlurm)
     fake_slurm.answer("squeue", "echo 'Unable to contact slurm controller' >&2; exit 1")
     with pytest.raises(RuntimeError, match="try again when the cluster is up"):
         job_ids("7")
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("None", ""),
+        ("", ""),
+        ("Priority", "waits for jobs with a higher priority (Priority)"),
+        ("QOSMaxGRESPerUser", "waits for a limit of the QOS (QOSMaxGRESPerUser)"),
+        ("AssocGrpGRES", "waits for a limit of the account (AssocGrpGRES)"),
+        ("ReqNodeNotAvail, UnavailableNodes:n[1-2]", "waits for nodes that are down, drained or reserved (ReqNodeNotA"),
+        ("Prolog", "waits: Prolog"),
+    ],
+)
+def test_why_a_job_waits_is_told_in_words(reason: str, words: str) -> None:
+    assert waits(reason).startswith(words) and (words or not waits(reason))

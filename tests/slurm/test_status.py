@@ -31,7 +31,10 @@ def test_status_of_what_slurm_starts_again_and_why(tmp_path: Path) -> None:
     started(tmp_path, TRAIN, "log")
     write_status(tmp_path, TRAIN, "running", "", job="7", node="n1")
     waiting = row(("PENDING", "", "BeginTime"))
-    assert (waiting.state, waiting.reason) == ("requeued", "BeginTime; ended without a word on n1")
+    assert (waiting.state, waiting.reason) == (
+        "requeued",
+        "waits for its time to start, which a requeue puts off (BeginTime); ended without a word on n1",
+    )
     # A job that Slurm ends itself is told as a cancelled one is: what follows is for Slurm to say.
     ended(tmp_path, TRAIN, "terminated", "told to end by SIGTERM")
     write_status(tmp_path, TRAIN, "stopped", "told to end by SIGTERM", job="7", node="n1")

@@ -54,6 +54,8 @@ if name == "prepare":
     (submission / "prepared").touch()
 for place in places if name not in ("prepare", "collect") else ():
     with exclusively(run.path, place):
+        if (run.summary if place == "train" else run.done(place)).exists():  # by an attempt of the same job
+            continue
         assert place == "train" or run.summary.exists()
         started(run.path, place, "")
         write_status(run.path, place, "running")

@@ -1,8 +1,10 @@
 """The commands on sweeps as a user calls them: wrong use ends in one line, before anything is written."""
 
 import io
+import os
 import re
 import signal
+import stat
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from typer.testing import CliRunner
 from harness import progress
 from run import app
 from slurm.local import run_experiment
-from tests.slurm.experiments import TEXT, data_config, experiment, failed_run
+from tests.slurm.experiments import TEXT, call, data_config, experiment, failed_run
 
 cli = CliRunner()
 
@@ -116,3 +118,14 @@ def test_work_in_this_process_says_how_far_it_is(
     assert again.exit_code == 0, again.output
     assert re.search(r"training +step \d+/40  loss", again.output)
     assert "planning" in again.stderr and "planning" in cli.invoke(app, ["collect", *options]).stderr
+
+
+def test_colleagues_of_a_group_can_continue_each_others_runs(tmp_path: Path, small_data: Path) -> None:
+    experiment(tmp_path, small_data, mixers=["attention"])
+    before = os.umask(0o002)
+    try:
+        call(tmp_path, "submit", "--cluster", "debug")
+    finally:
+        os.umask(before)
+    made = [path for path in (tmp_path / "runs").rglob("*") if not path.is_symlink()]
+    assert len(made) > 20 and not [path for path in made if not path.stat().st_mode & stat.S_IWGRP]
