@@ -44,7 +44,7 @@ NOT_EXECUTED = {
     "bash tests/slurm/cluster/install.sh": "installs, as root",
     "python3 tests/slurm/cluster/minislurm.py up /tmp/s1": CLUSTER,
     "python3 tests/slurm/cluster/minislurm.py down /tmp/s1": CLUSTER,
-    "python -m tests.slurm.cluster.killed_sweep OUT --stand-ins": "minutes; tests/slurm/cluster/test_sweeps.py has 24 runs",
+    "python -m tests.slurm.cluster.killed_sweep OUT --stand-ins": "minutes; see tests/slurm/cluster/test_sweeps.py",
     "python -m tests.layout": "writes the code map anew; tests/test_layout.py compares it with the tree",
     "python run.py bench ledger": "compiles for GPUs; tests/suites/bench/test_ledger.py tests its counting",
     "python run.py bench kernels --static": "minutes; tests/suites/bench/test_static_kernels.py compiles a part",
