@@ -167,7 +167,6 @@ def intra_chunk(
         q_i, e_i = (), ()
         for i in tl.static_range(8):
             q_i, e_i = q_i + (unit_q[i] * scale,), e_i + (b_i[i] * k_i[i],)
-        t_8, a_8 = _pairs_of_8(t_8, a_8, q_i, e_i, k_i, alpha)
         within, after = products_of_8(alpha)
         for i in tl.static_range(8):
             out = block[:, None] * (8 * K) + c[None, :]
@@ -175,6 +174,8 @@ def intra_chunk(
             tl.store(e_decayed + out + i * K, (e_i[i] * within[i]).to(IO), in_k)
             tl.store(k_decayed + out + i * K, (k_i[i] * after[i]).to(IO), in_k)
         tl.store(whole + block[:, None] * K + c[None, :], within[7], in_k)
+        tl.debug_barrier()  # so that what is above frees its registers for the 64 sums of pairs
+        t_8, a_8 = _pairs_of_8(t_8, a_8, q_i, e_i, k_i, alpha)
     for i in tl.static_range(8):
         for j in tl.static_range(i + 1):
             tl.store(near + block * 64 + (8 * i + j), tl.sum(a_8[i * (i + 1) // 2 + j], 1))
@@ -216,7 +217,9 @@ def intra_chunk(
 
 def _candidates(arguments: dict[str, Any], capability: int) -> list[triton.Config]:
     """Return the (BK, num_warps) that compile without spills."""
-    fitting = [(32, 4), (32, 8)] if padded(arguments["K"]) > 16 else [(16, 4)]
+    fitting = [(32, 8)] if capability < 90 else [(32, 4), (32, 8)]
+    if padded(arguments["K"]) == 16:
+        fitting = [(16, 4)]
     return [triton.Config({"BK": block}, num_warps=warps, num_stages=1) for block, warps in fitting]
 
 

@@ -105,8 +105,14 @@ def state_gradients(
 
 def _candidates(arguments: dict[str, Any], capability: int) -> list[triton.Config]:
     """Return the (BV, num_warps, num_stages) that compile without spills."""
-    fp32 = arguments["states"].dtype == torch.float32
-    fitting = [(32, 4, 1)] if fp32 else [(32, 4, 2), (32, 4, 3), (64, 4, 2)]
+    if arguments["states"].dtype == torch.float32:
+        fitting = [(32, 4, 1)]
+    elif capability < 90:
+        fitting = [(16, 4, 1), (16, 4, 2)]
+    else:
+        fitting = [(32, 4, 2), (32, 4, 3)]
+        if arguments["V"] % 64 == 0:  # masks take registers
+            fitting.append((64, 4, 2))
     widest = padded(arguments["V"])
     within = {(min(block, widest), warps, stages) for block, warps, stages in fitting}
     return [triton.Config({"BV": block}, num_warps=warps, num_stages=stages) for block, warps, stages in sorted(within)]

@@ -17,7 +17,7 @@ def launch(kernel: Kernel, dtype: torch.dtype = torch.bfloat16, K: int = 64, V: 
     return found
 
 
-def blocks(kernel: Kernel, **options: object) -> set[tuple[int, ...]]:
-    """Return block sizes, warps and stages of all configurations for sm_90."""
-    candidates = kernel.candidates(launch(kernel, **options).arguments, 90)
+def blocks(kernel: Kernel, capability: int = 90, **options: object) -> set[tuple[int, ...]]:
+    """Return block sizes, warps and stages of all configurations for a GPU generation."""
+    candidates = kernel.candidates(launch(kernel, **options).arguments, capability)
     return {(*candidate.kwargs.values(), candidate.num_warps, candidate.num_stages) for candidate in candidates}

@@ -38,3 +38,5 @@ def test_a_chunks_matrices_and_decayed_operands_are_those_of_torch() -> None:
 def test_two_block_widths_in_warps_are_tried_unless_the_head_is_small() -> None:
     blocks = {K: [(c.kwargs["BK"], c.num_warps) for c in INTRA_CHUNK.candidates({"K": K}, 90)] for K in (16, 20, 128)}
     assert blocks == {16: [(16, 4)], 20: [(32, 4), (32, 8)], 128: [(32, 4), (32, 8)]}
+    (on_ampere,) = INTRA_CHUNK.candidates({"K": 128}, 80)  # where four warps spill
+    assert (on_ampere.kwargs["BK"], on_ampere.num_warps) == (32, 8)
