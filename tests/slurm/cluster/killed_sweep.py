@@ -187,6 +187,10 @@ def sweep(
                 seen = states
             assert time.monotonic() - begin < seconds, f"not over within {seconds} s: {dict(states)}"
             time.sleep(0.2)
+    (submission,) = submissions(client.runs, "tiny")
+    names = submission.read_jobs()
+    # Accounting hears of a job some seconds later than the queue.
+    client.cluster.wait(lambda: set(names.values()) <= _submitted(client.cluster), "the accounting of all jobs", 120)
     rows = _rows(client.runs) if journal is None else journal.read_text().splitlines()
     found = {" ".join(row.split()[:2]) for row in rows}
     if journal is None:
@@ -198,8 +202,6 @@ def sweep(
     begun = {
         (run.config.run_id, place): _starts(run, place) for run in runs for place in (TRAIN, *map(run.place, run.units))
     }
-    (submission,) = submissions(client.runs, "tiny")
-    names = submission.read_jobs()
     unfinished = {f"{r.config.run_id} {unit}" for r in plan(load_experiment(path), client.runs) for unit in r.missing}
     return Account(
         runs=len(runs),
