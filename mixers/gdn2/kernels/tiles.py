@@ -8,9 +8,9 @@ and each is a product of numbers in [0, 1]. Nothing is divided or subtracted, so
 lost after a token that forgets everything.
 
 Tiles. Blocks of 8 are held as eight tiles [C/8, BK]. The i-th tile has row i of every block, so each thread has all the
-data that pairs within its block need. Larger blocks are matrix products of tiles [C, BK]. `stacked` and `unstacked` change
-one form into the other; where registers are short, data passes through global memory instead, within one program and
-therefore through the cache.
+data that pairs within its block need. Larger blocks are matrix products of tiles [C, BK]. `stacked` and `unstacked`
+turn one form into the other; where registers are short, data passes through global memory instead, within one program
+and therefore through the cache.
 """
 
 import triton
