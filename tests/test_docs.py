@@ -184,6 +184,9 @@ def test_a_documented_command_does_what_it_says(
 @pytest.mark.parametrize("command", [c for c in commands() if c.ours and c not in runnable()], ids=lambda c: c.text)
 def test_a_documented_command_that_is_not_executed_here_has_its_options(command: Command) -> None:
     group, words = typer.main.get_command(app), command.ours
+    if words[0].startswith("--"):  # to parse an option of the program itself would execute it
+        assert any(words[0] in parameter.opts for parameter in group.params)
+        return
     while isinstance(group, click.Group):
         group, words = group.commands[words[0]], words[1:]
     group.make_context("run.py", list(words))
